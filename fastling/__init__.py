@@ -1,0 +1,29 @@
+"""fastling: instruction-tunes LLaMA-family models on multi-turn, multilingual conversations.
+
+`Llama`, `LlamaConfig` and `load_pretrained` are importable from here; everything that can be run
+is one file in this folder, named after its verb (`fastling train` is `fastling/train.py`).
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fastling.model.huggingface import load_pretrained
+    from fastling.model.llama import Llama, LlamaConfig
+
+_PUBLIC = {
+    "Llama": "fastling.model.llama",
+    "LlamaConfig": "fastling.model.llama",
+    "load_pretrained": "fastling.model.huggingface",
+}
+
+__all__ = ["Llama", "LlamaConfig", "load_pretrained"]
+
+
+def __getattr__(name: str):
+    # Loaded on first use: `fastling --help` must not wait for torch.
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'fastling' has no attribute {name!r}")

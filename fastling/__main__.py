@@ -1,0 +1,42 @@
+"""`fastling VERB ...`: finds the verb's file and runs its `main`. Imports nothing heavy before that."""
+
+import importlib
+import sys
+
+import fastling
+from fastling.errors import UserError, run_command
+
+VERBS = {
+    "prepare": "tokenize, prove and pack the data; print the ledger of what is trained on",
+    "preview": "show, token by token, what is trained on and what is not, and why",
+    "train": "train a model (also under torchrun); resumes by itself",
+    "export": "write a trained run as a Hugging Face folder, and check that folder",
+}
+
+
+def usage() -> str:
+    lines = [f"fastling {fastling.__version__}: instruction-tunes LLaMA models, and proves what it trains on", ""]
+    lines += ["usage: fastling VERB [options]      (fastling VERB --help shows every option)", ""]
+    lines += [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
+    return "\n".join(lines)
+
+
+def dispatch(arguments: list[str]) -> int | None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return None
+    if arguments[0] == "--version":
+        print(fastling.__version__)
+        return None
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UserError("fastling", f"unknown verb: {verb}", f"The verbs are: {', '.join(VERBS)}.")
+    return importlib.import_module(f"fastling.{verb}").main(rest)
+
+
+def main() -> int:
+    return run_command(dispatch, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The way of the data: conversation -> template -> tokenizer -> encoding -> store -> packing -> batches."""

@@ -1,0 +1,247 @@
+"""Rows of a file -> conversations. ShareGPT, OpenAI messages, Alpaca, prompt/completion and plain text.
+
+`read_rows` yields what a file holds without parsing it, so that parsing can run on all cores;
+`parse_row` makes a `Conversation` of one row or raises `Refused` with the reason.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+import zstandard
+
+from fastling.errors import UserError
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
+
+
+class Refused(Exception):
+    """A row that is not trained on: a short reason to count by, and the detail to mend it by."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        self.reason, self.detail = reason, detail
+        super().__init__(reason, detail)
+
+
+class Turn(NamedTuple):
+    """What one side says. `role` is user or assistant; text, for a row of plain text."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns that alternate user, assistant, user, ...; or one turn of plain text."""
+
+    turns: tuple[Turn, ...]
+    system: str = ""
+    pair: str | None = None
+
+
+class Row(NamedTuple):
+    """One row as it lies in its file: JSON bytes not yet parsed, or a record."""
+
+    index: int
+    """Counted from 0 over the rows of the file."""
+    location: str
+    """file:line, or file:row for formats without lines."""
+    payload: bytes | dict
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held whole)."""
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return _parquet_rows(path)
+    if name.endswith((".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")):
+        return _json_rows(path)
+    raise UserError(
+        str(path), "unknown kind of file", "Use .json, .jsonl, .jsonl.gz, .jsonl.zst or .parquet."
+    )
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        index = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                yield Row(index, f"{path}:row {index}", record)
+                index += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(str(path), f"cannot be read as parquet: {_first_line(error)}") from None
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        return zstandard.open(path, "rb")
+    return open(path, "rb")
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    try:
+        with _open(path) as file:
+            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        with _open(path) as file:
+            if start.startswith(b"["):
+                yield from _array_rows(path, file.read())
+            else:
+                yield from _line_rows(path, file)
+    except (OSError, EOFError, zstandard.ZstdError) as error:
+        raise UserError(str(path), f"cannot be read: {_first_line(error)}") from None
+
+
+def _array_rows(path: Path, content: bytes) -> Iterator[Row]:
+    try:
+        records = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}") from None
+    for index, record in enumerate(records):
+        yield Row(index, f"{path}:row {index}", record)
+
+
+def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
+    index = 0
+    for number, line in enumerate(file, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield Row(index, f"{path}:{number}", line)
+            index += 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def parse_row(payload: Any) -> Conversation:
+    """JSON bytes or a record -> a conversation whose turns can be trained on.
+
+    Raises Refused: broken-json, invalid-utf8, unknown-format, unknown-role, not-text, empty-turn,
+    no-assistant-turn, starts-with-assistant, turns-do-not-alternate, misplaced-system.
+    """
+    record = _parse_json(payload) if isinstance(payload, bytes) else payload
+    if not isinstance(record, dict):
+        raise Refused("unknown-format", f"a row must be an object: {type(record).__name__}")
+    system, turns = _read_turns(record)
+    pair = record.get("pair")
+    _check_turns(turns)
+    return Conversation(tuple(turns), system.strip() and system, pair if isinstance(pair, str) else None)
+
+
+def _parse_json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Refused("invalid-utf8", f"byte {error.start} of the line") from None
+    except json.JSONDecodeError as error:
+        raise Refused("broken-json", f"column {error.colno}: {error.msg}") from None
+    except (RecursionError, ValueError) as error:
+        raise Refused("broken-json", _first_line(error)) from None
+
+
+def _read_turns(record: dict) -> tuple[str, list[Turn]]:
+    """Tell the format by its keys -> (system text, turns)."""
+    messages = record.get("messages")
+    if messages is not None:
+        return _messages(record, messages, "role", "content")
+    if record.get("conversations") is not None:
+        return _messages(record, record["conversations"], "from", "value")
+    if "instruction" in record:
+        return _alpaca(record)
+    if "prompt" in record and "completion" in record:
+        return _prompt_completion(record)
+    if "text" in record:
+        return "", [Turn("text", _text(record["text"]))]
+    keys = ", ".join(sorted(map(str, record))[:8])
+    raise Refused(
+        "unknown-format",
+        f"has the keys {keys}; expected messages, conversations, instruction, prompt and completion, or text",
+    )
+
+
+def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> tuple[str, list[Turn]]:
+    if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
+        raise Refused("unknown-format", "the messages must be a list of objects")
+    system, turns = _text(record.get("system") or ""), []
+    for number, message in enumerate(messages, start=1):
+        if role_key not in message or text_key not in message:  # the two spellings get mixed
+            role_key, text_key = ("from", "value") if "from" in message else ("role", "content")
+        name = message.get(role_key)
+        role = ROLES.get(name.lower()) if isinstance(name, str) else None
+        if role is None:
+            raise Refused("unknown-role", f"message {number}: {name!r}")
+        content = _text(message.get(text_key))
+        if role == "system":
+            if number > 1:
+                raise Refused("misplaced-system", f"message {number} of {len(messages)}")
+            system = content
+        else:
+            turns.append(Turn(role, content))
+    return system, turns
+
+
+def _alpaca(record: dict) -> tuple[str, list[Turn]]:
+    question = _text(record["instruction"])
+    if record.get("input"):
+        question += "\n" + _text(record["input"])
+    turns = []
+    for pair in record.get("history") or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Refused("unknown-format", "history must be a list of [question, answer]")
+        turns += [Turn("user", _text(pair[0])), Turn("assistant", _text(pair[1]))]
+    turns += [Turn("user", question), Turn("assistant", _text(record.get("output")))]
+    return _text(record.get("system") or ""), turns
+
+
+def _prompt_completion(record: dict) -> tuple[str, list[Turn]]:
+    prompt, completion = record["prompt"], record["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _messages(record, prompt + completion, "role", "content")
+    return "", [Turn("user", _text(prompt)), Turn("assistant", _text(completion))]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):  # OpenAI's content parts
+        parts = [part for part in value if isinstance(part, dict) and part.get("type") == "text"]
+        if len(parts) == len(value):
+            value = "".join(_text(part.get("text")) for part in parts)
+    if not isinstance(value, str):
+        raise Refused("not-text", f"expected text: {type(value).__name__}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Refused("invalid-utf8", f"a lone surrogate at character {error.start}") from None
+    return value
+
+
+def _check_turns(turns: list[Turn]) -> None:
+    for number, turn in enumerate(turns, start=1):
+        if not turn.content.strip():
+            raise Refused("empty-turn", f"turn {number} ({turn.role})")
+    if not any(turn.role in ("assistant", "text") for turn in turns):
+        raise Refused("no-assistant-turn")
+    if turns[0].role == "assistant":
+        raise Refused("starts-with-assistant", "nothing is known of what it answers")
+    for number, (first, second) in enumerate(zip(turns, turns[1:], strict=False), start=1):
+        if first.role == second.role:
+            raise Refused("turns-do-not-alternate", f"turns {number} and {number + 1}: {first.role}")

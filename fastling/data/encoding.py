@@ -1,0 +1,198 @@
+"""Conversations -> token ids, with the proof that they are what they should be.
+
+A rendered conversation is a chain of control tokens and runs of plain text between them. Every
+tokenizer in use encodes a run as a whole, so that is how it is done here, and the last part of a
+run may be an answer. Three things are checked on every row, and a row that fails one is refused:
+
+P1  the ids of the run up to the answer are the ids of that text alone: what a server that stops
+    there would feed the model;
+P2  the run and the part before the answer decode to their texts, so the supervised ids decode to
+    the answer and nothing else;
+P3  no run holds a control token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy
+
+from fastling.data.conversation import Conversation, Refused
+from fastling.data.template import BoundTemplate, Template
+from fastling.data.tokenizer import Tokenizer
+from fastling.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A proved conversation."""
+
+    tokens: numpy.ndarray
+    """(n,) uint32: what the model reads."""
+    spans: numpy.ndarray
+    """(turns, 2) int32: [start, stop) of every answer with its end token."""
+    dropped: dict[str, int]
+    """Tokens left out, by reason."""
+
+    @property
+    def supervised(self) -> int:
+        return int((self.spans[:, 1] - self.spans[:, 0]).sum())
+
+
+class Unproved(Refused):
+    """A row refused after encoding, so the number of its tokens is known."""
+
+    def __init__(self, reason: str, detail: str, num_tokens: int):
+        super().__init__(reason, detail)
+        self.num_tokens = num_tokens
+
+
+class _Run(NamedTuple):
+    """Plain text between control tokens; `prompt` is its part before the answer of `turn`."""
+
+    text: str
+    prompt: str
+    turn: int
+
+
+class Encoder:
+    """Encodes conversations with one template and one tokenizer.
+
+    Raises UserError when the template needs a token that the tokenizer does not have.
+    """
+
+    def __init__(self, template: Template, tokenizer: Tokenizer, sequence_length: int):
+        self.tokenizer = tokenizer
+        self.sequence_length = sequence_length
+        self.template: BoundTemplate = template.bind(tokenizer.bos, tokenizer.eos)
+        self._ids = {token: self._control_id(token) for token in self.template.control_tokens}
+        tokenizer.reserve(self.template.control_tokens)
+        self._control = frozenset(self._ids.values())
+        stops = [tokenizer.control_id(token) for token in self.template.stop_tokens]
+        self.stop_ids = list(dict.fromkeys(token_id for token_id in stops if token_id is not None))
+
+    def _control_id(self, token: str) -> int:
+        token_id = self.tokenizer.control_id(token)
+        if token_id is None:
+            raise UserError(
+                f"data.template: {self.template.name}",
+                f"needs the token {token}, which {self.tokenizer.path} does not have",
+                "Choose a template that was made for this tokenizer.",
+            )
+        return token_id
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """Ids that chat feeds the model for the next answer to this conversation."""
+        ids: list[int] = []
+        for part in self._chain(conversation, for_answer=True):
+            ids += [self._ids[part]] if isinstance(part, str) else self.tokenizer.encode([part.text])[0]
+        return ids
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """Generated ids -> text, without the end token."""
+        kept = [token_id for token_id in ids if token_id not in self.stop_ids]
+        return self.tokenizer.decode([kept])[0].strip()
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Refused]:
+        """Encode and prove many conversations at once, one result for each."""
+        chains = [self._chain(conversation) for conversation in conversations]
+        texts = {}
+        for chain in chains:
+            for part in chain:
+                if not isinstance(part, str):
+                    texts[part.text] = texts[part.prompt] = None
+        ids = dict(zip(texts, self.tokenizer.encode(list(texts)), strict=True))
+        decoded = dict(zip(texts, self.tokenizer.decode(list(ids.values())), strict=True))
+        results: list[Encoded | Refused] = []
+        for conversation, chain in zip(conversations, chains, strict=True):
+            try:
+                results.append(self._assemble(conversation, chain, ids, decoded))
+            except Refused as refusal:
+                results.append(refusal)
+        return results
+
+    def _chain(self, conversation: Conversation, *, for_answer: bool = False) -> list[str | _Run]:
+        """Segments -> control tokens (as str) and runs; at most the end of a run is an answer."""
+        chain: list[str | _Run] = []
+        text, prompt, turn = "", "", -1
+        for segment in self.template.render(conversation, for_answer=for_answer):
+            if segment.control:
+                if text:
+                    chain.append(_Run(text, prompt, turn))
+                elif turn < 0 <= segment.turn:
+                    turn = segment.turn
+                chain.append(segment.text)
+                text, prompt, turn = "", "", -1
+            else:
+                if segment.turn >= 0:
+                    prompt, turn = text, segment.turn
+                text += segment.text
+        return chain + ([_Run(text, prompt, turn)] if text else [])
+
+    def _assemble(
+        self,
+        conversation: Conversation,
+        chain: list[str | _Run],
+        ids: dict[str, list[int]],
+        decoded: dict[str, str],
+    ) -> Encoded:
+        tokens: list[int] = []
+        spans: list[tuple[int, int]] = []
+        failure: tuple[str, str] | None = None
+        answer_start = None
+        for part in chain:
+            if isinstance(part, str):
+                tokens.append(self._ids[part])
+                if answer_start is not None:
+                    spans.append((answer_start, len(tokens)))
+                    answer_start = None
+            else:
+                failure = failure or self._disproof(part, ids, decoded)
+                if part.turn >= 0:
+                    answer_start = len(tokens) + len(ids[part.prompt])
+                tokens += ids[part.text]
+        if failure:
+            raise Unproved(*failure, num_tokens=len(tokens))
+        return self._cut(conversation, tokens, spans)
+
+    def _disproof(
+        self, run: _Run, ids: dict[str, list[int]], decoded: dict[str, str]
+    ) -> tuple[str, str] | None:
+        """The first of P1, P2, P3 that does not hold for a run, as (reason, detail); None if all do."""
+        run_ids, prompt_ids = ids[run.text], ids[run.prompt]
+        if not self._control.isdisjoint(run_ids):
+            return "control-token-in-text", f"in {run.text[-60:]!r}"
+        if run_ids[: len(prompt_ids)] != prompt_ids:
+            start = run.text[len(run.prompt) :][:20]
+            return "answer-merges-with-prompt", f"turn {run.turn + 1} starts with {start!r}"
+        for text in (run.text, run.prompt):
+            if decoded[text] != text and decoded[text] != self.tokenizer.normalize(text):
+                return "does-not-decode", _first_difference(text, decoded[text])
+        return None
+
+    def _cut(self, conversation: Conversation, tokens: list[int], spans: list[tuple[int, int]]) -> Encoded:
+        """Keep what fits, up to the end of an answer; nothing after the last answer is worth reading."""
+        stop, dropped = len(tokens), {}
+        if conversation.turns[-1].role == "user":
+            stop = spans[-1][1]
+            dropped["after-last-answer"] = len(tokens) - stop
+        if stop > self.sequence_length:
+            kept = [span for span in spans if span[1] <= self.sequence_length]
+            if not kept:
+                raise Unproved(
+                    "too-long",
+                    f"its first answer ends at token {spans[0][1]}, beyond {self.sequence_length}",
+                    len(tokens),
+                )
+            dropped["over-length"] = stop - kept[-1][1]
+            stop, spans = kept[-1][1], kept
+        return Encoded(
+            numpy.array(tokens[:stop], dtype=numpy.uint32),
+            numpy.array(spans, dtype=numpy.int32).reshape(-1, 2),
+            dropped,
+        )
+
+
+def _first_difference(text: str, decoded: str) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b), 0)
+    return f"{text[same : same + 20]!r} came back as {decoded[same : same + 20]!r}"

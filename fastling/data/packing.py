@@ -1,0 +1,135 @@
+"""The plan: which documents share a pack, and in which order packs are trained on.
+
+Best-fit decreasing over the whole set (Johnson 1973) to a fixed token budget. The order of packs
+is a pure function of the store, the weights, the seed and the budget: it knows nothing of ranks,
+so any number of them shares the same global batches, and one step number resumes it (P6).
+"""
+
+import bisect
+from dataclasses import dataclass
+
+import numpy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Packs of documents in training order."""
+
+    documents: numpy.ndarray
+    """(entries,) int64 document numbers, pack after pack."""
+    pack_offsets: numpy.ndarray
+    """(packs + 1,) int64 into documents."""
+    packs_per_epoch: tuple[int, ...]
+    """Packs of each pass over the data."""
+
+    def __len__(self) -> int:
+        return len(self.pack_offsets) - 1
+
+    def pack(self, index: int) -> numpy.ndarray:
+        """Document numbers of a pack; none for an index past the end, which fills up the last step."""
+        if index >= len(self):
+            return self.documents[:0]
+        return self.documents[self.pack_offsets[index] : self.pack_offsets[index + 1]]
+
+    def epoch(self, packs: int) -> float:
+        """How many passes over the data so many packs make."""
+        epoch = 0.0
+        for number in self.packs_per_epoch:
+            if packs <= number:
+                return round(epoch + packs / number, 6)
+            packs, epoch = packs - number, epoch + 1
+        return epoch
+
+    def first(self, packs: int) -> "Plan":
+        """The plan that ends after so many packs."""
+        offsets = self.pack_offsets[: packs + 1]
+        return Plan(self.documents[: offsets[-1]], offsets, self.packs_per_epoch)
+
+
+def best_fit(lengths: numpy.ndarray, capacity: int) -> list[list[int]]:
+    """Indices of `lengths` grouped into bins of at most `capacity`, longest first into the tightest.
+
+    n log n: bins are kept in stacks by free space, and at most `capacity` distinct spaces are sorted.
+    """
+    bins: list[list[int]] = []
+    open_bins: dict[int, list[int]] = {}
+    spaces: list[int] = []  # distinct free spaces, ascending
+    for index in numpy.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[index])
+        position = bisect.bisect_left(spaces, length)
+        if position < len(spaces):
+            space = spaces[position]
+            chosen = open_bins[space].pop()
+            if not open_bins[space]:
+                del open_bins[space], spaces[position]
+        else:
+            space, chosen = capacity, len(bins)
+            bins.append([])
+        bins[chosen].append(index)
+        left = space - length
+        if left:
+            if left not in open_bins:
+                open_bins[left] = []
+                bisect.insort(spaces, left)
+            open_bins[left].append(chosen)
+    return bins
+
+
+def epoch_documents(sources: numpy.ndarray, weights: list[float], epoch: int, seed: int) -> numpy.ndarray:
+    """Document numbers of one epoch, each source as often as its weight says.
+
+    Of a weight's fraction, epochs take turns: with 0.5 every document is seen in two epochs once.
+    """
+    chosen = []
+    for source, weight in enumerate(weights):
+        members = numpy.flatnonzero(sources == source)
+        order = numpy.random.default_rng([seed, source]).permutation(members)
+        first, last = (round(weight * len(members) * number) for number in (epoch, epoch + 1))
+        chosen.append(order[numpy.arange(first, last) % max(1, len(members))])
+    return numpy.concatenate(chosen)
+
+
+def make_plan(
+    document_tokens: numpy.ndarray,
+    sources: numpy.ndarray,
+    weights: list[float],
+    *,
+    capacity: int,
+    seed: int,
+    epochs: int | None = None,
+    packs: int | None = None,
+) -> Plan:
+    """Plan whole epochs, or as many as give at least `packs` packs."""
+    documents, sizes, packs_per_epoch = [], [], []
+    epoch = 0
+    while epoch < epochs if epochs is not None else len(sizes) < packs:
+        members = epoch_documents(sources, weights, epoch, seed)
+        shuffle = numpy.random.default_rng([seed, epoch, 1])
+        members = shuffle.permutation(members)  # ties in length fall differently in every epoch
+        bins = best_fit(document_tokens[members], capacity)
+        for number in shuffle.permutation(len(bins)):
+            documents.append(members[bins[number]])
+            sizes.append(len(bins[number]))
+        packs_per_epoch.append(len(bins))
+        epoch += 1
+    return Plan(
+        numpy.concatenate(documents).astype(numpy.int64) if documents else numpy.empty(0, numpy.int64),
+        numpy.concatenate([[0], numpy.cumsum(sizes)]).astype(numpy.int64),
+        tuple(packs_per_epoch),
+    )
+
+
+def deal(costs: numpy.ndarray, ranks: int, micro_batches: int) -> list[list[list[int]]]:
+    """Packs of a global batch -> [rank][micro-batch] -> positions in the batch, by cost.
+
+    All ranks wait for the slowest in every micro-batch, so each micro-batch takes packs of like cost,
+    and they are handed out back and forth (1 2 3 3 2 1 ...). len(costs) is a multiple of both.
+    """
+    order = numpy.argsort(-costs, kind="stable")
+    each = len(costs) // (ranks * micro_batches)
+    dealt: list[list[list[int]]] = [[[] for _ in range(micro_batches)] for _ in range(ranks)]
+    for position, pack in enumerate(order.tolist()):
+        round_number, place = divmod(position, ranks)
+        rank = place if round_number % 2 == 0 else ranks - 1 - place
+        dealt[rank][round_number // each].append(pack)
+    return dealt

@@ -1,0 +1,328 @@
+"""The token store: every proved conversation of some sources, tokenized once, memory-mapped.
+
+A store is a folder named after the digest of all that it depends on: the bytes of the sources and
+of the tokenizer, the template, the sequence length, and this format. Same inputs, same folder; it is
+written aside and renamed, so it is whole or absent, and many processes that want it build it once.
+"""
+
+import collections
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy
+
+from fastling import files
+from fastling.data.conversation import Refused, Row, parse_row, read_rows
+from fastling.data.encoding import Encoded, Encoder
+from fastling.data.ledger import Ledger
+from fastling.data.template import Template
+from fastling.data.tokenizer import load_tokenizer
+from fastling.errors import UserError
+
+FORMAT = 1
+"""Raised whenever the same inputs would give another store."""
+ROWS_PER_TASK = 256
+ARRAYS = {
+    "document_offsets": numpy.int64,  # (documents + 1,) into tokens
+    "span_offsets": numpy.int64,  # (documents + 1,) into spans
+    "spans": numpy.int32,  # (turns, 2) [start, stop) of supervised tokens within their document
+    "sources": numpy.int16,  # (documents,) index into source names
+    "pairs": numpy.int16,  # (documents,) index into pair names, -1: none
+    "rows": numpy.int64,  # (documents,) row in the source's file
+}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A source as the store needs it."""
+
+    name: str
+    path: Path
+    pair: str | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a store depends on."""
+
+    sources: tuple[SourceFile, ...]
+    tokenizer: Path
+    template: Template
+    sequence_length: int
+    max_refused_share: float = 1.0
+
+    def key(self) -> str:
+        """Digest of the contents, not of names or dates."""
+        fields = {
+            "format": FORMAT,
+            "sources": [(each.name, each.pair, _digest(each.path)) for each in self.sources],
+            "tokenizer": _digest_tokenizer(self.tokenizer),
+            "template": repr(self.template),
+            "sequence_length": self.sequence_length,
+        }
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:20]
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_tokenizer(path: Path) -> list[str]:
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+    folder = path if path.is_dir() else path.parent
+    files = [path] if path.is_file() else []
+    files += [folder / name for name in names if (folder / name).exists() and folder / name != path]
+    return [_digest(file) for file in files]
+
+
+class Store:
+    """An opened store. Documents are numbered over all sources in order."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.source_names: list[str] = self.manifest["sources"]
+        self.pair_names: list[str] = self.manifest["pairs"]
+        self.ledgers: dict[str, dict] = self.manifest["ledgers"]
+        self.tokens = self._map("tokens", numpy.dtype(self.manifest["token_type"]))
+        for name, kind in ARRAYS.items():
+            setattr(self, name, self._map(name, numpy.dtype(kind)))
+        self.spans = self.spans.reshape(-1, 2)
+
+    def _map(self, name: str, kind: numpy.dtype) -> numpy.ndarray:
+        path, length = self.folder / f"{name}.bin", self.manifest["lengths"][name]
+        if path.stat().st_size != length * kind.itemsize:
+            raise UserError(str(path), "has the wrong size", f"Delete {self.folder}; it is built anew.")
+        return numpy.memmap(path, kind, "r", shape=(length,)) if length else numpy.empty(0, kind)
+
+    def __len__(self) -> int:
+        return len(self.document_offsets) - 1
+
+    @property
+    def document_tokens(self) -> numpy.ndarray:
+        """(documents,) tokens of each."""
+        return numpy.diff(self.document_offsets)
+
+    @property
+    def document_turns(self) -> numpy.ndarray:
+        """(documents,) supervised turns of each."""
+        return numpy.diff(self.span_offsets)
+
+    @property
+    def document_supervised(self) -> numpy.ndarray:
+        """(documents,) supervised tokens of each."""
+        sizes = numpy.concatenate([[0], numpy.cumsum(self.spans[:, 1] - self.spans[:, 0])])
+        return sizes[self.span_offsets[1:]] - sizes[self.span_offsets[:-1]]
+
+    def document(self, index: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """(tokens (n,), spans (turns, 2)) of one document."""
+        start, stop = self.document_offsets[index : index + 2]
+        first, last = self.span_offsets[index : index + 2]
+        return self.tokens[start:stop], self.spans[first:last]
+
+
+def default_store() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastling"
+
+
+def open_store(
+    recipe: Recipe, folder: Path, *, workers: int | None = None, progress: Callable[[int], None] | None = None
+) -> Store:
+    """The store of a recipe, built first if it is not there. Safe to call from many processes.
+
+    `progress` is called with the number of rows done since the last call.
+    Raises UserError when no row is left, or more rows are refused than the recipe allows.
+    """
+    final = folder / recipe.key()
+    if not (final / "manifest.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{final.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (final / "manifest.json").exists():
+                _build(recipe, final, workers, progress)
+    store = Store(final)
+    _check_refused(recipe, store)
+    return store
+
+
+def _check_refused(recipe: Recipe, store: Store) -> None:
+    for name, ledger in store.ledgers.items():
+        refused = sum(ledger["refused"].values())
+        if ledger["rows"] == 0:
+            raise UserError(f"source {name}", "is empty: it has no rows")
+        if refused and (ledger["kept"] == 0 or refused > recipe.max_refused_share * ledger["rows"]):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
+            first = json.loads(next(open(store.folder / "refused.jsonl", encoding="utf-8")))
+            raise UserError(
+                f"source {name}",
+                f"{refused} of {ledger['rows']} rows are refused: {reasons[:200]}",
+                f"The first: {first['location']}: {first['reason']} {first['detail'][:120]}\n"
+                f"  All of them: {store.folder / 'refused.jsonl'}. "
+                f"data.max_refused_share ({recipe.max_refused_share}) says how many are too many.",
+            )
+
+
+def _build(
+    recipe: Recipe, final: Path, workers: int | None, progress: Callable[[int], None] | None
+) -> None:
+    aside = final.with_name(final.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed
+    aside.mkdir(parents=True)
+    with _Writer(aside, recipe) as writer:
+        for source, rows, results in _encode_all(recipe, workers or os.cpu_count() or 1):
+            writer.add(source, rows, results)
+            if progress:
+                progress(len(rows))
+    files.publish(aside, final)
+
+
+class _Writer:
+    """Appends results to the files of a store; memory does not grow with the tokens."""
+
+    def __init__(self, folder: Path, recipe: Recipe):
+        self.folder, self.recipe = folder, recipe
+        vocab_size = load_tokenizer(recipe.tokenizer).vocab_size
+        self.token_type = numpy.dtype(numpy.uint16 if vocab_size <= 1 << 16 else numpy.uint32)
+        self.files = {name: open(folder / f"{name}.bin", "wb") for name in ("tokens", *ARRAYS)}
+        self.refused = open(folder / "refused.jsonl", "w", encoding="utf-8")
+        self.lengths = collections.Counter()
+        self.ledgers = [Ledger() for _ in recipe.sources]
+        self.pairs: dict[str, int] = {}
+
+    def __enter__(self) -> "_Writer":
+        self._append("document_offsets", [0])
+        self._append("span_offsets", [0])
+        return self
+
+    def _append(self, name: str, values) -> None:
+        array = numpy.asarray(values, ARRAYS.get(name, self.token_type)).reshape(-1)
+        array.tofile(self.files[name])
+        self.lengths[name] += len(array)
+
+    def add(self, source: int, rows: list[Row], results: list[tuple[Encoded | Refused, str | None]]) -> None:
+        kept: list[tuple[Row, Encoded, str | None]] = []
+        for row, (result, pair) in zip(rows, results, strict=True):
+            self.ledgers[source].add(result)
+            if isinstance(result, Refused):
+                self._refuse(source, row, result)
+            else:
+                kept.append((row, result, pair or self.recipe.sources[source].pair))
+        if not kept:
+            return
+        encoded = [each for _, each, _ in kept]
+        offsets = {
+            "document_offsets": self.lengths["tokens"] + numpy.cumsum([len(each.tokens) for each in encoded]),
+            "span_offsets": self.lengths["spans"] // 2 + numpy.cumsum([len(each.spans) for each in encoded]),
+        }
+        for name, values in offsets.items():
+            self._append(name, values)
+        self._append("tokens", numpy.concatenate([each.tokens for each in encoded]))
+        self._append("spans", numpy.concatenate([each.spans for each in encoded]))
+        self._append("sources", [source] * len(kept))
+        self._append("pairs", [self._pair_number(pair) for _, _, pair in kept])
+        self._append("rows", [row.index for row, _, _ in kept])
+
+    def _pair_number(self, pair: str | None) -> int:
+        return self.pairs.setdefault(pair, len(self.pairs)) if pair else -1
+
+    def _refuse(self, source: int, row: Row, refusal: Refused) -> None:
+        entry = {
+            "source": self.recipe.sources[source].name,
+            "row": row.index,
+            "location": row.location,
+            "reason": refusal.reason,
+            "detail": refusal.detail,
+        }
+        self.refused.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def __exit__(self, kind, *_) -> None:
+        for file in (*self.files.values(), self.refused):
+            file.close()
+        if kind is not None:
+            return
+        for ledger in self.ledgers:
+            ledger.check()
+        names = [source.name for source in self.recipe.sources]
+        manifest = {
+            "format": FORMAT,
+            "sources": names,
+            "pairs": list(self.pairs),
+            "token_type": self.token_type.name,
+            "lengths": dict(self.lengths),
+            "ledgers": {
+                name: ledger.as_dict() for name, ledger in zip(names, self.ledgers, strict=True)
+            },
+        }
+        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+# Encoding on all cores. A worker process holds one encoder; tasks and results travel in order.
+
+_encoder: Encoder | None = None
+
+
+def _start_worker(template: Template, tokenizer: Path, sequence_length: int) -> None:
+    global _encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = Encoder(template, load_tokenizer(tokenizer), sequence_length)
+
+
+def _encode_rows(payloads: list) -> list[tuple[Encoded | Refused, str | None]]:
+    return encode_rows(_encoder, payloads)
+
+
+def encode_rows(encoder: Encoder, payloads: Sequence) -> list[tuple[Encoded | Refused, str | None]]:
+    """Payloads of rows -> (what became of each, its language pair)."""
+    parsed = []
+    for payload in payloads:
+        try:
+            parsed.append(parse_row(payload))
+        except Refused as refusal:
+            parsed.append(refusal)
+    good = [each for each in parsed if not isinstance(each, Refused)]
+    encoded = iter(encoder.encode(good))
+    return [
+        (each, None) if isinstance(each, Refused) else (next(encoded), each.pair) for each in parsed
+    ]
+
+
+def _tasks(recipe: Recipe) -> Iterator[tuple[int, list[Row]]]:
+    for number, source in enumerate(recipe.sources):
+        rows = read_rows(source.path)
+        while chunk := list(islice(rows, ROWS_PER_TASK)):
+            yield number, chunk
+
+
+def _encode_all(
+    recipe: Recipe, workers: int
+) -> Iterator[tuple[int, list[Row], list[tuple[Encoded | Refused, str | None]]]]:
+    """(source, rows, results) in the order of the files, whatever the number of workers."""
+    arguments = (recipe.template, recipe.tokenizer, recipe.sequence_length)
+    tasks = _tasks(recipe)
+    first = list(islice(tasks, 8))
+    if workers == 1 or len(first) < 8:  # starting processes would take longer than the work
+        _start_worker(*arguments)
+        for number, rows in (*first, *tasks):
+            yield number, rows, _encode_rows([row.payload for row in rows])
+        return
+    Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)  # fail here, in words
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+        waiting = collections.deque()
+        for number, rows in (*first, *tasks):
+            waiting.append((number, rows, pool.submit(_encode_rows, [row.payload for row in rows])))
+            if len(waiting) > 4 * workers:
+                number, rows, result = waiting.popleft()
+                yield number, rows, result.result()
+        for number, rows, result in waiting:
+            yield number, rows, result.result()

@@ -1,0 +1,179 @@
+"""Text <-> token ids, for SentencePiece `.model` files and `tokenizer.json` files alike.
+
+`encode` never yields a control token whatever the text says (P3): those are inserted by id.
+"""
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+import tokenizers
+
+from fastling.errors import UserError
+
+
+class Tokenizer(Protocol):
+    """What the rest of fastling knows of a tokenizer."""
+
+    path: Path
+    vocab_size: int
+    """Ids are below this number; a model's embedding needs at least as many rows."""
+    bos: str | None
+    eos: str | None
+
+    def control_id(self, token: str) -> int | None:
+        """Id of a token that only we may insert; None where the vocabulary lacks it."""
+
+    def reserve(self, tokens: Sequence[str]) -> None:
+        """Make these tokens control tokens: text that spells them stays text."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Plain texts -> ids, without begin or end token, each text as a run of its own."""
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Ids of whole runs -> text."""
+
+    def normalize(self, text: str) -> str:
+        """The text as the tokenizer's own normalisation reads it; most change nothing."""
+
+    def piece(self, token_id: int) -> str:
+        """The token as a reader may see it; bytes as <0xE4>."""
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece `.model`: LLaMA 1 and 2, Mistral 7B, and other BPE or Unigram models."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError):
+            raise UserError(
+                str(path),
+                "is not a SentencePiece model",
+                "Llama-3's own tokenizer.model is a tiktoken file: use the tokenizer.json beside it.",
+            ) from None
+        self.vocab_size = self.processor.vocab_size()
+        self.bos = self._name(self.processor.bos_id())
+        self.eos = self._name(self.processor.eos_id())
+        self.unknown_id = self.processor.unk_id()
+        # A model without a normalisation map reads text as it is; asking costs a call a text.
+        self._changes_text = self.processor.normalize("Ａ　　b ") != "▁Ａ　　b▁"
+
+    def _name(self, token_id: int) -> str | None:
+        return self.processor.id_to_piece(token_id) if token_id >= 0 else None
+
+    def control_id(self, token: str) -> int | None:
+        token_id = self.processor.piece_to_id(token)
+        found = self.processor.id_to_piece(token_id) == token
+        return token_id if found and token_id != self.unknown_id else None
+
+    def reserve(self, tokens: Sequence[str]) -> None:
+        pass  # CONTROL pieces never match text; rows where USER_DEFINED ones do are refused
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.processor.encode(list(texts), num_threads=1)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [self.processor.decode(list(run)) if len(run) else "" for run in ids]
+
+    def normalize(self, text: str) -> str:
+        if not self._changes_text:
+            return text
+        return self.processor.normalize(text).replace("▁", " ").removeprefix(" ")
+
+    def piece(self, token_id: int) -> str:
+        return self.processor.id_to_piece(int(token_id))
+
+
+class JsonTokenizer:
+    """A Hugging Face `tokenizer.json`: Llama 3, Qwen, and everything fastling exports."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.fields = json.loads(path.read_text(encoding="utf-8"))
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.fields))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(str(path), f"is not a tokenizer.json: {str(error)[:200]}") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        # Text that spells a special token is text.
+        self._tokenizer.encode_special_tokens = True
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        named = _special_tokens(path.parent)
+        self.bos = self._existing(named.get("bos_token"), ("<s>", "<|begin_of_text|>"))
+        self.eos = self._existing(named.get("eos_token"), ("</s>", "<|end_of_text|>", "<|endoftext|>"))
+        kinds = {part.get("type") for part in _flatten(self.fields.get("normalizer"))}
+        self._forms = [form for form in ("NFC", "NFD", "NFKC", "NFKD") if form in kinds]
+
+    def _existing(self, named: str | None, usual: Sequence[str]) -> str | None:
+        if named is not None:
+            return named or None
+        return next((token for token in usual if self.control_id(token) is not None), None)
+
+    def control_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def reserve(self, tokens: Sequence[str]) -> None:
+        # Only tokens marked special can be kept from matching text.
+        for token in tokens:
+            self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return self._tokenizer.decode_batch([list(run) for run in ids], skip_special_tokens=False)
+
+    def normalize(self, text: str) -> str:
+        for form in self._forms:
+            text = unicodedata.normalize(form, text)
+        return text
+
+    def piece(self, token_id: int) -> str:
+        return self._tokenizer.id_to_token(int(token_id)) or f"<{token_id}>"
+
+
+def _flatten(part: dict | None) -> list[dict]:
+    """A component of a tokenizer.json -> itself and what it is made of."""
+    if not part:
+        return []
+    inner = [
+        each for value in part.values() if isinstance(value, list) for each in value if isinstance(each, dict)
+    ]
+    return [part, *(found for each in inner for found in _flatten(each))]
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token and eos_token as the files beside a tokenizer.json name them; "" for none."""
+    named: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            fields = json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (ValueError, OSError) as error:
+            raise UserError(str(folder / name), f"cannot be read: {error}") from None
+        for key in ("bos_token", "eos_token"):
+            if key in fields:
+                value = fields[key]
+                named[key] = (value.get("content") if isinstance(value, dict) else value) or ""
+    return named
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer from its file, or from a folder: tokenizer.json first, as servers do."""
+    if path.is_dir():
+        for name in ("tokenizer.json", "tokenizer.model"):
+            if (path / name).exists():
+                return load_tokenizer(path / name)
+        raise UserError(str(path), "holds neither tokenizer.json nor tokenizer.model")
+    if path.suffix == ".json":
+        return JsonTokenizer(path)
+    return SentencePieceTokenizer(path)

@@ -1,0 +1,157 @@
+"""An exact tokenizer.json for the tokenizer a model was trained with, proved string by string.
+
+transformers 5 rebuilds a SentencePiece `.model` on its own and reads many texts differently (leading
+spaces, Unigram models, no begin token), without a word. So the file is built here, from the model's
+own pieces and rules, and compared with SentencePiece on ten thousand strings, or not written at all.
+
+No begin token is added by the post-processor: the chat template writes it, and a server that tokenizes
+the rendered text must not end up with two.
+"""
+
+import copy
+import json
+import random
+
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
+from tokenizers import AddedToken, Regex, decoders, models, normalizers
+
+from fastling.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
+from fastling.errors import UserError
+
+PROOF_STRINGS = 10_000
+_BPE, _UNIGRAM = 2, 1
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+
+
+def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: list[str]) -> str:
+    """Text of a tokenizer.json that encodes exactly as `tokenizer` does.
+
+    Raises UserError, with the first string that differs, where there is none.
+    """
+    if isinstance(tokenizer, JsonTokenizer):
+        built = _without_begin_token(tokenizer.fields, control_tokens)
+    else:
+        built = _from_sentencepiece(tokenizer)
+    text = built.to_str(pretty=True)
+    difference = first_difference(tokenizer, tokenizers.Tokenizer.from_str(text))
+    if difference is not None:
+        raise UserError(
+            f"export of {tokenizer.path}",
+            f"no exact tokenizer.json can be built; it differs on {difference!r}",
+            "A model exported with it would read text differently from how it was trained.",
+        )
+    return text
+
+
+def _without_begin_token(fields: dict, control_tokens: list[str]) -> tokenizers.Tokenizer:
+    """The same tokenizer.json, minus what adds tokens on its own, with control tokens marked special."""
+    fields = copy.deepcopy(fields)
+    processor = fields.get("post_processor")
+    kept = processor.get("processors", [processor]) if processor else []
+    kept = [part for part in kept if part["type"] == "ByteLevel"]
+    fields["post_processor"] = kept[0] if kept else None
+    built = tokenizers.Tokenizer.from_str(json.dumps(fields))
+    built.no_padding()
+    built.no_truncation()
+    built.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control_tokens])
+    return built
+
+
+def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
+    proto = sentencepiece_model.ModelProto()
+    proto.ParseFromString(tokenizer.processor.serialized_model_proto())
+    kind = proto.trainer_spec.model_type
+    if kind not in (_BPE, _UNIGRAM):
+        raise UserError(str(tokenizer.path), "is neither a BPE nor a Unigram model: it cannot be exported")
+    built = tokenizers.Tokenizer(_bpe(proto) if kind == _BPE else _unigram(proto))
+    built.normalizer = _normalizer(proto.normalizer_spec)
+    built.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    for piece in proto.pieces:
+        if piece.type in (_CONTROL, _UNKNOWN):
+            built.add_special_tokens([AddedToken(piece.piece, special=True, normalized=False)])
+        elif piece.type == _USER_DEFINED:
+            built.add_tokens([AddedToken(piece.piece, special=False, normalized=False)])
+    return built
+
+
+def _bpe(proto) -> models.BPE:
+    """SentencePiece merges the pair whose joint piece scores highest; as a list, that is by score."""
+    ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
+    mergeable = {piece.piece for piece in proto.pieces if piece.type in (_NORMAL, _USER_DEFINED, _UNUSED)}
+    merges = []
+    for piece in proto.pieces:
+        if piece.type != _NORMAL:
+            continue
+        text = piece.piece
+        splits = [(text[:i], text[i:]) for i in range(1, len(text))]
+        found = [pair for pair in splits if pair[0] in mergeable and pair[1] in mergeable]
+        found.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        merges += [(piece.score, pair) for pair in found]
+    merges.sort(key=lambda scored: -scored[0])
+    return models.BPE(
+        vocab=ids,
+        merges=[pair for _, pair in merges],
+        unk_token=proto.pieces[proto.trainer_spec.unk_id].piece,
+        fuse_unk=True,
+        byte_fallback=proto.trainer_spec.byte_fallback,
+    )
+
+
+def _unigram(proto) -> models.Unigram:
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    return models.Unigram(
+        pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback
+    )
+
+
+def _normalizer(spec) -> normalizers.Normalizer:
+    steps = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ +| +$"), "")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend("▁"))
+    if spec.escape_whitespaces:
+        steps.append(normalizers.Replace(" ", "▁"))
+    return normalizers.Sequence(steps)
+
+
+def first_difference(reference: Tokenizer, built: tokenizers.Tokenizer) -> str | None:
+    """The first of many probing strings that the two encode differently; None if none does."""
+    special = {token.content for token in built.get_added_tokens_decoder().values() if token.special}
+    texts = [text for text in probing_strings(reference) if not any(token in text for token in special)]
+    expected = reference.encode(texts)
+    found = built.encode_batch_fast(texts, add_special_tokens=False)
+    for text, mine, theirs in zip(texts, expected, found, strict=True):
+        if mine != theirs.ids:
+            return text
+    return None
+
+
+_FRAGMENTS = [
+    " ", "  ", "    ", "\n", "\n\n", "\t", "\r\n", "\u3000", "\u00a0", "\u200b", "▁", "\x00", "\x7f",
+    "Hello", "world", "the", "ing", "2026", "3.14", "1,000", "e", "É", "ß", "ü", "ﬁ", "Å", "İ", "don't", "'s",
+    "http://x.org/?a=b", "def f(x):", "### Instruction:", "```", "...", "…", "—", "“", "”", "?!", "，", "。", "；",
+    "你好", "翻译", "中国", "龘", "𠮷", "日本語", "カタカナ", "한국어", "Привет", "مرحبا", "नमस्ते", "ไทย", "עברית",
+    "😀", "👩‍👩‍👧", "🇩🇪", "🏳️‍🌈", "e\u0301", "\u0301", "½", "①", "ａ", "％", "<", ">", "|", "[INST]", "<<SYS>>", "</",
+]  # fmt: skip
+
+
+def probing_strings(tokenizer: Tokenizer, count: int = PROOF_STRINGS) -> list[str]:
+    """Strings that tokenizers are known to disagree on, the same ones every time."""
+    draw = random.Random(0)
+    pieces = [tokenizer.piece(number).replace("▁", " ") for number in range(tokenizer.vocab_size)]
+    texts = list(_FRAGMENTS)
+    while len(texts) < count:
+        source = draw.choice((_FRAGMENTS, pieces, None))
+        if source is None:
+            low, high = draw.choice(((32, 127), (0x4E00, 0x9FFF), (0xA0, 0x24F), (0x1F300, 0x1F6FF), (1, 0x3000)))
+            parts = [chr(draw.randint(low, high)) for _ in range(draw.randint(1, 12))]
+        else:
+            parts = [draw.choice(source) for _ in range(draw.randint(1, 10))]
+        texts.append(draw.choice(("", " ")).join(parts))
+    return texts

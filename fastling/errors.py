@@ -1,0 +1,44 @@
+"""What a user sees when something is wrong: where, what, and how to mend it; never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: arguments, configuration, or data. Exit status 2.
+
+    Shown as ``where: what`` and, on the next line, how to mend it.
+    """
+
+    exit_status = 2
+
+    def __init__(self, where: str, what: str, fix: str = ""):
+        self.where, self.what, self.fix = where, what, fix
+        super().__init__(f"{where}: {what}" + (f"\n  {fix}" if fix else ""))
+
+    def __reduce__(self):  # so that it crosses from a worker process whole
+        return type(self), (self.where, self.what, self.fix)
+
+
+class RunError(UserError):
+    """A check or a run that failed although the arguments were fine. Exit status 1."""
+
+    exit_status = 1
+
+
+def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
+    """Run a verb and turn its outcome into an exit status: 0 done, 1 failed, 2 bad arguments."""
+    try:
+        return main(arguments) or 0
+    except UserError as error:
+        # Every rank finds the same mistake; one of them says it.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:  # `fastling preview | head` is not a failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("stopped by the keyboard", file=sys.stderr)
+        return 130

@@ -1,0 +1,251 @@
+"""`fastling export`: a trained run as a Hugging Face folder that other software opens unchanged.
+
+transformers 4 and 5, vLLM, SGLang and llama.cpp's converter read different spellings of the same
+facts, so every JSON file is written by hand with all of them. The folder is then checked: its
+weights, its token ids, its template and, where transformers is installed, its logits.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+import fastling
+from fastling import files
+from fastling.config import Config, build_parser, parse
+from fastling.data.encoding import Encoder
+from fastling.data.tokenizer_export import exact_tokenizer_json
+from fastling.errors import RunError, UserError, run_command
+from fastling.export_check import Check, check_export
+from fastling.model.huggingface import config_json, hf_tensors
+from fastling.model.llama import Llama, LlamaConfig
+from fastling.model.safetensors_folder import save_weights
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
+
+
+@dataclass
+class Export:
+    """An export in the making. `rehearse` before training does all but the weights, so that nothing
+    can fail in the end that could have been known in the beginning."""
+
+    folder: Path
+    shape: LlamaConfig
+    encoder: Encoder
+    config: Config
+    dtype: torch.dtype
+
+    @property
+    def aside(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".tmp")
+
+    def rehearse(self) -> None:
+        """Write everything but the weights, aside. Raises UserError when the tokenizer cannot be exported."""
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self.aside.mkdir(parents=True)
+        for name, content in self.small_files().items():
+            (self.aside / name).write_text(content, encoding="utf-8")
+        model_file = self.encoder.tokenizer.path
+        if model_file.suffix != ".json":
+            shutil.copyfile(model_file, self.aside / "tokenizer.model")
+        weights = sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())
+        needed, free = weights * self.dtype.itemsize, shutil.disk_usage(self.aside).free
+        if needed > free:
+            raise UserError(
+                str(self.folder), f"the disk has {free / 2**30:.1f} GiB free, the export needs {needed / 2**30:.1f}"
+            )
+
+    def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
+        """Add the weights, give the folder its name, and check it. All ranks call it together.
+
+        Raises RunError when the finished folder fails a check.
+        """
+        tensors = hf_tensors(model)
+        if not is_main:
+            for _ in tensors:  # gathering takes every rank
+                pass
+            return []
+        save_weights(tensors, self.aside, dtype=self.dtype)
+        files.publish(self.aside, self.folder)
+        checks = check_export(self.folder, self.encoder)
+        failed = [check for check in checks if check.passed is False]
+        if failed:
+            raise RunError(str(self.folder), f"failed its check: {failed[0].name}: {failed[0].result}")
+        return checks
+
+    def small_files(self) -> dict[str, str]:
+        """Name -> text of every file but the weights."""
+        tokenizer, template = self.encoder.tokenizer, self.encoder.template
+        text = exact_tokenizer_json(tokenizer, template.control_tokens)
+        unknown = _unknown_token(json.loads(text))
+        special = {
+            "bos_token": tokenizer.bos,
+            "eos_token": template.end_token,
+            "unk_token": unknown,
+            "pad_token": unknown or tokenizer.eos or template.end_token,
+        }
+        special = {name: token for name, token in special.items() if token}
+        ids = {name: tokenizer.control_id(token) for name, token in special.items()}
+        chat_template = template.jinja()
+        config = config_json(
+            self.shape,
+            bos_token_id=ids.get("bos_token"),
+            eos_token_id=self.encoder.stop_ids,
+            pad_token_id=ids.get("pad_token"),
+            dtype=self.dtype,
+        )
+        generation = {
+            "bos_token_id": ids.get("bos_token"),
+            "eos_token_id": self.encoder.stop_ids,
+            "pad_token_id": ids.get("pad_token"),
+            "do_sample": False,
+            "transformers_version": "4.40.0",
+        }
+        added = {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+            for token in json.loads(text)["added_tokens"]
+        }
+        tokenizer_config = {
+            # The one class that both transformers 4 and 5 take to mean "read tokenizer.json as it is".
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **special,
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": self.shape.max_position_embeddings,
+            "padding_side": "left",
+            "added_tokens_decoder": added,
+            "chat_template": chat_template,
+        }
+        return {
+            "config.json": _json(config),
+            "generation_config.json": _json(generation),
+            "tokenizer.json": text,
+            "tokenizer_config.json": _json(tokenizer_config),
+            "special_tokens_map.json": _json(special),
+            "chat_template.jinja": chat_template,
+            "README.md": self.model_card(),
+        }
+
+    def model_card(self) -> str:
+        """README.md with the front matter that the Hugging Face hub reads."""
+        config = self.config
+        base = config.model.pretrained
+        pairs = {part for source in config.data.sources if source.pair for part in source.pair.split("-")}
+        front = {
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+            "language": sorted(pairs & LANGUAGES) or None,
+            "base_model": base,
+            "base_model_relation": "finetune" if base else None,
+            "tags": ["text-generation-inference", "conversational", "fastling", "sft"],
+        }
+        header = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False)
+        sources = "\n".join(f"- {source.name}, weight {source.weight:g}" for source in config.data.sources)
+        return (
+            f"---\n{header}---\n\n# {Path(config.run_dir).name}\n\n"
+            f"{'Fine-tuned from ' + base if base else 'Trained from scratch'} with fastling "
+            f"{fastling.__version__} on conversations, with loss on the assistant's turns only.\n\n"
+            f"Data:\n{sources}\n\n"
+            f"Template: {self.encoder.template.name}; use the chat template of this folder. It writes the "
+            "begin token itself, so the tokenizer adds none.\n\n"
+            "```python\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+            'model = AutoModelForCausalLM.from_pretrained(".")\n'
+            'messages = [{"role": "user", "content": "Hello"}]\n'
+            "inputs = tokenizer.apply_chat_template(\n"
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
+            ")\n"
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n"
+            "```\n\n"
+            f"Sequence length in training: {config.data.sequence_length} tokens. "
+            f"Loss normalised by {config.train.loss}, learning rate {config.optimizer.lr:g}, "
+            f"seed {config.seed}.\n"
+        )
+
+
+def make_export(folder: Path, shape: LlamaConfig, encoder: Encoder, config: Config) -> Export:
+    """The export of a run in the numbers it was trained in."""
+    return Export(folder, shape, encoder, config, DTYPES[config.train.precision])
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _unknown_token(fields: dict) -> str | None:
+    return fields["model"].get("unk_token") or next(
+        (token["content"] for token in fields["added_tokens"] if token["content"] == "<unk>"), None
+    )
+
+
+def _on_meta(shape: LlamaConfig) -> Llama:
+    with torch.device("meta"):
+        return Llama(shape)
+
+
+def print_checks(checks: list[Check], console: Console) -> None:
+    """The table of what the export's check found."""
+    table = Table(title="export, checked", title_justify="left")
+    for column in ("what", "result"):
+        table.add_column(column)
+    marks = {True: "passed", False: "FAILED", None: "not checked"}
+    for check in checks:
+        table.add_row(check.name, f"{marks[check.passed]}: {check.result}")
+    console.print(table)
+
+
+def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Check]:
+    """Export the newest undamaged checkpoint of a run, on one process without a process group."""
+    from fastling.prepare import make_encoder
+    from fastling.training import checkpoint
+    from fastling.training.build import model_config
+
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        raise UserError("--run", f"holds no run: {run_dir}", "A run folder has a config.yaml and checkpoints/.")
+    config, _ = parse(build_parser("fastling export", ""), ["--config", str(path)])
+    step = checkpoint.newest_step(run_dir / "checkpoints")
+    if not step:
+        raise UserError(str(run_dir), "has no checkpoint yet")
+    encoder = make_encoder(config)
+    shape = model_config(config, encoder)
+    model = _on_meta(shape).to_empty(device="cpu")
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    folder = checkpoint.open_checkpoint(run_dir / "checkpoints", step).folder
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    export = make_export(out, shape, encoder, config)
+    if dtype is not None:
+        export.dtype = dtype
+    export.rehearse()
+    return export.write(model)
+
+
+def main(arguments: Sequence[str]) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="fastling export", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="run folder, with its checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if it exists")
+    parser.add_argument("--dtype", choices=DTYPES, help="numbers of the weights (default: as trained)")
+    parser.add_argument("--json", action="store_true", help="print the checks as one JSON object on stdout")
+    options = parser.parse_args(arguments)
+    checks = export_run(options.run, options.out, DTYPES.get(options.dtype))
+    print_checks(checks, Console(stderr=True))
+    if options.json:
+        print(json.dumps({"out": str(options.out), "checks": [vars(check) for check in checks]}))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,260 @@
+"""Models in and out of folders: Hugging Face's safetensors and config.json (Meta's read as well).
+
+Weights stream: each rank reads only the rows that it owns, straight into its own parameters, and an
+export holds one shard in memory.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from fastling.errors import UserError
+from fastling.model.llama import Llama, local_rows, reshard
+from fastling.model.llama_config import MODEL_TYPES, LlamaConfig
+from fastling.model.meta_format import MetaFolder
+from fastling.model.safetensors_folder import SafetensorsFolder, read_json, save_weights
+
+__all__ = [
+    "config_json",
+    "hf_tensors",
+    "load_pretrained",
+    "load_weights",
+    "read_config",
+    "save_weights",
+]
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# Names that config.json and LlamaConfig share; those of the first group must be there.
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+_OPTIONAL = (
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "initializer_range",
+)
+# Settings that a family does not have, whatever its config.json says.
+_FOREIGN = {
+    "llama": (),
+    "mistral": ("attention_bias", "mlp_bias"),
+    "qwen2": ("attention_bias", "mlp_bias"),
+    "qwen3": ("mlp_bias",),
+}
+
+
+def load_pretrained(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Llama:
+    """Return the model of a Hugging Face or a Meta folder, whole, on one device."""
+    with torch.device("meta"):
+        model = Llama(read_config(path)).to(dtype)
+    model.to_empty(device=device)
+    load_weights(model, path)
+    return model
+
+
+def read_config(folder: str | Path) -> LlamaConfig:
+    """Return the shape that a folder's config.json (or Meta's params.json) describes.
+
+    Reads the spellings of transformers 4 and 5. Raises UserError for what cannot be trained here.
+    """
+    folder = Path(folder)
+    if _is_meta_folder(folder):
+        return MetaFolder(folder).config
+    file = folder / "config.json"
+    if not file.is_file():
+        fix = "Give a Hugging Face folder (config.json) or Meta's original files (params.json)."
+        raise UserError(str(folder), "holds no model: there is no config.json", fix)
+    raw = read_json(file)
+    if raw.get("model_type") not in MODEL_TYPES:
+        supported = ", ".join(MODEL_TYPES)
+        what = f"model_type {raw.get('model_type')!r} is not supported; these are: {supported}"
+        raise UserError(str(file), what)
+    if raw.get("hidden_act", "silu") != "silu":
+        raise UserError(str(file), f"hidden_act must be silu: {raw['hidden_act']}")
+    if raw.get("quantization_config"):
+        raise UserError(str(file), "the model is quantized", "Give its unquantized original.")
+    missing = [name for name in _REQUIRED if raw.get(name) is None]
+    if missing:
+        raise UserError(str(file), f"lacks {', '.join(missing)}")
+    given = {
+        name: raw[name] for name in _shared_names(raw["model_type"]) if raw.get(name) is not None
+    }
+    rope_theta, rope_scaling = _read_rope(raw, file)
+    try:
+        return LlamaConfig(
+            model_type=raw["model_type"],
+            sliding_window=_read_sliding_window(raw),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            **given,
+        )
+    except UserError as error:
+        raise UserError(str(file), f"{error.where} {error.what}", error.fix) from None
+
+
+def _shared_names(model_type: str) -> list[str]:
+    return [name for name in _REQUIRED + _OPTIONAL if name not in _FOREIGN[model_type]]
+
+
+def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:
+    """Return (theta, scaling): in one dict `rope_parameters` (5) or in two keys (4)."""
+    parameters = raw.get("rope_parameters") or {}
+    theta = parameters.get("rope_theta", raw.get("rope_theta", 10000.0))
+    scaling = dict(raw.get("rope_scaling") or parameters)
+    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise UserError(str(file), "rotary embedding of a part of each head is not supported")
+    kind = scaling.pop("type", "default")
+    scaling["rope_type"] = scaling.get("rope_type", kind)
+    scaling.pop("rope_theta", None)
+    return theta, None if scaling["rope_type"] == "default" else scaling
+
+
+def _read_sliding_window(raw: dict) -> int | None:
+    if raw["model_type"] == "mistral":
+        return raw.get("sliding_window", 4096)  # transformers' default where the key is absent
+    return raw.get("sliding_window") if raw.get("use_sliding_window") else None
+
+
+def config_json(
+    config: LlamaConfig,
+    *,
+    bos_token_id: int | None,
+    eos_token_id: list[int],
+    pad_token_id: int | None,
+    dtype: torch.dtype,
+) -> dict:
+    """Return the content of config.json in the spellings of transformers 4 and 5 both.
+
+    Version 5's own `save_pretrained` writes only the new ones, which older readers skip in silence.
+    """
+    dtype_name = str(dtype).removeprefix("torch.")
+    scaling = config.rope_scaling or {"rope_type": "default"}
+    content = {
+        "architectures": [_ARCHITECTURES[config.model_type]],
+        "model_type": config.model_type,
+        **{name: getattr(config, name) for name in _shared_names(config.model_type)},
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": config.rope_scaling,
+        "rope_parameters": {"rope_theta": config.rope_theta, **scaling},
+        "torch_dtype": dtype_name,
+        "dtype": dtype_name,
+        "use_cache": True,
+        "transformers_version": "4.40.0",
+    }
+    if config.model_type != "llama":
+        content["sliding_window"] = config.sliding_window
+    if config.model_type in ("qwen2", "qwen3"):
+        content["use_sliding_window"] = config.sliding_window is not None
+    return content
+
+
+def load_weights(model: Llama, folder: str | Path) -> None:
+    """Fill a materialised model from a folder, one tensor's rows at a time.
+
+    Parameters may be plain or sharded by FSDP on their rows, in any floating dtype. Raises one
+    UserError that names every missing, unexpected or misshapen tensor before any is written.
+    """
+    folder = Path(folder)
+    if _is_meta_folder(folder):
+        _fill(model, MetaFolder(folder), folder)
+        return
+    source = SafetensorsFolder(folder)
+    try:
+        _fill(model, source, folder)
+    finally:
+        source.close()
+
+
+def _is_meta_folder(folder: Path) -> bool:
+    return (folder / "params.json").is_file() and not (folder / "config.json").is_file()
+
+
+@torch.no_grad()
+def _fill(model: Llama, source: SafetensorsFolder | MetaFolder, folder: Path) -> None:
+    reshard(model)
+    _check_shapes(model, source.shapes, folder)
+    for name, parameter in model.named_parameters():
+        local, start, stop = local_rows(parameter)
+        piece_start = 0  # in rows of the fused parameter
+        for piece_name, num_rows in _pieces(name, parameter.shape[0], model.config):
+            first = max(start, piece_start)
+            last = min(stop, piece_start + num_rows)
+            if first < last:
+                rows = source.read(piece_name, first - piece_start, last - piece_start)
+                local[first - start : last - start].copy_(rows)
+            piece_start += num_rows
+
+
+def _pieces(name: str, num_rows: int, config: LlamaConfig) -> list[tuple[str, int]]:
+    """Return Hugging Face's names for the rows of one of our parameters, in order."""
+    if ".qkv_proj." in name:
+        q_rows = config.num_attention_heads * config.head_dim
+        kv_rows = config.num_key_value_heads * config.head_dim
+        parts = [("q_proj", q_rows), ("k_proj", kv_rows), ("v_proj", kv_rows)]
+        return [(name.replace("qkv_proj", part), rows) for part, rows in parts]
+    if ".gate_up_proj." in name:
+        parts = ("gate_proj", "up_proj")
+        return [(name.replace("gate_up_proj", part), num_rows // 2) for part in parts]
+    return [(name, num_rows)]
+
+
+def _check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path) -> None:
+    wanted = {
+        piece: (rows, *parameter.shape[1:])
+        for name, parameter in model.named_parameters()
+        for piece, rows in _pieces(name, parameter.shape[0], model.config)
+    }
+    unexpected = {
+        name
+        for name in found.keys() - wanted.keys()
+        # Old exports hold the rotary frequencies; tied models may hold the embedding twice.
+        if not name.endswith("rotary_emb.inv_freq")
+        and not (name == "lm_head.weight" and model.config.tie_word_embeddings)
+    }
+    complaints = [f"missing: {name} {wanted[name]}" for name in wanted.keys() - found.keys()]
+    complaints += [f"unexpected: {name} {found[name]}" for name in unexpected]
+    complaints += [
+        f"misshapen: {name} is {found[name]}, the config says {wanted[name]}"
+        for name in wanted.keys() & found.keys()
+        if found[name] != wanted[name]
+    ]
+    if complaints:
+        what = "\n  ".join(["does not fit its config:", *sorted(complaints)])
+        raise UserError(str(folder), what)
+
+
+def hf_tensors(model: Llama) -> Iterator[tuple[str, Tensor]]:
+    """Yield (Hugging Face's name, whole tensor on the CPU) for every weight.
+
+    Gathers one parameter at a time where the model is sharded, so all ranks must iterate together.
+    """
+    reshard(model)
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach()
+        whole = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+        pieces = _pieces(name, whole.shape[0], model.config)
+        split = whole.split([rows for _, rows in pieces])
+        yield from zip((piece for piece, _ in pieces), split, strict=True)

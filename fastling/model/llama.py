@@ -1,0 +1,269 @@
+"""The LLaMA family (LLaMA, Mistral, Qwen2, Qwen3) on one flat stream of packed documents.
+
+In: tokens (T,) and where each document begins. Out: logits, or the loss of the supervised rows.
+There is no batch dimension and no padding mask. Modules are named as in Hugging Face, except for
+the two fused projections `qkv_proj` (rows: q, k, v) and `gate_up_proj` (rows: gate, up).
+Shapes: T packed tokens, H hidden, N heads, K kv heads, D head dim, F ffn, V vocab, S supervised
+rows, P positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from fastling import ops
+from fastling.model.llama_config import LlamaConfig
+from fastling.model.rotary import rotary_tables
+
+
+@dataclass(frozen=True)
+class Documents:
+    """How the stream is divided, with the rotary tables.
+
+    An object of its own because FSDP casts tensor arguments to bfloat16, and leaves this one alone.
+    """
+
+    positions_T: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    lengths: list[int] | None
+    cos: Tensor
+    sin: Tensor
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, q_size + 2 * kv_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(self, hidden_TH: Tensor, documents: Documents) -> Tensor:
+        heads = [self.num_heads, self.num_kv_heads]
+        qkv = self.qkv_proj(hidden_TH).unflatten(-1, (-1, self.head_dim))
+        qk, v_TKD = qkv.split([sum(heads), self.num_kv_heads], dim=1)
+        if self.qk_norm:
+            q_TND, k_TKD = qk.split(heads, dim=1)
+            qk = torch.cat((self.q_norm(q_TND), self.k_norm(k_TKD)), dim=1)
+        qk = ops.rotary(qk, documents.cos, documents.sin, documents.positions_T)
+        q_TND, k_TKD = qk.split(heads, dim=1)
+        out_TND = ops.attention(
+            q_TND,
+            k_TKD,
+            v_TKD,
+            documents.cu_seqlens,
+            documents.max_seqlen,
+            lengths=documents.lengths,
+        )
+        return self.o_proj(out_TND.flatten(1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        hidden, ffn, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_up_proj = nn.Linear(hidden, 2 * ffn, bias=bias)
+        self.down_proj = nn.Linear(ffn, hidden, bias=bias)
+
+    def forward(self, hidden_TH: Tensor) -> Tensor:
+        return self.down_proj(ops.swiglu(self.gate_up_proj(hidden_TH)))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, hidden_TH: Tensor, documents: Documents) -> Tensor:
+        hidden_TH = hidden_TH + self.self_attn(self.input_layernorm(hidden_TH), documents)
+        return hidden_TH + self.mlp(self.post_attention_layernorm(hidden_TH))
+
+
+class Llama(nn.Module):
+    """The whole model. Everything runs inside `forward`, so that FSDP has gathered the weights.
+
+    Built under `torch.device("meta")` it wants `to_empty`, then weights or `reset_parameters`;
+    built on a real device it is initialised at once.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        with torch.device("meta"):  # nn.Linear would draw random numbers that nobody wants
+            self.model = nn.ModuleDict(
+                {
+                    "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                    "layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers)),
+                    "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
+                }
+            )
+            if not config.tie_word_embeddings:
+                self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            for name in ("rotary_cos", "rotary_sin"):
+                table = torch.empty(config.max_position_embeddings, config.head_dim // 2)
+                self.register_buffer(name, table, persistent=False)
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.reset_parameters()
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, H), the embedding's own where the two are tied."""
+        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return head.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        max_seqlen: int | None = None,
+        lengths: list[int] | None = None,
+        labels: Tensor | None = None,
+        loss_index: Tensor | None = None,
+        weights: Tensor | None = None,
+        logit_index: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return (loss, nll) given labels, else logits.
+
+        Args:
+            tokens: (T,) int64; cu_seqlens: (documents + 1,) int32, from 0 to T.
+            positions: (T,) int32, restarting at each document; max_seqlen: the longest document;
+                lengths: of all documents. What is left out is derived, and costs a device sync.
+            labels, weights: (S,) int64 and float32 of the rows loss_index (S,) int64: the loss is
+                the float32 sum of weights * nll, beside nll (S,) float32 detached.
+            logit_index: rows whose logits are wanted; None for all, (T, V).
+
+        Raises UserError if a document is longer than the model can take.
+        """
+        documents = self._documents(tokens, cu_seqlens, positions, max_seqlen, lengths)
+        hidden_TH = self.model.embed_tokens(tokens)
+        for layer in self.model.layers:
+            hidden_TH = layer(hidden_TH, documents)
+        wanted = logit_index if labels is None else loss_index
+        # The final norm and the head run on the wanted rows only.
+        hidden_SH = hidden_TH if wanted is None else hidden_TH.index_select(0, wanted)
+        hidden_SH = self.model.norm(hidden_SH)
+        if labels is None:
+            return F.linear(hidden_SH, self.head_weight)
+        return ops.linear_cross_entropy(hidden_SH, self.head_weight, labels, weights)
+
+    def logits(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Return the logits (T, V) of every token."""
+        return self(tokens, cu_seqlens)
+
+    def loss(self, batch) -> Tensor:
+        """Return the float32 loss () of a batch (its fields are those of `forward`)."""
+        return self.loss_and_nll(batch)[0]
+
+    def loss_and_nll(self, batch) -> tuple[Tensor, Tensor]:
+        """Return the loss () and the negative log-likelihood (S,), detached, of each row."""
+        return self(
+            batch.tokens,
+            batch.cu_seqlens,
+            positions=batch.positions,
+            max_seqlen=batch.max_seqlen,
+            lengths=batch.lengths,
+            labels=batch.supervised_labels,
+            loss_index=batch.loss_index,
+            weights=batch.weights,
+        )
+
+    def _documents(self, tokens, cu_seqlens, positions, max_seqlen, lengths) -> Documents:
+        if lengths is None and max_seqlen is None:
+            lengths = cu_seqlens.diff().tolist()
+        if max_seqlen is None:
+            max_seqlen = max(lengths, default=0)
+        self.config.check_sequence_length(max_seqlen)
+        if positions is None:
+            num_tokens = len(tokens)
+            starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=num_tokens)
+            positions = torch.arange(num_tokens, dtype=torch.int32, device=tokens.device) - starts
+        return Documents(
+            positions, cu_seqlens, max_seqlen, lengths, self.rotary_cos, self.rotary_sin
+        )
+
+    def reset_rotary(self) -> None:
+        """Fill the rotary tables (P, D/2), in float32 on the model's device."""
+        device = self.rotary_cos.device
+        self.rotary_cos, self.rotary_sin = (
+            table.to(device) for table in rotary_tables(self.config)
+        )
+
+    def _apply(self, fn, recurse=True):
+        """Every move or cast of a module ends here: the tables must outlive `to_empty` and stay
+        float32 under `.to(torch.bfloat16)`."""
+        super()._apply(fn, recurse)
+        self.reset_rotary()
+        return self
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise from scratch: normal(0, initializer_range), norms 1, biases 0.
+
+        Drawn on the CPU from torch's default generator, each tensor whole: one seed gives the same
+        model on any device and any number of ranks.
+        """
+        reshard(self)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                values = torch.full(parameter.shape, float(name.endswith("weight")))
+            else:
+                values = torch.empty(parameter.shape).normal_(std=self.config.initializer_range)
+            local, start, stop = local_rows(parameter)
+            local.copy_(values[start:stop])
+
+
+def reshard(model: nn.Module) -> None:
+    """Give every parameter of an FSDP model back to its shards; nothing for other models.
+
+    FSDP leaves the root's weights gathered after a forward without backward: until resharded,
+    `parameters()` shows copies rounded to the compute dtype, and what is written to them is lost.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def local_rows(parameter: Tensor) -> tuple[Tensor, int, int]:
+    """Return (this rank's tensor, its first row, the row after its last) of any parameter.
+
+    FSDP shards rows as torch.chunk does, and ranks past the end hold none. Call under no_grad.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter, 0, parameter.shape[0]
+    start, stop = 0, parameter.shape[0]
+    mesh = parameter.device_mesh
+    for mesh_dim, placement in enumerate(parameter.placements):
+        if placement.is_shard(0):
+            chunk = -(-parameter.shape[0] // mesh.size(mesh_dim))
+            start = min(mesh.get_local_rank(mesh_dim) * chunk, parameter.shape[0])
+            stop = min(start + chunk, parameter.shape[0])
+        elif not placement.is_replicate():
+            raise ValueError(f"local_rows: only rows may be sharded: {placement}")
+    return parameter.to_local(), start, stop

@@ -1,0 +1,103 @@
+"""The shape of a model in Hugging Face's names, checked: what cannot be trained here is refused."""
+
+import math
+from dataclasses import dataclass
+
+from fastling.errors import UserError
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+_SCALING_KEYS = {
+    "linear": {"factor"},
+    "llama3": {
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The shape of a model, in Hugging Face's names; the defaults are LLaMA-7B's."""
+
+    model_type: str = "llama"
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None  # None: as many as attention heads
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    max_position_embeddings: int = 2048
+    sliding_window: int | None = None
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self):
+        def refuse(name: str, what: str) -> None:
+            raise UserError(f"model.{name}", f"{what}: {getattr(self, name)}")
+
+        if self.model_type not in MODEL_TYPES:
+            refuse("model_type", f"not one of {', '.join(MODEL_TYPES)}")
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.head_dim is None:
+            if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+                refuse("num_attention_heads", f"does not divide hidden_size {self.hidden_size}")
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name, value in vars(self).items():
+            if type(value) in (int, float) and value <= 0 and name != "initializer_range":
+                refuse(name, "must be > 0")
+        if self.num_attention_heads % self.num_key_value_heads:
+            refuse("num_key_value_heads", f"does not divide {self.num_attention_heads} heads")
+        if self.head_dim % 2:
+            refuse("head_dim", "must be even")
+        if self.attention_bias and self.model_type not in ("llama", "qwen3"):
+            refuse("attention_bias", f"{self.model_type} has no such setting")
+        if self.mlp_bias and self.model_type != "llama":
+            refuse("mlp_bias", f"{self.model_type} has no such setting")
+        if self.rope_scaling is not None:
+            self._check_rope_scaling()
+
+    def _check_rope_scaling(self) -> None:
+        kind = self.rope_scaling.get("rope_type")
+        if kind not in _SCALING_KEYS:
+            supported = ", ".join(_SCALING_KEYS)
+            raise UserError("model.rope_scaling", f"rope_type is not one of {supported}: {kind}")
+        missing = _SCALING_KEYS[kind] - self.rope_scaling.keys()
+        if missing:
+            raise UserError("model.rope_scaling", f"{kind} lacks {', '.join(sorted(missing))}")
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Qwen2 always has biases on q, k and v; `attention_bias` adds them on o as well."""
+        return self.attention_bias or self.model_type == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.model_type == "qwen3"
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens a document may have. Within the window, sliding and full attention are the same;
+        windowed attention itself is not implemented."""
+        return min(self.max_position_embeddings, self.sliding_window or math.inf)
+
+    def check_sequence_length(self, length: int) -> None:
+        """Raise UserError if a document of `length` tokens is more than this model can take."""
+        if length > self.longest_sequence:
+            limit = (
+                "max_position_embeddings"
+                if self.longest_sequence == self.max_position_embeddings
+                else "the attention window (sliding_window)"
+            )
+            raise UserError(
+                "data.sequence_length",
+                f"the model takes at most {self.longest_sequence} tokens, by {limit}: {length}",
+            )

@@ -1,0 +1,150 @@
+"""Meta's original folders, `consolidated.*.pth` and `params.json`, read as if Hugging Face's.
+
+Several files are the shards of tensor parallelism. Meta rotates neighbouring lanes, Hugging Face
+the two halves of a head, so the rows of q and k are permuted. Files are memory-mapped and read by
+torch's restricted loader (`weights_only=True`), which runs nothing that they contain.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastling.errors import UserError
+from fastling.model.llama_config import LlamaConfig
+from fastling.model.safetensors_folder import read_json
+
+# Meta's name: (Hugging Face's name, the dimension that tensor parallelism splits, None if whole).
+_LAYER_TENSORS = {
+    "attention.wq": ("self_attn.q_proj", 0),
+    "attention.wk": ("self_attn.k_proj", 0),
+    "attention.wv": ("self_attn.v_proj", 0),
+    "attention.wo": ("self_attn.o_proj", 1),
+    "feed_forward.w1": ("mlp.gate_proj", 0),
+    "feed_forward.w3": ("mlp.up_proj", 0),
+    "feed_forward.w2": ("mlp.down_proj", 1),
+    "attention_norm": ("input_layernorm", None),
+    "ffn_norm": ("post_attention_layernorm", None),
+}
+
+
+class MetaFolder:
+    """The tensors of a Meta folder in Hugging Face's names: `shapes`, `read` and `config`."""
+
+    def __init__(self, folder: Path):
+        self._path = folder
+        files = sorted(folder.glob("consolidated.*.pth"))
+        if not files:
+            raise UserError(str(folder), "has params.json but no consolidated.*.pth")
+        self._params = _read_params(folder / "params.json")
+        self._shards = [_load(file) for file in files]
+        for file, shard in zip(files, self._shards, strict=True):
+            if shard.keys() != self._shards[0].keys():
+                raise UserError(str(file), f"holds other tensors than {files[0].name}")
+        self._sources: dict[str, tuple[str, int | None]] = {}
+        for meta_name in self._shards[0]:
+            if meta_name != "rope.freqs":
+                name, split_dim = self._translate(meta_name)
+                self._sources[name] = (meta_name, split_dim)
+        self.shapes = {name: self._whole_shape(name) for name in self._sources}
+        self.config = self._read_config()
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Return rows start to stop of one tensor, on the CPU in the dtype of the file."""
+        meta_name, split_dim = self._sources[name]
+        if split_dim is None or len(self._shards) == 1:
+            whole = self._shards[0][meta_name]
+        else:
+            whole = torch.cat([shard[meta_name] for shard in self._shards], dim=split_dim)
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            return whole[_half_split_rows(whole.shape[0], self.config.head_dim)[start:stop]]
+        return whole[start:stop]
+
+    def _translate(self, meta_name: str) -> tuple[str, int | None]:
+        if meta_name == "tok_embeddings.weight":
+            # LLaMA 1 and 2 split the columns, Llama 3 the rows.
+            rows_split = self._shards[0][meta_name].shape[1] == self._params["dim"]
+            return "model.embed_tokens.weight", 0 if rows_split else 1
+        if meta_name == "norm.weight":
+            return "model.norm.weight", None
+        if meta_name == "output.weight":
+            return "lm_head.weight", 0
+        match = re.fullmatch(r"layers\.(\d+)\.(.+)\.weight", meta_name)
+        if match is None or match[2] not in _LAYER_TENSORS:
+            raise UserError(str(self._path), f"a tensor that is not LLaMA's: {meta_name}")
+        name, split_dim = _LAYER_TENSORS[match[2]]
+        return f"model.layers.{match[1]}.{name}.weight", split_dim
+
+    def _whole_shape(self, name: str) -> tuple[int, ...]:
+        meta_name, split_dim = self._sources[name]
+        shape = list(self._shards[0][meta_name].shape)
+        if split_dim is not None:
+            shape[split_dim] = sum(shard[meta_name].shape[split_dim] for shard in self._shards)
+        return tuple(shape)
+
+    def _read_config(self) -> LlamaConfig:
+        """params.json leaves out what Meta's code derives; the tensors themselves tell."""
+        params = self._params
+        ffn_size, _ = self.shapes.get("model.layers.0.mlp.gate_proj.weight", (0, 0))
+        vocab_size, _ = self.shapes.get("model.embed_tokens.weight", (0, 0))
+        rope_theta = params.get("rope_theta", 10000.0)
+        scaled = params.get("use_scaled_rope", False)
+        return LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=params["dim"],
+            intermediate_size=ffn_size,
+            num_hidden_layers=params["n_layers"],
+            num_attention_heads=params["n_heads"],
+            num_key_value_heads=params.get("n_kv_heads"),
+            max_position_embeddings=_longest_sequence(rope_theta, scaled, params["norm_eps"]),
+            rms_norm_eps=params["norm_eps"],
+            rope_theta=rope_theta,
+            rope_scaling=_llama3_scaling(params) if scaled else None,
+            tie_word_embeddings="lm_head.weight" not in self.shapes,
+        )
+
+
+def _read_params(file: Path) -> dict:
+    params = read_json(file)
+    missing = {"dim", "n_layers", "n_heads", "norm_eps"} - params.keys()
+    if missing:
+        raise UserError(str(file), f"lacks {', '.join(sorted(missing))}")
+    return params
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch each have errors of their own
+        reason = str(error).splitlines()[0]
+        raise UserError(str(file), f"cannot be read as a plain file of tensors: {reason}") from None
+
+
+def _half_split_rows(num_rows: int, head_dim: int) -> Tensor:
+    """Meta's row for each Hugging Face row: lane pairs (2i, 2i + 1) become (i, i + D/2)."""
+    rows = torch.arange(num_rows).view(-1, head_dim // 2, 2)
+    return rows.transpose(1, 2).reshape(-1)
+
+
+def _longest_sequence(rope_theta: float, scaled: bool, norm_eps: float) -> int:
+    """Not in params.json, where LLaMA 1 and 2 differ by norm_eps alone (and the 65B not at all)."""
+    if scaled:
+        return 131072
+    if rope_theta >= 1e6:  # Code Llama
+        return 16384
+    if rope_theta >= 5e5:  # Llama 3
+        return 8192
+    return 4096 if norm_eps > 5e-6 else 2048
+
+
+def _llama3_scaling(params: dict) -> dict:
+    # Llama 3.1 stretches by 8; the small 3.2 models by 32, which their params.json does not say.
+    factor = params.get("rope_scaling_factor", 8.0 if params["dim"] >= 4096 else 32.0)
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }

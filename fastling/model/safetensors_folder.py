@@ -1,0 +1,161 @@
+"""Hugging Face's folders of safetensors, one file or numbered shards: rows in, shards out.
+
+Pickle files are refused: they can run code. So are names that lead out of the folder.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastling.errors import UserError
+
+_INDEX = "model.safetensors.index.json"
+_FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+class SafetensorsFolder:
+    """The tensors of a Hugging Face folder: `shapes` and `read`; files stay open until `close`."""
+
+    def __init__(self, folder: Path):
+        self._open_files = ExitStack()
+        self._slices = {}
+        try:
+            for file, names in _files_of(folder).items():
+                self._open(file, names)
+        except BaseException:
+            self.close()
+            raise
+        self.shapes = {name: tuple(piece.get_shape()) for name, piece in self._slices.items()}
+
+    def _open(self, file: Path, names: list[str] | None) -> None:
+        if not file.is_file():
+            raise UserError(str(file), "is missing", f"{_INDEX} names it: copy the whole folder.")
+        try:
+            tensors = self._open_files.enter_context(safe_open(file, framework="pt"))
+        except SafetensorError as error:
+            raise UserError(str(file), f"is damaged: {error}", "Download it again.") from None
+        held = set(tensors.keys())
+        for name in held if names is None else held.intersection(names):
+            self._slices[name] = tensors.get_slice(name)
+            if self._slices[name].get_dtype() not in _FLOATING:
+                what = f"{name} is quantized: {self._slices[name].get_dtype()}"
+                raise UserError(str(file), what, "Give the model's unquantized original.")
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Return rows start to stop of one tensor, on the CPU in the dtype of the file."""
+        return self._slices[name][start:stop]
+
+    def close(self) -> None:
+        self._open_files.close()
+
+
+def _files_of(folder: Path) -> dict[Path, list[str] | None]:
+    """Return the files of a model, each with the names it is said to hold (None: all in it)."""
+    if (folder / _INDEX).is_file():
+        files: dict[Path, list[str] | None] = {}
+        for name, file in read_json(folder / _INDEX).get("weight_map", {}).items():
+            relative = PurePosixPath(file.replace("\\", "/"))
+            if relative.is_absolute() or ".." in relative.parts or ":" in file:
+                raise UserError(str(folder / _INDEX), f"names a file outside its folder: {file}")
+            files.setdefault(folder / relative, []).append(name)
+        return files
+    if (folder / "model.safetensors").is_file():
+        return {folder / "model.safetensors": None}
+    if any(folder.glob("model-*-of-*.safetensors")):
+        raise UserError(str(folder), f"has numbered shards but no {_INDEX}", "Copy that file too.")
+    if any(folder.glob("*.bin")):
+        fix = "Convert it: transformers' save_pretrained writes safetensors."
+        raise UserError(str(folder), "holds pickle files (.bin), which can run code", fix)
+    raise UserError(str(folder), "holds no model.safetensors")
+
+
+def save_weights(
+    named_tensors: Iterator[tuple[str, Tensor]],
+    folder: str | Path,
+    *,
+    max_shard_bytes: int = 5 * 2**30,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write model.safetensors, or numbered shards and their index, holding one shard in memory.
+
+    Files are written under other names, flushed, and renamed when all are whole; weights that an
+    earlier export left in `folder` go.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    asides: list[Path] = []
+    weight_maps: list[dict[str, int]] = []  # for each shard: the bytes of each of its tensors
+    for shard in _shards(named_tensors, max_shard_bytes, dtype):
+        aside = folder / f".shard-{len(asides) + 1}.part"
+        aside.touch()
+        mode = aside.stat().st_mode
+        save_file(shard, aside, metadata={"format": "pt"})
+        aside.chmod(mode)  # safetensors makes its files unreadable to others
+        _flush(aside)
+        asides.append(aside)
+        weight_maps.append({name: tensor.nbytes for name, tensor in shard.items()})
+    total = len(asides)
+    names = (
+        ["model.safetensors"]
+        if total == 1
+        else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
+    )
+    for aside, name in zip(asides, names, strict=True):
+        aside.replace(folder / name)
+    if total > 1:
+        _write_index(folder, dict(zip(names, weight_maps, strict=True)))
+        names.append(_INDEX)
+    for file in folder.glob("model*.safetensors*"):
+        if file.name not in names:
+            file.unlink()
+    _flush(folder)
+
+
+def _shards(
+    named_tensors: Iterator[tuple[str, Tensor]], max_bytes: int, dtype: torch.dtype
+) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    shard_bytes = 0
+    for name, tensor in named_tensors:
+        num_bytes = tensor.numel() * dtype.itemsize
+        if shard and shard_bytes + num_bytes > max_bytes:
+            yield shard
+            shard, shard_bytes = {}, 0
+        # Always a copy: pieces of a fused tensor share memory, which safetensors refuses.
+        shard[name] = tensor.to(dtype, copy=True).contiguous()
+        shard_bytes += num_bytes
+    yield shard
+
+
+def _write_index(folder: Path, bytes_in_file: dict[str, dict[str, int]]) -> None:
+    weight_map = {name: file for file, held in bytes_in_file.items() for name in held}
+    total_size = sum(sum(held.values()) for held in bytes_in_file.values())
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    aside = folder / ".index.part"
+    aside.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _flush(aside)
+    aside.replace(folder / _INDEX)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(file: Path) -> dict:
+    """Return the object in a JSON file; a UserError names the file that is not valid."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(str(file), f"is not valid JSON: {error}") from None

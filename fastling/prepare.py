@@ -1,0 +1,185 @@
+"""`fastling prepare`: tokenize, prove and pack the data of a config, and print the ledger.
+
+What it builds is kept: training with the same config starts from it at once.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fastling import files
+from fastling.config import Config, Source, build_parser, parse, resolve
+from fastling.data.encoding import Encoder
+from fastling.data.packing import Plan, make_plan
+from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
+from fastling.data.template import load_template
+from fastling.data.tokenizer import load_tokenizer
+from fastling.errors import UserError, run_command
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a config, ready to be trained on."""
+
+    encoder: Encoder
+    training: Store
+    validation: Store | None
+    plan: Plan
+    global_packs: int
+    """Packs of one optimizer step."""
+
+    @property
+    def total_steps(self) -> int:
+        return -(-len(self.plan) // self.global_packs)
+
+    @property
+    def fill(self) -> float:
+        """Share of the room in packs that real tokens take."""
+        tokens = self.training.document_tokens[self.plan.documents].sum()
+        return float(tokens / (len(self.plan) * self.encoder.sequence_length))
+
+
+def make_encoder(config: Config) -> Encoder:
+    """The encoder of a config, checked against its tokenizer."""
+    tokenizer = load_tokenizer(config.tokenizer_path)
+    return Encoder(load_template(config.data.template), tokenizer, config.data.sequence_length)
+
+
+def source_files(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(each.name, resolve(each.path, f"source {each.name}"), each.pair) for each in sources
+    )
+
+
+def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
+    """Open or build the token stores of a config and plan its packs. Any number of processes may call it.
+
+    Raises UserError for everything in config or data that cannot be trained on.
+    """
+    data, train = config.data, config.train
+    if not data.sources:
+        raise UserError("data.sources", "names no data", "Give a list of {name, path}.")
+    if train.global_batch_tokens % data.sequence_length:
+        raise UserError(
+            "train.global_batch_tokens",
+            f"is not a multiple of data.sequence_length ({data.sequence_length}): {train.global_batch_tokens}",
+            f"The nearest that is: {_nearest(train.global_batch_tokens, data.sequence_length)}.",
+        )
+    encoder = make_encoder(config)
+    training = _open(config, data.sources, "training", show_progress)
+    validation = _open(config, data.validation, "held-out", show_progress) if data.validation else None
+    global_packs = train.global_batch_tokens // data.sequence_length
+    plan = make_plan(
+        training.document_tokens,
+        training.sources,
+        [source.weight for source in data.sources],
+        capacity=data.sequence_length,
+        seed=config.seed,
+        epochs=None if train.steps else train.epochs or 3,
+        packs=train.steps * global_packs if train.steps else None,
+    )
+    if train.steps:
+        plan = plan.first(train.steps * global_packs)
+    return Prepared(encoder, training, validation, plan, global_packs)
+
+
+def _nearest(value: int, unit: int) -> int:
+    return max(unit, round(value / unit) * unit)
+
+
+def _open(config: Config, sources: Sequence[Source], label: str, show_progress: bool) -> Store:
+    recipe = Recipe(
+        source_files(sources),
+        config.tokenizer_path,
+        load_template(config.data.template),
+        config.data.sequence_length,
+        config.data.max_refused_share,
+    )
+    folder = Path(config.data.store).expanduser() if config.data.store else default_store()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task(f"tokenizing and proving {label} rows", total=None)
+
+    def advance(rows: int) -> None:  # only the one process that builds the store gets here
+        if show_progress and progress.console.is_terminal:
+            progress.start()
+        progress.advance(task, rows)
+
+    try:
+        return open_store(recipe, folder, workers=config.data.workers, progress=advance)
+    finally:
+        progress.stop()
+
+
+def keep_records(prepared: Prepared, run_dir: Path) -> None:
+    """Put the ledger and the refused rows into the run folder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    files.write_text(run_dir / "ledger.json", json.dumps(summary(prepared), indent=1, ensure_ascii=False))
+    shutil.copyfile(prepared.training.folder / "refused.jsonl", run_dir / "refused.jsonl")
+
+
+def summary(prepared: Prepared) -> dict:
+    """What was prepared, as plain values."""
+    return {
+        "sources": prepared.training.ledgers,
+        "validation": prepared.validation.ledgers if prepared.validation else {},
+        "packs": len(prepared.plan),
+        "packs_per_epoch": list(prepared.plan.packs_per_epoch),
+        "fill": prepared.fill,
+        "steps": prepared.total_steps,
+        "sequence_length": prepared.encoder.sequence_length,
+        "template": prepared.encoder.template.name,
+        "store": str(prepared.training.folder),
+    }
+
+
+def print_ledger(prepared: Prepared, console: Console) -> None:
+    """One row a source: rows, and where every token went."""
+    table = Table(title="ledger: tokens = trained + masked + dropped", title_justify="left")
+    names = ("source", "rows", "kept", "cut", "refused", "tokens", "trained", "masked", "dropped")
+    for name in names:
+        table.add_column(name, justify="left" if name == "source" else "right")
+    stores = [("", prepared.training)]
+    stores += [(" (held out)", prepared.validation)] if prepared.validation else []
+    for suffix, store in stores:
+        for name, ledger in store.ledgers.items():
+            totals = [sum(ledger[key].values()) for key in ("refused", "dropped")]
+            numbers = [ledger["rows"], ledger["kept"], ledger["cut"], totals[0], ledger["tokens"]]
+            numbers += [ledger["trained"], ledger["masked"], totals[1]]
+            table.add_row(name + suffix, *(f"{number:,}" for number in numbers))
+    console.print(table)
+    for suffix, store in stores:
+        for name, ledger in store.ledgers.items():
+            for key, unit in (("refused", "rows refused"), ("dropped", "tokens dropped")):
+                for reason, count in ledger[key].items():
+                    if count:
+                        console.print(f"  {name}{suffix}: {count:,} {unit}: {reason}", highlight=False)
+    console.print(
+        f"{len(prepared.plan):,} packs of {prepared.encoder.sequence_length} tokens, "
+        f"{100 * prepared.fill:.2f} % full, {prepared.total_steps:,} steps; "
+        f"store: {prepared.training.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = build_parser("fastling prepare", "Tokenize, prove and pack the data; print the ledger.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    config, options = parse(parser, arguments)
+    prepared = prepare_data(config)
+    keep_records(prepared, Path(config.run_dir))
+    print_ledger(prepared, Console(stderr=True))
+    if options.json:
+        print(json.dumps(summary(prepared), ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""`fastling train`, alone or under torchrun: the loop that joins data, model and training.
+
+    torchrun --nproc_per_node 8 -m fastling.train --config configs/bayling-7b.yaml
+
+Without --config it trains the demo. It resumes by itself when the run folder holds a checkpoint.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch.nn.utils import clip_grad_norm_
+
+from fastling import ops
+from fastling.config import Config, build_parser, parse, uses_demo
+from fastling.data.batches import Step
+from fastling.errors import run_command
+from fastling.export import make_export, print_checks
+from fastling.prepare import prepare_data, print_ledger
+from fastling.training import checkpoint, record
+from fastling.training.build import build_model, make_loader, model_config
+from fastling.training.evaluation import Answer, HeldOut, keep_answers, sums_by
+from fastling.training.isolation import prove_isolation
+from fastling.training.metrics import Measured, Meter, MetricsLog, check_wandb, plot_loss, read_metrics
+from fastling.training.optimizer import learning_rate, make_optimizer
+from fastling.training.parallel import World, open_world
+from fastling.training.progress import TrainingProgress
+
+
+def train(config: Config) -> dict:
+    """Train, evaluate, checkpoint and export as the config says; return what was done (on rank 0).
+
+    Raises UserError or RunError for what the user can mend.
+    """
+    check_wandb(config)
+    with open_world(config) as world:
+        run = Run(config, world, Console(stderr=True, quiet=not world.is_main))
+        run.loop()
+        return run.finish()
+
+
+class Run:
+    """One training run. Making it does everything that can fail before the first step."""
+
+    def __init__(self, config: Config, world: World, console: Console):
+        self.config, self.world, self.console = config, world, console
+        self.run_dir = Path(config.run_dir)
+        self.prepared = prepare_data(config)
+        shape = model_config(config, self.prepared.encoder)
+        self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        self.loader = make_loader(config, world, self.prepared.training, self.prepared.plan)
+        self.identity = record.identity(config, self.prepared)
+        found = self._find_checkpoint()
+        self.first_step = found.state["step"] if found else 0
+        if world.is_main:
+            record.write_records(config, self.prepared, world)
+            print_ledger(self.prepared, console)
+        choices = ops.configure(
+            config.model.kernels, config.model.attention, device=world.device, dtype=self.dtype
+        )
+        prove_isolation(shape, world.device, self.dtype)
+        self.export = make_export(self.run_dir / "export", shape, self.prepared.encoder, config)
+        if world.is_main:
+            self.export.rehearse()
+        self.model = build_model(config, shape, world, load=found is None)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        if found:
+            checkpoint.load(found.folder, checkpoint.training_tensors(self.model, self.optimizer))
+            checkpoint.set_step(self.optimizer, self.first_step)
+        held_out = self.prepared.validation
+        self.held_out = HeldOut(config, world, held_out, self.prepared.encoder) if held_out else None
+        self.answers: list[Answer] = []
+        self._describe(choices)
+
+    def _find_checkpoint(self) -> checkpoint.Found | None:
+        """The newest good checkpoint: rank 0 reads through them all, the others take its word."""
+        folder = self.run_dir / "checkpoints"
+        step = 0
+        if self.world.is_main:
+            step = checkpoint.newest_step(folder, lambda text: self.console.print(text, style="bold red"))
+        step = self.world.from_main(step)
+        if not step:
+            return None
+        found = checkpoint.open_checkpoint(folder, step)
+        record.check_identity(found.folder, found.state["identity"], self.identity)
+        return found
+
+    def _describe(self, choices: list[ops.Choice]) -> None:
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        self.console.print(
+            f"{weights:,} weights; {self.world.size} process(es) on {self.world.device.type}, each with "
+            f"{self.loader.micro_batches} micro-batch(es) a step; {self.config.train.precision}",
+            highlight=False,
+        )
+        for choice in choices:
+            self.console.print(f"  {choice.op}: {choice.implementation}: {choice.reason}", highlight=False)
+        self.console.print("  no document of a pack sees another: proved on this device", highlight=False)
+        if self.first_step:
+            self.console.print(f"resuming after step {self.first_step} of {len(self.loader)}")
+
+    def loop(self) -> None:
+        """Step by step: forward and backward, update, and now and then evaluate and save."""
+        config, total_steps = self.config, len(self.loader)
+        names = self.prepared.training.source_names
+        log = MetricsLog(self.run_dir, config, self.first_step) if self.world.is_main else None
+        extra = {} if self.first_step else {f"{key}_before": value for key, value in self._evaluate(0).items()}
+        meter = Meter(self.model, self.world.device, self.world.size, self.prepared.plan, names)
+        waiting: Measured | None = None
+        with TrainingProgress(self.console, total_steps, self.first_step) as progress:
+
+            def tell(measured: Measured, *, evaluates: bool = False) -> None:
+                line = meter.line(measured, config.data.sequence_length) | extra
+                extra.clear()
+                line |= self._evaluate(measured.number) if evaluates else {}
+                progress.update(line)
+                if log and (evaluates or measured.number % config.log.every_steps == 0):
+                    log.write(line)
+
+            for number, step in enumerate(self.loader.steps(self.first_step), start=self.first_step + 1):
+                measured = self._update(step, number)
+                if waiting:  # it is done by now, so reading its numbers does not hold this one up
+                    tell(waiting)
+                waiting = measured
+                evaluates = self._is_due(number, config.evaluate.every_steps)
+                saves = self._is_due(number, config.checkpoint.every_steps)
+                if evaluates or saves:
+                    tell(waiting, evaluates=evaluates)
+                    waiting = None
+                    if saves:
+                        self._save(number)
+                    meter.restart()
+        if log:
+            log.close()
+
+    def _is_due(self, number: int, every_steps: int) -> bool:
+        return number % every_steps == 0 or number == len(self.loader)
+
+    def _update(self, step: Step, number: int) -> Measured:
+        """Forward and backward of every micro-batch, then one optimizer step. Asks the device nothing."""
+        config, device = self.config, self.world.device
+        num_sources = len(self.prepared.training.source_names)
+        sums = torch.zeros(1 + 2 * num_sources, device=device)
+        for batch in step.batches:
+            batch = batch.to(device)
+            loss, nll = self.model.loss_and_nll(batch)
+            loss.backward()
+            sums += torch.cat([loss.detach().view(1), sums_by(batch.sources, nll, num_sources)])
+        grad_norm = clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
+        lr = learning_rate(config.optimizer, number - 1, len(self.loader))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Measured(number, step, lr, self.world.sum(sums), grad_norm.full_tensor())
+
+    def _evaluate(self, number: int) -> dict:
+        """Held-out losses and sample answers after so many steps; nothing without held-out data."""
+        if self.held_out is None:
+            return {}
+        losses = self.held_out.losses(self.model)
+        self.answers = self.held_out.answers(self.model)
+        if self.world.is_main:
+            keep_answers(self.answers, self.run_dir / "samples.jsonl", number)
+            plot_loss(self.run_dir)
+        return losses
+
+    def _save(self, number: int) -> None:
+        tensors = checkpoint.training_tensors(self.model, self.optimizer)
+        checkpoint.save(
+            self.run_dir / "checkpoints",
+            number,
+            tensors,
+            {"identity": self.identity},
+            keep_last=self.config.checkpoint.keep_last,
+        )
+
+    def finish(self) -> dict:
+        """Export, and say what was done."""
+        checks = self.export.write(self.model, is_main=self.world.is_main)
+        if not self.world.is_main:
+            return {}
+        plot_loss(self.run_dir)
+        lines = read_metrics(self.run_dir / "metrics.jsonl")
+        done = summarise(lines, self.run_dir)
+        print_summary(done, self.answers, self.console)
+        print_checks(checks, self.console)
+        return done
+
+
+def summarise(lines: list[dict], run_dir: Path) -> dict:
+    """The run in a few numbers, from its metrics."""
+    speeds = sorted(line["supervised_tokens_per_s"] for line in lines)
+    held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    return {
+        "run_dir": str(run_dir),
+        "steps": lines[-1]["step"],
+        "loss_first": lines[0]["loss"],
+        "loss_last": lines[-1]["loss"],
+        "eval_loss_first": lines[0].get("eval_loss_before"),
+        "eval_loss_last": held_out[-1] if held_out else None,
+        "supervised_tokens_per_s": speeds[len(speeds) // 2],
+        "loss_plot": str(run_dir / "loss.png"),
+        "export": str(run_dir / "export"),
+    }
+
+
+def print_summary(done: dict, answers: list[Answer], console: Console) -> None:
+    console.print()
+    console.print(f"trained {done['steps']} steps: loss {done['loss_first']:.3f} -> {done['loss_last']:.3f}")
+    if done["eval_loss_last"] is not None:
+        before = done["eval_loss_first"]
+        start = f"{before:.3f} -> " if before is not None else ""
+        console.print(f"held-out loss {start}{done['eval_loss_last']:.3f}")
+    console.print(f"{done['supervised_tokens_per_s']:,.0f} supervised tokens/s (median step)")
+    for answer in answers:
+        console.print(f"\n  question   {answer.question}", highlight=False, markup=False)
+        console.print(f"  answer     {answer.answer}", highlight=False, markup=False)
+        console.print(f"  reference  {answer.reference}", highlight=False, markup=False, style="dim")
+    console.print(f"\nloss plot: {done['loss_plot']}\nexport:    {done['export']}", soft_wrap=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = build_parser("fastling train", "Train a model; resumes by itself. Start it under torchrun for more processes.")
+    parser.add_argument("--json", action="store_true", help="print a summary as one JSON object on stdout")
+    config, options = parse(parser, arguments)
+    if uses_demo(arguments) and os.environ.get("RANK", "0") == "0":
+        print(f"no --config: training the demo, into {config.run_dir}", file=sys.stderr)
+    done = train(config)
+    if options.json and done:
+        print(json.dumps(done, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""From a config to the model and the loader of one rank."""
+
+import torch
+
+from fastling.config import Config, resolve
+from fastling.data.batches import Loader
+from fastling.data.encoding import Encoder
+from fastling.data.packing import Plan
+from fastling.data.store import Store
+from fastling.errors import UserError
+from fastling.model.huggingface import load_weights, read_config
+from fastling.model.llama import Llama
+from fastling.model.llama_config import LlamaConfig
+from fastling.training.parallel import World, shard
+
+
+def model_config(config: Config, encoder: Encoder) -> LlamaConfig:
+    """The shape of the model: read from its folder, or put together from the settings.
+
+    Raises UserError when tokenizer or sequence length do not fit it.
+    """
+    needed = encoder.tokenizer.vocab_size
+    if config.model.pretrained:
+        found = read_config(resolve(config.model.pretrained, "model.pretrained"))
+    else:
+        shape = config.model.shape()
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            if name not in shape:
+                raise UserError(
+                    f"model.{name}", "is not set", "Give model.pretrained, or the whole shape of a new model."
+                )
+        defaults = {"vocab_size": needed, "max_position_embeddings": config.data.sequence_length}
+        found = LlamaConfig(**{**defaults, **shape})
+    if found.vocab_size < needed:
+        raise UserError(
+            "data.tokenizer",
+            f"has {needed} tokens, and the model's embedding has {found.vocab_size} rows",
+            "Use the tokenizer that the model was made with.",
+        )
+    found.check_sequence_length(config.data.sequence_length)
+    return found
+
+
+def build_model(config: Config, shape: LlamaConfig, world: World, *, load: bool = True) -> Llama:
+    """A sharded model on its device; weights from the pretrained folder or from the seed.
+
+    Nothing is held twice: the model is laid out without memory, sharded, and then each rank fills in
+    its own rows. Without `load`, weights are left for a checkpoint to fill.
+    """
+    with torch.device("meta"):
+        model = Llama(shape)
+    shard(model, config, world)
+    model.to_empty(device=world.device)
+    if load and config.model.pretrained:
+        load_weights(model, resolve(config.model.pretrained, "model.pretrained"))
+    elif load:
+        torch.manual_seed(config.seed)
+        model.reset_parameters()
+    return model
+
+
+def make_loader(config: Config, world: World, store: Store, plan: Plan) -> Loader:
+    """The loader of this rank's share of every step.
+
+    Raises UserError when a step's packs cannot be shared evenly.
+    """
+    length, train = config.data.sequence_length, config.train
+    global_packs = train.global_batch_tokens // length
+    if global_packs % world.size:
+        raise UserError(
+            "train.global_batch_tokens",
+            f"{train.global_batch_tokens} makes {global_packs} packs of {length}, "
+            f"which {world.size} processes cannot share evenly",
+            f"Use a multiple of {length * world.size}, or a number of processes that divides {global_packs}.",
+        )
+    if train.micro_batch_tokens < length:
+        raise UserError(
+            "train.micro_batch_tokens",
+            f"is less than one pack (data.sequence_length {length}): {train.micro_batch_tokens}",
+        )
+    packs = global_packs // world.size
+    at_most = train.micro_batch_tokens // length
+    # The fewest micro-batches that share a rank's packs evenly and fit.
+    micro_batches = next(n for n in range(1, packs + 1) if packs % n == 0 and packs // n <= at_most)
+    return Loader(
+        store,
+        plan,
+        global_packs=global_packs,
+        ranks=world.size,
+        rank=world.rank,
+        micro_batches=micro_batches,
+        loss=train.loss,
+        pin=world.device.type == "cuda",
+    )

@@ -1,0 +1,125 @@
+"""Held-out loss by source and by language pair, and sample answers, during training."""
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy
+import torch
+
+from fastling.config import Config, resolve
+from fastling.data.batches import Loader
+from fastling.data.conversation import Conversation, Refused, parse_row, read_rows
+from fastling.data.encoding import Encoder
+from fastling.data.packing import make_plan
+from fastling.data.store import Store
+from fastling.model.generation import generate
+from fastling.model.llama import Llama
+from fastling.training.parallel import World
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A held-out question, what the model says, and what the data says."""
+
+    question: str
+    answer: str
+    reference: str
+
+
+class HeldOut:
+    """Held-out data of a run, ready to be evaluated again and again."""
+
+    def __init__(self, config: Config, world: World, store: Store, encoder: Encoder):
+        self.config, self.world, self.store, self.encoder = config, world, store, encoder
+        length = config.data.sequence_length
+        plan = make_plan(
+            store.document_tokens,
+            store.sources,
+            [1.0] * len(store.source_names),
+            capacity=length,
+            seed=config.seed,
+            epochs=1,
+        )
+        per_rank = max(1, min(config.train.micro_batch_tokens // length, -(-len(plan) // world.size)))
+        self.loader = Loader(
+            store,
+            plan,
+            global_packs=per_rank * world.size,
+            ranks=world.size,
+            rank=world.rank,
+            micro_batches=1,
+            loss="token",
+            pin=world.device.type == "cuda",
+        )
+        self.questions = _choose_questions(config, encoder)
+
+    @torch.no_grad()
+    def losses(self, model: Llama) -> dict[str, float]:
+        """eval_loss over all held-out tokens, eval_loss_<source>, eval_loss_<pair>. All ranks together."""
+        names = [*self.store.source_names, *self.store.pair_names]
+        num_sources, num_pairs = len(self.store.source_names), len(self.store.pair_names)
+        sums = torch.zeros(2 * (num_sources + num_pairs + 1), device=self.world.device)
+        for step in self.loader.steps():
+            batch = step.batches[0].to(self.world.device)
+            _, nll = model.loss_and_nll(batch)
+            by_source = sums_by(batch.sources, nll, num_sources)
+            sums += torch.cat([by_source, sums_by(batch.pairs, nll, num_pairs + 1)])
+        totals = self.world.sum(sums).view(-1, 2).tolist()
+        of_sources = totals[:num_sources]
+        everything = sum(total for total, _ in of_sources) / max(1.0, sum(count for _, count in of_sources))
+        named = zip(names, totals, strict=False)  # the last group holds rows without a pair
+        return {"eval_loss": everything} | {
+            f"eval_loss_{name}": total / count for name, (total, count) in named if count
+        }
+
+    def answers(self, model: Llama) -> list[Answer]:
+        """Greedy answers to a few held-out questions. All ranks together."""
+        if not self.questions:
+            return []
+        generated = generate(
+            model,
+            [self.encoder.prompt_ids(question) for question, _ in self.questions],
+            max_new_tokens=self.config.evaluate.sample_tokens,
+            stop_ids=set(self.encoder.stop_ids),
+        )
+        return [
+            Answer(question.turns[-1].content, self.encoder.answer(ids), reference)
+            for (question, reference), ids in zip(self.questions, generated, strict=True)
+        ]
+
+
+def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversation, str]]:
+    """(opening question, its reference answer) of conversations spread over the held-out files."""
+    found = []
+    for source in config.data.validation:
+        for row in islice(read_rows(resolve(source.path, source.name)), 1000):
+            try:
+                conversation = parse_row(row.payload)
+            except Refused:
+                continue
+            if conversation.turns[0].role == "user" and len(conversation.turns) > 1:
+                question = Conversation(conversation.turns[:1], conversation.system)
+                room = config.data.sequence_length - config.evaluate.sample_tokens
+                if len(encoder.prompt_ids(question)) <= room:
+                    found.append((question, conversation.turns[1].content))
+    count = min(config.evaluate.samples, len(found))
+    return [found[i] for i in numpy.linspace(0, len(found) - 1, count).round().astype(int)]
+
+
+def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """(2 * num_groups,) sum and count of values (S,) in each group (S,).
+
+    A product with the membership matrix, so that the order of addition, and the result, is the same
+    every time.
+    """
+    member = torch.nn.functional.one_hot(groups, num_groups).to(values.dtype)
+    return torch.stack([values @ member, member.sum(0)], dim=1).flatten()
+
+
+def keep_answers(answers: list[Answer], path: Path, step: int) -> None:
+    """Append answers to samples.jsonl."""
+    with open(path, "a", encoding="utf-8") as file:
+        for answer in answers:
+            file.write(json.dumps({"step": step, **vars(answer)}, ensure_ascii=False) + "\n")

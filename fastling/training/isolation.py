@@ -1,0 +1,56 @@
+"""The proof, at start-up, that no document of a pack sees another (P5).
+
+Whole training runs have been lost to attention paths that ignored document borders without an error,
+so the path that this run will take is tried, on its device and in its numbers, before it is used.
+"""
+
+import torch
+
+from fastling import ops
+from fastling.errors import RunError
+from fastling.model.llama import LlamaConfig
+
+LENGTHS = [37, 1, 90, 64]
+
+
+def prove_isolation(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Change one document and look at the others; take gradients of one and look at the others.
+
+    Raises RunError when anything crosses a border. Leaves no trace in the random state.
+    """
+    generator = torch.Generator().manual_seed(0)
+    borders = torch.tensor([0, *LENGTHS]).cumsum(0)
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    inputs = [
+        torch.randn(sum(LENGTHS), count, config.head_dim, generator=generator).to(device, dtype)
+        for count in heads
+    ]
+    cu_seqlens = borders.to(device, torch.int32)
+
+    def attend(tensors):
+        return ops.attention(*tensors, cu_seqlens, max(LENGTHS), lengths=LENGTHS)
+
+    with torch.no_grad():
+        before = attend(inputs)
+    for changed in range(len(LENGTHS)):
+        mine = slice(borders[changed], borders[changed + 1])
+        others = torch.ones(sum(LENGTHS), dtype=torch.bool, device=device)
+        others[mine] = False
+        altered = [tensor.clone() for tensor in inputs]
+        for tensor in altered:
+            tensor[mine] = -3 * tensor[mine] + 1
+            tensor.requires_grad_()
+        after = attend(altered)
+        if not torch.equal(after[others], before[others]):
+            raise _contaminated(changed, "the output of other documents changes")
+        gradients = torch.autograd.grad(after[mine].float().square().sum(), altered)
+        if any(gradient[others].count_nonzero() for gradient in gradients):
+            raise _contaminated(changed, "other documents receive its gradient")
+
+
+def _contaminated(document: int, what: str) -> RunError:
+    return RunError(
+        "model.attention",
+        f"does not keep packed documents apart: when document {document} changes, {what}",
+        "Training with it would be wrong. Choose another backend, for example --model.attention sdpa.",
+    )

@@ -1,0 +1,248 @@
+"""What a run tells: metrics.jsonl always, W&B when asked, a loss plot, and honest speed (P14)."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as pyplot
+import torch
+
+from fastling.config import Config
+from fastling.data.batches import Step
+from fastling.data.packing import Plan
+from fastling.errors import RunError, UserError
+from fastling.model.llama import Llama
+
+# Dense bf16 matrix rate in FLOP/s without sparsity, from NVIDIA's data sheets, by a part of the name.
+PEAK_FLOPS = {"B200": 2.25e15, "H200": 9.89e14, "H100": 9.89e14, "A100": 3.12e14, "L40S": 3.62e14}
+
+# Names that Hugging Face's and TRL's runs have on W&B, so that panels overlay.
+WANDB_NAMES = {
+    "loss": "train/loss",
+    "lr": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "epoch": "train/epoch",
+    "step": "train/global_step",
+    "tokens": "train/num_tokens",
+    "tokens_per_s": "train/tokens_per_second",
+    "supervised_tokens_per_s": "train/supervised_tokens_per_second",
+    "mfu": "train/mfu",
+    "memory_gib": "memory/max_allocated (GiB)",
+}
+
+
+class Work:
+    """FLOPs that a step needs, forward and backward, counted once (no recomputation).
+
+    A weight matrix of n elements costs 6 n per token; the head only on supervised tokens; causal
+    attention 12 * heads * head_dim per pair of tokens that see each other, of which a document of
+    n tokens has about n^2 / 2. The usual count takes the head on all tokens, and attention as if
+    every token saw a whole sequence.
+    """
+
+    def __init__(self, model: Llama):
+        config = model.config
+        matrices = [parameter for parameter in model.model.layers.parameters() if parameter.dim() > 1]
+        self.layer_weights = sum(parameter.numel() for parameter in matrices)
+        self.head_weights = config.vocab_size * config.hidden_size
+        self.attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+
+    def needed(self, tokens: int, supervised_tokens: int, squared_tokens: int) -> float:
+        return (
+            6.0 * self.layer_weights * tokens
+            + 6.0 * self.head_weights * supervised_tokens
+            + self.attention * squared_tokens / 2
+        )
+
+    def usual_count(self, tokens: int, sequence_length: int) -> float:
+        per_token = 6.0 * (self.layer_weights + self.head_weights) + self.attention * sequence_length
+        return per_token * tokens
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's rate, None where it is not known (a CPU, another GPU)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for part, rate in PEAK_FLOPS.items() if part in name), None)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Most memory this process has held so far: of the GPU, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    for line in open("/proc/self/status", encoding="ascii"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**20
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step whose results may still be on their way on the device."""
+
+    number: int
+    step: Step
+    lr: float
+    sums: torch.Tensor
+    """(1 + 2 sources,) the loss, then sum and count of negative log-likelihoods of each source."""
+    grad_norm: torch.Tensor
+
+
+class Meter:
+    """Turns measured steps into lines of metrics, and keeps the clock between them."""
+
+    def __init__(self, model: Llama, device: torch.device, ranks: int, plan: Plan, names: list[str]):
+        self.work, self.peak_flops = Work(model), peak_flops(device)
+        self.device, self.ranks, self.plan, self.names = device, ranks, plan, names
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the clock again, after something that is not training."""
+        self.started = time.perf_counter()
+
+    def line(self, measured: Measured, sequence_length: int) -> dict:
+        """Metrics of a step; waits for the device to finish it.
+
+        Raises RunError when loss or gradient is not finite.
+        """
+        loss, *by_source = measured.sums.tolist()
+        grad_norm = float(measured.grad_norm)
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        self.restart()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise RunError(
+                f"step {measured.number}",
+                f"loss or gradient is not finite: loss {loss}, gradient norm {grad_norm}",
+                "The checkpoints hold the last good state. A lower optimizer.lr may help.",
+            )
+        step = measured.step
+        line = {
+            "step": measured.number,
+            "epoch": self.plan.epoch(measured.number * step.packs),
+            "loss": loss,
+            "lr": measured.lr,
+            "grad_norm": grad_norm,
+            "tokens": step.tokens,
+            "supervised_tokens": step.supervised_tokens,
+            "tokens_per_s": step.tokens / seconds,
+            "supervised_tokens_per_s": step.supervised_tokens / seconds,
+            "padded_tokens_per_s": step.packs * sequence_length / seconds,
+            "mfu": None,
+            "mfu_usual_count": None,
+            "memory_gib": memory_gib(self.device),
+        }
+        if self.peak_flops:
+            rate = self.ranks * seconds * self.peak_flops
+            needed = self.work.needed(step.tokens, step.supervised_tokens, step.squared_tokens)
+            line["mfu"] = needed / rate
+            line["mfu_usual_count"] = self.work.usual_count(step.tokens, sequence_length) / rate
+        for name, total, count in zip(self.names, by_source[::2], by_source[1::2], strict=True):
+            if count:
+                line[f"loss_{name}"] = total / count
+        return line
+
+
+class MetricsLog:
+    """metrics.jsonl of a run, and W&B beside it. A resumed run drops what came after its checkpoint."""
+
+    def __init__(self, run_dir: Path, config: Config, first_step: int):
+        self.path = run_dir / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= first_step]
+        self.file = open(self.path, "w", encoding="utf-8")
+        self.file.writelines(json.dumps(line) + "\n" for line in kept)
+        self.wandb = _start_wandb(run_dir, config) if config.log.wandb else None
+
+    def write(self, line: dict) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log({_wandb_name(key): value for key, value in line.items()})
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _wandb_name(key: str) -> str:
+    if key.startswith("eval_"):
+        return key.replace("_", "/", 1)
+    return WANDB_NAMES.get(key, f"train/{key}")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    lines = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def check_wandb(config: Config) -> None:
+    """Raise UserError before anything else is done when W&B is asked for and not there."""
+    if config.log.wandb:
+        try:  # a leftover ./wandb folder makes `import wandb` succeed without the package
+            metadata.version("wandb")
+        except metadata.PackageNotFoundError:
+            raise UserError("log.wandb", "wandb is not installed", "pip install 'fastling[wandb]'") from None
+
+
+def _start_wandb(run_dir: Path, config: Config):
+    import wandb  # optional
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    id_path = run_dir / "wandb-id"
+    if not id_path.exists():
+        id_path.write_text(wandb.util.generate_id())
+    run = wandb.init(
+        project=config.log.project,
+        name=run_dir.name,
+        id=id_path.read_text(),
+        resume="allow",
+        dir=run_dir,
+        config=dataclasses.asdict(config),
+    )
+    run.define_metric("*", step_metric="train/global_step")
+    return run
+
+
+def plot_loss(run_dir: Path) -> Path:
+    """loss.png from metrics.jsonl: training loss, its running mean, and held-out loss."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training, each step")
+        axes.plot(steps, _running_mean(losses, max(1, len(losses) // 20)), color="#08519c", label="running mean")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="#d94801", marker="o", markersize=4, label="held out")
+    axes.set(xlabel="step", ylabel="loss (nats per supervised token)", title=run_dir.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = run_dir / "loss.png"
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def _running_mean(values: tuple[float, ...], window: int) -> list[float]:
+    total, means = 0.0, []
+    for index, value in enumerate(values):
+        total += value - (values[index - window] if index >= window else 0.0)
+        means.append(total / min(index + 1, window))
+    return means

@@ -1,0 +1,46 @@
+"""AdamW (Loshchilov and Hutter 2019), torch's fused one, and the course of its learning rate."""
+
+import math
+
+import torch
+from torch import nn
+
+from fastling.config import Optimizer
+
+
+def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
+    """Weight decay applies to matrices, not to norms or biases."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+
+
+def learning_rate(config: Optimizer, step: int, total_steps: int) -> float:
+    """Learning rate of step `step`, counted from 0.
+
+    Rises linearly over the warm-up, then follows the schedule down to min_lr_ratio * lr, which the
+    step after the last would have.
+    """
+    warmup_steps = math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup_steps:
+        return config.lr * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * _fall(config, done))
+
+
+def _fall(config: Optimizer, done: float) -> float:
+    """Share of the way down that is left (1 to 0) when `done` (0 to 1) of the course is behind."""
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "linear":
+        return 1 - done
+    if config.schedule == "wsd":
+        decay = 0.2 if config.decay_ratio is None else config.decay_ratio
+        return min(1.0, (1 - done) / decay) if decay else 1.0
+    return 1.0

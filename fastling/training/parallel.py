@@ -1,0 +1,125 @@
+"""Processes and how the model lies on them: FSDP2, one path for one process and for many.
+
+Weights and optimizer are float32 and sharded by rows; forward and backward run in bf16 (or float32);
+gradients are summed, not averaged, in float32: the batches carry weights that add up to 1 already.
+"""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from fastling.config import Config
+from fastling.errors import UserError
+from fastling.model.llama import Llama
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_main(self, number: int) -> int:
+        """Rank 0's number, on all ranks."""
+        value = torch.tensor(number, device=self.device)
+        if self.size > 1:
+            dist.broadcast(value, src=0)
+        return int(value)
+
+
+@contextmanager
+def open_world(config: Config):
+    """Join the processes that torchrun started, or be the only one."""
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if launched:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device, _mesh(config, device))
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            "torchrun --nproc_per_node",
+            f"process {local_rank} has no GPU of its own: this machine has {torch.cuda.device_count()}",
+            f"Start {torch.cuda.device_count()} processes, or hide the GPUs with CUDA_VISIBLE_DEVICES= ",
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _mesh(config: Config, device: torch.device) -> DeviceMesh:
+    size, replicate = dist.get_world_size(), config.parallel.replicate
+    if size % replicate:
+        raise UserError("parallel.replicate", f"does not divide the {size} processes: {replicate}")
+    if replicate == 1:
+        return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    return init_device_mesh(
+        device.type, (replicate, size // replicate), mesh_dim_names=("replicate", "shard")
+    )
+
+
+def shard(model: Llama, config: Config, world: World) -> Llama:
+    """Apply activation checkpointing, compilation and FSDP2, layer by layer, in place."""
+    for number, layer in enumerate(model.model.layers):
+        if _recomputes(config.train.activation_checkpointing, number):
+            _checkpoint_layer(layer)
+        if config.train.compile:
+            layer.compile(dynamic=True)  # packs differ in length; one graph serves them all
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        reduce_dtype=torch.float32,
+        # Inputs keep their types: the loss weights are float32 on purpose.
+        cast_forward_inputs=False,
+    )
+    for layer in model.model.layers:
+        reshard = config.parallel.shard == "full"
+        fully_shard(layer, mesh=world.mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
+    return model
+
+
+def _recomputes(mode: str, layer_number: int) -> bool:
+    return mode == "full" or (mode == "selective" and layer_number % 2 == 0)
+
+
+def _checkpoint_layer(layer: torch.nn.Module) -> None:
+    """Keep a layer's input only and run it again in backward; nothing in it is random."""
+    forward = layer.forward
+
+    def recomputed(*inputs):
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    layer.forward = recomputed

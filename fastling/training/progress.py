@@ -1,0 +1,56 @@
+"""What a person sees of a running training: a bar on a terminal, plain lines elsewhere."""
+
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class TrainingProgress:
+    """Shows each step's loss and speed. Use as a context."""
+
+    def __init__(self, console: Console, total_steps: int, first_step: int):
+        self.console, self.total_steps = console, total_steps
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=total_steps, completed=first_step, facts="")
+        self.shown_at = 0.0
+
+    def __enter__(self) -> "TrainingProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def update(self, line: dict) -> None:
+        """Show the metrics of one step."""
+        facts = f"loss {line['loss']:.3f}"
+        if "eval_loss" in line:
+            facts += f", held-out {line['eval_loss']:.3f}"
+        facts += f", {line['supervised_tokens_per_s']:,.0f} supervised tokens/s"
+        if line["mfu"] is not None:
+            facts += f", MFU {100 * line['mfu']:.1f} %"
+        self.bar.update(self.task, completed=line["step"], facts=facts)
+        due = time.monotonic() - self.shown_at > SECONDS_BETWEEN_LINES
+        if not self.console.is_terminal and (due or "eval_loss" in line or line["step"] == self.total_steps):
+            self.shown_at = time.monotonic()
+            self.console.print(f"step {line['step']} of {self.total_steps}: {facts}", highlight=False)

@@ -1,0 +1,75 @@
+"""What a run folder records of a run: its config, where everything came from, what it may resume."""
+
+import hashlib
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import fastling
+from fastling import files
+from fastling.config import Config
+from fastling.errors import UserError
+from fastling.prepare import Prepared, keep_records
+from fastling.training.parallel import World
+
+PACKAGES = ("torch", "triton", "numpy", "tokenizers", "sentencepiece", "safetensors", "flash-attn", "xformers")
+
+
+def identity(config: Config, prepared: Prepared) -> dict:
+    """What must stay when a run goes on: all that its last weights depend on."""
+    train, model = config.train, config.model
+    return {
+        "model": model.pretrained or model.shape(),
+        "data": prepared.training.folder.name,
+        "data.sources weights": [source.weight for source in config.data.sources],
+        "seed": config.seed,
+        "number of steps": prepared.total_steps,
+        "train.global_batch_tokens": train.global_batch_tokens,
+        "train.loss": train.loss,
+        "train.precision": train.precision,
+        **{f"optimizer.{name}": value for name, value in vars(config.optimizer).items()},
+    }
+
+
+def check_identity(where: Path, recorded: dict, now: dict) -> None:
+    """Raise UserError naming the first setting that differs from the checkpoint's."""
+    for name, value in now.items():
+        if recorded.get(name) != value:
+            raise UserError(
+                str(where),
+                f"was made with another {name}: {recorded.get(name)}, and now it is {value}",
+                "A run goes on with what it began with. Choose another run_dir to start a new one.",
+            )
+
+
+def write_records(config: Config, prepared: Prepared, world: World) -> None:
+    """config.yaml (resolved), manifest.json, ledger.json and refused.jsonl of a run."""
+    run_dir = Path(config.run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        keep_records(prepared, run_dir)
+    except OSError as error:
+        raise UserError("run_dir", f"cannot be written: {error}") from None
+    template = prepared.encoder.template.jinja()
+    manifest = {
+        "fastling": fastling.__version__,
+        "store": prepared.training.folder.name,
+        "validation_store": prepared.validation.folder.name if prepared.validation else None,
+        "template": prepared.encoder.template.name,
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "tokenizer_sha256": hashlib.sha256(prepared.encoder.tokenizer.path.read_bytes()).hexdigest(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "python": sys.version.split()[0],
+        "processes": world.size,
+        "device": world.device.type,
+    }
+    files.write_text(run_dir / "config.yaml", config.as_yaml())
+    files.write_text(run_dir / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

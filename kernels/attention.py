@@ -1,0 +1,166 @@
+"""Causal attention inside the documents of a packed stream, by whichever package is there.
+
+    out[t] = sum over s <= t in t's document of softmax(q[t] . k[s] / sqrt(D)) * v[s]
+
+Query head n reads key/value head n * K // N. All backends have one signature and never look across
+a document's bounds; cost is the sum of squared document lengths.
+Shapes: T packed tokens, N heads, K kv heads, D head dim; cu_seqlens (documents + 1,) int32.
+"""
+
+import inspect
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+
+def attention(
+    q_TND: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    backend: str,
+    lengths: list[int] | None = None,
+) -> Tensor:
+    """Return (T, N, D) in q's dtype.
+
+    `lengths` are the document lengths on the host; only "xformers" and "sdpa" need them, and ask
+    the device (a sync) where they are not given.
+    """
+    return _BACKENDS[backend](q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
+
+
+def available(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if `backend` can run such tensors here, else what is missing, in words."""
+    if backend == "sdpa":
+        return None
+    if device.type != "cuda":
+        return "needs a CUDA device"
+    module = _MODULES[backend]
+    if find_spec(module) is None:
+        return f"{module} is not installed"
+    if backend == "xformers":
+        return None
+    if dtype not in (torch.float16, torch.bfloat16):
+        return "needs float16 or bfloat16"
+    capability = torch.cuda.get_device_capability(device)
+    if backend == "flash3" and capability != (9, 0):
+        return "needs compute capability 9.0"
+    if capability < (8, 0):
+        return "needs compute capability 8.0 or newer"
+    return None
+
+
+def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """Return (backend, reason). `wanted` is a backend or "auto"; a named one is never swapped.
+
+    Raises ValueError in words when `wanted` is unknown or cannot run here.
+    """
+    if wanted == "auto":
+        skipped = []
+        for backend in _BACKENDS:
+            missing = available(backend, device, dtype)
+            if missing is None:
+                return backend, "; ".join(["first that can run here", *skipped])
+            skipped.append(f"{backend} {missing}")
+    if wanted not in _BACKENDS:
+        raise ValueError(f"{wanted!r} is not one of auto, {', '.join(_BACKENDS)}")
+    missing = available(wanted, device, dtype)
+    if missing is not None:
+        raise ValueError(f"{wanted!r} cannot run on {device.type} in {dtype}: {missing}")
+    return wanted, "named in the config"
+
+
+def _flash3(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
+    from flash_attn_interface import flash_attn_varlen_func
+
+    out = flash_attn_varlen_func(
+        q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal=True
+    )
+    return out[0] if isinstance(out, tuple) else out  # early FlashAttention-3 also returns the lse
+
+
+def _flash2(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(
+        q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal=True
+    )
+
+
+def _torch_varlen(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
+    if "enable_gqa" not in _VARLEN_OPTIONS:
+        k_TKD, v_TKD = _repeat_kv(k_TKD, v_TKD, q_TND.shape[1])
+    return varlen_attn(
+        q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **_VARLEN_OPTIONS
+    )
+
+
+def _varlen_options(varlen_attn: Callable) -> dict:
+    """How this version of PyTorch spells causal and grouped-query attention."""
+    parameters = inspect.signature(varlen_attn).parameters
+    # 2.10 had `is_causal`; later versions mean causal by a window of nothing to the right.
+    options: dict = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
+    if "enable_gqa" in parameters:
+        options["enable_gqa"] = True
+    return options
+
+
+_VARLEN_OPTIONS = _varlen_options(varlen_attn)
+
+
+def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
+    from xformers.ops import memory_efficient_attention
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+
+    mask = BlockDiagonalCausalMask.from_seqlens(lengths or cu_seqlens.diff().tolist())
+    k_TND, v_TND = _repeat_kv(k_TKD, v_TKD, q_TND.shape[1])
+    batch_of_one = (x.unsqueeze(0) for x in (q_TND, k_TND, v_TND))
+    return memory_efficient_attention(*batch_of_one, attn_bias=mask).squeeze(0)
+
+
+def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
+    """PyTorch's own attention, one call for each run of equally long neighbouring documents."""
+    if lengths is None:
+        lengths = cu_seqlens.diff().tolist()
+    runs = [(length, len(list(run))) for length, run in groupby(lengths) if length > 0]
+    run_tokens = [length * count for length, count in runs]
+    outputs = []
+    # split, not slices: its backward is one concatenation, not a zero-filled T for each document.
+    for (length, count), *run_qkv in zip(
+        runs, *(x.split(run_tokens) for x in (q_TND, k_TKD, v_TKD)), strict=True
+    ):
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in run_qkv)
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
+def _repeat_kv(k_TKD: Tensor, v_TKD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """For backends without grouped-query attention: each kv head copied to its query heads."""
+    group = num_heads // k_TKD.shape[1]
+    return k_TKD.repeat_interleave(group, dim=1), v_TKD.repeat_interleave(group, dim=1)
+
+
+# In the order that "auto" tries them: fastest first. FlashAttention-2 inside PyTorch comes third.
+_BACKENDS: dict[str, Callable] = {
+    "flash3": _flash3,
+    "flash2": _flash2,
+    "torch": _torch_varlen,
+    "xformers": _xformers,
+    "sdpa": _sdpa,
+}
+_MODULES = {
+    "flash3": "flash_attn_interface",
+    "flash2": "flash_attn",
+    "torch": "torch.nn.attention.varlen",
+    "xformers": "xformers",
+}

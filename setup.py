@@ -1,0 +1,57 @@
+"""Packaging. Detects nothing: what is installed is what is asked for."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "fastling/__init__.py").read_text()).group(1)
+
+# Test dependencies hold what the tests compare with; a user needs none of them.
+EXTRAS = {
+    "flash": ["flash-attn"],
+    "xformers": ["xformers"],
+    "wandb": ["wandb"],
+    "eval": ["sacrebleu"],
+    "chat": ["prompt_toolkit", "fastapi", "uvicorn"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "transformers>=5.10.1", "wandb", "triton"],
+}
+
+setup(
+    name="fastling",
+    version=VERSION,
+    description="Instruction-tunes LLaMA models on multi-turn, multilingual conversations, and proves it",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # `fastling/kernels` and `fastling/configs` are links into the top level; find_packages misses them.
+    packages=[
+        "fastling",
+        "fastling.configs",
+        "fastling.data",
+        "fastling.demo",
+        "fastling.kernels",
+        "fastling.model",
+        "fastling.training",
+    ],
+    package_data={"fastling.configs": ["*.yaml"], "fastling.demo": ["*.jsonl", "*.model", "*.md"]},
+    install_requires=[
+        "jinja2>=3.1.6",
+        "jsonargparse[signatures]>=4.40",
+        "matplotlib",
+        "numpy",
+        "protobuf",
+        "pyarrow",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "sentencepiece>=0.2.1",
+        "tokenizers>=0.20",
+        "torch>=2.11",
+        "zstandard",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["fastling = fastling.__main__:main"]},
+)

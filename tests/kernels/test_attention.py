@@ -1,0 +1,143 @@
+"""Attention inside documents against its formula, and the choice between backends in words."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from fastling.kernels import attention as attention_kernels
+from fastling.kernels.attention import attention, available, choose
+
+LENGTHS = [3, 3, 9, 1, 4]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def inputs(num_heads: int, num_kv_heads: int, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    total = sum(LENGTHS)
+    qkv = [
+        torch.randn(total, heads, 8, generator=generator).to(dtype).requires_grad_()
+        for heads in (num_heads, num_kv_heads, num_kv_heads)
+    ]
+    return qkv, torch.tensor([0, *LENGTHS]).cumsum(0).int()
+
+
+def formula(q, k, v):
+    """Scores masked by one (T, T) matrix: same document, and not later."""
+    q, k, v = (x.double() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    allowed = (document[:, None] == document[None]).tril()
+    scores = torch.einsum("tnd,snd->nts", q, k) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    return torch.einsum("nts,snd->tnd", weights, v)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, None])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_sdpa_equals_the_formula_with_gradients(num_heads, num_kv_heads, lengths):
+    qkv, cu_seqlens = inputs(num_heads, num_kv_heads)
+    out = attention(*qkv, cu_seqlens, max(LENGTHS), backend="sdpa", lengths=lengths)
+    truth = formula(*qkv)
+    torch.testing.assert_close(out.double(), truth, atol=1e-6, rtol=1e-5)
+    direction = torch.randn_like(out)
+    ours = torch.autograd.grad((out * direction).sum(), qkv)
+    theirs = torch.autograd.grad((truth * direction).sum(), qkv)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def fake_flash(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, *, causal):
+    assert causal and max_q == max_k == 9 and torch.equal(cu_seqlens_q, cu_seqlens_k)
+    return formula(q, k, v).to(q.dtype)
+
+
+@pytest.mark.parametrize(
+    ("backend", "module"), [("flash3", "flash_attn_interface"), ("flash2", "flash_attn")]
+)
+def test_flash_attention_is_called_causal_with_both_bounds(monkeypatch, backend, module):
+    stand_in = ModuleType(module)
+    stand_in.flash_attn_varlen_func = fake_flash
+    monkeypatch.setitem(sys.modules, module, stand_in)
+    qkv, cu_seqlens = inputs(4, 2)
+    out = attention(*qkv, cu_seqlens, 9, backend=backend)
+    torch.testing.assert_close(out, formula(*qkv).float())
+
+
+def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypatch):
+    def torch_2_10(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False):
+        assert is_causal and query.shape == key.shape == value.shape
+        return formula(query, key, value)
+
+    def torch_2_11(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1)):
+        assert window_size == (-1, 0) and query.shape == key.shape == value.shape
+        return formula(query, key, value)
+
+    def torch_2_13(
+        query, key, value, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False
+    ):
+        assert window_size == (-1, 0) and enable_gqa and key.shape[1] == 2
+        return formula(query, key, value)
+
+    qkv, cu_seqlens = inputs(4, 2)
+    for version in (torch_2_10, torch_2_11, torch_2_13):
+        monkeypatch.setattr(attention_kernels, "varlen_attn", version)
+        options = attention_kernels._varlen_options(version)
+        monkeypatch.setattr(attention_kernels, "_VARLEN_OPTIONS", options)
+        out = attention(*qkv, cu_seqlens, 9, backend="torch")
+        torch.testing.assert_close(out, formula(*qkv))
+
+
+def test_the_real_signature_of_this_pytorch_is_understood():
+    options = attention_kernels._VARLEN_OPTIONS
+    assert options.get("window_size") == (-1, 0) or options.get("is_causal") is True
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "dtype", "capability", "missing"),
+    [
+        ("sdpa", CPU, torch.float32, None, None),
+        ("flash2", CPU, torch.bfloat16, None, "needs a CUDA device"),
+        ("flash3", CUDA, torch.bfloat16, (9, 0), "flash_attn_interface is not installed"),
+        ("xformers", CUDA, torch.bfloat16, (9, 0), "xformers is not installed"),
+        ("torch", CUDA, torch.float32, (9, 0), "needs float16 or bfloat16"),
+        ("torch", CUDA, torch.bfloat16, (7, 5), "needs compute capability 8.0 or newer"),
+        ("torch", CUDA, torch.bfloat16, (9, 0), None),
+    ],
+)
+def test_what_is_missing_is_said_in_words(monkeypatch, backend, device, dtype, capability, missing):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    if missing and missing.endswith("is not installed"):
+        monkeypatch.setattr(attention_kernels, "find_spec", lambda _: None)
+    assert available(backend, device, dtype) == missing
+
+
+def test_flash_attention_3_wants_exactly_hopper(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "find_spec", lambda _: object())
+    for capability, missing in (((9, 0), None), ((10, 0), "needs compute capability 9.0")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert available("flash3", CUDA, torch.bfloat16) == missing
+
+
+def test_auto_takes_the_first_that_can_run_and_says_why_not_the_others(monkeypatch):
+    missing = {"flash3": "is missing", "flash2": "is missing too"}
+    monkeypatch.setattr(attention_kernels, "available", lambda backend, *_: missing.get(backend))
+    backend, reason = choose("auto", CUDA, torch.bfloat16)
+    assert backend == "torch"
+    assert reason == "first that can run here; flash3 is missing; flash2 is missing too"
+
+
+def test_on_a_cpu_auto_is_sdpa():
+    backend, reason = choose("auto", CPU, torch.float32)
+    assert backend == "sdpa" and "flash2 needs a CUDA device" in reason
+
+
+def test_a_named_backend_is_used_or_refused():
+    assert choose("sdpa", CPU, torch.float32) == ("sdpa", "named in the config")
+    with pytest.raises(
+        ValueError, match="'torch' cannot run on cpu in torch.float32: needs a CUDA"
+    ):
+        choose("torch", CPU, torch.float32)
+    with pytest.raises(ValueError, match="'best' is not one of auto, flash3, flash2"):
+        choose("best", CPU, torch.float32)

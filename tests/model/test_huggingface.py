@@ -1,0 +1,464 @@
+"""Folders in and out: configs in both spellings, streamed weights, exports, Meta's format."""
+
+import json
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import transformers
+from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from fastling.errors import UserError
+from fastling.model.generation import generate
+from fastling.model.huggingface import (
+    config_json,
+    hf_tensors,
+    load_pretrained,
+    load_weights,
+    read_config,
+    save_weights,
+)
+from fastling.model.llama import Llama, LlamaConfig
+
+TINY = LlamaConfig(
+    vocab_size=67,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
+
+
+def export(model: Llama, folder, dtype=torch.float32, **options) -> None:
+    save_weights(hf_tensors(model), folder, dtype=dtype, **options)
+    content = config_json(
+        model.config, bos_token_id=1, eos_token_id=[2, 3], pad_token_id=None, dtype=dtype
+    )
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def exported(tmp_path) -> SimpleNamespace:
+    torch.manual_seed(0)
+    model = Llama(TINY)
+    export(model, tmp_path)
+    return SimpleNamespace(model=model, folder=tmp_path)
+
+
+def edit_json(file, **changes) -> None:
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value != "gone"}))
+
+
+# ---- config.json
+
+
+def test_our_config_reads_the_same_in_every_spelling(oracle, tmp_path):
+    """As transformers wrote it, as we write it, and with either generation of keys taken away."""
+    config = read_config(oracle.folder)
+    content = config_json(
+        config, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16
+    )
+    file = tmp_path / "config.json"
+    for removed in ((), ("rope_theta", "rope_scaling"), ("rope_parameters",)):
+        file.write_text(json.dumps({k: v for k, v in content.items() if k not in removed}))
+        assert read_config(tmp_path) == config
+
+
+def test_transformers_reads_our_config_as_its_own(oracle, tmp_path):
+    content = config_json(
+        read_config(oracle.folder),
+        bos_token_id=1,
+        eos_token_id=[2, 3],
+        pad_token_id=0,
+        dtype=torch.bfloat16,
+    )
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    read = transformers.AutoConfig.from_pretrained(tmp_path)
+    original = oracle.model.config
+    assert content["architectures"] == [type(oracle.model).__name__]
+    assert type(read) is type(original)
+    assert (read.eos_token_id, read.dtype) == ([2, 3], torch.bfloat16)
+    same = ("hidden_size", "intermediate_size", "num_key_value_heads", "rope_parameters")
+    same += ("tie_word_embeddings", "rms_norm_eps", "max_position_embeddings", "vocab_size")
+    for name in same:
+        assert getattr(read, name) == getattr(original, name), name
+    for name in {"head_dim", "sliding_window"} & original.to_dict().keys():
+        assert getattr(read, name) == getattr(original, name), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_type": "gpt2"},
+            "'gpt2' is not supported; these are: llama, mistral, qwen2, qwen3",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act must be silu: gelu"),
+        ({"quantization_config": {"bits": 4}}, "the model is quantized"),
+        ({"hidden_size": "gone"}, "lacks hidden_size"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads does not divide 4 heads: 3"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "not one of linear, llama3: dynamic",
+        ),
+        ({"partial_rotary_factor": 0.5}, "a part of each head is not supported"),
+    ],
+)
+def test_each_unusable_config_is_refused_in_words(exported, changes, message):
+    edit_json(exported.folder / "config.json", **changes)
+    with pytest.raises(UserError, match=message) as refused:
+        read_config(exported.folder)
+    assert "config.json" in refused.value.where
+
+
+def test_old_spellings_and_absent_keys(exported):
+    file = exported.folder / "config.json"
+    linear = {"type": "linear", "factor": 2}
+    edit_json(file, rope_parameters="gone", rope_theta=5e5, rope_scaling=linear)
+    config = read_config(exported.folder)
+    assert config.rope_theta == 5e5
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2}
+    edit_json(file, model_type="mistral")
+    assert read_config(exported.folder).sliding_window == 4096  # transformers' default
+    edit_json(file, sliding_window=None)
+    assert read_config(exported.folder).sliding_window is None
+    edit_json(file, model_type="qwen2", sliding_window=8, use_sliding_window=False)
+    assert read_config(exported.folder).sliding_window is None
+
+
+def test_a_folder_without_a_model_and_broken_json(tmp_path):
+    with pytest.raises(UserError, match="holds no model"):
+        load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        load_pretrained(tmp_path)
+
+
+def test_linear_scaling_equals_transformers(tmp_path):
+    scaling = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    config = transformers.LlamaConfig(
+        vocab_size=67,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        rope_parameters=scaling,
+        attention_bias=True,
+        mlp_bias=True,
+    )
+    theirs = transformers.LlamaForCausalLM(config).float()
+    theirs.save_pretrained(tmp_path)
+    tokens = torch.arange(40)
+    with torch.no_grad():
+        ours = load_pretrained(tmp_path).logits(tokens, torch.tensor([0, 40], dtype=torch.int32))
+        torch.testing.assert_close(ours, theirs(tokens[None]).logits[0], atol=1e-5, rtol=1e-5)
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize("max_shard_bytes", [5 * 2**30, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_then_load_is_bit_equal(tmp_path, max_shard_bytes, dtype):
+    torch.manual_seed(0)
+    model = Llama(TINY).to(dtype)
+    export(model, tmp_path, dtype, max_shard_bytes=max_shard_bytes)
+    again = load_pretrained(tmp_path, dtype=dtype)
+    for (name, saved), loaded in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert loaded.dtype == dtype
+        assert torch.equal(saved, loaded), name
+
+
+def test_transformers_reads_our_export(oracle, tmp_path):
+    export(load_pretrained(oracle.folder), tmp_path, max_shard_bytes=20_000)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, dtype=torch.float32
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    for name, parameter in oracle.model.named_parameters():
+        assert torch.equal(parameter, theirs.get_parameter(name)), name
+
+
+def test_shards_are_numbered_indexed_and_leave_nothing_stale(exported):
+    folder = exported.folder
+    export(exported.model, folder, max_shard_bytes=10_000)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    assert files == sorted(set(index["weight_map"].values()))
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    sizes = [sum(t.nbytes for t in load_file(folder / file).values()) for file in files]
+    assert sum(sizes) == index["metadata"]["total_size"]
+    assert max(sizes) <= 10_000
+    export(exported.model, folder)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    modes = {file.stat().st_mode for file in folder.iterdir()}
+    assert len(modes) == 1  # the weights as readable to others as any file
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "rank", "shard"),
+    [((4,), 0, 0), ((4,), 1, 1), ((4,), 3, 3), ((40,), 39, 39), ((2, 4), 6, 2)],
+    ids=["first", "second", "ragged last", "empty last", "hybrid"],
+)
+def test_each_rank_of_fsdp_holds_its_own_rows(exported, mesh_shape, rank, shard):
+    """One rank at a time, without communication; 67 rows do not divide by 4, nor 32 by 40."""
+    whole = load_pretrained(exported.folder)
+    world_size, num_shards = math.prod(mesh_shape), mesh_shape[-1]
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        names = ("replicate", "shard")[-len(mesh_shape) :]
+        mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
+        with torch.device("meta"):
+            model = Llama(TINY)
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        model.to_empty(device="cpu")
+        for fill in (partial(load_weights, folder=exported.folder), Llama.reset_parameters):
+            for parameter in model.parameters():
+                parameter.detach().to_local().fill_(float("nan"))
+            torch.manual_seed(0)  # as `exported` was made
+            fill(model)
+            for name, parameter in model.named_parameters():
+                chunks = whole.get_parameter(name).chunk(num_shards)
+                expected = chunks[shard] if shard < len(chunks) else chunks[0][:0]
+                assert torch.equal(parameter.to_local(), expected), name
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shard_layers", [True, False])
+def test_an_export_after_a_forward_holds_the_weights_not_their_bfloat16_copies(
+    exported, shard_layers
+):
+    """FSDP leaves the root's weights gathered, in the compute dtype, until a backward comes."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        model = load_pretrained(exported.folder)
+        mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("shard",))
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, cast_forward_inputs=False)
+        for layer in model.model.layers if shard_layers else ():
+            fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        with torch.no_grad():
+            model.logits(torch.arange(5), torch.tensor([0, 5], dtype=torch.int32))
+        for name, tensor in hf_tensors(model):
+            assert torch.equal(tensor, load_file(exported.folder / "model.safetensors")[name]), name
+        generate(model, [[1, 2]], max_new_tokens=2, stop_ids=set())
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_every_tensor_that_does_not_fit_is_named_at_once(exported):
+    file = exported.folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.norm.weight"]
+    tensors["model.layers.9.extra.weight"] = torch.ones(2)
+    tensors["model.layers.0.self_attn.k_proj.weight"] = torch.ones(8, 32)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # harmless, old
+    save_file(tensors, file)
+    with pytest.raises(UserError) as refused:
+        load_pretrained(exported.folder)
+    assert refused.value.what.splitlines() == [
+        "does not fit its config:",
+        "  misshapen: model.layers.0.self_attn.k_proj.weight is (8, 32), the config says (16, 32)",
+        "  missing: model.norm.weight (32,)",
+        "  unexpected: model.layers.9.extra.weight (2,)",
+    ]
+
+
+def test_a_tied_model_ignores_a_head_in_the_file(exported):
+    edit_json(exported.folder / "config.json", tie_word_embeddings=True)
+    model = load_pretrained(exported.folder)
+    assert model.head_weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../model.safetensors", "C:\\x.safetensors"])
+def test_an_index_may_not_lead_out_of_its_folder(exported, elsewhere):
+    index = {"weight_map": {"model.norm.weight": elsewhere}}
+    (exported.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="names a file outside its folder"):
+        load_pretrained(exported.folder)
+
+
+def test_an_incomplete_or_unsafe_folder_is_refused_in_words(exported):
+    folder = exported.folder
+    export(exported.model, folder, max_shard_bytes=10_000)
+    shard = next(folder.glob("model-00002-of-*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        load_pretrained(folder)
+    shard.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        load_pretrained(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match="numbered shards but no model.safetensors.index.json"):
+        load_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(UserError, match="holds no model.safetensors"):
+        load_pretrained(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="holds pickle files .* can run code") as refused:
+        load_pretrained(folder)
+    assert "Convert it" in refused.value.fix
+
+
+def test_quantized_tensors_are_refused(exported):
+    file = exported.folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="model.norm.weight is quantized: I8"):
+        load_pretrained(exported.folder)
+
+
+# ---- Meta's original format
+
+
+def meta_tensors(model: transformers.LlamaForCausalLM) -> dict[str, torch.Tensor]:
+    """The inverse of the published conversion, one row at a time: lane i of a half -> lane 2i."""
+    head_dim = model.config.hidden_size // model.config.num_attention_heads
+
+    def interleave(weight: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(weight)
+        for row in range(weight.shape[0]):
+            head, lane = divmod(row, head_dim)
+            half, pair = divmod(lane, head_dim // 2)
+            out[head * head_dim + 2 * pair + half] = weight[row]
+        return out
+
+    tensors = {
+        "tok_embeddings.weight": model.model.embed_tokens.weight.detach(),
+        "norm.weight": model.model.norm.weight.detach(),
+        "output.weight": model.lm_head.weight.detach(),
+        "rope.freqs": torch.ones(head_dim // 2),
+    }
+    for i, layer in enumerate(model.model.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        tensors |= {
+            f"layers.{i}.{name}.weight": weight.detach()
+            for name, weight in {
+                "attention.wq": interleave(attention.q_proj.weight),
+                "attention.wk": interleave(attention.k_proj.weight),
+                "attention.wv": attention.v_proj.weight,
+                "attention.wo": attention.o_proj.weight,
+                "feed_forward.w1": mlp.gate_proj.weight,
+                "feed_forward.w2": mlp.down_proj.weight,
+                "feed_forward.w3": mlp.up_proj.weight,
+                "attention_norm": layer.input_layernorm.weight,
+                "ffn_norm": layer.post_attention_layernorm.weight,
+            }.items()
+        }
+    return tensors
+
+
+def write_meta(folder, tensors, num_files: int, embedding_dim: int, **params) -> None:
+    split_dims = {"tok_embeddings": embedding_dim, "output": 0}
+    split_dims |= dict.fromkeys(("wq", "wk", "wv", "w1", "w3"), 0)
+    split_dims |= dict.fromkeys(("wo", "w2"), 1)
+    for i in range(num_files):
+        shard = {}
+        for name, tensor in tensors.items():
+            dim = split_dims.get(name.removesuffix(".weight").split(".")[-1])
+            piece = tensor if dim is None else tensor.chunk(num_files, dim)[i]
+            shard[name] = piece.contiguous().clone()
+        torch.save(shard, folder / f"consolidated.{i:02d}.pth")
+    params = {"dim": 32, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "vocab_size": -1} | params
+    (folder / "params.json").write_text(json.dumps(params))
+
+
+@pytest.fixture(scope="module")
+def meta_oracle() -> transformers.LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=68,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+    )
+    model = transformers.LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model
+
+
+@pytest.mark.parametrize(("num_files", "embedding_dim"), [(1, 0), (2, 0), (2, 1)])
+def test_metas_format_equals_transformers(meta_oracle, tmp_path, num_files, embedding_dim):
+    write_meta(tmp_path, meta_tensors(meta_oracle), num_files, embedding_dim, n_kv_heads=2)
+    model = load_pretrained(tmp_path)
+    assert (model.config.vocab_size, model.config.intermediate_size) == (68, 48)
+    assert not model.config.tie_word_embeddings
+    tokens = torch.arange(30)
+    with torch.no_grad():
+        ours = model.logits(tokens, torch.tensor([0, 30], dtype=torch.int32))
+        torch.testing.assert_close(ours, meta_oracle(tokens[None]).logits[0], atol=1e-5, rtol=1e-5)
+    for name, tensor in hf_tensors(model):
+        assert torch.equal(tensor, meta_oracle.get_parameter(name)), name
+
+
+def test_what_params_json_leaves_unsaid(meta_oracle, tmp_path):
+    tensors = meta_tensors(meta_oracle)
+    del tensors["output.weight"]
+    write_meta(tmp_path, tensors, 1, 0, n_kv_heads=2, rope_theta=5e5, use_scaled_rope=True)
+    config = read_config(tmp_path)
+    assert config.tie_word_embeddings
+    assert config.max_position_embeddings == 131072
+    assert config.rope_scaling["factor"] == 32.0  # as small as Llama 3.2
+    for params, longest in [
+        ({"norm_eps": 1e-6}, 2048),
+        ({"norm_eps": 1e-5}, 4096),
+        ({"rope_theta": 5e5}, 8192),
+        ({"rope_theta": 1e6}, 16384),
+    ]:
+        write_meta(tmp_path, tensors, 1, 0, n_kv_heads=2, **params)
+        assert read_config(tmp_path).max_position_embeddings == longest
+
+
+def test_meta_folders_that_cannot_be_read_are_refused_in_words(meta_oracle, tmp_path):
+    tensors = meta_tensors(meta_oracle)
+    (tmp_path / "params.json").write_text('{"dim": 32}')
+    with pytest.raises(UserError, match="no consolidated"):
+        load_pretrained(tmp_path)
+    write_meta(tmp_path, tensors | {"layers.0.attention.router.weight": torch.ones(1)}, 1, 0)
+    with pytest.raises(UserError, match="not LLaMA's: layers.0.attention.router.weight"):
+        load_pretrained(tmp_path)
+    (tmp_path / "params.json").write_text('{"dim": 32}')
+    with pytest.raises(UserError, match="lacks n_heads, n_layers, norm_eps"):
+        load_pretrained(tmp_path)
+    write_meta(tmp_path, tensors, 2, 0, n_kv_heads=2)
+    torch.save({"norm.weight": torch.ones(32)}, tmp_path / "consolidated.01.pth")
+    with pytest.raises(UserError, match="other tensors than consolidated.00.pth"):
+        load_pretrained(tmp_path)
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("this code ran",)
+
+
+def test_code_in_a_pth_file_does_not_run(tmp_path, capsys):
+    torch.save({"norm.weight": Payload()}, tmp_path / "consolidated.00.pth")
+    (tmp_path / "params.json").write_text(
+        '{"dim": 32, "n_layers": 1, "n_heads": 4, "norm_eps": 1e-6}'
+    )
+    with pytest.raises(UserError, match="cannot be read as a plain file of tensors"):
+        load_pretrained(tmp_path)
+    assert "this code ran" not in capsys.readouterr().out
