@@ -15,7 +15,7 @@ EXTRAS = {
     "wandb": ["wandb"],
     "eval": ["sacrebleu"],
     "chat": ["prompt_toolkit", "fastapi", "uvicorn"],
-    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "transformers>=5.10.1", "wandb", "triton"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "transformers>=5.10.1", "wandb"],
 }
 
 setup(

@@ -20,12 +20,13 @@ from fastling.config import Config, build_parser, parse, uses_demo
 from fastling.data.batches import Step
 from fastling.errors import run_command
 from fastling.export import make_export, print_checks
+from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, keep_answers, sums_by
 from fastling.training.isolation import prove_isolation
-from fastling.training.metrics import Measured, Meter, MetricsLog, check_wandb, plot_loss, read_metrics
+from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_wandb, plot_loss, read_metrics
 from fastling.training.optimizer import learning_rate, make_optimizer
 from fastling.training.parallel import World, open_world
 from fastling.training.progress import TrainingProgress
@@ -119,6 +120,8 @@ class Run:
                 progress.update(line)
                 if log and (evaluates or measured.number % config.log.every_steps == 0):
                     log.write(line)
+                    if evaluates:
+                        plot_loss(self.run_dir)
 
             for number, step in enumerate(self.loader.steps(self.first_step), start=self.first_step + 1):
                 measured = self._update(step, number)
@@ -155,7 +158,8 @@ class Run:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return Measured(number, step, lr, self.world.sum(sums), grad_norm.full_tensor())
+        sums, grad_norm = self.world.sum(sums), grad_norm.full_tensor()
+        return Measured(number, step, lr, sums, grad_norm, finished=Mark(device))
 
     def _evaluate(self, number: int) -> dict:
         """Held-out losses and sample answers after so many steps; nothing without held-out data."""
@@ -163,9 +167,9 @@ class Run:
             return {}
         losses = self.held_out.losses(self.model)
         self.answers = self.held_out.answers(self.model)
+        reshard(self.model)  # a forward without backward leaves the root's weights gathered
         if self.world.is_main:
             keep_answers(self.answers, self.run_dir / "samples.jsonl", number)
-            plot_loss(self.run_dir)
         return losses
 
     def _save(self, number: int) -> None:

@@ -67,7 +67,7 @@ class Encoder:
         self.template: BoundTemplate = template.bind(tokenizer.bos, tokenizer.eos)
         self._ids = {token: self._control_id(token) for token in self.template.control_tokens}
         tokenizer.reserve(self.template.control_tokens)
-        self._control = frozenset(self._ids.values())
+        self.control_ids = frozenset(self._ids.values())
         stops = [tokenizer.control_id(token) for token in self.template.stop_tokens]
         self.stop_ids = list(dict.fromkeys(token_id for token_id in stops if token_id is not None))
 
@@ -160,7 +160,7 @@ class Encoder:
     ) -> tuple[str, str] | None:
         """The first of P1, P2, P3 that does not hold for a run, as (reason, detail); None if all do."""
         run_ids, prompt_ids = ids[run.text], ids[run.prompt]
-        if not self._control.isdisjoint(run_ids):
+        if not self.control_ids.isdisjoint(run_ids):
             return "control-token-in-text", f"in {run.text[-60:]!r}"
         if run_ids[: len(prompt_ids)] != prompt_ids:
             start = run.text[len(run.prompt) :][:20]

@@ -95,19 +95,36 @@ class Measured:
     sums: torch.Tensor
     """(1 + 2 sources,) the loss, then sum and count of negative log-likelihoods of each source."""
     grad_norm: torch.Tensor
+    finished: "Mark"
+
+
+class Mark:
+    """A point in the device's work; asking how far apart two are waits for the later one."""
+
+    def __init__(self, device: torch.device):
+        self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self.event:
+            self.event.record()
+        self.host_seconds = time.perf_counter()
+
+    def seconds_since(self, earlier: "Mark") -> float:
+        if self.event:
+            self.event.synchronize()
+            return earlier.event.elapsed_time(self.event) / 1000
+        return self.host_seconds - earlier.host_seconds
 
 
 class Meter:
     """Turns measured steps into lines of metrics, and keeps the clock between them."""
 
     def __init__(self, model: Llama, device: torch.device, ranks: int, plan: Plan, names: list[str]):
-        self.work, self.peak_flops = Work(model), peak_flops(device)
         self.device, self.ranks, self.plan, self.names = device, ranks, plan, names
+        self.work, self.peak_flops = Work(model), peak_flops(device)
         self.restart()
 
     def restart(self) -> None:
         """Start the clock again, after something that is not training."""
-        self.started = time.perf_counter()
+        self.last = Mark(self.device)
 
     def line(self, measured: Measured, sequence_length: int) -> dict:
         """Metrics of a step; waits for the device to finish it.
@@ -116,8 +133,8 @@ class Meter:
         """
         loss, *by_source = measured.sums.tolist()
         grad_norm = float(measured.grad_norm)
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        self.restart()
+        seconds = max(measured.finished.seconds_since(self.last), 1e-9)
+        self.last = measured.finished
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise RunError(
                 f"step {measured.number}",
@@ -233,7 +250,8 @@ def plot_loss(run_dir: Path) -> Path:
         axes.plot(*zip(*held_out, strict=True), color="#d94801", marker="o", markersize=4, label="held out")
     axes.set(xlabel="step", ylabel="loss (nats per supervised token)", title=run_dir.name)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if train or held_out:
+        axes.legend()
     path = run_dir / "loss.png"
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

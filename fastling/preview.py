@@ -1,0 +1,158 @@
+"""`fastling preview`: see, token by token, what is trained on and what is not, and why a row is cut or refused."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy
+from rich.console import Console
+from rich.text import Text
+
+from fastling.config import build_parser, parse
+from fastling.data.conversation import Refused, read_rows
+from fastling.data.encoding import Encoded, Encoder
+from fastling.data.store import SourceFile, encode_rows
+from fastling.errors import UserError, run_command
+from fastling.prepare import make_encoder, source_files
+
+TRAINED, MASKED, CONTROL = "black on green3", "dim", "bold magenta"
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """What became of one row."""
+
+    row: int
+    source: str
+    location: str
+    result: Encoded | Refused
+
+    @property
+    def status(self) -> str:
+        if isinstance(self.result, Refused):
+            return "refused"
+        return "cut" if self.result.dropped else "kept"
+
+    @property
+    def reason(self) -> str | None:
+        if isinstance(self.result, Refused):
+            return f"{self.result.reason}: {self.result.detail}" if self.result.detail else self.result.reason
+        cuts = [f"{reason}: {count} tokens dropped" for reason, count in self.result.dropped.items()]
+        return "; ".join(cuts) or None
+
+    def turns(self) -> numpy.ndarray:
+        """(tokens,) assistant turn that a token is supervised in, -1 for none."""
+        turns = numpy.full(len(self.result.tokens), -1)
+        for number, (start, stop) in enumerate(self.result.spans):
+            turns[start:stop] = number
+        return turns
+
+    def as_dict(self, encoder: Encoder) -> dict:
+        tokens = []
+        if isinstance(self.result, Encoded):
+            tokens = [
+                [int(token), encoder.tokenizer.piece(int(token)), bool(turn >= 0), int(turn)]
+                for token, turn in zip(self.result.tokens, self.turns(), strict=True)
+            ]
+        return {
+            "row": self.row,
+            "source": self.source,
+            "status": self.status,
+            "reason": self.reason,
+            "tokens": tokens,
+        }
+
+
+def preview_rows(
+    encoder: Encoder, sources: Sequence[SourceFile], first: int, last: int
+) -> Iterator[PreviewRow]:
+    """Rows first to last (inclusive) of every source, encoded as training encodes them."""
+    for source in sources:
+        rows = list(islice(read_rows(source.path), first, last + 1))
+        results = encode_rows(encoder, [row.payload for row in rows])
+        for row, (result, _) in zip(rows, results, strict=True):
+            yield PreviewRow(row.index, source.name, row.location, result)
+
+
+def show(row: PreviewRow, encoder: Encoder) -> Text:
+    """A row for the terminal: trained tokens on green, the rest dim, control tokens in magenta."""
+    text = Text(f"{row.source} row {row.row}: {row.status}", style="bold")
+    if isinstance(row.result, Encoded):
+        text.append(f", {row.result.supervised} of {len(row.result.tokens)} tokens trained on")
+    if row.reason:
+        text.append(f" ({row.reason})", style="red")
+    text.append("\n")
+    if isinstance(row.result, Encoded):
+        for ids, supervised, control in _stretches(row, encoder):
+            style = TRAINED if supervised else CONTROL if control else MASKED
+            text.append(_readable(ids, control, encoder), style=style)
+        text.append("\n")
+    return text
+
+
+def _stretches(row: PreviewRow, encoder: Encoder) -> Iterator[tuple[list[int], bool, bool]]:
+    """(ids, supervised, control) of neighbouring tokens that look alike."""
+    control_ids = set(encoder.control_ids)
+    held: list[int] = []
+    state = None
+    for token, turn in zip(row.result.tokens.tolist(), row.turns().tolist(), strict=True):
+        new = (turn >= 0, token in control_ids)
+        if held and (new != state or new[1]):
+            yield held, *state
+            held = []
+        state = new
+        held.append(token)
+    if held:
+        yield held, *state
+
+
+def _readable(ids: list[int], control: bool, encoder: Encoder) -> str:
+    if control:
+        return encoder.tokenizer.piece(ids[0])
+    text = encoder.tokenizer.decode([ids])[0]
+    if encoder.tokenizer.piece(ids[0]).startswith("▁") and not text.startswith(" "):
+        text = " " + text  # SentencePiece leaves out the first space
+    return text
+
+
+def _parse_rows(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not match or int(match[2] or match[1]) < int(match[1]):
+        raise UserError("--rows", f"must be a row or a range such as 0-9: {text}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = build_parser("fastling preview", "Show, token by token, what is trained on.")
+    parser.add_argument("--rows", type=str, default="0-4", help="rows of each source, counted from 0")
+    parser.add_argument("--source", type=str, help="only this source; may be a held-out one")
+    parser.add_argument("--html", type=str, help="also write a page with the same colours")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a row on stdout")
+    config, options = parse(parser, arguments)
+    sources = config.data.sources
+    if options.source:
+        everything = [*sources, *config.data.validation]
+        named = [source for source in everything if source.name == options.source]
+        if not named:
+            names = ", ".join(source.name for source in everything)
+            raise UserError("--source", f"no such source: {options.source}", f"There are: {names}.")
+        sources = named
+    encoder = make_encoder(config)
+    rows = preview_rows(encoder, source_files(sources), *_parse_rows(options.rows))
+    if options.json:
+        for row in rows:
+            print(json.dumps(row.as_dict(encoder), ensure_ascii=False))
+        return
+    console = Console(record=bool(options.html), soft_wrap=True)
+    console.print(Text.assemble(("trained on", TRAINED), "  ", ("read only", MASKED), "  ", ("control token", CONTROL)))
+    for row in rows:
+        console.print(show(row, encoder))
+    if options.html:
+        console.save_html(options.html)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
