@@ -39,7 +39,7 @@ setup(
     package_data={"fastling.configs": ["*.yaml"], "fastling.demo": ["*.jsonl", "*.model", "*.md"]},
     install_requires=[
         "jinja2>=3.1.6",
-        "jsonargparse[signatures]>=4.40",
+        "jsonargparse[signatures]>=4.49",
         "matplotlib",
         "numpy",
         "protobuf",

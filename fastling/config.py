@@ -393,7 +393,7 @@ def parse(
     if not any(name in ("--config", "--help", "--print_config") for name in options):
         arguments = ["--config", str(DEMO_CONFIG), *arguments]
     parsed = parser.parse_args(arguments)
-    built = parser.instantiate_classes(parsed)
+    built = parser.instantiate(parsed)
     names = [item.name for item in dataclasses.fields(Config)]
     return Config(**{name: built[name] for name in names}), built
 

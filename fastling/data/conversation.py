@@ -4,7 +4,6 @@
 `parse_row` makes a `Conversation` of one row or raises `Refused` with the reason.
 """
 
-import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
-import zstandard
 
 from fastling.errors import UserError
 
@@ -82,16 +80,14 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for record in batch.to_pylist():
                 yield Row(index, f"{path}:row {index}", record)
                 index += 1
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(str(path), f"cannot be read as parquet: {_first_line(error)}") from None
 
 
 def _open(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        return zstandard.open(path, "rb")
-    return open(path, "rb")
+    # Arrow reads all members and frames of a file and, unlike zstandard, tells when one is cut short.
+    kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+    return io.BufferedReader(pyarrow.CompressedInputStream(str(path), kind)) if kind else open(path, "rb")
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -103,7 +99,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
                 yield from _array_rows(path, file.read())
             else:
                 yield from _line_rows(path, file)
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except OSError as error:
         raise UserError(str(path), f"cannot be read: {_first_line(error)}") from None
 
 
@@ -115,6 +111,8 @@ def _array_rows(path: Path, content: bytes) -> Iterator[Row]:
         raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(str(path), f"broken JSON: {_first_line(error)}") from None
     for index, record in enumerate(records):
         yield Row(index, f"{path}:row {index}", record)
 
@@ -222,9 +220,9 @@ def _prompt_completion(record: dict) -> tuple[str, list[Turn]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):  # OpenAI's content parts
-        parts = [part for part in value if isinstance(part, dict) and part.get("type") == "text"]
-        if len(parts) == len(value):
-            value = "".join(_text(part.get("text")) for part in parts)
+        parts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
+        if len(parts) == len(value) and all(isinstance(part, str) for part in parts):
+            value = "".join(parts)
     if not isinstance(value, str):
         raise Refused("not-text", f"expected text: {type(value).__name__}")
     try:

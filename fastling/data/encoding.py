@@ -46,6 +46,9 @@ class Unproved(Refused):
         super().__init__(reason, detail)
         self.num_tokens = num_tokens
 
+    def __reduce__(self):  # so that it crosses from a worker process whole
+        return type(self), (self.reason, self.detail, self.num_tokens)
+
 
 class _Run(NamedTuple):
     """Plain text between control tokens; `prompt` is its part before the answer of `turn`."""
@@ -66,10 +69,11 @@ class Encoder:
         self.sequence_length = sequence_length
         self.template: BoundTemplate = template.bind(tokenizer.bos, tokenizer.eos)
         self._ids = {token: self._control_id(token) for token in self.template.control_tokens}
-        tokenizer.reserve(self.template.control_tokens)
-        self.control_ids = frozenset(self._ids.values())
-        stops = [tokenizer.control_id(token) for token in self.template.stop_tokens]
-        self.stop_ids = list(dict.fromkeys(token_id for token_id in stops if token_id is not None))
+        known = {token: tokenizer.control_id(token) for token in self.template.stop_tokens}
+        stops = {token: token_id for token, token_id in known.items() if token_id is not None}
+        tokenizer.reserve([*self._ids, *stops])
+        self.control_ids = frozenset([*self._ids.values(), *stops.values()])
+        self.stop_ids = list(dict.fromkeys(stops.values()))
 
     def _control_id(self, token: str) -> int:
         token_id = self.tokenizer.control_id(token)
@@ -117,10 +121,8 @@ class Encoder:
         text, prompt, turn = "", "", -1
         for segment in self.template.render(conversation, for_answer=for_answer):
             if segment.control:
-                if text:
+                if text or turn >= 0:
                     chain.append(_Run(text, prompt, turn))
-                elif turn < 0 <= segment.turn:
-                    turn = segment.turn
                 chain.append(segment.text)
                 text, prompt, turn = "", "", -1
             else:
@@ -149,7 +151,8 @@ class Encoder:
             else:
                 failure = failure or self._disproof(part, ids, decoded)
                 if part.turn >= 0:
-                    answer_start = len(tokens) + len(ids[part.prompt])
+                    # Nothing stands before the first token of all, so it cannot be predicted.
+                    answer_start = max(1, len(tokens) + len(ids[part.prompt]))
                 tokens += ids[part.text]
         if failure:
             raise Unproved(*failure, num_tokens=len(tokens))

@@ -36,7 +36,7 @@ class Plan:
         epoch = 0.0
         for number in self.packs_per_epoch:
             if packs <= number:
-                return round(epoch + packs / number, 6)
+                return round(epoch + packs / max(1, number), 6)
             packs, epoch = packs - number, epoch + 1
         return epoch
 

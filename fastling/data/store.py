@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy
@@ -28,7 +28,7 @@ from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same inputs would give another store."""
 ROWS_PER_TASK = 256
 ARRAYS = {
@@ -36,7 +36,7 @@ ARRAYS = {
     "span_offsets": numpy.int64,  # (documents + 1,) into spans
     "spans": numpy.int32,  # (turns, 2) [start, stop) of supervised tokens within their document
     "sources": numpy.int16,  # (documents,) index into source names
-    "pairs": numpy.int16,  # (documents,) index into pair names, -1: none
+    "pairs": numpy.int32,  # (documents,) index into pair names, -1: none
     "rows": numpy.int64,  # (documents,) row in the source's file
 }
 
@@ -73,8 +73,11 @@ class Recipe:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}") from None
 
 
 def _digest_tokenizer(path: Path) -> list[str]:
@@ -101,7 +104,7 @@ class Store:
 
     def _map(self, name: str, kind: numpy.dtype) -> numpy.ndarray:
         path, length = self.folder / f"{name}.bin", self.manifest["lengths"][name]
-        if path.stat().st_size != length * kind.itemsize:
+        if not path.exists() or path.stat().st_size != length * kind.itemsize:
             raise UserError(str(path), "has the wrong size", f"Delete {self.folder}; it is built anew.")
         return numpy.memmap(path, kind, "r", shape=(length,)) if length else numpy.empty(0, kind)
 
@@ -129,6 +132,12 @@ class Store:
         start, stop = self.document_offsets[index : index + 2]
         first, last = self.span_offsets[index : index + 2]
         return self.tokens[start:stop], self.spans[first:last]
+
+
+    def first_refused(self, source: str) -> dict:
+        """The first refused row of a source: location, reason, detail."""
+        with open(self.folder / "refused.jsonl", encoding="utf-8") as file:
+            return next(entry for entry in map(json.loads, file) if entry["source"] == source)
 
 
 def default_store() -> Path:
@@ -162,7 +171,7 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
             raise UserError(f"source {name}", "is empty: it has no rows")
         if refused and (ledger["kept"] == 0 or refused > recipe.max_refused_share * ledger["rows"]):
             reasons = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
-            first = json.loads(next(open(store.folder / "refused.jsonl", encoding="utf-8")))
+            first = store.first_refused(name)
             raise UserError(
                 f"source {name}",
                 f"{refused} of {ledger['rows']} rows are refused: {reasons[:200]}",
@@ -194,7 +203,8 @@ class _Writer:
         vocab_size = load_tokenizer(recipe.tokenizer).vocab_size
         self.token_type = numpy.dtype(numpy.uint16 if vocab_size <= 1 << 16 else numpy.uint32)
         self.files = {name: open(folder / f"{name}.bin", "wb") for name in ("tokens", *ARRAYS)}
-        self.refused = open(folder / "refused.jsonl", "w", encoding="utf-8")
+        # Half a surrogate pair cannot be UTF-8; a backslash and its number is JSON for it.
+        self.refused = open(folder / "refused.jsonl", "w", encoding="utf-8", errors="backslashreplace")
         self.lengths = collections.Counter()
         self.ledgers = [Ledger() for _ in recipe.sources]
         self.pairs: dict[str, int] = {}
@@ -258,7 +268,7 @@ class _Writer:
             "sources": names,
             "pairs": list(self.pairs),
             "token_type": self.token_type.name,
-            "lengths": dict(self.lengths),
+            "lengths": {name: self.lengths[name] for name in self.files},
             "ledgers": {
                 name: ledger.as_dict() for name, ledger in zip(names, self.ledgers, strict=True)
             },
@@ -268,7 +278,7 @@ class _Writer:
 
 # Encoding on all cores. A worker process holds one encoder; tasks and results travel in order.
 
-_encoder: Encoder | None = None
+_encoder: Encoder
 
 
 def _start_worker(template: Template, tokenizer: Path, sequence_length: int) -> None:
@@ -307,19 +317,18 @@ def _encode_all(
     recipe: Recipe, workers: int
 ) -> Iterator[tuple[int, list[Row], list[tuple[Encoded | Refused, str | None]]]]:
     """(source, rows, results) in the order of the files, whatever the number of workers."""
-    arguments = (recipe.template, recipe.tokenizer, recipe.sequence_length)
+    encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
     tasks = _tasks(recipe)
     first = list(islice(tasks, 8))
     if workers == 1 or len(first) < 8:  # starting processes would take longer than the work
-        _start_worker(*arguments)
-        for number, rows in (*first, *tasks):
-            yield number, rows, _encode_rows([row.payload for row in rows])
+        for number, rows in chain(first, tasks):
+            yield number, rows, encode_rows(encoder, [row.payload for row in rows])
         return
-    Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)  # fail here, in words
     context = multiprocessing.get_context("forkserver")
+    arguments = (recipe.template, recipe.tokenizer, recipe.sequence_length)
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         waiting = collections.deque()
-        for number, rows in (*first, *tasks):
+        for number, rows in chain(first, tasks):
             waiting.append((number, rows, pool.submit(_encode_rows, [row.payload for row in rows])))
             if len(waiting) > 4 * workers:
                 number, rows, result = waiting.popleft()

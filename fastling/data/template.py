@@ -52,6 +52,12 @@ class Template:
         for field in ("user", "assistant"):
             if self._split(getattr(self, field)).count("{content}") != 1:
                 raise UserError(f"template {self.name}", f"{field} needs {{content}} exactly once")
+        for field, placeholder in (
+            ("begin", "{content}"),
+            *((field, "{system}") for field in ("begin", "system", "assistant")),
+        ):
+            if placeholder in self._split(getattr(self, field)):
+                raise UserError(f"template {self.name}", f"{field} has no place for {placeholder}")
         if self.system and "{content}" not in self.system:
             raise UserError(f"template {self.name}", "system needs {content}")
         if self.default_system and not self.system:
@@ -160,7 +166,7 @@ class BoundTemplate:
         """The same rendering as a chat template for Hugging Face, vLLM, SGLang and llama.cpp."""
 
         def literal(segments: list[Segment]) -> str:
-            return json.dumps("".join(segment.text for segment in segments))
+            return _quote("".join(segment.text for segment in segments))
 
         def pattern(pattern: str, content: str) -> str:
             """Jinja expression of a pattern around the variable `content`."""
@@ -171,17 +177,17 @@ class BoundTemplate:
                 elif part == "{system}":
                     parts.append("(system_block if loop.first else '')")
                 elif text := self._names.get(part, part):
-                    parts.append(json.dumps(text))
+                    parts.append(_quote(text))
             return " + ".join(parts) or "''"
 
         system = pattern(self.template.system, "system") if self.template.system else "''"
         takes_system = "{system}" in self.template.user
         user = pattern(self.template.user, "message['content']")
-        answer = f"{literal(self.answer_prefix)} + {json.dumps(self.joint)}"
-        answer += f" + message['content'] + {json.dumps(self.end_token)} + {literal(self.answer_suffix)}"
+        answer = f"{literal(self.answer_prefix)} + {_quote(self.joint)}"
+        answer += f" + message['content'] + {_quote(self.end_token)} + {literal(self.answer_suffix)}"
         lines = [
             "{%- set turns = messages -%}",
-            f"{{%- set system = {json.dumps(self.template.default_system)} -%}}",
+            f"{{%- set system = {_quote(self.template.default_system)} -%}}",
             "{%- if messages and messages[0]['role'] == 'system' -%}",
             "{%- set turns = messages[1:] -%}",
             "{%- if messages[0]['content'] | trim -%}"
@@ -196,13 +202,18 @@ class BoundTemplate:
             "{%- elif message['role'] == 'assistant' -%}",
             f"{{{{- {answer} -}}}}",
             "{%- else -%}",
-            "{{- raise_exception('the template ' + " + json.dumps(self.name) + " + "
+            "{{- raise_exception('the template ' + " + _quote(self.name) + " + "
             "' has no role ' + message['role']) -}}",
             "{%- endif -%}",
             "{%- endfor -%}",
             f"{{%- if add_generation_prompt -%}}{{{{- {literal(self.answer_prefix)} -}}}}{{%- endif -%}}",
         ]
         return "\n".join(line for line in lines if line)
+
+
+def _quote(text: str) -> str:
+    """A string of Jinja. As it is: of an emoji's two \\u escapes Jinja would make two halves."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 BAYLING = Template(
@@ -285,5 +296,7 @@ def _from_fields(where: str, fields: object) -> Template:
         listed = name in ("control_tokens", "stop")
         if not isinstance(value, list if listed else str):
             raise UserError(where, f"{name} must be {'a list' if listed else 'text'}: {value!r}")
+        if listed and not all(isinstance(token, str) and token for token in value):
+            raise UserError(where, f"{name} must be a list of tokens: {value!r}")
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     return Template(**{"name": Path(where).stem, **fields})

@@ -3,6 +3,7 @@
 `encode` never yields a control token whatever the text says (P3): those are inserted by id.
 """
 
+import copy
 import json
 import unicodedata
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ class JsonTokenizer:
         self.path = path
         try:
             self.fields = json.loads(path.read_text(encoding="utf-8"))
-            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.fields))
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_without_first_space(self.fields)))
         except Exception as error:  # the library raises plain Exception
             raise UserError(str(path), f"is not a tokenizer.json: {str(error)[:200]}") from None
         self._tokenizer.no_padding()
@@ -138,6 +139,21 @@ class JsonTokenizer:
 
     def piece(self, token_id: int) -> str:
         return self._tokenizer.id_to_token(int(token_id)) or f"<{token_id}>"
+
+
+def _without_first_space(fields: dict) -> dict:
+    """Fields that encode a run as it is encoded after a control token, and a copy that decodes it so.
+
+    Metaspace's scheme "first" puts a space before a text only where no control token stands before it.
+    In a conversation one does, so no run has that space, in `fields` from here on, nor may lose it.
+    """
+    first = [part for part in _flatten(fields.get("pre_tokenizer")) if part.get("prepend_scheme") == "first"]
+    for part in first:
+        part["prepend_scheme"] = "never"
+    copied = copy.deepcopy(fields)
+    for part in _flatten(copied.get("decoder")) if first else []:
+        part.update({"Metaspace": {"prepend_scheme": "never"}, "Strip": {"start": 0}}.get(part["type"], {}))
+    return copied
 
 
 def _flatten(part: dict | None) -> list[dict]:

@@ -11,6 +11,7 @@ the rendered text must not end up with two.
 import copy
 import json
 import random
+from collections.abc import Sequence
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
@@ -24,7 +25,7 @@ _BPE, _UNIGRAM = 2, 1
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 
-def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: list[str]) -> str:
+def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) -> str:
     """Text of a tokenizer.json that encodes exactly as `tokenizer` does.
 
     Raises UserError, with the first string that differs, where there is none.
@@ -32,9 +33,9 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: list[str]) -> str
     if isinstance(tokenizer, JsonTokenizer):
         built = _without_begin_token(tokenizer.fields, control_tokens)
     else:
-        built = _from_sentencepiece(tokenizer)
+        built = _from_sentencepiece(tokenizer, control_tokens)
     text = built.to_str(pretty=True)
-    difference = first_difference(tokenizer, tokenizers.Tokenizer.from_str(text))
+    difference = first_difference(tokenizer, tokenizers.Tokenizer.from_str(text), control_tokens)
     if difference is not None:
         raise UserError(
             f"export of {tokenizer.path}",
@@ -44,7 +45,7 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: list[str]) -> str
     return text
 
 
-def _without_begin_token(fields: dict, control_tokens: list[str]) -> tokenizers.Tokenizer:
+def _without_begin_token(fields: dict, control_tokens: Sequence[str]) -> tokenizers.Tokenizer:
     """The same tokenizer.json, minus what adds tokens on its own, with control tokens marked special."""
     fields = copy.deepcopy(fields)
     processor = fields.get("post_processor")
@@ -58,7 +59,9 @@ def _without_begin_token(fields: dict, control_tokens: list[str]) -> tokenizers.
     return built
 
 
-def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
+def _from_sentencepiece(
+    tokenizer: SentencePieceTokenizer, control_tokens: Sequence[str]
+) -> tokenizers.Tokenizer:
     proto = sentencepiece_model.ModelProto()
     proto.ParseFromString(tokenizer.processor.serialized_model_proto())
     kind = proto.trainer_spec.model_type
@@ -66,11 +69,12 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokeniz
         raise UserError(str(tokenizer.path), "is neither a BPE nor a Unigram model: it cannot be exported")
     built = tokenizers.Tokenizer(_bpe(proto) if kind == _BPE else _unigram(proto))
     built.normalizer = _normalizer(proto.normalizer_spec)
-    built.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    built.decoder = decoders.Sequence(steps)
     for piece in proto.pieces:
-        if piece.type in (_CONTROL, _UNKNOWN):
+        if piece.type in (_CONTROL, _UNKNOWN) or piece.piece in control_tokens:
             built.add_special_tokens([AddedToken(piece.piece, special=True, normalized=False)])
         elif piece.type == _USER_DEFINED:
             built.add_tokens([AddedToken(piece.piece, special=False, normalized=False)])
@@ -112,7 +116,8 @@ def _normalizer(spec) -> normalizers.Normalizer:
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ +| +$"), "")]
+        # At the end SentencePiece looks for spaces after it has replaced them.
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(r"\A +|[ ▁]+\z"), "")]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend("▁"))
     if spec.escape_whitespaces:
@@ -120,8 +125,13 @@ def _normalizer(spec) -> normalizers.Normalizer:
     return normalizers.Sequence(steps)
 
 
-def first_difference(reference: Tokenizer, built: tokenizers.Tokenizer) -> str | None:
-    """The first of many probing strings that the two encode differently; None if none does."""
+def first_difference(
+    reference: Tokenizer, built: tokenizers.Tokenizer, control_tokens: Sequence[str] = ()
+) -> str | None:
+    """The first of many probing strings that the two encode differently; None if none does.
+
+    Between control tokens a server must read a text as we do: as a run of its own.
+    """
     special = {token.content for token in built.get_added_tokens_decoder().values() if token.special}
     texts = [text for text in probing_strings(reference) if not any(token in text for token in special)]
     expected = reference.encode(texts)
@@ -129,6 +139,13 @@ def first_difference(reference: Tokenizer, built: tokenizers.Tokenizer) -> str |
     for text, mine, theirs in zip(texts, expected, found, strict=True):
         if mine != theirs.ids:
             return text
+    for token in control_tokens:
+        token_id = reference.control_id(token)
+        between = [f"{token}{text}{token}" for text in texts[:500]]
+        found = built.encode_batch_fast(between, add_special_tokens=False)
+        for text, mine, theirs in zip(between, expected, found, strict=False):
+            if [token_id, *mine, token_id] != theirs.ids:
+                return text
     return None
 
 

@@ -1,0 +1,83 @@
+"""What every test shares: no network, no home folder, and small runs made in the test."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "fastling" / "demo"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Token stores of tests go to a folder of the test session."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.CompletedProcess:
+    """Run `python -m ...`, under torchrun when `ranks` is given, from the root of the project."""
+    command = [sys.executable, "-m"]
+    if ranks:
+        command += ["torch.distributed.run", "--nproc_per_node", str(ranks), "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=options.pop("cwd", ROOT),
+        env=environment,
+        timeout=300,
+        **options,
+    )
+
+
+@pytest.fixture
+def tiny_run(tmp_path):
+    """Write the config of a run of a few seconds on the demo's data; returns a function of changes."""
+
+    def write(**changes) -> Path:
+        settings = {
+            "run_dir": str(tmp_path / "run"),
+            "model": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+            },
+            "data": {
+                "tokenizer": "fastling:demo/tokenizer.model",
+                "sequence_length": 256,
+                "sources": [{"name": "demo", "path": "fastling:demo/train.jsonl"}],
+                "validation": [{"name": "held-out", "path": "fastling:demo/held-out.jsonl"}],
+            },
+            "train": {
+                "steps": 6,
+                "global_batch_tokens": 1024,
+                "micro_batch_tokens": 512,
+                "precision": "fp32",
+            },
+            "optimizer": {"lr": 0.01},
+            "checkpoint": {"every_steps": 2, "keep_last": 2},
+            "evaluate": {"every_steps": 3, "samples": 1, "sample_tokens": 4},
+        }
+        for section, values in changes.items():
+            if isinstance(values, dict):
+                settings.setdefault(section, {}).update(values)
+            else:
+                settings[section] = values
+        path = tmp_path / "config.yaml"
+        path.write_text(json.dumps(settings))  # JSON is YAML
+        return path
+
+    return write
