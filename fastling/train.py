@@ -57,16 +57,14 @@ class Run:
         self.identity = record.identity(config, self.prepared)
         found = self._find_checkpoint()
         self.first_step = found.state["step"] if found else 0
-        if world.is_main:
-            record.write_records(config, self.prepared, world)
-            print_ledger(self.prepared, console)
+        world.on_main(lambda: record.write_records(config, self.prepared, world))
+        print_ledger(self.prepared, console)
         choices = ops.configure(
             config.model.kernels, config.model.attention, device=world.device, dtype=self.dtype
         )
         prove_isolation(shape, world.device, self.dtype)
         self.export = make_export(self.run_dir / "export", shape, self.prepared.encoder, config)
-        if world.is_main:
-            self.export.rehearse()
+        world.on_main(self.export.rehearse)
         self.model = build_model(config, shape, world, load=found is None)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         if found:
@@ -80,10 +78,9 @@ class Run:
     def _find_checkpoint(self) -> checkpoint.Found | None:
         """The newest good checkpoint: rank 0 reads through them all, the others take its word."""
         folder = self.run_dir / "checkpoints"
-        step = 0
-        if self.world.is_main:
-            step = checkpoint.newest_step(folder, lambda text: self.console.print(text, style="bold red"))
-        step = self.world.from_main(step)
+        step = self.world.on_main(
+            lambda: checkpoint.newest_step(folder, lambda text: self.console.print(text, style="bold red"))
+        )
         if not step:
             return None
         found = checkpoint.open_checkpoint(folder, step)

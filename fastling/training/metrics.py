@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+import uuid
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -223,7 +224,7 @@ def _start_wandb(run_dir: Path, config: Config):
     os.environ.setdefault("WANDB_SILENT", "true")
     id_path = run_dir / "wandb-id"
     if not id_path.exists():
-        id_path.write_text(wandb.util.generate_id())
+        id_path.write_text(uuid.uuid4().hex[:8])
     run = wandb.init(
         project=config.log.project,
         name=run_dir.name,

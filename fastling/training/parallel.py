@@ -5,6 +5,7 @@ gradients are summed, not averaged, in float32: the batches carry weights that a
 """
 
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,6 +45,22 @@ class World:
         if self.size > 1:
             dist.broadcast(value, src=0)
         return int(value)
+
+    def on_main(self, action: Callable[[], int | None]) -> int:
+        """Do something on rank 0 and tell all ranks its number (0 for none).
+
+        When it raises UserError there, every rank stops, and rank 0 says why.
+        """
+        number, error = 0, None
+        if self.is_main:
+            try:
+                number = action() or 0
+            except UserError as problem:
+                number, error = -1, problem
+        number = self.from_main(number)
+        if number < 0:
+            raise error or UserError("rank 0", "stopped")
+        return number
 
 
 @contextmanager

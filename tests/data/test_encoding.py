@@ -1,0 +1,309 @@
+"""P1 to P4 on generated conversations, against the tokenizers' own libraries and templates written by hand."""
+
+import unicodedata
+
+import numpy
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from fastling.data.conversation import Conversation, Refused, Turn
+from fastling.data.encoding import Encoded, Encoder, Unproved
+from fastling.data.ledger import Ledger
+from fastling.data.template import Template
+from fastling.data.tokenizer import load_tokenizer
+from fastling.errors import UserError
+
+LOOK_ALIKES = [
+    "</s>", "<s>", "<unk>", "<0x0A>", "<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|begin_of_text|>",
+    "<|endoftext|>", "[INST]", "[/INST]", "<<SYS>>", "### Instruction:\n", "ASSISTANT: ", "<|im_", "end|>",
+]  # fmt: skip
+FRAGMENTS = [
+    *LOOK_ALIKES,
+    " ", "  ", "\n", "\n\n", "\r\n", "\t", "\u3000", "\u00a0", "\u200b", "\u200d", "\ufeff", "\x00", "\x7f",
+    "Hello, world", "the ", "don't", "2026", "1,234.5", "a" * 30, "=" * 17,
+    "请把这句话翻译成英语：", "龘", "𠮷野家", "日本語", "，", "Käse mit süßem Brot", "Ä", "ß", "A\u0308", "é", "e\u0301",
+    "😀", "👩‍👩‍👧", "🇩🇪🇨🇳", "🏳️‍🌈", "\u0301", "ﬁ", "½", "Å", "مرحبا", "नमस्ते",
+]  # fmt: skip
+TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), min_size=1, max_size=6).map("".join)
+NASTY = [
+    ("", ["Translate: Good morning!", "早上好！", "And in German?", "Guten Morgen, schöne Grüße! 😀"]),
+    ("Antworte kurz.", [" leading", " two words ", "\ttab\n", "  two spaces", "\n\n", " ", "thanks"]),
+    ("</s>", ["</s>", "</s>", "<s>[INST] x [/INST]", "<|im_end|>\n<|im_start|>assistant\n"]),
+    ("<|eot_id|>", ["<|eot_id|>", "a<|eot_id|>b", "<|im_", "end|>", "<|begin_of_text|>", "<unk><0x0A>"]),
+    ("", ["", "", "", "x"]),  # empty turns
+    ("x" * 99, ["\x00", "a\x00b", "\u200b", "\u200d\ufeffz", "\r\n\r\n", "a\r\nb\r\n"]),
+    ("", ["👩‍👩‍👧🇩🇪🏳️‍🌈", "👩‍👩‍👧", "𠮷龘", "𠮷", "e\u0301", "é", "A\u0308", "Ä"]),
+    ("", ["Wort " * 3000, "中文。" * 3000, "a" * 5000, " " * 3000 + "."]),
+]  # fmt: skip
+COMBINATIONS = [
+    (kind, template)
+    for kind in ("sentencepiece", "demo", "byte-level", "qwen", "llama-json", "llama-first")
+    for template in ("bayling", "vicuna", "alpaca", "llama2", "own", "llama3", "chatml")
+    if not (kind == "demo" and template in ("llama3", "chatml"))
+]
+
+
+class Oracle:
+    """What a conversation must become, worked out without fastling's data path."""
+
+    def __init__(self, kind, template: str, by_hand, system: str, turns: list[str]):
+        self.kind = kind
+        self.bos = {"byte-level": "<|begin_of_text|>", "qwen": ""}.get(kind.name, "<s>")
+        self.eos = {"byte-level": "<|end_of_text|>", "qwen": "<|endoftext|>"}.get(kind.name, "</s>")
+        self.parts = by_hand(template, system, turns, self.bos, self.eos)
+        self.answers = [number for number, (each, _) in enumerate(self.parts) if each == "answer"]
+        self.prompts = [kind.ids(self.parts[:number]) for number in self.answers]
+        self.ends = [len(kind.ids(self.parts[: number + 2])) for number in self.answers]
+
+    def merges(self) -> bool:
+        """Does a server's prompt fail to be how the ids of prompt and answer together start?"""
+        return any(
+            self.kind.ids(self.parts[: number + 1])[: len(prompt)] != prompt
+            for number, prompt in zip(self.answers, self.prompts, strict=True)
+        )
+
+    def check(self, encoded: Encoded) -> None:
+        tokens, kind = encoded.tokens.tolist(), self.kind
+        assert len(encoded.spans) <= len(self.answers)
+        supervised_turns = zip(encoded.spans.tolist(), self.answers, self.prompts, strict=False)
+        for (start, stop), number, prompt in supervised_turns:
+            assert tokens[:start] == prompt  # P1
+            answer, (_, end) = self.parts[number][1], self.parts[number + 1]
+            assert tokens[stop - 1] == kind.id(end)
+            text = kind.text(tokens[start : stop - 1])
+            assert text == (unicodedata.normalize("NFC", answer) if kind.name == "qwen" else answer)  # P2
+        control = {kind.id(token) for token in control_tokens(kind, self.parts)}
+        expected = [kind.id(text) for each, text in self.parts if each == "control"]
+        found = [token for token in tokens if token in control]
+        assert found == expected[: len(found)]  # P3: what was inserted, and nothing else
+        assert len(found) == len(expected) or encoded.dropped
+
+
+def control_tokens(kind, parts) -> set[str]:
+    own = {text for each, text in parts if each == "control"}
+    return own | ({"<|endoftext|>"} if kind.name == "qwen" else set())
+
+
+def conversation(system: str, turns: list[str]) -> Conversation:
+    roles = ("user", "assistant")
+    return Conversation(tuple(Turn(roles[i % 2], text) for i, text in enumerate(turns)), system)
+
+
+def check_against_oracle(kind, template, by_hand, system, turns, budget=10**6) -> Encoded | Refused:
+    (result,) = kind.encoder(template, budget).encode([conversation(system, turns)])
+    oracle = Oracle(kind, template, by_hand, system, turns)
+    if isinstance(result, Encoded):
+        oracle.check(result)
+    elif result.reason == "answer-merges-with-prompt":
+        assert oracle.merges()
+    elif result.reason == "does-not-decode":
+        assert "▁" in "".join(text for _, text in oracle.parts)  # what SentencePiece writes for a space
+    else:
+        assert result.reason == "too-long"
+        assert oracle.ends[0] > budget
+    ledger = Ledger()
+    ledger.add(result)
+    ledger.check()  # P4
+    return result
+
+
+@settings(max_examples=1000, derandomize=True, database=None, deadline=None)
+@given(
+    combination=st.sampled_from(COMBINATIONS),
+    system=st.sampled_from(["", "Sei nett."]) | TEXTS,
+    turns=st.lists(TEXTS, min_size=2, max_size=7),
+    budget=st.sampled_from([10**6, 10**6, 150, 80]),
+)
+def test_a_thousand_conversations_are_encoded_as_a_server_would(
+    kinds, own_template, by_hand, combination, system, turns, budget
+):
+    name, template = combination
+    template = own_template if template == "own" else template
+    result = check_against_oracle(kinds[name], template, by_hand, system, turns, budget)
+    event(result.reason if isinstance(result, Refused) else "proved")
+
+
+@pytest.mark.parametrize(("name", "template"), COMBINATIONS)
+def test_nasty_conversations_are_proved_not_refused(name, template, kinds, own_template, by_hand):
+    template = own_template if template == "own" else template
+    for system, turns in NASTY:
+        result = check_against_oracle(kinds[name], template, by_hand, system, turns)
+        assert isinstance(result, Encoded), (result, turns)
+        assert len(result.spans) == len(turns) // 2
+
+
+@pytest.mark.parametrize(("name", "template"), COMBINATIONS)
+def test_training_reads_the_ids_that_chat_and_a_server_feed(name, template, kinds, own_template, by_hand):
+    """P1 by the whole file: the flat rendered text through the tokenizer.json, control tokens found in it."""
+    kind, template = kinds[name], own_template if template == "own" else template
+    turns = ["Translate: Good morning!", "早上好！", " Und auf  Deutsch?\n", "Guten Morgen 😀\n", "1,234"]
+    encoder = kind.encoder(template)
+    (encoded,) = encoder.encode([conversation("Sei nett.", turns)])
+    for turn, count in enumerate((1, 3)):
+        asked = encoder.prompt_ids(conversation("Sei nett.", turns[:count]))
+        assert asked == encoded.tokens[: encoded.spans[turn, 0]].tolist()
+        if kind.is_json:
+            parts = Oracle(kind, template, by_hand, "Sei nett.", turns).parts
+            answers = [number for number, (each, _) in enumerate(parts) if each == "answer"]
+            flat = "".join(text for _, text in parts[: answers[turn]])
+            assert asked == kind.server_ids(flat)
+
+
+def test_one_batch_gives_what_single_conversations_give(kinds):
+    encoder = kinds["sentencepiece"].encoder("vicuna", 60)
+    conversations = [conversation(system, turns) for system, turns in NASTY]
+    together = encoder.encode(conversations)
+    for one, result in zip(conversations, together, strict=True):
+        (alone,) = encoder.encode([one])
+        assert type(alone) is type(result)
+        if isinstance(alone, Encoded):
+            assert alone.tokens.tolist() == result.tokens.tolist()
+            assert alone.spans.tolist() == result.spans.tolist()
+        else:
+            assert (alone.reason, alone.detail) == (result.reason, result.detail)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "byte-level", "qwen", "llama-json"])
+def test_a_control_token_spelled_by_two_fields_stays_text(name, kinds, tmp_path):
+    """`<|im_` in the message, `end|>` in the template."""
+    path = tmp_path / "split.yaml"
+    path.write_text('user: "{content}end|>\\n"\nassistant: "<|im_{content}<|im_end|>"\ncontrol_tokens: ["<|im_end|>"]')
+    kind = kinds[name]
+    encoder = kind.encoder(str(path))
+    (encoded,) = encoder.encode([conversation("", ["a<|im_", "end|>"])])
+    end = kind.id("<|im_end|>")
+    assert encoded.tokens.tolist().count(end) == 1
+    assert kind.text(encoded.tokens[encoded.spans[0, 0] : -1].tolist()) == "end|>"
+
+
+def test_an_end_token_that_the_template_does_not_write_is_text_too(kinds):
+    """A server stops at the tokenizer's own end token, so an answer must not hold it (not special in this file)."""
+    kind = kinds["qwen"]
+    (encoded,) = kind.encoder("chatml").encode([conversation("", ["q", "a<|endoftext|>b"])])
+    assert kind.id("<|endoftext|>") in kind.encoder("chatml").stop_ids
+    assert kind.id("<|endoftext|>") not in encoded.tokens
+
+
+def test_user_defined_pieces_in_a_message_are_refused(tmp_path, sentencepiece_model):
+    """SentencePiece always finds USER_DEFINED pieces in text: such a row cannot be proved."""
+    path = sentencepiece_model(tmp_path, user_defined_symbols="<|im_start|>,<|im_end|>")
+    encoder = Encoder(Template("x", "{content}\n", "{content}<|im_end|>", control_tokens=("<|im_end|>",)), load_tokenizer(path), 99)
+    good, bad = encoder.encode([conversation("", ["q", "a"]), conversation("", ["q", "a<|im_end|>b"])])
+    assert good.tokens.tolist().count(encoder.control_ids_of("<|im_end|>") if hasattr(encoder, "control_ids_of") else good.tokens[-1]) == 1
+    assert bad.reason == "control-token-in-text"
+    assert "<|im_end|>" in bad.detail
+
+
+def test_an_answer_that_merges_with_its_prompt_is_refused(kinds):
+    """A newline at the start of an answer becomes one token with the prompt's in byte-level tokenizers."""
+    (result,) = kinds["byte-level"].encoder("bayling").encode([conversation("", ["q", "\nanswer"])])
+    assert (result.reason, result.detail) == ("answer-merges-with-prompt", "turn 1 starts with '\\nanswer'")
+
+
+def test_text_that_does_not_come_back_is_refused(kinds, tmp_path, sentencepiece_model):
+    (result,) = kinds["sentencepiece"].encoder("bayling").encode([conversation("", ["q", "a ▁ b"])])
+    assert (result.reason, result.detail) == ("does-not-decode", "'▁ b' came back as '  b'")
+    path = sentencepiece_model(tmp_path, byte_fallback=False, vocab_size=450)
+    own = Template("x", "{content} ", "A: {content}{eos}")
+    good, unknown = Encoder(own, load_tokenizer(path), 99).encode(
+        [conversation("", ["the", "bread"]), conversation("", ["the", "龘"])]
+    )
+    assert isinstance(good, Encoded)
+    assert unknown.reason == "does-not-decode"
+
+
+def test_a_tokenizer_that_normalises_supervises_the_normal_form(tmp_path, sentencepiece_model):
+    path = sentencepiece_model(tmp_path, normalization_rule_name="nmt_nfkc")
+    encoder = Encoder(Template("x", "{content} ", "A: {content}{eos}"), load_tokenizer(path), 99)
+    (encoded,) = encoder.encode([conversation("", ["ｔｈｅ", "ﬁｎｅ"])])
+    (start, stop), tokens = encoded.spans[0], encoded.tokens.tolist()
+    assert encoder.tokenizer.processor.decode(tokens[start : stop - 1]) == "fine"
+
+
+# The budget (P4) ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["bayling", "vicuna", "llama3"])
+def test_every_budget_cuts_at_the_end_of_an_answer(template, kinds):
+    kind = kinds["sentencepiece"]
+    turns = ["one two", "three", "four", "five six seven", "eight", "nine", "and ten"]
+    (whole,) = kind.encoder(template).encode([conversation("", turns)])
+    ends = whole.spans[:, 1].tolist()
+    total = len(whole.tokens) + whole.dropped["after-last-answer"]
+    assert len(whole.tokens) == ends[-1]
+    for budget in range(1, total + 2):
+        (result,) = kind.encoder(template, budget).encode([conversation("", turns)])
+        fitting = [end for end in ends if end <= budget]
+        if not fitting:
+            assert (result.reason, result.num_tokens) == ("too-long", total)
+            continue
+        assert result.tokens.tolist() == whole.tokens[: fitting[-1]].tolist()
+        assert result.spans.tolist() == whole.spans[: len(fitting)].tolist()
+        assert sum(result.dropped.values()) == total - fitting[-1]
+        assert set(result.dropped) == {"after-last-answer"} | ({"over-length"} if fitting != ends else set())
+
+
+def test_what_a_template_writes_after_the_last_answer_is_kept_if_it_fits(kinds):
+    encoder = kinds["demo"].encoder("bayling")
+    (whole,) = encoder.encode([conversation("", ["q", "a"])])
+    assert whole.dropped == {}
+    assert len(whole.tokens) > whole.spans[-1, 1]  # the newline after </s>
+    (cut,) = kinds["demo"].encoder("bayling", len(whole.tokens) - 1).encode([conversation("", ["q", "a"])])
+    assert cut.dropped == {"over-length": len(whole.tokens) - whole.spans[-1, 1]}
+
+
+# Plain text ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "template"), [("demo", "bayling"), ("byte-level", "llama3"), ("qwen", "chatml"), ("demo", "llama2")])
+def test_plain_text_is_supervised_but_for_a_first_token_that_nothing_predicts(name, template, kinds):
+    kind, text = kinds[name], "Once upon a time. 从前…"
+    encoder = kind.encoder(template)
+    (encoded,) = encoder.encode([Conversation((Turn("text", text),))])
+    begins = template in ("bayling", "llama3")
+    end = encoder.template.end_token
+    begin = {"bayling": "<s>", "llama3": "<|begin_of_text|>"}
+    parts = [("control", begin[template])] if begins else []
+    assert encoded.tokens.tolist() == kind.ids([*parts, ("text", text), ("control", end)])
+    assert encoded.spans.tolist() == [[1, len(encoded.tokens)]]
+
+
+# The rest -----------------------------------------------------------------------------------------
+
+
+def test_a_template_without_its_tokens_is_refused_in_words(kinds):
+    with pytest.raises(UserError, match=r"chatml: needs the token <\|im_start\|>, which .*tokenizer.model does not"):
+        kinds["demo"].encoder("chatml")
+
+
+def test_stop_ids_are_the_end_token_and_those_that_the_tokenizer_has(kinds):
+    kind = kinds["byte-level"]
+    assert kind.encoder("llama3").stop_ids == [kind.id("<|eot_id|>"), kind.id("<|end_of_text|>")]
+    assert kind.encoder("chatml").stop_ids == [
+        kind.id(token) for token in ("<|im_end|>", "<|end_of_text|>", "<|endoftext|>")
+    ]
+    assert kinds["demo"].encoder("bayling").stop_ids == [2]
+
+
+def test_a_generated_answer_is_read_without_its_end_token(kinds):
+    for name, template in COMBINATIONS:
+        if template in ("own",):
+            continue
+        encoder = kinds[name].encoder(template)
+        (encoded,) = encoder.encode([conversation("", ["q", "Grüße, 你好 😀"])])
+        assert encoder.answer(encoded.tokens[slice(*encoded.spans[0])].tolist()) == "Grüße, 你好 😀"
+
+
+def test_arrays_have_the_types_that_the_store_writes(kinds):
+    (encoded,) = kinds["demo"].encoder("bayling").encode([conversation("", ["q", "a", "q", "b"])])
+    assert encoded.tokens.dtype == numpy.uint32
+    assert encoded.spans.dtype == numpy.int32
+    assert encoded.supervised == sum(stop - start for start, stop in encoded.spans.tolist())
+
+
+def test_a_refusal_crosses_a_process_border_whole():
+    import pickle
+
+    refusal = pickle.loads(pickle.dumps(Unproved("too-long", "by far", 7)))
+    assert (refusal.reason, refusal.detail, refusal.num_tokens) == ("too-long", "by far", 7)

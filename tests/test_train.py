@@ -1,0 +1,216 @@
+"""The main job over real processes: train, kill, resume, export."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import ROOT, run_python
+
+from fastling.training.metrics import read_metrics
+
+SAME_AGAIN = ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "eval_loss")
+
+
+def course(run_dir: Path) -> list[dict]:
+    """The numbers of a run that must come out the same again, bit for bit."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{name: line[name] for name in SAME_AGAIN if name in line} for line in lines]
+
+
+def train(*arguments, ranks: int = 0, **options) -> subprocess.CompletedProcess:
+    result = run_python("fastling.train", *arguments, ranks=ranks, **options)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One small run to its end on two processes, looked at by several tests."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = {
+        "run_dir": str(folder / "run"),
+        "model": {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        "data": {
+            "tokenizer": "fastling:demo/tokenizer.model",
+            "sequence_length": 256,
+            "sources": [{"name": "demo", "path": "fastling:demo/train.jsonl"}],
+            "validation": [{"name": "held-out", "path": "fastling:demo/held-out.jsonl"}],
+        },
+        "train": {"steps": 6, "global_batch_tokens": 1024, "micro_batch_tokens": 256, "precision": "fp32"},
+        "optimizer": {"lr": 0.01},
+        "checkpoint": {"every_steps": 2, "keep_last": 2},
+        "evaluate": {"every_steps": 3, "samples": 2, "sample_tokens": 4},
+        "log": {"wandb": True},
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(config))
+    result = train("--config", path, "--json", ranks=2)
+    return path, folder / "run", result
+
+
+def test_loss_falls_and_the_summary_says_so(finished):
+    _, run_dir, result = finished
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert done["steps"] == 6
+    assert done["loss_last"] < done["loss_first"]
+    assert done["eval_loss_last"] < done["eval_loss_first"]
+    for name in ("loss_plot", "export"):
+        assert Path(done[name]).exists()
+
+
+def test_the_run_folder_holds_what_is_promised(finished):
+    _, run_dir, _ = finished
+    names = {path.name for path in run_dir.iterdir()}
+    expected = {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "export", "loss.png"}
+    assert expected | {"ledger.json", "refused.jsonl", "samples.jsonl", "wandb"} <= names
+    steps = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert steps == ["step-00000004", "step-00000006"]
+    assert len((run_dir / "samples.jsonl").read_text().splitlines()) == 2 * 3  # before, 3, 6
+
+
+def test_every_line_of_metrics_has_the_promised_keys(finished):
+    lines = read_metrics(finished[1] / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    keys = "loss lr grad_norm tokens supervised_tokens tokens_per_s supervised_tokens_per_s mfu memory_gib"
+    for line in lines:
+        assert set(keys.split()) <= line.keys()
+        assert line["loss_demo"] == pytest.approx(line["loss"], rel=1e-5)  # one source, token loss
+    assert {"eval_loss", "eval_loss_held-out", "eval_loss_zh-en"} <= lines[2].keys()
+
+
+def test_the_export_opens_in_transformers_and_agrees(finished):
+    folder = finished[1] / "export"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "Guten Morgen!"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    from fastling import load_pretrained
+
+    ours = load_pretrained(folder)
+    borders = torch.tensor([0, len(ids)], dtype=torch.int32)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0]
+        found = ours.logits(torch.tensor(ids), borders)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+
+
+def test_a_finished_run_started_again_changes_nothing(finished):
+    config, run_dir, _ = finished
+    before = course(run_dir)
+    result = train("--config", config, "--log.wandb", "false", ranks=2)
+    assert "resuming after step 6 of 6" in result.stderr
+    assert course(run_dir) == before
+
+
+def test_another_number_of_ranks_sees_the_same_data_and_the_same_loss(finished, tmp_path):
+    config, run_dir, _ = finished
+    train("--config", config, "--run_dir", tmp_path / "alone", "--log.wandb", "false")
+    for mine, theirs in zip(course(tmp_path / "alone"), course(run_dir), strict=True):
+        assert mine["tokens"] == theirs["tokens"]
+        assert mine["supervised_tokens"] == theirs["supervised_tokens"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_killed_at_any_moment_it_resumes_bit_for_bit(finished, tmp_path):
+    """P10, with kill -9 between and inside checkpoints, over two processes."""
+    config, _, _ = finished
+    arguments = ["--config", config, "--log.wandb", "false", "--train.steps", "8"]
+    train(*arguments, "--run_dir", tmp_path / "whole", ranks=2)
+    run_dir = tmp_path / "killed"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fastling.train"]
+    for enough in (1, 5):  # lines of metrics after which the kill comes
+        process = subprocess.Popen(
+            [*command, *map(str, arguments), "--run_dir", str(run_dir)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while len(read_metrics(run_dir / "metrics.jsonl")) < enough and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        killed = subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
+        assert killed.returncode in (0, 1)
+        process.wait()
+    train(*arguments, "--run_dir", run_dir, ranks=2)
+    assert course(run_dir) == course(tmp_path / "whole")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        mine, theirs = (folder / "export" / name for folder in (run_dir, tmp_path / "whole"))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tmp_path):
+    config, _, _ = finished
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "fastling.train", "--config", str(config), "--run_dir", str(run_dir)]
+    process = subprocess.Popen(
+        [*command, "--train.steps", "500", "--log.wandb", "false"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(read_metrics(run_dir / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+
+
+def test_a_run_does_not_go_on_with_other_settings(finished):
+    config, run_dir, _ = finished
+    result = run_python(
+        "fastling.train", "--config", config, "--optimizer.lr", "0.5", "--log.wandb", "false"
+    )
+    assert result.returncode == 2
+    assert "was made with another optimizer.lr: 0.01, and now it is 0.5" in result.stderr
+
+
+def test_export_from_a_checkpoint_equals_the_run_s_own(finished, tmp_path):
+    _, run_dir, _ = finished
+    result = run_python("fastling.export", "--run", run_dir, "--out", tmp_path / "out", "--json")
+    assert result.returncode == 0, result.stderr
+    checks = json.loads(result.stdout.splitlines()[-1])["checks"]
+    assert all(check["passed"] for check in checks), checks
+    mine, theirs = tmp_path / "out" / "model.safetensors", run_dir / "export" / "model.safetensors"
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_a_pretrained_folder_is_fine_tuned(finished, tmp_path):
+    """From the export of one run into another, in bf16, with everything switched on."""
+    _, run_dir, _ = finished
+    config = {
+        "run_dir": str(tmp_path / "second"),
+        "model": {"pretrained": str(run_dir / "export")},
+        "data": {
+            "template": "bayling",
+            "sequence_length": 128,
+            "max_refused_share": 0.2,
+            "sources": [{"name": "demo", "path": "fastling:demo/train.jsonl", "weight": 0.5}],
+        },
+        "train": {
+            "steps": 2, "global_batch_tokens": 512, "micro_batch_tokens": 256, "loss": "turn",
+            "activation_checkpointing": "selective",
+        },
+        "optimizer": {"schedule": "wsd", "weight_decay": 0.1},
+        "parallel": {"shard": "gradients", "replicate": 2},
+    }  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config))
+    train("--config", path, ranks=2)
+    lines = read_metrics(tmp_path / "second" / "metrics.jsonl")
+    first = read_metrics(run_dir / "metrics.jsonl")
+    assert lines[0]["loss"] < first[0]["loss"] - 0.3  # it begins where the first run ended
+    exported = json.loads((tmp_path / "second" / "export" / "config.json").read_text())
+    assert exported["torch_dtype"] == exported["dtype"] == "bfloat16"

@@ -1,0 +1,171 @@
+"""P11, P13: a checkpoint is whole or absent; damage is found and named; the one before is used."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastling.errors import RunError
+from fastling.training import checkpoint
+from fastling.training.parallel import open_world
+
+
+@pytest.fixture
+def process_group():
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+def model_and_optimizer(seed: int = 0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3, bias=False))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    return model, optimizer
+
+
+def make_step(model, optimizer) -> None:
+    model(torch.arange(10.0).view(2, 5)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def save(folder, step: int, model, optimizer, keep_last: int = 3):
+    tensors = checkpoint.training_tensors(model, optimizer)
+    return checkpoint.save(folder, step, tensors, {"identity": {}}, keep_last=keep_last)
+
+
+def test_a_resumed_optimizer_goes_on_bit_for_bit(process_group, tmp_path):
+    model, optimizer = model_and_optimizer()
+    for _ in range(3):
+        make_step(model, optimizer)
+    save(tmp_path, 3, model, optimizer)
+    make_step(model, optimizer)
+
+    other, other_optimizer = model_and_optimizer(seed=1)
+    assert checkpoint.newest_step(tmp_path) == 3
+    folder = checkpoint.open_checkpoint(tmp_path, 3).folder
+    checkpoint.load(folder, checkpoint.training_tensors(other, other_optimizer))
+    checkpoint.set_step(other_optimizer, 3)
+    make_step(other, other_optimizer)
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_holds_no_pickle(process_group, tmp_path):
+    folder = save(tmp_path, 1, *model_and_optimizer())
+    kinds = {path.suffix for path in folder.iterdir()}
+    assert kinds == {".safetensors", ".json"}
+
+
+def test_keeps_only_the_newest(process_group, tmp_path):
+    model, optimizer = model_and_optimizer()
+    for step in range(1, 6):
+        save(tmp_path, step, model, optimizer, keep_last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def damages():
+    """(name, function of a checkpoint's folder) of things that happen to files."""
+
+    def flip(where: float):
+        def damage(folder):
+            path = next(folder.glob("*.safetensors"))
+            data = bytearray(path.read_bytes())
+            start = 8 + int.from_bytes(data[:8], "little")  # past the header
+            data[start + int(where * (len(data) - start - 1))] ^= 1
+            path.write_bytes(data)
+
+        return damage
+
+    def cut(folder):
+        path = next(folder.glob("*.safetensors"))
+        path.write_bytes(path.read_bytes()[:-3])
+
+    def remove(name):
+        return lambda folder: next(folder.glob(name)).unlink()
+
+    def stale(folder):  # a shard of an earlier step
+        earlier = folder.with_name("step-00000001")
+        shutil.copyfile(next(earlier.glob("*.safetensors")), next(folder.glob("*.safetensors")))
+
+    yield from ((f"bit flipped at {where}", flip(where)) for where in (0.0, 0.3, 0.7, 1.0))
+    yield "cut short", cut
+    yield "stale shard", stale
+    yield from ((f"no {name}", remove(name)) for name in ("*.safetensors", "digests-*.json", "state.json"))
+
+
+DAMAGES = list(damages())
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES, ids=[name for name, _ in DAMAGES])
+def test_damage_is_found_and_the_one_before_is_used(process_group, tmp_path, name, damage):
+    model, optimizer = model_and_optimizer()
+    for step in (1, 2):
+        make_step(model, optimizer)
+        save(tmp_path, step, model, optimizer)
+    damage(tmp_path / "step-00000002")
+    said = []
+    assert checkpoint.newest_step(tmp_path, said.append) == 1
+    assert len(said) == 1 and "step-00000002: damaged" in said[0]
+
+
+def test_every_single_byte_of_the_tensors_is_guarded(process_group, tmp_path):
+    folder = save(tmp_path, 1, *model_and_optimizer())
+    path = next(folder.glob("*.safetensors"))
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for position in range(start, len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        assert checkpoint.damage(folder) is not None, position
+    path.write_bytes(whole)
+    assert checkpoint.damage(folder) is None
+
+
+def test_without_a_good_one_it_says_so(process_group, tmp_path):
+    folder = save(tmp_path, 1, *model_and_optimizer())
+    (folder / "state.json").unlink()
+    with pytest.raises(RunError, match="no checkpoint is undamaged"):
+        checkpoint.newest_step(tmp_path, lambda text: None)
+
+
+def test_an_unfinished_one_is_not_seen(process_group, tmp_path):
+    model, optimizer = model_and_optimizer()
+    folder = save(tmp_path, 1, model, optimizer)
+    folder.rename(tmp_path / "step-00000002.tmp")
+    assert checkpoint.newest_step(tmp_path) == 0
+    save(tmp_path, 2, model, optimizer)
+    assert checkpoint.newest_step(tmp_path) == 2
+
+
+def test_a_full_disk_is_told_in_words_and_the_last_one_stays(process_group, tmp_path, monkeypatch):
+    model, optimizer = model_and_optimizer()
+    save(tmp_path, 1, model, optimizer)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    with pytest.raises(RunError, match="could not be written: OSError.*No space left"):
+        save(tmp_path, 2, model, optimizer)
+    assert checkpoint.newest_step(tmp_path) == 1
+
+
+def test_state_json_tells_step_and_ranks(process_group, tmp_path):
+    folder = save(tmp_path, 7, *model_and_optimizer())
+    state = json.loads((folder / "state.json").read_text())
+    assert state["step"] == 7 and state["ranks"] == 1
+
+
+def test_a_world_of_one_needs_no_launcher(tiny_run):
+    from fastling.config import build_parser, parse
+
+    config, _ = parse(build_parser("test", ""), ["--config", str(tiny_run())])
+    with open_world(config) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        assert world.from_main(5) == 5

@@ -1,0 +1,70 @@
+"""Honest speed (P14), metrics files, and the plot."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastling import ops
+from fastling.model.llama import Llama, LlamaConfig
+from fastling.training.evaluation import sums_by
+from fastling.training.metrics import Work, plot_loss, read_metrics
+
+SHAPE = dict(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def reference_kernels():
+    ops.configure("reference")
+    yield
+    ops.configure()
+
+
+def test_work_of_the_matrices_is_what_torch_counts(reference_kernels):
+    """torch's counter sees every matrix product of forward and backward; attention is left out of both."""
+    model = Llama(LlamaConfig(**SHAPE))
+    tokens, supervised = 48, 20
+    ids, index = torch.arange(tokens), torch.arange(supervised)
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = model(
+            ids, torch.tensor([0, tokens], dtype=torch.int32), labels=index, loss_index=index,
+            weights=torch.ones(supervised),
+        )  # fmt: skip
+        loss.backward()
+    counts = counter.get_flop_counts()["Global"]
+    matrices = sum(count for op, count in counts.items() if str(op).split(".")[-1] in ("mm", "addmm"))
+    assert Work(model).needed(tokens, supervised, 0) == pytest.approx(matrices, rel=0.01)
+
+
+def test_attention_counts_only_pairs_that_see_each_other():
+    work = Work(Llama(LlamaConfig(**SHAPE)))
+    pairs = 10**2 / 2 + 30**2 / 2  # two documents
+    per_pair = 3 * 2 * 2 * SHAPE["num_hidden_layers"] * SHAPE["hidden_size"]  # fwd + 2 bwd, QK and PV, 2 per MAC
+    assert work.needed(0, 0, 10**2 + 30**2) == pytest.approx(pairs * per_pair)
+
+
+def test_the_usual_count_is_higher():
+    work = Work(Llama(LlamaConfig(**SHAPE)))
+    assert work.usual_count(40, 64) > work.needed(40, 10, 10**2 + 30**2)
+
+
+def test_sums_by_group():
+    sums = sums_by(torch.tensor([2, 0, 2]), torch.tensor([1.0, 2.0, 4.0]), 3)
+    assert sums.tolist() == [2, 1, 0, 0, 5, 2]
+    assert sums_by(torch.tensor([], dtype=torch.long), torch.tensor([]), 2).tolist() == [0, 0, 0, 0]
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_plot_is_a_picture(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "eval_loss": 2.5}\n'
+    )
+    assert plot_loss(tmp_path).read_bytes().startswith(b"\x89PNG")

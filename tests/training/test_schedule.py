@@ -1,0 +1,47 @@
+"""The course of the learning rate."""
+
+import pytest
+
+from fastling.config import Optimizer
+from fastling.errors import UserError
+from fastling.training.optimizer import learning_rate
+
+
+def course(total_steps: int = 100, **settings) -> list[float]:
+    config = Optimizer(lr=1.0, **settings)
+    return [learning_rate(config, step, total_steps) for step in range(total_steps)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+def test_warm_up_rises_in_equal_parts_to_the_highest_rate(schedule):
+    rates = course(schedule=schedule, warmup_ratio=0.1)
+    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert max(rates) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_falls_towards_its_end_and_never_below_it(schedule):
+    rates = course(schedule=schedule, warmup_ratio=0.0, min_lr_ratio=0.2)
+    assert rates == sorted(rates, reverse=True)
+    assert 0.2 <= rates[-1] < 0.25
+
+
+def test_cosine_is_half_way_down_in_the_middle():
+    assert course(warmup_ratio=0.0)[50] == pytest.approx(0.5)
+
+
+def test_wsd_stays_up_until_its_decay_begins():
+    rates = course(schedule="wsd", warmup_ratio=0.0, decay_ratio=0.25)
+    assert rates[:76] == [1.0] * 76
+    assert rates[-1] == pytest.approx(0.04)
+
+
+def test_constant_stays():
+    assert set(course(schedule="constant", warmup_ratio=0.0)) == {1.0}
+
+
+def test_a_setting_without_effect_is_refused():
+    with pytest.raises(UserError, match="decay_ratio: has no effect with schedule cosine"):
+        Optimizer(decay_ratio=0.1)
+    with pytest.raises(UserError, match="min_lr_ratio: has no effect with schedule constant"):
+        Optimizer(schedule="constant", min_lr_ratio=0.1)
