@@ -4,23 +4,32 @@
 An unknown key is an error, and so is a setting that would have no effect.
 """
 
+import argparse
 import dataclasses
-import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
 import yaml
 
+from fastling import settings
 from fastling.errors import UserError
+from fastling.settings import Parser, check_positive, check_share, without_effect
 
 PACKAGE = Path(__file__).parent
 DEMO_CONFIG = PACKAGE / "configs" / "demo.yaml"
-
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+OTHER_NAMES = {  # for those who come from other trainers
+    "output_dir": "run_dir",
+    "model_name_or_path": "model.pretrained",
+    "max_seq_length": "data.sequence_length",
+    "num_train_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "per_device_train_batch_size": "train.micro_batch_tokens",
+    "gradient_accumulation_steps": "train.global_batch_tokens",
+    "gradient_checkpointing": "train.activation_checkpointing",
+    "learning_rate": "optimizer.lr",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +76,8 @@ class Model:
         return {name: value for name, value in shape.items() if value is not None}
 
     def __post_init__(self):
-        if self.pretrained and self.shape():
-            name = next(iter(self.shape()))
-            raise UserError(
-                f"model.{name}",
-                "has no effect beside model.pretrained, whose own config is used",
-                f"Remove model.{name} or model.pretrained.",
-            )
+        for name, value in self.shape().items() if self.pretrained else ():
+            raise without_effect(f"model.{name}", value, "beside model.pretrained, which has its own shape")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +94,9 @@ class Source:
     """Language pair, such as zh-en, for rows that carry no "pair" of their own."""
 
     def __post_init__(self):
-        if not self.weight > 0:
-            raise UserError(f"data.sources ({self.name}).weight", f"must be > 0: {self.weight}")
+        if not self.name:
+            raise UserError("data.sources", f"a source needs a name: {self.path}")
+        check_positive(f"data.sources ({self.name})", self, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +122,16 @@ class Data:
 
     def __post_init__(self):
         check_positive("data", self, "sequence_length", "workers")
-        for sources in (self.sources, self.validation):
+        check_share("data", self, "max_refused_share")
+        for where, sources in (("data.sources", self.sources), ("data.validation", self.validation)):
             names = [source.name for source in sources]
-            twice = {name for name in names if names.count(name) > 1}
+            twice = [name for name in names if names.count(name) > 1]
             if twice:
-                raise UserError("data.sources", f"two sources have one name: {twice.pop()}")
+                raise UserError(where, f"two sources have one name: {twice[0]}", "Name them apart.")
         for source in self.validation:
             if source.weight != 1.0:
-                raise UserError(
-                    f"data.validation ({source.name}).weight",
-                    "has no effect: held-out data is read once, as it is",
-                )
+                name = f"data.validation ({source.name}).weight"
+                raise without_effect(name, source.weight, "on held-out data, which is read once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +156,9 @@ class Train:
     """Compile the layers with torch.compile."""
 
     def __post_init__(self):
-        names = ("epochs", "steps", "global_batch_tokens", "micro_batch_tokens")
-        check_positive("train", self, *names)
+        check_positive("train", self, "epochs", "steps", "global_batch_tokens", "micro_batch_tokens")
         if self.epochs and self.steps:
-            raise UserError("train.epochs", "has no effect beside train.steps", "Give only one.")
+            raise without_effect("train.epochs", self.epochs, "beside train.steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,14 +188,14 @@ class Optimizer:
 
     def __post_init__(self):
         check_positive("optimizer", self, "lr", "clip_norm", "eps")
-        for name in ("warmup_ratio", "min_lr_ratio", "weight_decay", "beta1", "beta2", "decay_ratio"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"optimizer.{name}", f"must lie in 0 to 1: {value}")
+        names = ("warmup_ratio", "min_lr_ratio", "weight_decay", "beta1", "beta2", "decay_ratio")
+        check_share("optimizer", self, *names)
+        if 1 in (self.beta1, self.beta2):
+            raise UserError("optimizer.beta1 and beta2", f"must be < 1: {self.beta1}, {self.beta2}")
         if self.decay_ratio is not None and self.schedule != "wsd":
-            raise UserError("optimizer.decay_ratio", f"has no effect with schedule {self.schedule}")
+            raise without_effect("optimizer.decay_ratio", self.decay_ratio, f"with schedule {self.schedule}")
         if self.min_lr_ratio and self.schedule == "constant":
-            raise UserError("optimizer.min_lr_ratio", "has no effect with schedule constant")
+            raise without_effect("optimizer.min_lr_ratio", self.min_lr_ratio, "with schedule constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +238,8 @@ class Evaluate:
 
     def __post_init__(self):
         check_positive("evaluate", self, "every_steps", "sample_tokens")
+        if self.samples < 0:
+            raise UserError("evaluate.samples", f"must not be negative: {self.samples}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +274,12 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
 
+    def __post_init__(self):
+        if not self.run_dir:
+            raise UserError("run_dir", "is empty", "Name a folder.")
+        if self.seed < 0:
+            raise UserError("seed", f"must not be negative: {self.seed}")
+
     def as_yaml(self) -> str:
         """The resolved config, as it is kept with the run."""
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
@@ -278,17 +289,8 @@ class Config:
         """File or folder of the tokenizer."""
         path = self.data.tokenizer or self.model.pretrained
         if path is None:
-            raise UserError(
-                "data.tokenizer", "is not set", "Name a tokenizer.model, a tokenizer.json or a folder."
-            )
+            raise UserError("data.tokenizer", "is not set", "Name a tokenizer.model or a tokenizer.json.")
         return resolve(path, "data.tokenizer" if self.data.tokenizer else "model.pretrained")
-
-
-def check_positive(section: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not value > 0:
-            raise UserError(f"{section}.{name}", f"must be > 0: {value}")
 
 
 def resolve(path: str, where: str) -> Path:
@@ -300,102 +302,28 @@ def resolve(path: str, where: str) -> Path:
     return resolved
 
 
-class _Parser(jsonargparse.ArgumentParser):
-    """Raises UserError, with the nearest valid name, where argparse would print usage and exit."""
-
-    def error(self, message: str, ex: Exception | None = None):
-        cause = ex
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause
-            cause = cause.__cause__ or cause.__context__
-        raise UserError(self.prog, _first_lines(message), "--help shows every option.")
-
-
-def _first_lines(message: str) -> str:
-    """jsonargparse reports every alternative of a union; the first two lines tell the story."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines[:2])[:400]
-
-
-def _valid_keys(cls: type, prefix: str = "") -> list[str]:
-    keys = []
-    for item in dataclasses.fields(cls):
-        keys.append(prefix + item.name)
-        if dataclasses.is_dataclass(item.type):
-            keys += _valid_keys(item.type, f"{prefix}{item.name}.")
-    return keys
-
-
-def _check_keys(where: str, keys: Sequence[str], valid: Sequence[str]) -> None:
-    for key in keys:
-        if key not in valid:
-            near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-            leaf = [name for name in valid if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-            nearest = (leaf or near or [None])[0]
-            fix = f"Did you mean {nearest}?" if nearest else "--help shows every setting."
-            raise UserError(where, f"unknown setting: {key}", fix)
-
-
-def _flatten(tree: dict, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in tree.items():
-        keys.append(f"{prefix}{name}")
-        if isinstance(value, dict):
-            keys += _flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, list):  # sources: every item has the same keys
-            keys += [f"{prefix}{name}[].{key}" for item in value if isinstance(item, dict) for key in item]
-    return keys
-
-
-def _check_file(path: Path) -> None:
-    """Find a misspelled key in a YAML file before anything else looks at it."""
-    try:
-        tree = yaml.safe_load(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise UserError(str(path), f"is not UTF-8: byte {error.start}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(where, f"is not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(tree, dict):
-        raise UserError(str(path), "holds no settings", "See configs/ for examples.")
-    source_keys = _valid_keys(Source)
-    valid = _valid_keys(Config)
-    valid += [f"data.{name}[].{key}" for name in ("sources", "validation") for key in source_keys]
-    _check_keys(str(path), [str(key) for key in _flatten(tree)], valid)
-
-
-def build_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
+def build_parser(prog: str, description: str) -> Parser:
     """A parser with every setting as an option; verbs add their own."""
-    parser = _Parser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with settings")
-    parser.add_class_arguments(Config, nested_key=None)
+    usage = f"{prog} [--config FILE] [--section.key VALUE ...] [options]"
+    parser = Parser(prog, description, usage)
+    parser.add_argument(
+        "--config", action="append", metavar="FILE", help="YAML file with settings (default: the demo's)"
+    )
+    parser.add_settings(Config, OTHER_NAMES)
     return parser
 
 
-def parse(
-    parser: jsonargparse.ArgumentParser, arguments: Sequence[str]
-) -> tuple[Config, jsonargparse.Namespace]:
-    """Arguments -> (config, everything parsed). Without `--config`, the demo's, after saying so.
+def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+    """Arguments -> (config, everything parsed). Without `--config`, the demo's.
 
     Raises UserError for unknown settings, wrong types and settings without effect.
     """
-    arguments = list(arguments)
-    options = [part.split("=", 1)[0] for part in arguments if re.match(r"--[a-z]", part)]
-    known = [*_valid_keys(Config), "config", "help", "print_config"]
-    known += [action.dest for action in parser._actions]
-    _check_keys("command line", [name[2:].rstrip("+") for name in options], known)
-    for index, part in enumerate(arguments):
-        if part == "--config" or part.startswith("--config="):
-            value = part.partition("=")[2] or (arguments[index + 1 : index + 2] or [""])[0]
-            _check_file(resolve(value, "--config"))
-    if not any(name in ("--config", "--help", "--print_config") for name in options):
-        arguments = ["--config", str(DEMO_CONFIG), *arguments]
-    parsed = parser.parse_args(arguments)
-    built = parser.instantiate(parsed)
-    names = [item.name for item in dataclasses.fields(Config)]
-    return Config(**{name: built[name] for name in names}), built
+    options = parser.parse_args(arguments)
+    values: dict[str, Any] = {}
+    for path in options.config or [str(DEMO_CONFIG)]:
+        values |= settings.read_file(Config, resolve(path, "--config"), OTHER_NAMES)
+    values |= settings.read_options(Config, vars(options))
+    return settings.build(Config, values), options
 
 
 def uses_demo(arguments: Sequence[str]) -> bool:

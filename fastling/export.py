@@ -29,6 +29,7 @@ from fastling.export_check import Check, check_export
 from fastling.model.huggingface import config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.model.safetensors_folder import save_weights
+from fastling.terminal import make_console
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
@@ -242,7 +243,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the checks as one JSON object on stdout")
     options = parser.parse_args(arguments)
     checks = export_run(options.run, options.out, DTYPES.get(options.dtype))
-    print_checks(checks, Console(stderr=True))
+    print_checks(checks, make_console())
     if options.json:
         print(json.dumps({"out": str(options.out), "checks": [vars(check) for check in checks]}))
 

@@ -22,6 +22,7 @@ from fastling.data.store import Recipe, SourceFile, Store, default_store, open_s
 from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError, run_command
+from fastling.terminal import make_console
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Prepared:
         """Share of the room in packs that real tokens take."""
         tokens = self.training.document_tokens[self.plan.documents].sum()
         return float(tokens / (len(self.plan) * self.encoder.sequence_length))
+
+    @property
+    def padded_fill(self) -> float:
+        """The same if every conversation were padded to a row of its own."""
+        return self.fill * len(self.plan) / len(self.plan.documents)
 
 
 def make_encoder(config: Config) -> Encoder:
@@ -104,7 +110,7 @@ def _open(config: Config, sources: Sequence[Source], label: str, show_progress: 
     )
     folder = Path(config.data.store).expanduser() if config.data.store else default_store()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    progress = Progress(*columns, console=make_console(), transient=True)
     task = progress.add_task(f"tokenizing and proving {label} rows", total=None)
 
     def advance(rows: int) -> None:  # only the one process that builds the store gets here
@@ -133,6 +139,7 @@ def summary(prepared: Prepared) -> dict:
         "packs": len(prepared.plan),
         "packs_per_epoch": list(prepared.plan.packs_per_epoch),
         "fill": prepared.fill,
+        "padded_fill": prepared.padded_fill,
         "steps": prepared.total_steps,
         "sequence_length": prepared.encoder.sequence_length,
         "template": prepared.encoder.template.name,
@@ -160,12 +167,12 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
             for key, unit in (("refused", "rows refused"), ("dropped", "tokens dropped")):
                 for reason, count in ledger[key].items():
                     if count:
-                        console.print(f"  {name}{suffix}: {count:,} {unit}: {reason}", highlight=False)
+                        console.print(f"  {name}{suffix}: {count:,} {unit}: {reason}")
     console.print(
         f"{len(prepared.plan):,} packs of {prepared.encoder.sequence_length} tokens, "
-        f"{100 * prepared.fill:.2f} % full, {prepared.total_steps:,} steps; "
-        f"store: {prepared.training.folder}",
-        highlight=False,
+        f"{100 * prepared.fill:.2f} % full, {prepared.total_steps:,} steps\n"
+        f"(one conversation a row, padded: {len(prepared.plan.documents):,} rows, "
+        f"{100 * prepared.padded_fill:.2f} % full)\nstore: {prepared.training.folder}",
         soft_wrap=True,
     )
 
@@ -176,7 +183,7 @@ def main(arguments: Sequence[str]) -> None:
     config, options = parse(parser, arguments)
     prepared = prepare_data(config)
     keep_records(prepared, Path(config.run_dir))
-    print_ledger(prepared, Console(stderr=True))
+    print_ledger(prepared, make_console())
     if options.json:
         print(json.dumps(summary(prepared), ensure_ascii=False))
 

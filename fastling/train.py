@@ -22,6 +22,7 @@ from fastling.errors import run_command
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
+from fastling.terminal import make_console
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, keep_answers, sums_by
@@ -39,7 +40,7 @@ def train(config: Config) -> dict:
     """
     check_wandb(config)
     with open_world(config) as world:
-        run = Run(config, world, Console(stderr=True, quiet=not world.is_main))
+        run = Run(config, world, make_console(quiet=not world.is_main))
         run.loop()
         return run.finish()
 
@@ -50,6 +51,7 @@ class Run:
     def __init__(self, config: Config, world: World, console: Console):
         self.config, self.world, self.console = config, world, console
         self.run_dir = Path(config.run_dir)
+        world.on_main(self._take_run_dir)
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
         self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
@@ -75,6 +77,10 @@ class Run:
         self.answers: list[Answer] = []
         self._describe(choices)
 
+    def _take_run_dir(self) -> None:
+        """Hold the run folder until this process ends, however it ends."""
+        self.lock = record.lock_run_dir(self.run_dir)
+
     def _find_checkpoint(self) -> checkpoint.Found | None:
         """The newest good checkpoint: rank 0 reads through them all, the others take its word."""
         folder = self.run_dir / "checkpoints"
@@ -92,11 +98,10 @@ class Run:
         self.console.print(
             f"{weights:,} weights; {self.world.size} process(es) on {self.world.device.type}, each with "
             f"{self.loader.micro_batches} micro-batch(es) a step; {self.config.train.precision}",
-            highlight=False,
-        )
+            )
         for choice in choices:
-            self.console.print(f"  {choice.op}: {choice.implementation}: {choice.reason}", highlight=False)
-        self.console.print("  no document of a pack sees another: proved on this device", highlight=False)
+            self.console.print(f"  {choice.op}: {choice.implementation}: {choice.reason}")
+        self.console.print("  no document of a pack sees another: proved on this device")
         if self.first_step:
             self.console.print(f"resuming after step {self.first_step} of {len(self.loader)}")
 
@@ -218,9 +223,9 @@ def print_summary(done: dict, answers: list[Answer], console: Console) -> None:
         console.print(f"held-out loss {start}{done['eval_loss_last']:.3f}")
     console.print(f"{done['supervised_tokens_per_s']:,.0f} supervised tokens/s (median step)")
     for answer in answers:
-        console.print(f"\n  question   {answer.question}", highlight=False, markup=False)
-        console.print(f"  answer     {answer.answer}", highlight=False, markup=False)
-        console.print(f"  reference  {answer.reference}", highlight=False, markup=False, style="dim")
+        console.print(f"\n  question   {answer.question}", markup=False)
+        console.print(f"  answer     {answer.answer}", markup=False)
+        console.print(f"  reference  {answer.reference}", markup=False, style="dim")
     console.print(f"\nloss plot: {done['loss_plot']}\nexport:    {done['export']}", soft_wrap=True)
 
 

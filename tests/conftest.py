@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 # Before torch is imported anywhere.
@@ -39,6 +40,12 @@ def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.Complet
         timeout=300,
         **options,
     )
+
+
+def kill(run_dir: Path) -> None:
+    """kill -9 everything that works on a run folder: the launcher and its workers."""
+    while subprocess.run(["pkill", "-9", "-f", str(run_dir)], check=False).returncode == 0:
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The main job over real processes: train, kill, resume, export."""
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import ROOT, run_python
+from conftest import ROOT, kill, run_python
 
 from fastling.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
 SAME_AGAIN = ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "eval_loss")
 
 
@@ -135,20 +137,27 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(finished, tmp_path):
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
         deadline = time.monotonic() + 120
         while len(read_metrics(run_dir / "metrics.jsonl")) < enough and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        killed = subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
-        assert killed.returncode in (0, 1)
+        kill(run_dir)
         process.wait()
     train(*arguments, "--run_dir", run_dir, ranks=2)
     assert course(run_dir) == course(tmp_path / "whole")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         mine, theirs = (folder / "export" / name for folder in (run_dir, tmp_path / "whole"))
         assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_two_runs_do_not_share_a_folder(finished):
+    config, run_dir, _ = finished
+    with open(run_dir / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run_python("fastling.train", "--config", config, "--log.wandb", "false")
+    assert result.returncode == 2
+    assert "another run is at work in it" in result.stderr
 
 
 def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tmp_path):

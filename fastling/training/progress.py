@@ -53,4 +53,4 @@ class TrainingProgress:
         due = time.monotonic() - self.shown_at > SECONDS_BETWEEN_LINES
         if not self.console.is_terminal and (due or "eval_loss" in line or line["step"] == self.total_steps):
             self.shown_at = time.monotonic()
-            self.console.print(f"step {line['step']} of {self.total_steps}: {facts}", highlight=False)
+            self.console.print(f"step {line['step']} of {self.total_steps}: {facts}")

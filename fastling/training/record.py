@@ -1,10 +1,12 @@
 """What a run folder records of a run: its config, where everything came from, what it may resume."""
 
+import fcntl
 import hashlib
 import json
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 import fastling
 from fastling import files
@@ -43,14 +45,28 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
             )
 
 
+def lock_run_dir(run_dir: Path) -> IO:
+    """An open file whose lock keeps a second run out of the folder; the kernel frees it.
+
+    Raises UserError when another run holds it, or the folder cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / "lock", "w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            "run_dir", f"another run is at work in it: {run_dir}", "Wait for it, stop it, or name another one."
+        ) from None
+    except OSError as error:
+        raise UserError("run_dir", f"cannot be written: {error}") from None
+    return lock
+
+
 def write_records(config: Config, prepared: Prepared, world: World) -> None:
     """config.yaml (resolved), manifest.json, ledger.json and refused.jsonl of a run."""
     run_dir = Path(config.run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        keep_records(prepared, run_dir)
-    except OSError as error:
-        raise UserError("run_dir", f"cannot be written: {error}") from None
+    keep_records(prepared, run_dir)
     template = prepared.encoder.template.jinja()
     manifest = {
         "fastling": fastling.__version__,

@@ -71,7 +71,8 @@ def _byte_level(regex: str, special: bool, normalizer=None) -> tokenizers.Tokeni
     built.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     built.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+        [*CORPUS, *10 * ["a\n\nb\n", "Response:\nHello", "x:\n\n\ny\r\n\r\n"]],
+        trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False),
     )
     built.add_tokens([AddedToken(token, special=special, normalized=False) for token in CONTROL])
     return built
@@ -114,6 +115,7 @@ class Kind:
     path: Path
     templates: tuple[str, ...]
     loaded: dict = field(default_factory=dict)
+    without: dict = field(default_factory=dict)
 
     def encoder(self, template: str, sequence_length: int = 10**6) -> Encoder:
         """An encoder of fastling; the tokenizer file is read once for each template."""
@@ -126,10 +128,17 @@ class Kind:
     def processor(self):
         return sentencepiece.SentencePieceProcessor(model_file=str(self.path))
 
-    @cached_property
-    def plain(self) -> tokenizers.Tokenizer:
-        """The same tokenizer.json without added tokens: it knows no control token to find in a text."""
-        return tokenizers.Tokenizer.from_str(json.dumps({**json.loads(self.path.read_text()), "added_tokens": []}))
+    def plain(self, control: frozenset[str]) -> tokenizers.Tokenizer:
+        """The same tokenizer.json with other names for its special and these control tokens: no text has those."""
+        if control not in self.without:
+            fields = json.loads(self.path.read_text())
+            for token in fields["added_tokens"]:
+                if token["special"] or token["content"] in control:
+                    token["content"] = f"\U0010fffd{token['id']}"
+            if self.name == "llama-first":  # after a control token there is no first space
+                fields["pre_tokenizer"]["prepend_scheme"] = "never"
+            self.without[control] = tokenizers.Tokenizer.from_str(json.dumps(fields))
+        return self.without[control]
 
     @cached_property
     def server(self) -> tokenizers.Tokenizer:
@@ -143,7 +152,7 @@ class Kind:
     def id(self, token: str) -> int:
         return self.server.token_to_id(token) if self.is_json else self.processor.piece_to_id(token)
 
-    def ids(self, parts: list[tuple[str, str]]) -> list[int]:
+    def ids(self, parts: list[tuple[str, str]], control: frozenset[str] = frozenset()) -> list[int]:
         """(kind, text) parts -> ids: control parts by id, what lies between them as one text."""
         ids, run = [], ""
         for kind, text in [*parts, ("control", "")]:
@@ -151,20 +160,14 @@ class Kind:
                 run += text
                 continue
             if run:
-                ids += self._plain_ids(run)
+                if self.is_json:
+                    ids += self.plain(control).encode(run, add_special_tokens=False).ids
+                else:
+                    ids += self.processor.encode(run)
                 run = ""
             if text:
                 ids.append(self.id(text))
         return ids
-
-    def _plain_ids(self, text: str) -> list[int]:
-        if not self.is_json:
-            return self.processor.encode(text)
-        if self.name == "llama-first":  # after a control token there is no first space
-            plain = tokenizers.Tokenizer.from_str(self.plain.to_str())
-            plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-            return plain.encode(text, add_special_tokens=False).ids
-        return self.plain.encode(text, add_special_tokens=False).ids
 
     def server_ids(self, text: str) -> list[int]:
         """What a server feeds the model for a rendered text."""

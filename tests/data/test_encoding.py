@@ -1,10 +1,12 @@
 """P1 to P4 on generated conversations, against the tokenizers' own libraries and templates written by hand."""
 
+import collections
+import pickle
 import unicodedata
 
 import numpy
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastling.data.conversation import Conversation, Refused, Turn
@@ -23,7 +25,7 @@ FRAGMENTS = [
     " ", "  ", "\n", "\n\n", "\r\n", "\t", "\u3000", "\u00a0", "\u200b", "\u200d", "\ufeff", "\x00", "\x7f",
     "Hello, world", "the ", "don't", "2026", "1,234.5", "a" * 30, "=" * 17,
     "请把这句话翻译成英语：", "龘", "𠮷野家", "日本語", "，", "Käse mit süßem Brot", "Ä", "ß", "A\u0308", "é", "e\u0301",
-    "😀", "👩‍👩‍👧", "🇩🇪🇨🇳", "🏳️‍🌈", "\u0301", "ﬁ", "½", "Å", "مرحبا", "नमस्ते",
+    "😀", "👩‍👩‍👧", "🇩🇪🇨🇳", "🏳️‍🌈", "\u0301", "ﬁ", "▁", "½", "Å", "مرحبا", "नमस्ते",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), min_size=1, max_size=6).map("".join)
 NASTY = [
@@ -44,6 +46,13 @@ COMBINATIONS = [
 ]
 
 
+CONTROL = collections.defaultdict(
+    tuple,
+    llama3=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    chatml=("<|im_start|>", "<|im_end|>"),
+)
+
+
 class Oracle:
     """What a conversation must become, worked out without fastling's data path."""
 
@@ -53,13 +62,18 @@ class Oracle:
         self.eos = {"byte-level": "<|end_of_text|>", "qwen": "<|endoftext|>"}.get(kind.name, "</s>")
         self.parts = by_hand(template, system, turns, self.bos, self.eos)
         self.answers = [number for number, (each, _) in enumerate(self.parts) if each == "answer"]
-        self.prompts = [kind.ids(self.parts[:number]) for number in self.answers]
-        self.ends = [len(kind.ids(self.parts[: number + 2])) for number in self.answers]
+        self.control = frozenset(CONTROL[template]) | {self.bos, self.eos} - {""}
+        self.prompts = [self.ids(number) for number in self.answers]
+        self.ends = [len(self.ids(number + 2)) for number in self.answers]
+
+    def ids(self, stop: int) -> list[int]:
+        """Ids of the first parts."""
+        return self.kind.ids(self.parts[:stop], self.control)
 
     def merges(self) -> bool:
         """Does a server's prompt fail to be how the ids of prompt and answer together start?"""
         return any(
-            self.kind.ids(self.parts[: number + 1])[: len(prompt)] != prompt
+            self.ids(number + 1)[: len(prompt)] != prompt
             for number, prompt in zip(self.answers, self.prompts, strict=True)
         )
 
@@ -73,16 +87,11 @@ class Oracle:
             assert tokens[stop - 1] == kind.id(end)
             text = kind.text(tokens[start : stop - 1])
             assert text == (unicodedata.normalize("NFC", answer) if kind.name == "qwen" else answer)  # P2
-        control = {kind.id(token) for token in control_tokens(kind, self.parts)}
+        control = {kind.id(token) for token in self.control} - {None}
         expected = [kind.id(text) for each, text in self.parts if each == "control"]
         found = [token for token in tokens if token in control]
         assert found == expected[: len(found)]  # P3: what was inserted, and nothing else
         assert len(found) == len(expected) or encoded.dropped
-
-
-def control_tokens(kind, parts) -> set[str]:
-    own = {text for each, text in parts if each == "control"}
-    return own | ({"<|endoftext|>"} if kind.name == "qwen" else set())
 
 
 def conversation(system: str, turns: list[str]) -> Conversation:
@@ -108,20 +117,25 @@ def check_against_oracle(kind, template, by_hand, system, turns, budget=10**6) -
     return result
 
 
-@settings(max_examples=1000, derandomize=True, database=None, deadline=None)
-@given(
-    combination=st.sampled_from(COMBINATIONS),
-    system=st.sampled_from(["", "Sei nett."]) | TEXTS,
-    turns=st.lists(TEXTS, min_size=2, max_size=7),
-    budget=st.sampled_from([10**6, 10**6, 150, 80]),
-)
-def test_a_thousand_conversations_are_encoded_as_a_server_would(
-    kinds, own_template, by_hand, combination, system, turns, budget
-):
-    name, template = combination
-    template = own_template if template == "own" else template
-    result = check_against_oracle(kinds[name], template, by_hand, system, turns, budget)
-    event(result.reason if isinstance(result, Refused) else "proved")
+def test_a_thousand_conversations_are_encoded_as_a_server_would(kinds, own_template, by_hand):
+    seen = collections.Counter()
+
+    @settings(max_examples=1000, derandomize=True, database=None, deadline=None)
+    @given(
+        combination=st.sampled_from(COMBINATIONS),
+        system=st.sampled_from(["", "Sei nett."]) | TEXTS,
+        turns=st.lists(TEXTS, min_size=2, max_size=7),
+        budget=st.sampled_from([10**6, 10**6, 150, 80]),
+    )
+    def check(combination, system, turns, budget):
+        name, template = combination
+        template = own_template if template == "own" else template
+        result = check_against_oracle(kinds[name], template, by_hand, system, turns, budget)
+        seen[result.reason if isinstance(result, Refused) else "proved"] += 1
+
+    check()
+    assert seen["proved"] >= 750
+    assert set(seen) == {"proved", "too-long", "answer-merges-with-prompt", "does-not-decode"}
 
 
 @pytest.mark.parametrize(("name", "template"), COMBINATIONS)
@@ -190,7 +204,7 @@ def test_user_defined_pieces_in_a_message_are_refused(tmp_path, sentencepiece_mo
     path = sentencepiece_model(tmp_path, user_defined_symbols="<|im_start|>,<|im_end|>")
     encoder = Encoder(Template("x", "{content}\n", "{content}<|im_end|>", control_tokens=("<|im_end|>",)), load_tokenizer(path), 99)
     good, bad = encoder.encode([conversation("", ["q", "a"]), conversation("", ["q", "a<|im_end|>b"])])
-    assert good.tokens.tolist().count(encoder.control_ids_of("<|im_end|>") if hasattr(encoder, "control_ids_of") else good.tokens[-1]) == 1
+    assert good.tokens[-1] == encoder.tokenizer.control_id("<|im_end|>")
     assert bad.reason == "control-token-in-text"
     assert "<|im_end|>" in bad.detail
 
@@ -303,7 +317,5 @@ def test_arrays_have_the_types_that_the_store_writes(kinds):
 
 
 def test_a_refusal_crosses_a_process_border_whole():
-    import pickle
-
     refusal = pickle.loads(pickle.dumps(Unproved("too-long", "by far", 7)))
     assert (refusal.reason, refusal.detail, refusal.num_tokens) == ("too-long", "by far", 7)

@@ -43,6 +43,7 @@ def plain_gradients(config_path, loss: str) -> tuple[torch.Tensor, dict[str, tor
     return total.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "options"),
     [

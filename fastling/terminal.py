@@ -1,0 +1,13 @@
+"""Words for a person go to stderr; stdout is for results that a program reads."""
+
+import sys
+
+from rich.console import Console
+
+WIDTH_OF_A_FILE = 120
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """A console on stderr; where that is a file or a pipe, wide enough not to cut numbers."""
+    width = None if sys.stderr.isatty() else WIDTH_OF_A_FILE
+    return Console(stderr=True, quiet=quiet, width=width, highlight=False)

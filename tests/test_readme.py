@@ -1,0 +1,184 @@
+"""True docs: every command of README.md is run here (but `make`, which CI runs), and its map is true."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import DEMO, ROOT, run_python
+
+from fastling import config as settings
+from fastling.data.tokenizer import load_tokenizer
+from fastling.errors import run_command
+from fastling.export import make_export
+from fastling.model.llama import Llama, LlamaConfig
+from fastling.prepare import main as prepare_main
+from fastling.prepare import make_encoder
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_every_command_is_of_a_known_kind():
+    first, second = blocks("bash")
+    assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
+    assert len(second.splitlines()) == 4
+    assert len(blocks("slurm")) == 1
+
+
+def test_make_targets_exist_and_do_what_the_readme_says():
+    for target, expected in (("demo", "-m fastling.train"), ("test", "-m pytest"), ("check", "ruff check")):
+        shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert expected in shown.stdout
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder as the README's user has it: a small llama-7b, data of their own, and mine.yaml."""
+    (tmp_path / "data").mkdir()
+    shutil.copyfile(DEMO / "train.jsonl", tmp_path / "data" / "mine.jsonl")
+    shutil.copyfile(DEMO / "held-out.jsonl", tmp_path / "data" / "held-out.jsonl")
+    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
+    demo, _ = settings.parse(settings.build_parser("test", ""), [])
+    shape = LlamaConfig(
+        vocab_size=load_tokenizer(DEMO / "tokenizer.model").vocab_size,
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    )  # fmt: skip
+    export = make_export(tmp_path / "models" / "llama-7b", shape, make_encoder(demo), demo)
+    export.rehearse()
+    torch.manual_seed(0)
+    export.write(Llama(shape))
+    return tmp_path
+
+
+def run_shell(command: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a line as a shell would, with this interpreter's fastling and torchrun, on 2 processes for 8."""
+    words = shlex.split(command.replace("--nproc_per_node 8", "--nproc_per_node 2"))
+    programs = {"fastling": ["fastling"], "torchrun": ["torch.distributed.run"]}
+    return run_python(*programs[words[0]], *words[1:], cwd=cwd)
+
+
+@pytest.mark.slow
+def test_the_commands_for_your_own_data_work_in_order(workplace):
+    for command in blocks("bash")[1].splitlines():
+        result = run_shell(command, workplace)
+        assert result.returncode == 0, (command, result.stderr)
+    for name in README.split("leaves in `runs/mine`:")[1].split(". Any setting")[0].split("`")[1::2]:
+        assert (workplace / "runs/mine" / name).exists(), name
+    python = workplace / "example.py"
+    python.write_text(blocks("python")[0] + "\nassert logits.shape[0] == 5\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, python], cwd=workplace, env=environment, check=True)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_runs_with_stand_ins_for_slurm(workplace):
+    programs = workplace / "bin"
+    programs.mkdir()
+    stand_ins = {
+        "scontrol": "echo localhost",
+        "srun": 'exec "$@"',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }
+    for name, body in stand_ins.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    script = blocks("slurm")[0].replace("--nproc_per_node 8", "--nproc_per_node 1")
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_ID": "7",
+    }
+    script += "  --train.steps 1\n" if script.endswith("\\\n") else ""
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert (workplace / "runs/mine/export/model.safetensors").exists()
+
+
+def test_the_forms_of_data_are_all_read():
+    from fastling.data.conversation import parse_row
+
+    rows = blocks("json")[0].splitlines()
+    assert len(rows) == 5
+    for row in rows:
+        assert parse_row(row.encode()).turns[-1].role in ("assistant", "text")
+
+
+def test_the_before_and_after_is_what_prepare_prints(tmp_path, capsys):
+    arguments = ["--run_dir", str(tmp_path), "--train.epochs", "1", "--json"]
+    assert run_command(prepare_main, arguments) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = sum(source["kept"] for source in found["sources"].values())
+    assert f"| rows of 256 tokens in an epoch | {rows} | {found['packs']} |" in README
+    fill, padded = 100 * found["fill"], 100 * found["padded_fill"]
+    assert f"| share of them that is real tokens | {padded:.1f} % | {fill:.1f} % |" in README
+
+
+def test_the_map_names_every_file_and_no_other():
+    tree = blocks("")[-1]
+    folder, named = "", set()
+    for line in tree.splitlines():
+        paths = re.findall(r"[\w/-]+\.(?:py|yaml)|^\w+/", line)
+        if paths and paths[0].endswith("/"):
+            folder = paths.pop(0)
+        for path in paths:
+            inside = str(Path(paths[0]).parent) if folder == "fastling/" and "/" in paths[0] else "."
+            named.add(os.path.normpath(Path(folder, path if "/" in path else Path(inside, path))))
+    real = {
+        str(path.relative_to(ROOT))
+        for pattern in ("fastling/**/*.py", "configs/*.yaml")
+        for path in ROOT.glob(pattern)
+        if not path.name.startswith("__") and "kernels" not in path.parts and path.name != "demo.py"
+    }
+    real = {path for path in real if not path.startswith("fastling/configs")}
+    assert named == real
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_read_and_holds_only_differences(path):
+    found, _ = settings.parse(settings.build_parser("test", ""), ["--config", str(path)])
+    written = yaml.safe_load(path.read_text())
+    default = settings.Config()
+    for section, values in written.items():
+        if isinstance(values, dict):
+            for name, value in values.items():
+                assert name in ("schedule",) or value != getattr(getattr(default, section), name), name
+    assert found.run_dir == written["run_dir"]
+
+
+@pytest.mark.slow
+def test_the_demo_as_eight_processes_would_train_it(tmp_path):
+    """`torchrun --nproc_per_node 8 -m fastling.train`, exactly so but for a few steps."""
+    result = run_python(
+        "fastling.train", "--run_dir", tmp_path / "run", "--train.steps", "2", "--evaluate.samples", "1",
+        "--evaluate.sample_tokens", "2", ranks=8,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "no --config: training the demo" in result.stderr
+    assert "8 process(es)" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_learns(tmp_path):
+    """What `make demo` runs after installing."""
+    result = run_python("fastling.train", "--run_dir", tmp_path / "run", "--json")
+    assert result.returncode == 0, result.stderr
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert done["loss_last"] < 0.6 * done["loss_first"]
+    assert done["eval_loss_last"] < 0.75 * done["eval_loss_first"]
+    assert (tmp_path / "run/loss.png").exists()
