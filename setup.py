@@ -39,11 +39,11 @@ setup(
     package_data={"fastling.configs": ["*.yaml"], "fastling.demo": ["*.jsonl", "*.model", "*.md"]},
     install_requires=[
         "jinja2>=3.1.6",
-        "jsonargparse[signatures]>=4.49",
         "matplotlib",
         "numpy",
         "protobuf",
         "pyarrow",
+        "pydantic>=2.9",
         "pyyaml",
         "rich",
         "safetensors",

@@ -15,7 +15,10 @@ VERBS = {
 
 
 def usage() -> str:
-    lines = [f"fastling {fastling.__version__}: instruction-tunes LLaMA models, and proves what it trains on", ""]
+    lines = [
+        f"fastling {fastling.__version__}: instruction-tunes LLaMA models, proving what it trains on",
+        "",
+    ]
     lines += ["usage: fastling VERB [options]      (fastling VERB --help shows every option)", ""]
     lines += [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
     return "\n".join(lines)

@@ -7,32 +7,33 @@ An unknown key is an error, and so is a setting that would have no effect.
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
-from fastling import settings
 from fastling.errors import UserError
-from fastling.settings import Parser, check_positive, check_share, without_effect
+from fastling.settings import STRICT, Parser, Settings
 
 PACKAGE = Path(__file__).parent
 DEMO_CONFIG = PACKAGE / "configs" / "demo.yaml"
+Share = Annotated[float, Field(ge=0, le=1)]
 OTHER_NAMES = {  # for those who come from other trainers
     "output_dir": "run_dir",
     "model_name_or_path": "model.pretrained",
     "max_seq_length": "data.sequence_length",
     "num_train_epochs": "train.epochs",
     "max_steps": "train.steps",
-    "per_device_train_batch_size": "train.micro_batch_tokens",
     "gradient_accumulation_steps": "train.global_batch_tokens",
     "gradient_checkpointing": "train.activation_checkpointing",
     "learning_rate": "optimizer.lr",
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Model:
     """Which model is trained: a pretrained folder, or a shape to start from scratch."""
 
@@ -45,25 +46,25 @@ class Model:
     """Attention backend; a named one is used or refused, never swapped."""
     model_type: Literal["llama", "mistral", "qwen2", "qwen3"] | None = None
     """From scratch: the family (default llama)."""
-    vocab_size: int | None = None
+    vocab_size: PositiveInt | None = None
     """From scratch: rows of the embedding (default: the tokenizer's size)."""
-    hidden_size: int | None = None
+    hidden_size: PositiveInt | None = None
     """From scratch: width of the residual stream."""
-    intermediate_size: int | None = None
+    intermediate_size: PositiveInt | None = None
     """From scratch: width of the MLP."""
-    num_hidden_layers: int | None = None
+    num_hidden_layers: PositiveInt | None = None
     """From scratch: number of layers."""
-    num_attention_heads: int | None = None
+    num_attention_heads: PositiveInt | None = None
     """From scratch: number of query heads."""
-    num_key_value_heads: int | None = None
+    num_key_value_heads: PositiveInt | None = None
     """From scratch: number of key and value heads (default: as many as query heads)."""
-    head_dim: int | None = None
+    head_dim: PositiveInt | None = None
     """From scratch: width of a head (default: hidden_size / num_attention_heads)."""
-    max_position_embeddings: int | None = None
+    max_position_embeddings: PositiveInt | None = None
     """From scratch: longest sequence in tokens (default: data.sequence_length)."""
-    rope_theta: float | None = None
+    rope_theta: PositiveFloat | None = None
     """From scratch: base of the rotary frequencies (default 10000)."""
-    rms_norm_eps: float | None = None
+    rms_norm_eps: PositiveFloat | None = None
     """From scratch: epsilon of RMSNorm (default 1e-6)."""
     tie_word_embeddings: bool | None = None
     """From scratch: one matrix for embedding and head (default false)."""
@@ -80,7 +81,7 @@ class Model:
             raise without_effect(f"model.{name}", value, "beside model.pretrained, which has its own shape")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Source:
     """One file of conversations."""
 
@@ -88,7 +89,7 @@ class Source:
     """Name under which its loss and its tokens are reported."""
     path: str
     """.json, .jsonl (also .gz, .zst) or .parquet; `fastling:demo/...` lies in the package."""
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
     """How often an epoch shows each conversation: 2 twice, 0.5 every other one."""
     pair: str | None = None
     """Language pair, such as zh-en, for rows that carry no "pair" of their own."""
@@ -96,10 +97,9 @@ class Source:
     def __post_init__(self):
         if not self.name:
             raise UserError("data.sources", f"a source needs a name: {self.path}")
-        check_positive(f"data.sources ({self.name})", self, "weight")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Data:
     """What is trained on."""
 
@@ -107,7 +107,7 @@ class Data:
     """A SentencePiece .model, a tokenizer.json, or a folder with one (default: model.pretrained)."""
     template: str = "bayling"
     """bayling, vicuna, alpaca, llama2, llama3, chatml, or a YAML file with your own."""
-    sequence_length: int = 2048
+    sequence_length: PositiveInt = 2048
     """Tokens in a pack; no conversation is longer."""
     sources: list[Source] = field(default_factory=list)
     """Training data: a list of {name, path, weight, pair}."""
@@ -115,14 +115,12 @@ class Data:
     """Held-out data, never trained on: a list of {name, path, pair}."""
     store: str | None = None
     """Folder of the token stores, kept between runs (default: ~/.cache/fastling)."""
-    max_refused_share: float = 0.1
+    max_refused_share: Share = 0.1
     """Stop when more than this share of rows is refused (0 to 1)."""
-    workers: int | None = None
+    workers: PositiveInt | None = None
     """Processes that tokenize (default: all cores)."""
 
     def __post_init__(self):
-        check_positive("data", self, "sequence_length", "workers")
-        check_share("data", self, "max_refused_share")
         for where, sources in (("data.sources", self.sources), ("data.validation", self.validation)):
             names = [source.name for source in sources]
             twice = [name for name in names if names.count(name) > 1]
@@ -134,17 +132,17 @@ class Data:
                 raise without_effect(name, source.weight, "on held-out data, which is read once")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Train:
     """How long, how much at once, and in which numbers."""
 
-    epochs: int | None = None
+    epochs: PositiveInt | None = None
     """Passes over the data (default 3 when steps is not given)."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Optimizer steps, in place of epochs."""
-    global_batch_tokens: int = 262144
+    global_batch_tokens: PositiveInt = 262144
     """Tokens of one optimizer step over all processes; a multiple of data.sequence_length."""
-    micro_batch_tokens: int = 8192
+    micro_batch_tokens: PositiveInt = 8192
     """At most this many tokens in one forward and backward of one process."""
     loss: Literal["token", "turn", "sample"] = "token"
     """What weighs the same in a step: every supervised token, every turn, or every conversation."""
@@ -156,93 +154,76 @@ class Train:
     """Compile the layers with torch.compile."""
 
     def __post_init__(self):
-        check_positive("train", self, "epochs", "steps", "global_batch_tokens", "micro_batch_tokens")
         if self.epochs and self.steps:
             raise without_effect("train.epochs", self.epochs, "beside train.steps")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Optimizer:
     """AdamW and its learning rate."""
 
-    lr: float = 2.0e-5
+    lr: PositiveFloat = 2.0e-5
     """Highest learning rate."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Course after warm-up; wsd is warmup-stable-decay, with a linear decay at the end."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: Share = 0.03
     """Share of all steps in which the learning rate rises from 0."""
-    decay_ratio: float | None = None
+    decay_ratio: Share | None = None
     """wsd only: share of all steps in which it falls (default 0.2)."""
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: Share = 0.0
     """Learning rate at the end, as a share of lr; without effect (so refused) when constant."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """On matrices only, not on norms or biases."""
-    clip_norm: float = 1.0
+    clip_norm: PositiveFloat = 1.0
     """Largest norm of the whole gradient."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.95
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay of the second moment."""
-    eps: float = 1.0e-8
+    eps: PositiveFloat = 1.0e-8
     """Added to the denominator."""
 
     def __post_init__(self):
-        check_positive("optimizer", self, "lr", "clip_norm", "eps")
-        names = ("warmup_ratio", "min_lr_ratio", "weight_decay", "beta1", "beta2", "decay_ratio")
-        check_share("optimizer", self, *names)
-        if 1 in (self.beta1, self.beta2):
-            raise UserError("optimizer.beta1 and beta2", f"must be < 1: {self.beta1}, {self.beta2}")
         if self.decay_ratio is not None and self.schedule != "wsd":
             raise without_effect("optimizer.decay_ratio", self.decay_ratio, f"with schedule {self.schedule}")
         if self.min_lr_ratio and self.schedule == "constant":
             raise without_effect("optimizer.min_lr_ratio", self.min_lr_ratio, "with schedule constant")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Parallel:
     """How the model lies on the processes."""
 
     shard: Literal["full", "gradients"] = "full"
     """full frees gathered weights after each layer's forward; gradients keeps them for the
     backward (one gather less, more memory)."""
-    replicate: int = 1
+    replicate: PositiveInt = 1
     """Copies of the sharded model (HSDP): with one per node, weights are gathered inside a node."""
 
-    def __post_init__(self):
-        check_positive("parallel", self, "replicate")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Checkpoint:
     """What a killed run resumes from."""
 
-    every_steps: int = 500
+    every_steps: PositiveInt = 500
     """Steps between checkpoints; the last step always has one."""
-    keep_last: int = 3
+    keep_last: PositiveInt = 3
     """How many are kept."""
 
-    def __post_init__(self):
-        check_positive("checkpoint", self, "every_steps", "keep_last")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Evaluate:
     """Held-out loss and sample answers during training."""
 
-    every_steps: int = 200
+    every_steps: PositiveInt = 200
     """Steps between evaluations; the last step always has one."""
-    samples: int = 3
+    samples: NonNegativeInt = 3
     """Held-out questions answered at each evaluation."""
-    sample_tokens: int = 64
+    sample_tokens: PositiveInt = 64
     """Longest such answer in tokens."""
 
-    def __post_init__(self):
-        check_positive("evaluate", self, "every_steps", "sample_tokens")
-        if self.samples < 0:
-            raise UserError("evaluate.samples", f"must not be negative: {self.samples}")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Log:
     """What is written down. metrics.jsonl always is."""
 
@@ -250,20 +231,17 @@ class Log:
     """Also log to Weights & Biases (WANDB_MODE=offline works)."""
     project: str = "fastling"
     """Project there."""
-    every_steps: int = 1
+    every_steps: PositiveInt = 1
     """Steps between two lines of metrics."""
 
-    def __post_init__(self):
-        check_positive("log", self, "every_steps")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """All settings of a run."""
 
     run_dir: str = "runs/fastling"
     """Folder of the run: config, metrics, checkpoints, export."""
-    seed: int = 42
+    seed: NonNegativeInt = 42
     """Seed of everything random."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -277,8 +255,6 @@ class Config:
     def __post_init__(self):
         if not self.run_dir:
             raise UserError("run_dir", "is empty", "Name a folder.")
-        if self.seed < 0:
-            raise UserError("seed", f"must not be negative: {self.seed}")
 
     def as_yaml(self) -> str:
         """The resolved config, as it is kept with the run."""
@@ -291,6 +267,11 @@ class Config:
         if path is None:
             raise UserError("data.tokenizer", "is not set", "Name a tokenizer.model or a tokenizer.json.")
         return resolve(path, "data.tokenizer" if self.data.tokenizer else "model.pretrained")
+
+
+def without_effect(name: str, value: object, because: str) -> UserError:
+    """The error of a setting that another one makes meaningless."""
+    return UserError(name, f"has no effect {because}: {value}", "Remove one of the two.")
 
 
 def resolve(path: str, where: str) -> Path:
@@ -319,11 +300,11 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Na
     Raises UserError for unknown settings, wrong types and settings without effect.
     """
     options = parser.parse_args(arguments)
-    values: dict[str, Any] = {}
+    settings = Settings(Config, OTHER_NAMES)
     for path in options.config or [str(DEMO_CONFIG)]:
-        values |= settings.read_file(Config, resolve(path, "--config"), OTHER_NAMES)
-    values |= settings.read_options(Config, vars(options))
-    return settings.build(Config, values), options
+        settings.read_file(resolve(path, "--config"))
+    settings.read_options(vars(options))
+    return settings.build(), options
 
 
 def uses_demo(arguments: Sequence[str]) -> bool:

@@ -1,8 +1,12 @@
 """What a user sees when something is wrong: where, what, and how to mend it; never a traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+MOST_LINES = 6
+"""Of one message; a model that does not fit its config has a complaint for every tensor."""
 
 
 class UserError(Exception):
@@ -32,13 +36,25 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
     try:
         return main(arguments) or 0
     except UserError as error:
-        # Every rank finds the same mistake; one of them says it.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_status
     except BrokenPipeError:  # `fastling preview | head` is not a failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # no permission, a folder where a file should be, a full disk
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        _say(f"{error.filename or 'while writing'}: {error.strerror}")
+        return 1
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130
+
+
+def _say(message: str) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # every rank finds the same mistake; one of them says it
+    lines = f"error: {message}".splitlines()
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES - 1 :] = [f"  ... and {len(lines) - MOST_LINES + 1} lines more"]
+    print("\n".join(lines), file=sys.stderr)

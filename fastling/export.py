@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 import yaml
 from rich.console import Console
 from rich.table import Table
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 import fastling
 from fastling import files
@@ -25,10 +23,11 @@ from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import RunError, UserError, run_command
-from fastling.export_check import Check, check_export
+from fastling.export_check import Check, check_export, digested
 from fastling.model.huggingface import config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.model.safetensors_folder import save_weights
+from fastling.settings import Parser
 from fastling.terminal import make_console
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
@@ -51,37 +50,63 @@ class Export:
         return self.folder.with_name(self.folder.name + ".tmp")
 
     def rehearse(self) -> None:
-        """Write everything but the weights, aside. Raises UserError when the tokenizer cannot be exported."""
-        shutil.rmtree(self.aside, ignore_errors=True)
-        self.aside.mkdir(parents=True)
+        """Write everything but the weights, aside.
+
+        Raises UserError when the tokenizer cannot be exported, the folder holds something else, or the
+        disk is too small.
+        """
+        if self.folder.exists() and not _may_be_replaced(self.folder):
+            raise UserError(
+                str(self.folder), "exists and is not an export", "Name another folder, or delete it."
+            )
+        try:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._check_disk()
+            self._write_small_files()
+        except OSError as error:
+            raise UserError(str(self.folder), f"cannot be written: {error.strerror}") from None
+
+    def _check_disk(self) -> None:
+        weights = sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())
+        needed, free = weights * self.dtype.itemsize, shutil.disk_usage(self.folder.parent).free
+        if needed > free:
+            raise UserError(
+                str(self.folder),
+                f"the disk has {free / 2**30:.3f} GiB free, the export needs {needed / 2**30:.3f}",
+                "Make room, or name a folder on another disk.",
+            )
+
+    def _write_small_files(self) -> None:
+        self.aside.mkdir(parents=True, exist_ok=True)
         for name, content in self.small_files().items():
             (self.aside / name).write_text(content, encoding="utf-8")
         model_file = self.encoder.tokenizer.path
         if model_file.suffix != ".json":
             shutil.copyfile(model_file, self.aside / "tokenizer.model")
-        weights = sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())
-        needed, free = weights * self.dtype.itemsize, shutil.disk_usage(self.aside).free
-        if needed > free:
-            raise UserError(
-                str(self.folder), f"the disk has {free / 2**30:.1f} GiB free, the export needs {needed / 2**30:.1f}"
-            )
 
     def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
-        """Add the weights, give the folder its name, and check it. All ranks call it together.
+        """Add the weights, check the folder, and give it its name. All ranks call it together.
 
-        Raises RunError when the finished folder fails a check.
+        Raises RunError when it fails a check; an earlier export then stays as it was.
         """
         tensors = hf_tensors(model)
         if not is_main:
             for _ in tensors:  # gathering takes every rank
                 pass
             return []
-        save_weights(tensors, self.aside, dtype=self.dtype)
-        files.publish(self.aside, self.folder)
-        checks = check_export(self.folder, self.encoder)
+        self._write_small_files()  # again: the rehearsal's may be days old
+        digests: dict[str, str] = {}
+        save_weights(digested(tensors, self.dtype, digests), self.aside, dtype=self.dtype)
+        checks = check_export(self.aside, self.encoder, self.shape, digests)
         failed = [check for check in checks if check.passed is False]
         if failed:
-            raise RunError(str(self.folder), f"failed its check: {failed[0].name}: {failed[0].result}")
+            raise RunError(
+                str(self.aside),
+                f"failed its check: {failed[0].name}: {failed[0].result}",
+                f"So it was not published as {self.folder}.",
+            )
+        files.publish(self.aside, self.folder)
         return checks
 
     def small_files(self) -> dict[str, str]:
@@ -123,6 +148,8 @@ class Export:
             "add_bos_token": False,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
+            # Without this, transformers 4 also returns token_type_ids, which LLaMA does not take.
+            "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": self.shape.max_position_embeddings,
             "padding_side": "left",
             "added_tokens_decoder": added,
@@ -196,6 +223,16 @@ def _on_meta(shape: LlamaConfig) -> Llama:
         return Llama(shape)
 
 
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether a folder is empty or an export of ours: anything else is not ours to delete."""
+    if not folder.is_dir():
+        return False
+    card = folder / "README.md"
+    return not any(folder.iterdir()) or (
+        card.is_file() and "with fastling" in card.read_text(errors="replace")
+    )
+
+
 def print_checks(checks: list[Check], console: Console) -> None:
     """The table of what the export's check found."""
     table = Table(title="export, checked", title_justify="left")
@@ -215,30 +252,34 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
 
     path = run_dir / "config.yaml"
     if not path.exists():
-        raise UserError("--run", f"holds no run: {run_dir}", "A run folder has a config.yaml and checkpoints/.")
+        raise UserError(
+            "--run", f"holds no run: {run_dir}", "A run folder has a config.yaml and checkpoints/."
+        )
     config, _ = parse(build_parser("fastling export", ""), ["--config", str(path)])
-    step = checkpoint.newest_step(run_dir / "checkpoints")
+    step = checkpoint.newest_step(run_dir / "checkpoints", lambda text: print(text, file=sys.stderr))
     if not step:
-        raise UserError(str(run_dir), "has no checkpoint yet")
+        raise UserError(
+            str(run_dir), "has no checkpoint yet", "Training writes one every checkpoint.every_steps."
+        )
     encoder = make_encoder(config)
     shape = model_config(config, encoder)
     model = _on_meta(shape).to_empty(device="cpu")
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    folder = checkpoint.open_checkpoint(run_dir / "checkpoints", step).folder
-    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-    export = make_export(out, shape, encoder, config)
+    export = make_export(out.resolve(), shape, encoder, config)
     if dtype is not None:
         export.dtype = dtype
     export.rehearse()
+    checkpoint.load(checkpoint.open_checkpoint(run_dir / "checkpoints", step).folder, tensors)
     return export.write(model)
 
 
 def main(arguments: Sequence[str]) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="fastling export", description=__doc__.splitlines()[0])
+    description = "Write a trained run as a folder that transformers, vLLM and others open; then check it."
+    parser = Parser("fastling export", description)
     parser.add_argument("--run", type=Path, required=True, help="run folder, with its checkpoints")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if it exists")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; an earlier export is replaced"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="numbers of the weights (default: as trained)")
     parser.add_argument("--json", action="store_true", help="print the checks as one JSON object on stdout")
     options = parser.parse_args(arguments)

@@ -1,6 +1,8 @@
 """Does a finished export say what was trained? Weights, token ids, template text, logits."""
 
+import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +14,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import PROOF_STRINGS, first_difference
-from fastling.model.huggingface import load_pretrained
+from fastling.model.huggingface import load_pretrained, read_config
+from fastling.model.llama_config import LlamaConfig
+from fastling.model.safetensors_folder import SafetensorsFolder
 
 PROBES = (
     Conversation((Turn("user", "Translate to Chinese: Good morning!"), Turn("assistant", "早上好！"))),
@@ -40,10 +44,62 @@ class Check:
     result: str
 
 
-def check_export(folder: Path, encoder: Encoder) -> list[Check]:
-    """Open the folder as its readers will, and compare."""
-    checks = [_token_ids(folder, encoder), _template_text(folder, encoder), _prompt_ids(folder, encoder)]
-    return [*checks, *_logits(folder, encoder)]
+def digested(
+    named_tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype, digests: dict[str, str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass tensors on in `dtype`, and note what each one is before it is written."""
+    for name, tensor in named_tensors:
+        tensor = tensor.to(dtype)
+        digests[name] = _digest(tensor)
+        yield name, tensor
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+def check_export(
+    folder: Path, encoder: Encoder, shape: LlamaConfig, digests: Mapping[str, str]
+) -> list[Check]:
+    """Open the folder as its readers will, and compare. `digests` are the weights', by `digested`."""
+    checks = [
+        _attempt("shape", lambda: _shape(folder, shape)),
+        _attempt("weights", lambda: _weights(folder, digests)),
+        _attempt("token ids", lambda: _token_ids(folder, encoder)),
+        _attempt("template text", lambda: _template_text(folder, encoder)),
+        _attempt("prompt ids", lambda: _prompt_ids(folder, encoder)),
+    ]
+    if any(check.passed is False for check in checks):
+        return checks
+    return [*checks, _attempt("logits", lambda: _logits(folder, encoder))]
+
+
+def _attempt(name: str, check: Callable[[], Check]) -> Check:
+    """Whatever a reader would stumble over is a check that failed."""
+    try:
+        return check()
+    except Exception as error:
+        return Check(name, False, f"{type(error).__name__}: {error}".splitlines()[0][:300])
+
+
+def _shape(folder: Path, shape: LlamaConfig) -> Check:
+    found, expected = vars(read_config(folder)), vars(shape)
+    different = [name for name in expected if found[name] != expected[name]]
+    result = f"another {different[0]} is in config.json" if different else "config.json is read back the same"
+    return Check("shape", not different, result)
+
+
+def _weights(folder: Path, digests: Mapping[str, str]) -> Check:
+    source = SafetensorsFolder(folder)
+    try:
+        if source.shapes.keys() != digests.keys():
+            return Check("weights", False, "other tensors are in the files than were written")
+        for name, shape in source.shapes.items():
+            if _digest(source.read(name, 0, shape[0])) != digests[name]:
+                return Check("weights", False, f"{name} is not what was written")
+    finally:
+        source.close()
+    return Check("weights", True, "are bit for bit what was trained")
 
 
 def _token_ids(folder: Path, encoder: Encoder) -> Check:
@@ -90,26 +146,38 @@ def _prompt_ids(folder: Path, encoder: Encoder) -> Check:
 
 
 @torch.no_grad()
-def _logits(folder: Path, encoder: Encoder) -> list[Check]:
+def _logits(folder: Path, encoder: Encoder) -> Check:
     model = load_pretrained(folder, dtype=torch.float32)
-    ids = encoder.prompt_ids(PROBES[0])
-    ids = ids[: model.config.longest_sequence]
+    ids = encoder.prompt_ids(PROBES[0])[: model.config.longest_sequence]
     ours = model.logits(torch.tensor(ids), torch.tensor([0, len(ids)], dtype=torch.int32))
-    loaded = Check("weights", bool(ours.isfinite().all()), "reload and give finite logits")
-    return [loaded, _transformers_logits(folder, ids, ours)]
-
-
-def _transformers_logits(folder: Path, ids: list[int], ours: torch.Tensor) -> Check:
-    name = "logits in transformers"
+    if not ours.isfinite().all():
+        return Check("logits", False, "are not finite")
     try:
         version = metadata.version("transformers")
     except metadata.PackageNotFoundError:
-        return Check(name, None, "transformers is not installed")
+        return Check("logits", None, "are finite; transformers is not installed to compare with")
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2
     if weights > LARGEST_FOR_TRANSFORMERS:
-        return Check(name, None, f"more than {LARGEST_FOR_TRANSFORMERS:.0e} weights")
-    from transformers import AutoModelForCausalLM  # optional
+        return Check(
+            "logits", None, f"are finite; more than {LARGEST_FOR_TRANSFORMERS:.0e} weights to compare"
+        )
+    difference = float((_transformers_logits(folder, ids) - ours).abs().max())
+    return Check(
+        "logits",
+        difference < 1e-4,
+        f"differ by at most {difference:.1e} from transformers {version} in float32",
+    )
 
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    difference = float((theirs(torch.tensor([ids])).logits[0] - ours).abs().max())
-    return Check(name, difference < 1e-4, f"differ by at most {difference:.1e} (transformers {version}, float32)")
+
+def _transformers_logits(folder: Path, ids: list[int]) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM  # optional
+    from transformers.utils import logging
+
+    showed_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    finally:
+        if showed_progress:
+            logging.enable_progress_bar()
+    return model(torch.tensor([ids])).logits[0]

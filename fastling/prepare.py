@@ -75,7 +75,7 @@ def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
     if train.global_batch_tokens % data.sequence_length:
         raise UserError(
             "train.global_batch_tokens",
-            f"is not a multiple of data.sequence_length ({data.sequence_length}): {train.global_batch_tokens}",
+            f"is no multiple of data.sequence_length ({data.sequence_length}): {train.global_batch_tokens}",
             f"The nearest that is: {_nearest(train.global_batch_tokens, data.sequence_length)}.",
         )
     encoder = make_encoder(config)
@@ -109,6 +109,10 @@ def _open(config: Config, sources: Sequence[Source], label: str, show_progress: 
         config.data.max_refused_share,
     )
     folder = Path(config.data.store).expanduser() if config.data.store else default_store()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("data.store", f"cannot be written: {folder}: {error.strerror}") from None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=make_console(), transient=True)
     task = progress.add_task(f"tokenizing and proving {label} rows", total=None)
@@ -121,14 +125,19 @@ def _open(config: Config, sources: Sequence[Source], label: str, show_progress: 
     try:
         return open_store(recipe, folder, workers=config.data.workers, progress=advance)
     finally:
-        progress.stop()
+        if progress.live.is_started:  # else it would print an empty line
+            progress.stop()
 
 
 def keep_records(prepared: Prepared, run_dir: Path) -> None:
-    """Put the ledger and the refused rows into the run folder."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    files.write_text(run_dir / "ledger.json", json.dumps(summary(prepared), indent=1, ensure_ascii=False))
-    shutil.copyfile(prepared.training.folder / "refused.jsonl", run_dir / "refused.jsonl")
+    """Put the ledger and the refused rows into the run folder. Raises UserError if it cannot be written."""
+    ledger = json.dumps(summary(prepared), indent=1, ensure_ascii=False)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        files.write_text(run_dir / "ledger.json", ledger)
+        shutil.copyfile(prepared.training.folder / "refused.jsonl", run_dir / "refused.jsonl")
+    except OSError as error:
+        raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
 
 
 def summary(prepared: Prepared) -> dict:

@@ -1,11 +1,11 @@
-"""`fastling preview`: see, token by token, what is trained on and what is not, and why a row is cut or refused."""
+"""`fastling preview`: see, token by token, what is trained on, and why a row is cut or refused."""
 
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy
 from rich.console import Console
@@ -77,18 +77,28 @@ def preview_rows(
             yield PreviewRow(row.index, source.name, row.location, result)
 
 
+class _Console(Console):
+    """Leaves it to run_command that nobody reads on; rich would call it a failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def show(row: PreviewRow, encoder: Encoder) -> Text:
     """A row for the terminal: trained tokens on green, the rest dim, control tokens in magenta."""
-    text = Text(f"{row.source} row {row.row}: {row.status}", style="bold")
+    title = f"{row.source} row {row.row}: {row.status}"
     if isinstance(row.result, Encoded):
-        text.append(f", {row.result.supervised} of {len(row.result.tokens)} tokens trained on")
+        title += f", {row.result.supervised} of {len(row.result.tokens)} tokens trained on"
+    text = Text.assemble((title, "bold"))
     if row.reason:
         text.append(f" ({row.reason})", style="red")
     text.append("\n")
     if isinstance(row.result, Encoded):
+        begins = True
         for ids, supervised, control in _stretches(row, encoder):
             style = TRAINED if supervised else CONTROL if control else MASKED
-            text.append(_readable(ids, control, encoder), style=style)
+            text.append(_readable(ids, control, begins, encoder), style=style)
+            begins = control
         text.append("\n")
     return text
 
@@ -109,17 +119,18 @@ def _stretches(row: PreviewRow, encoder: Encoder) -> Iterator[tuple[list[int], b
         yield held, *state
 
 
-def _readable(ids: list[int], control: bool, encoder: Encoder) -> str:
+def _readable(ids: list[int], control: bool, begins: bool, encoder: Encoder) -> str:
+    """Text of a stretch; `begins` where it stands first in its run, whose first space is not the text's."""
     if control:
         return encoder.tokenizer.piece(ids[0])
     text = encoder.tokenizer.decode([ids])[0]
-    if encoder.tokenizer.piece(ids[0]).startswith("▁") and not text.startswith(" "):
-        text = " " + text  # SentencePiece leaves out the first space
+    if not begins and encoder.tokenizer.piece(ids[0]).startswith("▁") and not text.startswith(" "):
+        text = " " + text  # SentencePiece takes it for that first space
     return text
 
 
 def _parse_rows(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", text)
     if not match or int(match[2] or match[1]) < int(match[1]):
         raise UserError("--rows", f"must be a row or a range such as 0-9: {text}")
     return int(match[1]), int(match[2] or match[1])
@@ -132,6 +143,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--html", type=str, help="also write a page with the same colours")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row on stdout")
     config, options = parse(parser, arguments)
+    if options.html and options.json:
+        raise UserError("--html", f"has no effect beside --json: {options.html}", "Remove one of the two.")
     sources = config.data.sources
     if options.source:
         everything = [*sources, *config.data.validation]
@@ -140,18 +153,29 @@ def main(arguments: Sequence[str]) -> None:
             names = ", ".join(source.name for source in everything)
             raise UserError("--source", f"no such source: {options.source}", f"There are: {names}.")
         sources = named
+    if not sources:
+        raise UserError("data.sources", "names no data", "Give a list of {name, path}.")
     encoder = make_encoder(config)
     rows = preview_rows(encoder, source_files(sources), *_parse_rows(options.rows))
+    first = next(rows, None)
+    if first is None:
+        raise UserError("--rows", f"no source has such rows: {options.rows}", "Rows count from 0.")
+    rows = chain([first], rows)
     if options.json:
         for row in rows:
             print(json.dumps(row.as_dict(encoder), ensure_ascii=False))
         return
-    console = Console(record=bool(options.html), soft_wrap=True)
-    console.print(Text.assemble(("trained on", TRAINED), "  ", ("read only", MASKED), "  ", ("control token", CONTROL)))
+    console = _Console(record=bool(options.html), soft_wrap=True)
+    console.print(
+        Text.assemble(("trained on", TRAINED), "  ", ("read only", MASKED), "  ", ("control token", CONTROL))
+    )
     for row in rows:
         console.print(show(row, encoder))
     if options.html:
-        console.save_html(options.html)
+        try:
+            console.save_html(options.html)
+        except OSError as error:
+            raise UserError("--html", f"cannot be written: {options.html}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

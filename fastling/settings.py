@@ -1,29 +1,40 @@
 """Typed settings from YAML files and from `--section.key value`, every mistake named where it was made.
 
 A dataclass describes them: its fields with types and defaults, the text below each field, and nested
-dataclasses as sections. Knows nothing of what the settings mean; `config.py` does.
+dataclasses as sections. argparse reads the command line, PyYAML the files, pydantic checks the types;
+this file joins them, and says in two lines what is wrong. It knows nothing of what the settings mean;
+`config.py` does.
 """
 
 import argparse
-import ast
 import dataclasses
 import difflib
 import inspect
-import math
-import textwrap
 import types
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
+import pydantic
 import yaml
 
 from fastling.errors import UserError
 
-_EXPECTED = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-_TAGS = {str: ("str",), bool: ("bool",), int: ("int",), float: ("float", "int", "str")}
+STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+"""How pydantic checks every dataclass of settings."""
 _PLACEHOLDERS = {str: "TEXT", bool: "true|false", int: "N", float: "X", list: "LIST"}
+_EXPECTED = {
+    "float": "expected a number",
+    "finite": "expected a number",
+    "int": "expected a whole number",
+    "bool": "expected true or false",
+    "string": "expected text",
+    "list": "expected a list",
+}
+_BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+
+Location = tuple[str | int, ...]
+"""Where a setting lies: ("data", "sources", 0, "path")."""
 
 
 class Setting(NamedTuple):
@@ -37,27 +48,19 @@ class Setting(NamedTuple):
 
 def settings_of(cls: type, prefix: str = "") -> list[Setting]:
     """Every setting of a dataclass and its sections, in order."""
-    kinds, texts, found = get_type_hints(cls), _texts(cls), []
+    texts = {
+        name: field.get("description", "")
+        for name, field in pydantic.TypeAdapter(cls).json_schema()["properties"].items()
+    }
+    kinds, found = get_type_hints(cls), []
     for item in dataclasses.fields(cls):
         name, kind = prefix + item.name, kinds[item.name]
         if dataclasses.is_dataclass(kind):
             found += settings_of(kind, f"{name}.")
         else:
             default = item.default_factory() if callable(item.default_factory) else item.default
-            found.append(Setting(name, kind, default, texts.get(item.name, "")))
+            found.append(Setting(name, kind, default, " ".join(texts[item.name].split())))
     return found
-
-
-def _texts(cls: type) -> dict[str, str]:
-    """The text that stands below each field."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
-    return {
-        first.target.id: " ".join(second.value.value.split())
-        for first, second in pairwise(body)
-        if isinstance(first, ast.AnnAssign)
-        and isinstance(second, ast.Expr)
-        and isinstance(second.value, ast.Constant)
-    }
 
 
 def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> str:
@@ -86,14 +89,13 @@ class Parser(argparse.ArgumentParser):
         )
         self.other_names: Mapping[str, str] = {}
 
-    def add_settings(self, cls: type, other_names: Mapping[str, str] | None = None) -> None:
+    def add_settings(self, cls: type, other_names: Mapping[str, str]) -> None:
         """Every setting of a dataclass as an option that takes text; one group a section."""
-        self.other_names = other_names or {}
-        sections = {
-            name: kind for name, kind in get_type_hints(cls).items() if dataclasses.is_dataclass(kind)
-        }
+        self.other_names = other_names
         groups = {
-            name: self.add_argument_group(name, inspect.getdoc(kind)) for name, kind in sections.items()
+            name: self.add_argument_group(name, inspect.getdoc(kind))
+            for name, kind in get_type_hints(cls).items()
+            if dataclasses.is_dataclass(kind)
         }
         for setting in settings_of(cls):
             group = groups.get(setting.name.partition(".")[0], self)
@@ -112,9 +114,8 @@ class Parser(argparse.ArgumentParser):
         if rest and rest[0].startswith("-"):
             name = rest[0].lstrip("-").partition("=")[0]
             valid = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-            raise UserError(
-                "command line", f"unknown setting: {name}", nearest(name, valid, self.other_names)
-            )
+            fix = nearest(name, valid, self.other_names)
+            raise UserError("command line", f"unknown setting: {name}", fix)
         if rest:
             self.error(f"unexpected: {rest[0]}")
         return parsed
@@ -124,198 +125,166 @@ class Parser(argparse.ArgumentParser):
 
 
 def _placeholder(kind: Any) -> str:
-    kind, _ = _without_none(kind)
+    kind = _without_none(kind)
     if get_origin(kind) is Literal:
         return "{" + ",".join(get_args(kind)) + "}"
     return _PLACEHOLDERS[get_origin(kind) or kind]
 
 
-def read_file(cls: type, path: Path, other_names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The settings in a YAML file, by dotted name.
-
-    Raises UserError with file and line for unknown names, wrong types, and names given twice.
-    """
-    try:
-        root = yaml.compose(path.read_bytes().decode("utf-8-sig"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}", "Give a YAML file.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(str(path), f"is not UTF-8: byte {error.start}", "Save it as UTF-8.") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = f"is not valid YAML: {problem or str(error).splitlines()[0]}"
-        raise UserError(where, what, "See configs/ for examples.") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(str(path), "holds no settings", "See configs/ for examples.")
-    return _Reader(cls, path, other_names or {}).section(cls, root, "")
-
-
-def read_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings among parsed options, by dotted name. Raises UserError for wrong types."""
-    reader = _Reader(cls, None, {})
-    return {
-        setting.name: reader.value(setting.kind, _node(setting.kind, options[setting.name]), setting.name)
-        for setting in settings_of(cls)
-        if setting.name in options
-    }
-
-
-def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """The dataclass with these values, by dotted name, and defaults for the others."""
-    arguments = {}
-    for name, kind in get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            arguments[name] = build(kind, values, f"{prefix}{name}.")
-        elif prefix + name in values:
-            arguments[name] = values[prefix + name]
-    return cls(**arguments)
-
-
-def check_positive(section: str, settings: object, *names: str) -> None:
-    """Raise UserError for the first of these settings that is 0 or less."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not value > 0:
-            raise UserError(f"{section}.{name}", f"must be > 0: {value}")
-
-
-def check_share(section: str, settings: object, *names: str) -> None:
-    """Raise UserError for the first of these settings that is not within 0 to 1."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{section}.{name}", f"must lie in 0 to 1: {value}")
-
-
-def without_effect(name: str, value: object, because: str) -> UserError:
-    """The error of a setting that another one makes meaningless."""
-    return UserError(name, f"has no effect {because}: {value}", "Remove one of the two.")
-
-
-def _without_none(kind: Any) -> tuple[Any, bool]:
-    """A type -> the type without None, and whether None was part of it."""
+def _without_none(kind: Any) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
-        return next(each for each in get_args(kind) if each is not types.NoneType), True
-    return kind, False
+        return next(each for each in get_args(kind) if each is not types.NoneType)
+    return kind
 
 
-def _node(kind: Any, text: str) -> yaml.Node:
-    """What was typed on the command line, as YAML has it; text is taken as it is."""
-    kind, optional = _without_none(kind)
-    as_it_is = yaml.ScalarNode("tag:yaml.org,2002:str", text)
-    if kind is str and not (optional and text == "null"):
-        return as_it_is
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader) or as_it_is
-    except yaml.YAMLError:
-        return as_it_is
+class Settings:
+    """Settings as they were given, and where each was: in a file, or on the command line."""
 
+    def __init__(self, cls: type, other_names: Mapping[str, str]):
+        self.cls, self.other_names = cls, other_names
+        self.adapter = pydantic.TypeAdapter(cls)
+        self.tree: dict[str, Any] = {}
+        self.places: dict[Location, str] = {}
+        """file:line of what came from a file."""
 
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Nodes of YAML -> values of the types that settings have. Builds nothing else, whatever a tag says."""
+    def read_file(self, path: Path) -> None:
+        """Add a YAML file's settings. Raises UserError, with file and line, when it is not valid YAML."""
+        try:
+            loader = yaml.SafeLoader(path.read_bytes().decode("utf-8-sig"))
+            node = loader.get_single_node()
+            if not isinstance(node, yaml.MappingNode):
+                raise UserError(str(path), "holds no settings", "See configs/ for examples.")
+            self.places |= {location: f"{path}:{line}" for location, line in _lines(node, path)}
+            sections = [name for name, kind in get_type_hints(self.cls).items() if dataclasses.is_dataclass(kind)]
+            document = loader.construct_document(node)
+            # A section whose settings are all commented out is None, and changes nothing.
+            _merge(self.tree, {n: v for n, v in document.items() if v is not None or n not in sections})
+        except OSError as error:
+            raise UserError(str(path), f"cannot be read: {error.strerror}", "Give a YAML file.") from None
+        except UnicodeDecodeError as error:
+            raise UserError(str(path), f"is not UTF-8: byte {error.start}", "Save it as UTF-8.") from None
+        except (yaml.YAMLError, ValueError, TypeError) as error:  # also: an impossible date, a list as key
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+            where = f"{path}:{mark.line + 1}" if mark else str(path)
+            what = f"is not valid YAML: {problem or str(error).splitlines()[0]}"
+            raise UserError(where, what, "See configs/ for examples.") from None
 
-    cls: type
-    """All settings."""
-    path: Path | None
-    """None for the command line."""
-    other_names: Mapping[str, str]
+    def read_options(self, options: Mapping[str, Any]) -> None:
+        """Add the settings among parsed options; what is not text by its type is read as YAML."""
+        for setting in settings_of(self.cls):
+            if setting.name in options:
+                location = tuple(setting.name.split("."))
+                value = _typed(setting.kind, options[setting.name])
+                for name in reversed(location):
+                    value = {name: value}
+                _merge(self.tree, value)
+                self.places = {
+                    place: line for place, line in self.places.items() if place[: len(location)] != location
+                }
 
-    def section(self, cls: type, node: yaml.Node, prefix: str) -> dict[str, Any]:
-        """The settings of one section and of those within, by dotted name."""
-        if _tag(node) == "null":  # all of its settings are commented out
-            return {}
-        if not isinstance(node, yaml.MappingNode):
-            self._refuse(node, prefix[:-1], "expected settings, such as {name: value}", _shown(node))
-        kinds, values, seen = get_type_hints(cls), {}, set()
-        for key, value in node.value:
-            name = prefix + _shown(key)
-            kind = kinds.get(_shown(key))
-            if kind is None:
-                self._unknown(key, name, cls, prefix)
-            if name in seen:
-                self._refuse(key, name, "is given twice")
-            seen.add(name)
-            if dataclasses.is_dataclass(kind):
-                values |= self.section(kind, value, f"{name}.")
-            else:
-                values[name] = self.value(kind, value, name)
-        return values
+    def build(self) -> Any:
+        """The dataclass with these settings, and defaults for the others.
 
-    def value(self, kind: Any, node: yaml.Node, name: str) -> Any:
-        """The value of one setting."""
-        kind, optional = _without_none(kind)
-        if optional and _tag(node) == "null":
-            return None
-        if get_origin(kind) is list:
-            if not isinstance(node, yaml.SequenceNode):
-                self._refuse(node, name, "expected a list", _shown(node))
-            (inner,) = get_args(kind)
-            return [self.value(inner, item, f"{name}[{number}]") for number, item in enumerate(node.value)]
-        if dataclasses.is_dataclass(kind):
-            return self._item(kind, node, name)
-        if get_origin(kind) is Literal:
-            return self._choice(get_args(kind), node, name)
-        return self._scalar(kind, node, name)
+        Raises UserError for the first unknown name, wrong type or missing value.
+        """
+        try:
+            return self.adapter.validate_python(self.tree)
+        except pydantic.ValidationError as problems:
+            # A misspelled name first: what it leaves missing only follows from it.
+            error = min(problems.errors(), key=lambda error: "unexpected" not in error["type"])
+        raise self._refusal(error["type"], error["loc"], error["input"], error.get("ctx", {}))
 
-    def _item(self, cls: type, node: yaml.Node, name: str) -> Any:
-        """One item of a list of dataclasses."""
-        if not isinstance(node, yaml.MappingNode):
-            names = ", ".join(item.name for item in dataclasses.fields(cls))
-            self._refuse(node, name, f"expected {{{names}}}", _shown(node))
-        values = self.section(cls, node, f"{name}.")
-        needed = [item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING]
-        missing = [each for each in needed if f"{name}.{each}" not in values]
-        if missing:
-            self._refuse(node, name, f"lacks {' and '.join(missing)}")
-        return build(cls, values, f"{name}.")
-
-    def _choice(self, choices: Sequence[str], node: yaml.Node, name: str) -> str:
-        if isinstance(node, yaml.ScalarNode) and node.value in choices:
-            return node.value
-        near = difflib.get_close_matches(_shown(node), choices, n=1)
-        fix = f"Did you mean {near[0]}?" if near else ""
-        self._refuse(node, name, f"must be one of {', '.join(choices)}", _shown(node), fix)
-
-    def _scalar(self, kind: type, node: yaml.Node, name: str) -> Any:
-        if isinstance(node, yaml.ScalarNode) and _tag(node) in _TAGS[kind]:
-            try:  # float() also reads 1e-4, which YAML 1.1 takes for text
-                plain = node.value if kind is str else yaml.SafeLoader("").construct_object(node)
-                value = kind(plain)
-                if kind is not float or math.isfinite(value):
-                    return value
-            except (ValueError, OverflowError):
-                pass
-        fix = "Put it in quotes." if kind is str and isinstance(node, yaml.ScalarNode) else ""
-        self._refuse(node, name, f"expected {_EXPECTED[kind]}", _shown(node), fix)
-
-    def _unknown(self, key: yaml.Node, name: str, cls: type, prefix: str) -> NoReturn:
-        valid = [each.name for each in settings_of(self.cls)]
-        valid += [prefix + item.name for item in dataclasses.fields(cls)]  # a section, or an item of a list
-        if name in valid:
-            section, _, last = name.rpartition(".")
-            fix = f"Write it inside its section: {section}: {{{last}: ...}}."
+    def _refusal(self, kind: str, location: Location, value: Any, context: Mapping[str, Any]) -> UserError:
+        name = _dotted(location)
+        place = self.places.get(location)
+        if kind == "unexpected_keyword_argument":
+            return UserError(place or "command line", f"unknown setting: {name}", self._near(location))
+        if kind == "missing":
+            return UserError(self._where(location[:-1]), f"lacks {location[-1]}")
+        fix = ""
+        if kind == "literal_error":
+            choices = get_args(_without_none(self._kind(location)))
+            what = f"must be one of {', '.join(choices)}"
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            fix = f"Did you mean {near[0]}?" if near else ""
+        elif kind == "dataclass_type":
+            names = [item.name for item in dataclasses.fields(self._kind(location))]
+            what = "expected {" + ", ".join(names[:4]) + (", ...}" if len(names) > 4 else "}")
+        elif kind in _BOUNDS:
+            what = f"must be {_BOUNDS[kind]} {next(iter(context.values())):g}"
         else:
-            fix = nearest(name, valid, self.other_names)
-        raise UserError(self._where(key, ""), f"unknown setting: {name}", fix)
+            what = _EXPECTED.get(kind.partition("_")[0], "is not valid")
+            fix = "Put it in quotes." if kind == "string_type" and isinstance(value, (int, float)) else ""
+        return UserError(self._where(location), f"{what}: {_shown(value)}", fix)
 
-    def _refuse(self, node: yaml.Node, name: str, what: str, value: str = "", fix: str = "") -> NoReturn:
-        raise UserError(self._where(node, name), f"{what}: {value}" if value else what, fix)
+    def _where(self, location: Location) -> str:
+        place, name = self.places.get(location), _dotted(location)
+        return f"{place}: {name}" if place else f"--{name}"
 
-    def _where(self, node: yaml.Node, name: str) -> str:
-        if self.path is None:
-            return f"--{name}" if name else "command line"
-        line = f"{self.path}:{node.start_mark.line + 1}"
-        return f"{line}: {name}" if name else line
+    def _kind(self, location: Location) -> Any:
+        """The type of what lies there."""
+        kind = self.cls
+        for part in location:
+            kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind)[part]
+        return kind
+
+    def _near(self, location: Location) -> str:
+        name = _dotted(location)
+        valid = [setting.name for setting in settings_of(self.cls)]
+        if name in valid:  # a key with a dot in it
+            section, _, last = name.rpartition(".")
+            return f"Write it inside its section: {section}: {{{last}: ...}}."
+        inside = _dotted(location[:-1])
+        siblings = dataclasses.fields(self._kind(location[:-1]))
+        valid += [f"{inside}.{item.name}".lstrip(".") for item in siblings]  # sections, keys of a source
+        return nearest(name, valid, self.other_names)
 
 
-def _tag(node: yaml.Node) -> str:
-    return node.tag.rpartition(":")[2]
+def _lines(
+    node: yaml.Node, path: Path, location: Location = (), above: tuple[yaml.Node, ...] = ()
+) -> Iterator[tuple[Location, int]]:
+    """(location, line) of all that lies in a node. Raises UserError for a name given twice."""
+    if node in above:
+        return  # an alias of what it lies in
+    items = getattr(node, "value", ()) if not isinstance(node, yaml.ScalarNode) else ()
+    seen = set()
+    for number, item in enumerate(items):
+        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
+        here = (*location, key.value if isinstance(key, yaml.ScalarNode) else number)
+        line = (key or value).start_mark.line + 1
+        if here in seen:
+            raise UserError(f"{path}:{line}: {_dotted(here)}", "is given twice", "Remove one of the two.")
+        seen.add(here)
+        yield here, line
+        yield from _lines(value, path, here, (*above, node))
 
 
-def _shown(node: yaml.Node) -> str:
-    """A node as an error message shows it."""
-    if isinstance(node, yaml.ScalarNode):
-        return "nothing" if _tag(node) == "null" else node.value[:80]
-    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Put settings over others, in place."""
+    for name, value in more.items():
+        if isinstance(value, dict) and isinstance(tree.get(name), dict):
+            _merge(tree[name], value)
+        else:
+            tree[name] = value
+
+
+def _typed(kind: Any, text: str) -> Any:
+    """What was typed on the command line, as YAML reads it; text is taken as it is."""
+    if _without_none(kind) is str and not (kind is not str and text == "null"):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _dotted(location: Location) -> str:
+    """("data", "sources", 0, "path") -> data.sources[0].path"""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    """A value as an error message shows it."""
+    names = {dict: "a mapping", list: "a list", types.NoneType: "nothing"}
+    return names.get(type(value)) or str(value)[:80]

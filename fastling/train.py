@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from fastling import ops
 from fastling.config import Config, build_parser, parse, uses_demo
 from fastling.data.batches import Step
-from fastling.errors import run_command
+from fastling.errors import RunError, run_command
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
@@ -40,9 +40,16 @@ def train(config: Config) -> dict:
     """
     check_wandb(config)
     with open_world(config) as world:
-        run = Run(config, world, make_console(quiet=not world.is_main))
-        run.loop()
-        return run.finish()
+        try:
+            run = Run(config, world, make_console(quiet=not world.is_main))
+            run.loop()
+            return run.finish()
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"rank {world.rank}",
+                f"out of GPU memory: {str(error).split('. ')[0]}",
+                "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs.",
+            ) from None
 
 
 class Run:
@@ -187,6 +194,7 @@ class Run:
     def finish(self) -> dict:
         """Export, and say what was done."""
         checks = self.export.write(self.model, is_main=self.world.is_main)
+        self.world.from_main(0)  # the others stay until rank 0 has written and checked
         if not self.world.is_main:
             return {}
         plot_loss(self.run_dir)

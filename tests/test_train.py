@@ -124,31 +124,51 @@ def test_another_number_of_ranks_sees_the_same_data_and_the_same_loss(finished, 
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
-def test_killed_at_any_moment_it_resumes_bit_for_bit(finished, tmp_path):
-    """P10, with kill -9 between and inside checkpoints, over two processes."""
-    config, _, _ = finished
-    arguments = ["--config", config, "--log.wandb", "false", "--train.steps", "8"]
-    train(*arguments, "--run_dir", tmp_path / "whole", ranks=2)
-    run_dir = tmp_path / "killed"
+def start_and_kill(arguments: list, run_dir: Path, enough: int) -> None:
+    """Train on two processes and kill -9 them after so many lines of metrics."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fastling.train"]
-    for enough in (1, 5):  # lines of metrics after which the kill comes
-        process = subprocess.Popen(
-            [*command, *map(str, arguments), "--run_dir", str(run_dir)],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
-        while len(read_metrics(run_dir / "metrics.jsonl")) < enough and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        kill(run_dir)
-        process.wait()
+    process = subprocess.Popen(
+        [*command, *map(str, arguments), "--run_dir", str(run_dir)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(read_metrics(run_dir / "metrics.jsonl")) < enough and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    kill(run_dir)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def whole(finished, tmp_path_factory):
+    """A run of eight steps that nothing disturbs: (arguments, its folder)."""
+    arguments = ["--config", finished[0], "--log.wandb", "false", "--train.steps", "8"]
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
     train(*arguments, "--run_dir", run_dir, ranks=2)
-    assert course(run_dir) == course(tmp_path / "whole")
+    return arguments, run_dir
+
+
+def test_killed_at_any_moment_it_resumes_bit_for_bit(whole, tmp_path):
+    """P10, with kill -9 before the first checkpoint and between later ones, over two processes."""
+    arguments, undisturbed = whole
+    run_dir = tmp_path / "killed"
+    for enough in (1, 5):
+        start_and_kill(arguments, run_dir, enough)
+    train(*arguments, "--run_dir", run_dir, ranks=2)
+    assert course(run_dir) == course(undisturbed)
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        mine, theirs = (folder / "export" / name for folder in (run_dir, tmp_path / "whole"))
+        mine, theirs = (folder / "export" / name for folder in (run_dir, undisturbed))
         assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_resumed_on_another_number_of_processes_it_goes_on_with_the_same_data(whole, tmp_path):
+    arguments, undisturbed = whole
+    run_dir = tmp_path / "killed"
+    start_and_kill(arguments, run_dir, 4)
+    assert "resuming after step" in train(*arguments, "--run_dir", run_dir).stderr
+    for mine, theirs in zip(course(run_dir), course(undisturbed), strict=True):
+        assert mine["tokens"] == theirs["tokens"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
 def test_two_runs_do_not_share_a_folder(finished):

@@ -133,7 +133,6 @@ class Store:
         first, last = self.span_offsets[index : index + 2]
         return self.tokens[start:stop], self.spans[first:last]
 
-
     def first_refused(self, source: str) -> dict:
         """The first refused row of a source: location, reason, detail."""
         with open(self.folder / "refused.jsonl", encoding="utf-8") as file:
@@ -181,9 +180,7 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
             )
 
 
-def _build(
-    recipe: Recipe, final: Path, workers: int | None, progress: Callable[[int], None] | None
-) -> None:
+def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[[int], None] | None) -> None:
     aside = final.with_name(final.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed
     aside.mkdir(parents=True)
@@ -269,9 +266,7 @@ class _Writer:
             "pairs": list(self.pairs),
             "token_type": self.token_type.name,
             "lengths": {name: self.lengths[name] for name in self.files},
-            "ledgers": {
-                name: ledger.as_dict() for name, ledger in zip(names, self.ledgers, strict=True)
-            },
+            "ledgers": {name: ledger.as_dict() for name, ledger in zip(names, self.ledgers, strict=True)},
         }
         (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
@@ -301,9 +296,7 @@ def encode_rows(encoder: Encoder, payloads: Sequence) -> list[tuple[Encoded | Re
             parsed.append(refusal)
     good = [each for each in parsed if not isinstance(each, Refused)]
     encoded = iter(encoder.encode(good))
-    return [
-        (each, None) if isinstance(each, Refused) else (next(encoded), each.pair) for each in parsed
-    ]
+    return [(each, None) if isinstance(each, Refused) else (next(encoded), each.pair) for each in parsed]
 
 
 def _tasks(recipe: Recipe) -> Iterator[tuple[int, list[Row]]]:

@@ -60,7 +60,6 @@ class SentencePieceTokenizer:
         self.vocab_size = self.processor.vocab_size()
         self.bos = self._name(self.processor.bos_id())
         self.eos = self._name(self.processor.eos_id())
-        self.unknown_id = self.processor.unk_id()
         # A model without a normalisation map reads text as it is; asking costs a call a text.
         self._changes_text = self.processor.normalize("Ａ　　b ") != "▁Ａ　　b▁"
 
@@ -68,9 +67,8 @@ class SentencePieceTokenizer:
         return self.processor.id_to_piece(token_id) if token_id >= 0 else None
 
     def control_id(self, token: str) -> int | None:
-        token_id = self.processor.piece_to_id(token)
-        found = self.processor.id_to_piece(token_id) == token
-        return token_id if found and token_id != self.unknown_id else None
+        token_id = self.processor.piece_to_id(token)  # the unknown token's for what is not there
+        return token_id if self.processor.id_to_piece(token_id) == token else None
 
     def reserve(self, tokens: Sequence[str]) -> None:
         pass  # CONTROL pieces never match text; rows where USER_DEFINED ones do are refused
@@ -100,6 +98,7 @@ class JsonTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_without_first_space(self.fields)))
         except Exception as error:  # the library raises plain Exception
             raise UserError(str(path), f"is not a tokenizer.json: {str(error)[:200]}") from None
+        self.reserved: list[str] = []
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         # Text that spells a special token is text.
@@ -121,6 +120,7 @@ class JsonTokenizer:
 
     def reserve(self, tokens: Sequence[str]) -> None:
         # Only tokens marked special can be kept from matching text.
+        self.reserved += tokens
         for token in tokens:
             self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
         self._tokenizer.encode_special_tokens = True

@@ -31,7 +31,7 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) ->
     Raises UserError, with the first string that differs, where there is none.
     """
     if isinstance(tokenizer, JsonTokenizer):
-        built = _without_begin_token(tokenizer.fields, control_tokens)
+        built = _without_begin_token(tokenizer.fields, [*control_tokens, *tokenizer.reserved])
     else:
         built = _from_sentencepiece(tokenizer, control_tokens)
     text = built.to_str(pretty=True)
@@ -152,9 +152,10 @@ def first_difference(
 _FRAGMENTS = [
     " ", "  ", "    ", "\n", "\n\n", "\t", "\r\n", "\u3000", "\u00a0", "\u200b", "▁", "\x00", "\x7f",
     "Hello", "world", "the", "ing", "2026", "3.14", "1,000", "e", "É", "ß", "ü", "ﬁ", "Å", "İ", "don't", "'s",
-    "http://x.org/?a=b", "def f(x):", "### Instruction:", "```", "...", "…", "—", "“", "”", "?!", "，", "。", "；",
-    "你好", "翻译", "中国", "龘", "𠮷", "日本語", "カタカナ", "한국어", "Привет", "مرحبا", "नमस्ते", "ไทย", "עברית",
-    "😀", "👩‍👩‍👧", "🇩🇪", "🏳️‍🌈", "e\u0301", "\u0301", "½", "①", "ａ", "％", "<", ">", "|", "[INST]", "<<SYS>>", "</",
+    "http://x.org/?a=b", "def f(x):", "### Instruction:", "```", "...", "…", "—", "“", "”", "?!", "，", "。",
+    "；", "你好", "翻译", "中国", "龘", "𠮷", "日本語", "カタカナ", "한국어", "Привет", "مرحبا", "नमस्ते",
+    "ไทย", "עברית", "😀", "👩‍👩‍👧", "🇩🇪", "🏳️‍🌈", "e\u0301", "\u0301", "½", "①", "ａ", "％", "<", ">", "|",
+    "[INST]", "<<SYS>>", "</",
 ]  # fmt: skip
 
 
@@ -166,7 +167,9 @@ def probing_strings(tokenizer: Tokenizer, count: int = PROOF_STRINGS) -> list[st
     while len(texts) < count:
         source = draw.choice((_FRAGMENTS, pieces, None))
         if source is None:
-            low, high = draw.choice(((32, 127), (0x4E00, 0x9FFF), (0xA0, 0x24F), (0x1F300, 0x1F6FF), (1, 0x3000)))
+            low, high = draw.choice(
+                ((32, 127), (0x4E00, 0x9FFF), (0xA0, 0x24F), (0x1F300, 0x1F6FF), (1, 0x3000))
+            )
             parts = [chr(draw.randint(low, high)) for _ in range(draw.randint(1, 12))]
         else:
             parts = [draw.choice(source) for _ in range(draw.randint(1, 10))]

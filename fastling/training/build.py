@@ -77,6 +77,7 @@ def make_loader(config: Config, world: World, store: Store, plan: Plan) -> Loade
         raise UserError(
             "train.micro_batch_tokens",
             f"is less than one pack (data.sequence_length {length}): {train.micro_batch_tokens}",
+            f"Give at least {length}, or a shorter data.sequence_length.",
         )
     packs = global_packs // world.size
     at_most = train.micro_batch_tokens // length

@@ -6,7 +6,6 @@ import json
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import IO
 
 import fastling
 from fastling import files
@@ -15,7 +14,16 @@ from fastling.errors import UserError
 from fastling.prepare import Prepared, keep_records
 from fastling.training.parallel import World
 
-PACKAGES = ("torch", "triton", "numpy", "tokenizers", "sentencepiece", "safetensors", "flash-attn", "xformers")
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "tokenizers",
+    "sentencepiece",
+    "safetensors",
+    "flash-attn",
+    "xformers",
+)
 
 
 def identity(config: Config, prepared: Prepared) -> dict:
@@ -45,22 +53,29 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
             )
 
 
-def lock_run_dir(run_dir: Path) -> IO:
-    """An open file whose lock keeps a second run out of the folder; the kernel frees it.
+class RunLock:
+    """Keeps a second run out of a folder for as long as it lives; the kernel frees it after a kill."""
 
-    Raises UserError when another run holds it, or the folder cannot be written.
-    """
+    def __init__(self, path: Path):
+        self._file = None
+        self._file = open(path, "w")
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def __del__(self):
+        if self._file:
+            self._file.close()
+
+
+def lock_run_dir(run_dir: Path) -> RunLock:
+    """Make the run folder and take it; UserError when another run holds it or it cannot be written."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(run_dir / "lock", "w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return RunLock(run_dir / "lock")
     except BlockingIOError:
-        raise UserError(
-            "run_dir", f"another run is at work in it: {run_dir}", "Wait for it, stop it, or name another one."
-        ) from None
+        what = f"another run is at work in it: {run_dir}"
+        raise UserError("run_dir", what, "Wait for it, stop it, or name another one.") from None
     except OSError as error:
         raise UserError("run_dir", f"cannot be written: {error}") from None
-    return lock
 
 
 def write_records(config: Config, prepared: Prepared, world: World) -> None:

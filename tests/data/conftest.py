@@ -55,7 +55,9 @@ def train_sentencepiece(folder: Path, **settings) -> Path:
         "minloglevel": 2,
     }
     prefix = folder / "tokenizer"
-    sentencepiece.SentencePieceTrainer.train(input=str(corpus), model_prefix=str(prefix), **{**llama, **settings})
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(prefix), **{**llama, **settings}
+    )
     return prefix.with_suffix(".model")
 
 
@@ -79,7 +81,7 @@ def _byte_level(regex: str, special: bool, normalizer=None) -> tokenizers.Tokeni
 
 
 def _llama_style(metaspace: bool) -> tokenizers.Tokenizer:
-    """LLaMA's tokenizer.json: with Prepend and Replace, or as newer conversions have it, Metaspace "first"."""
+    """LLaMA's tokenizer.json: with Prepend and Replace, or as newer conversions, Metaspace "first"."""
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=500, show_progress=False))
@@ -97,9 +99,7 @@ def _llama_style(metaspace: bool) -> tokenizers.Tokenizer:
     if metaspace:
         built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
-        built.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
+        built.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     built.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -129,7 +129,7 @@ class Kind:
         return sentencepiece.SentencePieceProcessor(model_file=str(self.path))
 
     def plain(self, control: frozenset[str]) -> tokenizers.Tokenizer:
-        """The same tokenizer.json with other names for its special and these control tokens: no text has those."""
+        """The same tokenizer.json, its special and these control tokens renamed to what no text holds."""
         if control not in self.without:
             fields = json.loads(self.path.read_text())
             for token in fields["added_tokens"]:
@@ -213,7 +213,7 @@ def _save(built: tokenizers.Tokenizer, folder: Path, bos: str | None, eos: str) 
 
 @pytest.fixture(scope="session")
 def own_template(tmp_path_factory) -> str:
-    """A template of one's own, in YAML: emoji, Chinese, quotes and braces, the system text in the question."""
+    """A template of one's own, in YAML: emoji, Chinese, quotes, braces; the system text in the question."""
     path = tmp_path_factory.mktemp("template") / "own.yaml"
     path.write_text(OWN_TEMPLATE, encoding="utf-8")
     return str(path)

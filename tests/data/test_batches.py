@@ -20,8 +20,13 @@ LOSSES = ("token", "turn", "sample")
 def store(tmp_path_factory) -> Store:
     """The demo's conversations, some plain text, and some with a language pair of their source."""
     folder = tmp_path_factory.mktemp("store")
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"Nummer {i}. " * i}) + "\n" for i in range(1, 9)))
-    sources = (SourceFile("demo", DEMO / "train.jsonl", None), SourceFile("text", folder / "text.jsonl", None))
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"Nummer {i}. " * i}) + "\n" for i in range(1, 9))
+    )
+    sources = (
+        SourceFile("demo", DEMO / "train.jsonl", None),
+        SourceFile("text", folder / "text.jsonl", None),
+    )
     recipe = Recipe(sources, DEMO / "tokenizer.model", TEMPLATES["llama2"], 256)
     return open_store(recipe, folder, workers=1)
 
@@ -40,7 +45,9 @@ def loader(store, plan, *, ranks=1, rank=0, micro_batches=1, global_packs=24, lo
 def same(first, second) -> bool:
     """Are two batches equal in everything?"""
     return all(
-        torch.equal(value, vars(second)[name]) if isinstance(value, torch.Tensor) else value == vars(second)[name]
+        torch.equal(value, vars(second)[name])
+        if isinstance(value, torch.Tensor)
+        else value == vars(second)[name]
         for name, value in vars(first).items()
     )
 
@@ -118,7 +125,9 @@ def test_types_and_shapes_are_what_the_model_takes(store):
         "sources": torch.int64,
         "pairs": torch.int64,
     }
-    assert all(value.is_contiguous() and value.dim() == 1 for value in vars(batch).values() if hasattr(value, "dim"))
+    assert all(
+        value.is_contiguous() and value.dim() == 1 for value in vars(batch).values() if hasattr(value, "dim")
+    )
 
 
 def test_without_documents_there_is_one_token_and_nothing_to_learn(store):
@@ -129,7 +138,9 @@ def test_without_documents_there_is_one_token_and_nothing_to_learn(store):
         assert len(getattr(batch, name)) == 0
     kinds = {name: value.dtype for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     full = make_batch(store, numpy.array([1]), Normaliser(store, "token"), 7)
-    assert kinds == {name: value.dtype for name, value in vars(full).items() if isinstance(value, torch.Tensor)}
+    assert kinds == {
+        name: value.dtype for name, value in vars(full).items() if isinstance(value, torch.Tensor)
+    }
 
 
 def test_a_copy_on_a_device_holds_the_same(store):
@@ -144,7 +155,10 @@ def test_a_copy_on_a_device_holds_the_same(store):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (3, 2)])
 def test_the_weights_of_every_step_add_up_to_one_over_all_ranks(loss, ranks, micro_batches, store, plan):
-    loaders = [loader(store, plan, ranks=ranks, rank=rank, micro_batches=micro_batches, loss=loss) for rank in range(ranks)]
+    loaders = [
+        loader(store, plan, ranks=ranks, rank=rank, micro_batches=micro_batches, loss=loss)
+        for rank in range(ranks)
+    ]
     for number in range(len(loaders[0])):
         steps = [each.step(number) for each in loaders]
         weights = sum(batch.weights.double().sum().item() for step in steps for batch in step.batches)
@@ -170,7 +184,14 @@ def test_any_world_makes_the_same_steps_of_the_same_documents(micro_batches, sto
     for ranks in (1, 2, 3, 4, 6, 7):
         assert alone.global_packs % (ranks * micro_batches) == 0
         loaders = [
-            loader(store, plan, ranks=ranks, rank=rank, micro_batches=micro_batches, global_packs=alone.global_packs)
+            loader(
+                store,
+                plan,
+                ranks=ranks,
+                rank=rank,
+                micro_batches=micro_batches,
+                global_packs=alone.global_packs,
+            )
             for rank in range(ranks)
         ]
         assert {len(each) for each in loaders} == {len(alone)}
@@ -182,24 +203,36 @@ def test_any_world_makes_the_same_steps_of_the_same_documents(micro_batches, sto
                 facts = ("tokens", "supervised_tokens", "packs", "squared_tokens")
                 assert all(getattr(step, fact) == getattr(whole, fact) for fact in facts)
             found = [each for step in steps for batch in step.batches for each in documents_of(batch, store)]
-            assert sorted(each for each in found if each != (0,)) == sorted(documents_of(whole.batches[0], store))
+            assert sorted(each for each in found if each != (0,)) == sorted(
+                documents_of(whole.batches[0], store)
+            )
 
 
 def test_eight_ranks_and_five_share_a_step_too(store, plan):
     for ranks in (5, 8):
         whole = loader(store, plan, global_packs=40).step(0)
-        steps = [loader(store, plan, ranks=ranks, rank=rank, global_packs=40).step(0) for rank in range(ranks)]
+        steps = [
+            loader(store, plan, ranks=ranks, rank=rank, global_packs=40).step(0) for rank in range(ranks)
+        ]
         found = [each for step in steps for batch in step.batches for each in documents_of(batch, store)]
         assert sorted(found) == sorted(documents_of(whole.batches[0], store))
 
 
 def test_all_steps_together_are_the_plan_and_the_last_is_filled_up(store, plan):
     ranks, global_packs = 4, 24
-    loaders = [loader(store, plan, ranks=ranks, rank=rank, global_packs=global_packs) for rank in range(ranks)]
+    loaders = [
+        loader(store, plan, ranks=ranks, rank=rank, global_packs=global_packs) for rank in range(ranks)
+    ]
     steps = [[each.step(number) for each in loaders] for number in range(len(loaders[0]))]
     assert len(plan) % global_packs, "the last step must be short for this test"
     assert len(steps) == len(plan) // global_packs + 1
-    found = [each for step in steps for rank in step for batch in rank.batches for each in documents_of(batch, store)]
+    found = [
+        each
+        for step in steps
+        for rank in step
+        for batch in rank.batches
+        for each in documents_of(batch, store)
+    ]
     planned = [tuple(store.document(number)[0].tolist()) for number in plan.documents]
     assert sorted(each for each in found if each != (0,)) == sorted(planned)
     assert [rank.packs for rank in steps[-1]] == [global_packs] * ranks

@@ -14,6 +14,9 @@ HI = (Turn("user", "Hi"), Turn("assistant", "你好"))
 BYE = (Turn("user", "Bye"), Turn("assistant", "再见"))
 
 
+ANSWER_FIRST = ("assistant", "user")
+
+
 def messages(*texts: str, roles=("user", "assistant")) -> list[dict]:
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
@@ -26,7 +29,10 @@ FORMATS = {
         {"messages": [{"role": "system", "content": "Kurz."}, *messages("Hi", "你好")]},
         Conversation(HI, "Kurz."),
     ),
-    "messages, system beside": ({"system": "Kurz.", "messages": messages("Hi", "你好")}, Conversation(HI, "Kurz.")),
+    "messages, system beside": (
+        {"system": "Kurz.", "messages": messages("Hi", "你好")},
+        Conversation(HI, "Kurz."),
+    ),
     "messages, content parts": (
         {
             "messages": [
@@ -36,7 +42,10 @@ FORMATS = {
         },
         Conversation(HI),
     ),
-    "messages, more keys": ({"id": 7, "pair": "en-zh", "messages": messages("Hi", "你好")}, Conversation(HI, pair="en-zh")),
+    "messages, more keys": (
+        {"id": 7, "pair": "en-zh", "messages": messages("Hi", "你好")},
+        Conversation(HI, pair="en-zh"),
+    ),
     "ShareGPT": (
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "你好"}]},
         Conversation(HI),
@@ -82,7 +91,10 @@ FORMATS = {
         {"messages": messages(" Hi\n", "\t你好 ")},
         Conversation((Turn("user", " Hi\n"), Turn("assistant", "\t你好 "))),
     ),
-    "a system text of blanks is none": ({"system": " \n", "messages": messages("Hi", "你好")}, Conversation(HI)),
+    "a system text of blanks is none": (
+        {"system": " \n", "messages": messages("Hi", "你好")},
+        Conversation(HI),
+    ),
     "a pair that is no text is none": ({"pair": 7, "messages": messages("Hi", "你好")}, Conversation(HI)),
 }
 
@@ -121,9 +133,13 @@ REFUSED = [
     ({"text": ""}, "empty-turn", "turn 1 (text)"),
     ({"messages": []}, "no-assistant-turn", ""),
     ({"messages": messages("Hi")}, "no-assistant-turn", ""),
-    ({"messages": messages("x", "Hi", "y", roles=("assistant", "user"))}, "starts-with-assistant", "nothing is known"),
-    ({"messages": messages("a", "b", roles=("user", "user")) + messages("c", roles=("assistant",) * 2)}, "turns-do-not-alternate", "turns 1 and 2: user"),
-    ({"messages": messages("a", "b") + messages("c", roles=("assistant",) * 2)}, "turns-do-not-alternate", "turns 2 and 3: assistant"),
+    ({"messages": messages("x", "Hi", "y", roles=ANSWER_FIRST)}, "starts-with-assistant", "nothing is known"),
+    ({"messages": messages("a") + messages("b", "c")}, "turns-do-not-alternate", "turns 1 and 2: user"),
+    (
+        {"messages": messages("a", "b") + messages("c", "d", roles=ANSWER_FIRST)},
+        "turns-do-not-alternate",
+        "turns 2 and 3: assistant",
+    ),
     ({"messages": messages("a", "b", roles=("user", "system"))}, "misplaced-system", "message 2 of 2"),
 ]  # fmt: skip
 
@@ -198,10 +214,16 @@ def test_every_kind_of_file_gives_the_same_rows(name, tmp_path):
 
 
 def test_a_parquet_table_of_conversations(tmp_path):
-    records = [{"messages": messages("Hi", "你好"), "text": None}, {"messages": None, "text": "Es war einmal."}]
+    records = [
+        {"messages": messages("Hi", "你好"), "text": None},
+        {"messages": None, "text": "Es war einmal."},
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "t.parquet")
     rows = list(read_rows(tmp_path / "t.parquet"))
-    assert [parse_row(row.payload) for row in rows] == [Conversation(HI), Conversation((Turn("text", "Es war einmal."),))]
+    assert [parse_row(row.payload) for row in rows] == [
+        Conversation(HI),
+        Conversation((Turn("text", "Es war einmal."),)),
+    ]
     assert rows[1].location == f"{tmp_path / 't.parquet'}:row 1"
 
 
@@ -241,7 +263,10 @@ def test_a_file_cut_anywhere_is_refused_never_read_in_part(pack, tmp_path):
 
 
 BROKEN = {
-    "flipped.jsonl.gz": (gzip.compress(lines())[:100] + b"\xff" * 50 + gzip.compress(lines())[150:], "cannot be read"),
+    "flipped.jsonl.gz": (
+        gzip.compress(lines())[:100] + b"\xff" * 50 + gzip.compress(lines())[150:],
+        "cannot be read",
+    ),
     "checksum.jsonl.gz": (gzip.compress(lines())[:-8] + bytes(8), "cannot be read"),
     "plain.jsonl.gz": (lines(), "cannot be read"),
     "plain.jsonl.zst": (lines(), "cannot be read"),

@@ -1,4 +1,4 @@
-"""P1 to P4 on generated conversations, against the tokenizers' own libraries and templates written by hand."""
+"""P1 to P4 on generated conversations, against the tokenizers' own libraries and hand-written templates."""
 
 import collections
 import pickle
@@ -24,8 +24,8 @@ FRAGMENTS = [
     *LOOK_ALIKES,
     " ", "  ", "\n", "\n\n", "\r\n", "\t", "\u3000", "\u00a0", "\u200b", "\u200d", "\ufeff", "\x00", "\x7f",
     "Hello, world", "the ", "don't", "2026", "1,234.5", "a" * 30, "=" * 17,
-    "请把这句话翻译成英语：", "龘", "𠮷野家", "日本語", "，", "Käse mit süßem Brot", "Ä", "ß", "A\u0308", "é", "e\u0301",
-    "😀", "👩‍👩‍👧", "🇩🇪🇨🇳", "🏳️‍🌈", "\u0301", "ﬁ", "▁", "½", "Å", "مرحبا", "नमस्ते",
+    "请把这句话翻译成英语：", "龘", "𠮷野家", "日本語", "，", "Käse mit süßem Brot", "Ä", "ß", "A\u0308", "é",
+    "e\u0301", "😀", "👩‍👩‍👧", "🇩🇪🇨🇳", "🏳️‍🌈", "\u0301", "ﬁ", "▁", "½", "Å", "مرحبا", "नमस्ते",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), min_size=1, max_size=6).map("".join)
 NASTY = [
@@ -182,7 +182,9 @@ def test_one_batch_gives_what_single_conversations_give(kinds):
 def test_a_control_token_spelled_by_two_fields_stays_text(name, kinds, tmp_path):
     """`<|im_` in the message, `end|>` in the template."""
     path = tmp_path / "split.yaml"
-    path.write_text('user: "{content}end|>\\n"\nassistant: "<|im_{content}<|im_end|>"\ncontrol_tokens: ["<|im_end|>"]')
+    path.write_text(
+        'user: "{content}end|>\\n"\nassistant: "<|im_{content}<|im_end|>"\ncontrol_tokens: ["<|im_end|>"]'
+    )
     kind = kinds[name]
     encoder = kind.encoder(str(path))
     (encoded,) = encoder.encode([conversation("", ["a<|im_", "end|>"])])
@@ -192,7 +194,7 @@ def test_a_control_token_spelled_by_two_fields_stays_text(name, kinds, tmp_path)
 
 
 def test_an_end_token_that_the_template_does_not_write_is_text_too(kinds):
-    """A server stops at the tokenizer's own end token, so an answer must not hold it (not special in this file)."""
+    """A server stops at the tokenizer's own end token, which is not marked special here."""
     kind = kinds["qwen"]
     (encoded,) = kind.encoder("chatml").encode([conversation("", ["q", "a<|endoftext|>b"])])
     assert kind.id("<|endoftext|>") in kind.encoder("chatml").stop_ids
@@ -202,11 +204,31 @@ def test_an_end_token_that_the_template_does_not_write_is_text_too(kinds):
 def test_user_defined_pieces_in_a_message_are_refused(tmp_path, sentencepiece_model):
     """SentencePiece always finds USER_DEFINED pieces in text: such a row cannot be proved."""
     path = sentencepiece_model(tmp_path, user_defined_symbols="<|im_start|>,<|im_end|>")
-    encoder = Encoder(Template("x", "{content}\n", "{content}<|im_end|>", control_tokens=("<|im_end|>",)), load_tokenizer(path), 99)
+    encoder = Encoder(
+        Template("x", "{content}\n", "{content}<|im_end|>", control_tokens=("<|im_end|>",)),
+        load_tokenizer(path),
+        99,
+    )
     good, bad = encoder.encode([conversation("", ["q", "a"]), conversation("", ["q", "a<|im_end|>b"])])
     assert good.tokens[-1] == encoder.tokenizer.control_id("<|im_end|>")
     assert bad.reason == "control-token-in-text"
     assert "<|im_end|>" in bad.detail
+
+
+def test_an_empty_answer_right_after_a_control_token_still_learns_to_end(kinds, tmp_path):
+    path = tmp_path / "bare.yaml"
+    tokens = '["<|im_start|>", "<|im_end|>"]'
+    path.write_text(
+        f'user: "{{content}}"\nassistant: "<|im_start|>{{content}}<|im_end|>"\ncontrol_tokens: {tokens}'
+    )
+    for name in ("sentencepiece", "byte-level"):
+        encoder = kinds[name].encoder(str(path))
+        (encoded,) = encoder.encode([conversation("", ["q", "", "q", "a"])])
+        assert [
+            kinds[name].text(encoded.tokens[start : stop - 1].tolist()).strip()
+            for start, stop in encoded.spans
+        ] == ["", "a"]
+        assert encoded.tokens[encoded.spans[0, 1] - 1] == kinds[name].id("<|im_end|>")
 
 
 def test_an_answer_that_merges_with_its_prompt_is_refused(kinds):
@@ -270,7 +292,10 @@ def test_what_a_template_writes_after_the_last_answer_is_kept_if_it_fits(kinds):
 # Plain text ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "template"), [("demo", "bayling"), ("byte-level", "llama3"), ("qwen", "chatml"), ("demo", "llama2")])
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [("demo", "bayling"), ("byte-level", "llama3"), ("qwen", "chatml"), ("demo", "llama2")],
+)
 def test_plain_text_is_supervised_but_for_a_first_token_that_nothing_predicts(name, template, kinds):
     kind, text = kinds[name], "Once upon a time. 从前…"
     encoder = kind.encoder(template)
@@ -287,7 +312,9 @@ def test_plain_text_is_supervised_but_for_a_first_token_that_nothing_predicts(na
 
 
 def test_a_template_without_its_tokens_is_refused_in_words(kinds):
-    with pytest.raises(UserError, match=r"chatml: needs the token <\|im_start\|>, which .*tokenizer.model does not"):
+    with pytest.raises(
+        UserError, match=r"chatml: needs the token <\|im_start\|>, which .*tokenizer.model does not"
+    ):
         kinds["demo"].encoder("chatml")
 
 

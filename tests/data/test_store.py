@@ -25,7 +25,12 @@ TOKENIZER = ROOT / "fastling" / "demo" / "tokenizer.model"
 
 def rows(count: int, word: str = "Zeile") -> list[dict]:
     return [
-        {"messages": [{"role": "user", "content": f"{word} {i}"}, {"role": "assistant", "content": "ja " * (i % 5 + 1)}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"{word} {i}"},
+                {"role": "assistant", "content": "ja " * (i % 5 + 1)},
+            ]
+        }
         for i in range(count)
     ]
 
@@ -37,7 +42,15 @@ def write(path: Path, records: list) -> Path:
 
 def recipe(*files: Path, **changes) -> Recipe:
     sources = tuple(SourceFile(file.stem, file, None) for file in files)
-    return Recipe(**{"sources": sources, "tokenizer": TOKENIZER, "template": TEMPLATES["bayling"], "sequence_length": 200, **changes})
+    return Recipe(
+        **{
+            "sources": sources,
+            "tokenizer": TOKENIZER,
+            "template": TEMPLATES["bayling"],
+            "sequence_length": 200,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture
@@ -55,7 +68,9 @@ def arrays(store: Store) -> dict[str, list]:
 
 def test_a_store_holds_what_the_encoder_gives(tmp_path):
     first = write(tmp_path / "first.jsonl", [*rows(3), {"bad": 1}, *rows(2, "mehr")])
-    second = write(tmp_path / "second.jsonl", [{**row, "pair": "en-de"} for row in rows(2, "noch")] + rows(1, "x"))
+    second = write(
+        tmp_path / "second.jsonl", [{**row, "pair": "en-de"} for row in rows(2, "noch")] + rows(1, "x")
+    )
     sources = (SourceFile("first", first, "zh-en"), SourceFile("second", second, None))
     store = open_store(recipe(sources=sources), tmp_path / "store", workers=1)
 
@@ -84,7 +99,12 @@ def test_a_store_holds_what_the_encoder_gives(tmp_path):
 def test_refused_rows_are_listed_with_file_line_and_reason(tmp_path):
     path = tmp_path / "data.jsonl"
     good = [json.dumps(row).encode() for row in rows(20)]
-    bad = [b"{broken", b'{"text": "\xff"}', b'{"\\ud800": "half a surrogate pair"}', json.dumps(rows(1, "lang " * 300)[0]).encode()]
+    bad = [
+        b"{broken",
+        b'{"text": "\xff"}',
+        b'{"\\ud800": "half a surrogate pair"}',
+        json.dumps(rows(1, "lang " * 300)[0]).encode(),
+    ]
     path.write_bytes(b"\n".join([*good, b"", *bad]))
     store = open_store(recipe(path), tmp_path / "store", workers=1)
     with open(store.folder / "refused.jsonl", encoding="utf-8") as file:
@@ -99,7 +119,7 @@ def test_refused_rows_are_listed_with_file_line_and_reason(tmp_path):
     assert "beyond 200" in entries[3]["detail"]
 
 
-def test_small_vocabularies_take_two_bytes_a_token(tmp_path, data, sentencepiece_model):
+def test_small_vocabularies_take_two_bytes_a_token(tmp_path, data):
     store = open_store(recipe(data), tmp_path / "store", workers=1)
     assert store.tokens.dtype == numpy.uint16
     assert isinstance(store.tokens, numpy.memmap)
@@ -123,7 +143,8 @@ def test_the_name_follows_the_contents_not_paths_or_dates(tmp_path, data):
 
 
 def test_the_name_changes_with_everything_that_a_store_depends_on(tmp_path, data, kinds):
-    longer = write(tmp_path / "longer" / "data.jsonl" if (tmp_path / "longer").mkdir() else tmp_path / "longer" / "data.jsonl", rows(31))
+    (tmp_path / "longer").mkdir()
+    longer = write(tmp_path / "longer" / "data.jsonl", rows(31))
     renamed = Path(shutil.copy(data, tmp_path / "renamed.jsonl"))
     folder = tmp_path / "tokenizer"
     shutil.copytree(kinds["byte-level"].path.parent, folder)
@@ -290,7 +311,9 @@ def test_too_many_refused_rows_stop_with_the_first_of_that_source(tmp_path):
     fine = write(tmp_path / "fine.jsonl", [*rows(20), {"bad": 1}])
     poor = write(tmp_path / "poor.jsonl", [*rows(6), {"text": ""}, {"text": 7}, {"text": ""}, rows(1)[0]])
     for share in (1.0, 0.3):
-        assert len(open_store(recipe(fine, poor, max_refused_share=share), tmp_path / "store", workers=1)) == 27
+        assert (
+            len(open_store(recipe(fine, poor, max_refused_share=share), tmp_path / "store", workers=1)) == 27
+        )
     with pytest.raises(UserError) as stopped:
         open_store(recipe(fine, poor, max_refused_share=0.29), tmp_path / "store", workers=1)
     assert stopped.value.where == "source poor"
@@ -344,5 +367,5 @@ def test_real_instructions_are_proved_with_llamas_tokenizer(tmp_path):
     llama = recipe(*sources, tokenizer=folder / "tokenizers" / "llama.model", sequence_length=2048)
     store = open_store(llama, tmp_path / "store")
     for ledger in store.ledgers.values():
-        assert set(ledger["refused"]) <= {"empty-turn", "does-not-decode", "no-assistant-turn"}
-        assert ledger["kept"] >= 0.98 * ledger["rows"]
+        assert set(ledger["refused"]) <= {"empty-turn"}
+        assert ledger["kept"] >= 0.999 * ledger["rows"]

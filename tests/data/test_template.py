@@ -13,9 +13,11 @@ from fastling.data.template import TEMPLATES, Template, load_template
 from fastling.errors import UserError
 
 GOLDEN = {
-    "bayling": "<s>Be brief.\n\n### Instruction:\nHi\n### Response:\n你好</s>\n### Instruction:\nBye\n### Response:\n",
+    "bayling": "<s>Be brief.\n\n### Instruction:\nHi\n### Response:\n你好</s>\n"
+    "### Instruction:\nBye\n### Response:\n",
     "vicuna": "<s>Be brief. USER: Hi ASSISTANT: 你好</s>USER: Bye ASSISTANT:",
-    "alpaca": "<s>Be brief.\n\n### Instruction:\nHi\n\n### Response:\n你好</s>### Instruction:\nBye\n\n### Response:\n",
+    "alpaca": "<s>Be brief.\n\n### Instruction:\nHi\n\n### Response:\n你好</s>"
+    "### Instruction:\nBye\n\n### Response:\n",
     "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] 你好</s><s>[INST] Bye [/INST]",
     "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
@@ -56,7 +58,9 @@ def test_every_template_is_written_as_its_models_know_it(name):
 def test_only_the_answer_and_its_end_token_are_supervised(name, own_template):
     bound = load_template(own_template if name == "own" else name).bind("<s>", "</s>")
     segments = bound.render(conversation("", "Hi", "one", "Again", "two"))
-    supervised = [(segment.text.strip(), segment.control, segment.turn) for segment in segments if segment.turn >= 0]
+    supervised = [
+        (segment.text.strip(), segment.control, segment.turn) for segment in segments if segment.turn >= 0
+    ]
     end = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>"}.get(name, "</s>")
     assert supervised == [("one", False, 0), (end, True, 0), ("two", False, 1), (end, True, 1)]
     assert bound.stop_tokens[0] == end
@@ -67,7 +71,11 @@ def test_only_the_answer_and_its_end_token_are_supervised(name, own_template):
 @settings(max_examples=60, derandomize=True, database=None, deadline=None)
 @given(
     system=st.sampled_from(["", "Sei nett.\n", "你好{{ 1 }}", " 😀 "]),
-    turns=st.lists(st.text(max_size=12) | st.sampled_from(["</s>", "{{ 7 * 7 }}", " \r\n", "'\"\\n"]), min_size=1, max_size=6),
+    turns=st.lists(
+        st.text(max_size=12) | st.sampled_from(["</s>", "{{ 7 * 7 }}", " \r\n", "'\"\\n"]),
+        min_size=1,
+        max_size=6,
+    ),
 )
 def test_segments_jinja_and_the_hand_agree_for_every_number_of_turns(
     name, bos, own_template, by_hand, system, turns

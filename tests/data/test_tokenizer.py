@@ -34,7 +34,10 @@ def test_begin_and_end_token_are_what_the_files_name(name, bos, eos, kinds):
 
 
 def test_without_files_beside_it_the_usual_names_are_looked_for(kinds, tmp_path):
-    for name, bos, eos in (("llama-json", "<s>", "</s>"), ("byte-level", "<|begin_of_text|>", "<|end_of_text|>")):
+    for name, bos, eos in (
+        ("llama-json", "<s>", "</s>"),
+        ("byte-level", "<|begin_of_text|>", "<|end_of_text|>"),
+    ):
         path = tmp_path / f"{name}.json"
         path.write_bytes(kinds[name].path.read_bytes())
         tokenizer = load_tokenizer(path)
@@ -43,7 +46,11 @@ def test_without_files_beside_it_the_usual_names_are_looked_for(kinds, tmp_path)
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=100, derandomize=True, database=None, deadline=None)
-@given(texts=st.lists(st.lists(st.sampled_from(SPECIAL) | st.text(max_size=5), max_size=5).map("".join), max_size=3))
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from(SPECIAL) | st.text(max_size=5), max_size=5).map("".join), max_size=3
+    )
+)
 def test_text_comes_back_and_is_never_a_control_token(name, texts, kinds):
     kind = kinds[name]
     tokenizer = load_tokenizer(kind.path) if name not in LOADED else LOADED[name]
@@ -52,7 +59,12 @@ def test_text_comes_back_and_is_never_a_control_token(name, texts, kinds):
     ids = tokenizer.encode(texts)
     control = {kind.id(token) for token in SPECIAL} - ({None} if kind.is_json else {None, 0})
     assert control.isdisjoint(each for run in ids for each in run)
-    assert tokenizer.decode(ids) == [tokenizer.normalize(text).replace("▁", " ") if name not in ("byte-level", "qwen") else tokenizer.normalize(text) for text in texts]
+    assert tokenizer.decode(ids) == [
+        tokenizer.normalize(text).replace("▁", " ")
+        if name not in ("byte-level", "qwen")
+        else tokenizer.normalize(text)
+        for text in texts
+    ]
     assert all(each < tokenizer.vocab_size for run in ids for each in run)
 
 
@@ -68,7 +80,17 @@ def test_a_begin_token_is_never_added_unasked(name, kinds):
     assert kinds[name].id(tokenizer.bos or "<s>") not in tokenizer.encode(["Hello"])[0]
 
 
-@pytest.mark.parametrize("flags", [{}, {"rstrip": True}, {"lstrip": True}, {"normalized": True}, {"single_word": True}])
+def test_special_tokens_of_a_file_are_text_in_text_before_any_is_reserved(kinds):
+    for name in ("byte-level", "llama-json"):
+        tokenizer = load_tokenizer(kinds[name].path)
+        (ids,) = tokenizer.encode(["a<|eot_id|>b"])
+        assert kinds[name].id("<|eot_id|>") not in ids
+        assert tokenizer.decode([ids]) == ["a<|eot_id|>b"]
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"rstrip": True}, {"lstrip": True}, {"normalized": True}, {"single_word": True}]
+)
 def test_a_reserved_token_is_text_in_text_whatever_its_flags(flags, kinds, tmp_path):
     """Some files do not mark their turn tokens special, or let them swallow blanks beside them (Phi-3)."""
     built = tokenizers.Tokenizer.from_file(str(kinds["byte-level"].path))
@@ -145,7 +167,11 @@ def test_what_is_no_tokenizer_is_refused_in_words(name, content, what, tmp_path)
     ("fields", "bos", "eos"),
     [
         ({"bos_token": None, "eos_token": "<|im_end|>"}, None, "<|im_end|>"),
-        ({"bos_token": {"content": "<|im_start|>"}, "eos_token": {"content": "<|eot_id|>"}}, "<|im_start|>", "<|eot_id|>"),
+        (
+            {"bos_token": {"content": "<|im_start|>"}, "eos_token": {"content": "<|eot_id|>"}},
+            "<|im_start|>",
+            "<|eot_id|>",
+        ),
         ({}, "<|begin_of_text|>", "<|end_of_text|>"),
     ],
 )

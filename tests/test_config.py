@@ -1,0 +1,297 @@
+"""Settings: where they come from, which wins, and that none is ever accepted by mistake."""
+
+import dataclasses
+import string
+from typing import Literal, get_args, get_origin
+
+import pytest
+import yaml
+from conftest import ROOT
+from hypothesis import Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from fastling import config as config_module
+from fastling import settings
+from fastling.config import OTHER_NAMES, PACKAGE, Config, build_parser, parse, resolve, uses_demo
+from fastling.errors import UserError
+
+SETTINGS = {setting.name: setting for setting in settings.settings_of(Config)}
+UNHURRIED = hypothesis_settings(deadline=None, max_examples=100)
+SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """The config of a YAML text and options."""
+
+    def run(text: str, *options: str) -> Config:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return parse(build_parser("test", ""), ["--config", str(path), *options])[0]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A file to write a config to, again and again."""
+    return tmp_path_factory.mktemp("config") / "config.yaml"
+
+
+# Which wins -----------------------------------------------------------------------------------------
+
+
+def test_a_file_wins_over_defaults_and_the_command_line_over_both(read):
+    text = "seed: 7\noptimizer: {lr: 1.0e-3}\n"
+    assert read("{}") == Config()
+    found = read(text, "--optimizer.lr", "2e-3")
+    assert (found.seed, found.optimizer.lr, found.optimizer.beta1) == (7, 2e-3, 0.9)
+
+
+def test_the_command_line_wins_wherever_it_stands(read, tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 7")
+    for order in (["--seed=8", "--config", str(tmp_path / "a.yaml")], [f"--config={tmp_path}/a.yaml", "--seed=8"]):
+        found, _ = parse(build_parser("test", ""), order)
+        assert found.seed == 8
+
+
+def test_of_two_files_the_later_one_wins_key_by_key(tmp_path):
+    (tmp_path / "base.yaml").write_text("seed: 7\noptimizer: {lr: 0.5, beta1: 0.8}\n")
+    (tmp_path / "more.yaml").write_text("optimizer: {lr: 0.25}\n")
+    files = [f"--config={tmp_path}/{name}.yaml" for name in ("base", "more")]
+    found, _ = parse(build_parser("test", ""), files)
+    assert (found.seed, found.optimizer.lr, found.optimizer.beta1) == (7, 0.25, 0.8)
+
+
+def test_a_list_on_the_command_line_replaces_the_file_s(read):
+    text = "data: {sources: [{name: a, path: a.jsonl}, {name: b, path: b.jsonl}]}"
+    found = read(text, "--data.sources", '[{"name": "c", "path": "c.jsonl", "weight": 0.5}]')
+    assert [(each.name, each.path, each.weight) for each in found.data.sources] == [("c", "c.jsonl", 0.5)]
+
+
+def test_a_section_whose_settings_are_all_commented_out_is_an_empty_one(read):
+    assert read("seed: 1\noptimizer:\n  # lr: 1\n").optimizer == Config().optimizer
+
+
+def test_without_a_config_it_is_the_demo_s():
+    demo = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
+    found, _ = parse(build_parser("test", ""), ["--seed", "3"])
+    assert (found.run_dir, found.seed) == (demo["run_dir"], 3)
+    assert uses_demo(["--seed", "3"])
+    assert not uses_demo(["--config", "x"]) and not uses_demo(["--config=x"])
+
+
+# Types ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optimizer: {lr: 1e-4}", 1e-4),  # text in YAML 1.1
+        ("optimizer: {lr: 1.0e-4}", 1e-4),
+        ("optimizer: {lr: 1}", 1.0),
+        ("optimizer: {lr: .5}", 0.5),
+    ],
+)
+def test_a_number_may_be_written_in_any_way(read, text, expected):
+    lr = read(text).optimizer.lr
+    assert lr == expected and isinstance(lr, float)
+
+
+def test_text_on_the_command_line_needs_no_quotes(read):
+    found = read("{}", "--run_dir", "2026-11-20", "--data.template", "no", "--log.project=1: 2")
+    assert (found.run_dir, found.data.template, found.log.project) == ("2026-11-20", "no", "1: 2")
+
+
+def test_null_takes_back_what_a_file_says(read):
+    text = "train: {steps: 5}\ndata: {tokenizer: x}\n"
+    found = read(text, "--train.steps", "null", "--data.tokenizer", "null", "--train.epochs", "2")
+    assert (found.train.steps, found.train.epochs, found.data.tokenizer) == (None, 2, None)
+
+
+def test_a_file_may_start_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "windows.yaml").write_bytes("seed: 5\r\n".encode("utf-8-sig"))
+    found, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "windows.yaml")])
+    assert found.seed == 5
+
+
+# What is kept with the run --------------------------------------------------------------------------
+
+
+def texts():
+    return st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=20)
+
+
+def values_of(kind):
+    """Any value that a setting may have by its type, but for the rules of its section."""
+    inner = [each for each in get_args(kind) if each is not type(None)]
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if get_origin(kind) is list:
+        floats = st.floats(1e-9, 1e9)
+        source = st.builds(
+            config_module.Source, name=texts(), path=texts(), weight=floats, pair=st.none() | texts()
+        )
+        return st.lists(source, max_size=3, unique_by=lambda each: each.name)
+    if inner:
+        return st.none() | values_of(inner[0])
+    return {
+        bool: st.booleans(),
+        int: st.integers(1, 10**9),
+        float: st.floats(1e-12, 0.99),
+        str: texts(),
+    }[kind]
+
+
+# One of the two settings of each pair stays as it is, since together they are refused.
+FIXED = {"train.steps", "data.validation", "optimizer.decay_ratio", "optimizer.min_lr_ratio", "model.pretrained"}
+
+
+@hypothesis_settings(UNHURRIED, phases=[Phase.generate], max_examples=40)  # the values speak for themselves
+@given(data=st.data())
+def test_the_resolved_config_reads_back_equal(data, file):
+    values = {
+        name: data.draw(values_of(setting.kind), label=name)
+        for name, setting in SETTINGS.items()
+        if name not in FIXED
+    }
+    given = settings.Settings(Config, OTHER_NAMES)
+    for name, value in values.items():
+        section, _, last = name.rpartition(".")
+        (given.tree.setdefault(section, {}) if section else given.tree)[last] = value
+    config = given.build()
+    file.write_text(config.as_yaml(), encoding="utf-8")
+    assert yaml.safe_load(config.as_yaml()) == dataclasses.asdict(config)
+    read = settings.Settings(Config, OTHER_NAMES)
+    read.read_file(file)
+    assert read.build() == config
+
+
+def test_the_resolved_config_of_a_run_reads_back_equal(read):
+    text = """
+    optimizer: {lr: 1e-4, eps: 1e-08, min_lr_ratio: 0.1}
+    data:
+      sources: [{name: 对话, path: "a b.jsonl", weight: 0.5}, {name: "no", path: "null", pair: zh-en}]
+      validation: [{name: x, path: "1"}]
+    """
+    config = read(text)
+    assert read(config.as_yaml()) == config
+    assert "对话" in config.as_yaml()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_that_comes_with_fastling_is_read(path):
+    found, _ = parse(build_parser("test", ""), ["--config", str(path)])
+    assert found.data.sources
+    assert found.train.global_batch_tokens % found.data.sequence_length == 0
+
+
+# Help -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def help_text() -> str:
+    return build_parser("fastling train", "Train a model.").format_help()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_has_a_description_and_help_shows_it_with_its_default(name, help_text):
+    setting = SETTINGS[name]
+    assert len(setting.text) > 10, f"{name} needs a text below its field"
+    words = " ".join(help_text.split())
+    option = words.split(f" --{name} ", 1)[1].split(" --", 1)[0]
+    assert setting.text in option
+    if setting.default not in (None, []):
+        assert f"(default: {str(setting.default)})".lower() in option.lower()
+
+
+def test_help_begins_short_and_groups_by_section(help_text):
+    lines = help_text.splitlines()
+    assert lines[0] == "usage: fastling train [--config FILE] [--section.key VALUE ...] [options]"
+    assert all(len(line) <= 100 for line in lines)
+    for section in SECTIONS:
+        assert f"{section}:" in lines
+
+
+def test_every_section_says_what_it_is_about():
+    for item in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(item.type):
+            assert not item.type.__doc__.startswith(f"{item.type.__name__}("), item.name
+
+
+# Names ----------------------------------------------------------------------------------------------
+
+
+def test_other_trainers_names_lead_to_settings_that_exist():
+    assert set(OTHER_NAMES.values()) <= SETTINGS.keys()
+    assert not OTHER_NAMES.keys() & SETTINGS.keys()
+
+
+@st.composite
+def mistyped(draw) -> str:
+    """A valid name with one letter more, less, or other, or two changed about."""
+    name = draw(st.sampled_from(sorted(SETTINGS)))
+    at = draw(st.integers(0, len(name) - 1))
+    letter = draw(st.sampled_from(string.ascii_lowercase + "_.0"))
+    edits = {
+        "insert": name[:at] + letter + name[at:],
+        "delete": name[:at] + name[at + 1 :],
+        "replace": name[:at] + letter + name[at + 1 :],
+        "swap": name[:at] + name[at : at + 2][::-1] + name[at + 2 :],
+    }
+    return edits[draw(st.sampled_from(sorted(edits)))]
+
+
+@UNHURRIED
+@given(typed=mistyped())
+def test_a_name_with_one_typing_mistake_is_never_accepted(typed, file):
+    """Neither on the command line nor in a file."""
+    if typed in SETTINGS or not typed.strip("."):
+        return
+    with pytest.raises(UserError) as refused:
+        build_parser("test", "").parse_args([f"--{typed}", "1"])
+    assert f"unknown setting: {typed.lstrip('-')}" in str(refused.value)
+    section, _, last = typed.rpartition(".")
+    tree = {last: None}
+    for part in reversed(section.split(".")) if section else ():
+        tree = {part: tree}
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(UserError, match="unknown setting|expected"):
+        given = settings.Settings(Config, OTHER_NAMES)
+        given.read_file(file)
+        given.build()
+
+
+@UNHURRIED
+@given(st.sampled_from(sorted(SETTINGS)), st.data())
+def test_a_letter_left_out_of_a_longer_name_is_recognised(name, data):
+    last = name.rpartition(".")[2]
+    if len(last) < 6:
+        return
+    at = data.draw(st.integers(1, len(last) - 1))
+    typed = name.removesuffix(last) + last[:at] + last[at + 1 :]
+    if typed not in SETTINGS:
+        assert name in settings.nearest(typed, sorted(SETTINGS), OTHER_NAMES)
+
+
+# Paths ----------------------------------------------------------------------------------------------
+
+
+def test_a_path_in_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("fastling:demo/train.jsonl", "here") == PACKAGE / "demo/train.jsonl"
+    assert resolve("fastling:configs/demo.yaml", "here").read_text().startswith("# A small LLaMA")
+
+
+def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.jsonl").write_text("")
+    assert resolve("~/a.jsonl", "here") == tmp_path / "a.jsonl"
+
+
+def test_the_tokenizer_is_the_pretrained_folder_s_unless_named(tmp_path):
+    model = config_module.Model(pretrained=str(tmp_path))
+    assert Config(model=model).tokenizer_path == tmp_path
+    named = config_module.Data(tokenizer="fastling:demo/tokenizer.model")
+    assert Config(model=model, data=named).tokenizer_path == PACKAGE / "demo/tokenizer.model"

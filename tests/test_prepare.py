@@ -1,0 +1,235 @@
+"""`fastling prepare`: the ledger, the refused rows, and that nothing is done twice."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import DEMO
+
+from fastling import prepare
+from fastling.data import store
+from fastling.data.encoding import Encoder
+from fastling.errors import run_command
+
+GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, you!"}]}
+LONG = {"messages": [{"role": "user", "content": "Hi " * 500}, {"role": "assistant", "content": "Hello"}]}
+OPEN = {"messages": [*GOOD["messages"], {"role": "user", "content": "And you?"}]}
+
+
+def write(path: Path, rows) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def sources(tmp_path) -> list[dict]:
+    """Two sources of one's own: one with a row of every fate, one that is fine."""
+    mixed = [GOOD, LONG, "", "{broken", {**GOOD, "pair": "de-en"}, OPEN, {"a": 1}]
+    return [
+        {"name": "mixed", "path": write(tmp_path / "mixed.jsonl", mixed), "pair": "zh-en"},
+        {"name": "fine", "path": write(tmp_path / "fine.jsonl", [GOOD] * 5)},
+    ]
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path, sources, capsys):
+    """Run prepare on the two sources; return (its JSON, what it said, the run folder)."""
+
+    def run(*arguments: str, **data) -> tuple[dict, str, Path]:
+        config = tiny_run(data={"sources": sources, "validation": [], "max_refused_share": 0.9, **data})
+        assert run_command(prepare.main, ["--config", str(config), "--json", *arguments]) == 0
+        out, err = capsys.readouterr()
+        assert len(out.splitlines()) == 1
+        return json.loads(out), err, tmp_path / "run"
+
+    return run
+
+
+# The ledger -----------------------------------------------------------------------------------------
+
+
+def test_every_row_and_every_token_is_accounted_for(run):
+    found, _, _ = run()
+    mixed, fine = found["sources"]["mixed"], found["sources"]["fine"]
+    assert (mixed["rows"], mixed["kept"], mixed["cut"]) == (6, 3, 1)
+    assert mixed["refused"] == {"too-long": 1, "broken-json": 1, "unknown-format": 1}
+    assert mixed["dropped"].keys() == {"too-long", "after-last-answer"}
+    assert (fine["rows"], fine["kept"], fine["refused"], fine["dropped"]) == (5, 5, {}, {})
+    for ledger in (mixed, fine):
+        assert ledger["rows"] == ledger["kept"] + sum(ledger["refused"].values())
+        assert ledger["tokens"] == ledger["trained"] + ledger["masked"] + sum(ledger["dropped"].values())
+    # The same conversation three times, five times: the same tokens each time.
+    assert mixed["trained"] * 5 == fine["trained"] * 3
+
+
+def test_the_ledger_is_said_in_words(run):
+    found, said, _ = run()
+    lines = [line.split() for line in said.replace("│", " ").replace(",", "").splitlines()]
+    for name, ledger in found["sources"].items():
+        (line,) = [line for line in lines if line[:1] == [name] and len(line) == 9]
+        numbers = [ledger["rows"], ledger["kept"], ledger["cut"], sum(ledger["refused"].values())]
+        numbers += [ledger["tokens"], ledger["trained"], ledger["masked"], sum(ledger["dropped"].values())]
+        assert line[1:] == [str(number) for number in numbers]
+    assert "mixed: 1 rows refused: broken-json" in said
+    dropped = found["sources"]["mixed"]["dropped"]["too-long"]
+    assert f"mixed: {dropped:,} tokens dropped: too-long" in said
+    assert f"{found['packs']} packs of 256 tokens, " in said
+
+
+def test_the_ledger_is_kept_with_the_run(run):
+    found, _, run_dir = run()
+    assert json.loads((run_dir / "ledger.json").read_text()) == found
+    assert not list(run_dir.glob("*.tmp"))
+
+
+def test_json_tells_the_plan(run):
+    found, _, _ = run("--train.steps", "null", "--train.epochs", "2", "--train.global_batch_tokens", "512")
+    assert found["sequence_length"] == 256 and found["template"] == "bayling"
+    assert sum(found["packs_per_epoch"]) == found["packs"]
+    assert found["steps"] == -(-found["packs"] // 2)
+    assert 0 < found["fill"] <= 1
+    assert Path(found["store"]).is_dir()
+
+
+def test_held_out_data_has_a_ledger_of_its_own(run):
+    validation = [{"name": "held-out", "path": "fastling:demo/held-out.jsonl"}]
+    found, said, _ = run(validation=validation)
+    assert found["sources"].keys() == {"mixed", "fine"}
+    assert found["validation"]["held-out"]["rows"] == len((DEMO / "held-out.jsonl").read_text().splitlines())
+    assert "held-out (held out)" in said
+
+
+def test_without_json_nothing_is_on_stdout(tiny_run, sources, capsys):
+    config = tiny_run(data={"sources": sources, "max_refused_share": 0.9})
+    assert run_command(prepare.main, ["--config", str(config)]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ledger: tokens = trained + masked + dropped")
+
+
+# Refused rows ---------------------------------------------------------------------------------------
+
+
+def test_refused_rows_are_listed_with_file_and_line(run, tmp_path):
+    _, _, run_dir = run(store=str(tmp_path / "store"))
+    entries = [json.loads(line) for line in (run_dir / "refused.jsonl").read_text().splitlines()]
+    assert [(entry["source"], entry["row"], entry["reason"]) for entry in entries] == [
+        ("mixed", 1, "too-long"),
+        ("mixed", 2, "broken-json"),
+        ("mixed", 5, "unknown-format"),
+    ]
+    # The empty line 3 is no row, and yet counts as a line.
+    assert [entry["location"] for entry in entries] == [f"{tmp_path}/mixed.jsonl:{line}" for line in (2, 4, 7)]
+    assert entries[2]["detail"].startswith("has the keys a;")
+
+
+def test_without_refused_rows_the_list_is_there_and_empty(run, sources):
+    _, _, run_dir = run(sources=sources[1:])
+    assert (run_dir / "refused.jsonl").read_text() == ""
+
+
+# Nothing twice --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """How many conversations each call of Encoder.encode was given."""
+    calls = []
+    encode = Encoder.encode
+
+    def spy(self, conversations):
+        calls.append(len(conversations))
+        return encode(self, conversations)
+
+    monkeypatch.setattr(Encoder, "encode", spy)
+    return calls
+
+
+def test_what_has_not_changed_is_not_tokenized_again(run, encoded, tmp_path):
+    first, said, _ = run(store=str(tmp_path / "store"))
+    assert sum(encoded) == 4 + 5  # the rows that can be parsed
+    encoded.clear()
+    again, said_again, _ = run(store=str(tmp_path / "store"))
+    assert encoded == []
+    assert (again, said_again) == (first, said)
+
+
+def test_neither_is_it_after_a_change_that_leaves_the_tokens_alone(run, encoded, sources, tmp_path):
+    first, _, _ = run(store=str(tmp_path / "store"))
+    encoded.clear()
+    shutil.copyfile(sources[0]["path"], tmp_path / "moved.jsonl")
+    sources[0]["path"] = str(tmp_path / "moved.jsonl")
+    sources[1]["weight"] = 3.0
+    again, _, _ = run("--seed", "1", "--optimizer.lr", "0.5", "--run_dir", str(tmp_path / "run"), store=str(tmp_path / "store"))
+    assert encoded == []
+    assert again["store"] == first["store"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda sources: {"sequence_length": 128},
+        lambda sources: {"template": "vicuna"},
+        lambda sources: write(Path(sources[1]["path"]), [GOOD] * 4) and {},
+        lambda sources: sources[1].update(pair="de-en") or {},
+        lambda sources: sources[1].update(name="other") or {},
+    ],
+    ids=["length", "template", "content", "pair", "name"],
+)
+def test_what_has_changed_is(run, sources, tmp_path, change):
+    first, _, _ = run(store=str(tmp_path / "store"))
+    changes = change(sources)
+    again, _, _ = run("--train.global_batch_tokens", "1024", store=str(tmp_path / "store"), **changes)
+    assert again["store"] != first["store"]
+
+
+# Sources --------------------------------------------------------------------------------------------
+
+
+def test_a_weight_says_how_often_an_epoch_shows_a_source(run, sources):
+    sources[1]["weight"] = 2.0
+    arguments = ("--train.steps", "null", "--train.epochs", "1")
+    config_and_plan = prepared(run, sources, arguments)
+    shown = [config_and_plan.training.sources[number] for number in config_and_plan.plan.documents]
+    assert [shown.count(source) for source in (0, 1)] == [3, 10]
+
+
+def test_a_row_s_own_pair_stands_before_its_source_s(run, sources):
+    training = prepared(run, sources, ()).training
+    names = [*training.pair_names, None]  # -1: none
+    pairs = [names[number] for number in training.pairs]
+    assert pairs == ["zh-en", "de-en", "zh-en", *[None] * 5]
+
+
+def prepared(run, sources, arguments) -> prepare.Prepared:
+    """What prepare made, as training gets it."""
+    found = []
+    summary = prepare.summary
+
+    def spy(made):
+        found.append(made)
+        return summary(made)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "summary", spy)
+        run(*arguments)
+    return found[0]
+
+
+def test_a_damaged_store_says_what_to_delete(run, tiny_run, sources, tmp_path, capsys):
+    found, _, _ = run(store=str(tmp_path / "store"))
+    tokens = Path(found["store"]) / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    config = tiny_run(data={"sources": sources, "store": str(tmp_path / "store"), "validation": []})
+    assert run_command(prepare.main, ["--config", str(config)]) == 2
+    assert capsys.readouterr().err == f"error: {tokens}: has the wrong size\n  Delete {found['store']}; it is built anew.\n"
+
+
+def test_the_default_store_is_in_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert store.default_store() == tmp_path / "fastling"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store.default_store() == tmp_path / ".cache/fastling"

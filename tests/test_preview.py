@@ -1,0 +1,219 @@
+"""`fastling preview`: what it shows is what training sees, and nothing of it is left out."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import sentencepiece
+from conftest import DEMO, ROOT
+
+from fastling import preview
+from fastling.config import build_parser, parse
+from fastling.errors import run_command
+from fastling.prepare import prepare_data
+
+MIXED = [("user", "Say it in Chinese, with an emoji: good morning! "), ("assistant", " 早上好！😀👩‍👩‍👧\n")]
+TWO_TURNS = [*MIXED, ("user", "龘 𠮷?"), ("assistant", "No idea.")]
+
+
+def messages(turns) -> dict:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+ROWS = [
+    messages(TWO_TURNS),
+    messages([*MIXED, ("user", "And thanks!")]),
+    messages([*MIXED, ("user", "Again. " * 60), ("assistant", "Again. " * 60)]),
+    messages([("user", "Long. " * 300), ("assistant", "Yes.")]),
+    messages([("user", "A question without answer")]),
+    {"instruction": "Echo </s> to me.", "output": "Here: </s> <s>"},
+]
+STATUS = ["kept", "cut", "cut", "refused", "refused", "kept"]
+
+
+@pytest.fixture
+def config(tiny_run, tmp_path):
+    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{broken"]), encoding="utf-8")
+    sources = [
+        {"name": "mine", "path": str(tmp_path / "rows.jsonl")},
+        {"name": "demo", "path": "fastling:demo/train.jsonl"},
+    ]
+    return tiny_run(data={"sources": sources, "max_refused_share": 0.9})
+
+
+@pytest.fixture
+def show(config, capsys):
+    """Run preview; return what it wrote on stdout."""
+
+    def run(*arguments: str) -> str:
+        assert run_command(preview.main, ["--config", str(config), *arguments]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+@pytest.fixture
+def rows(show):
+    """Rows as JSON objects."""
+    return lambda *arguments: [json.loads(line) for line in show("--json", *arguments).splitlines()]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return sentencepiece.SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
+
+
+# What is shown --------------------------------------------------------------------------------------
+
+
+def test_a_row_is_an_object_of_five_keys(rows, processor):
+    for number, row in enumerate(rows("--rows", "0-6", "--source", "mine")):
+        assert list(row) == ["row", "source", "status", "reason", "tokens"]
+        assert (row["row"], row["source"]) == (number, "mine")
+        for token, piece, supervised, turn in row["tokens"]:
+            assert processor.id_to_piece(token) == piece
+            assert supervised is (turn >= 0)
+
+
+def test_each_row_says_what_became_of_it_and_why(rows):
+    found = rows("--rows", "0-6", "--source", "mine")
+    assert [row["status"] for row in found] == [*STATUS, "refused"]
+    reasons = [row["reason"] for row in found]
+    assert reasons[0] is None and reasons[5] is None
+    assert re.fullmatch(r"after-last-answer: \d+ tokens dropped", reasons[1])
+    assert re.fullmatch(r"over-length: \d+ tokens dropped", reasons[2])
+    assert re.fullmatch(r"too-long: its first answer ends at token \d+, beyond 256", reasons[3])
+    assert reasons[4] == "no-assistant-turn"
+    assert reasons[6].startswith("broken-json: column 2")
+    for row in found:
+        assert bool(row["tokens"]) is (row["status"] != "refused")
+
+
+@pytest.mark.parametrize("number", [row for row, status in enumerate(STATUS) if status != "refused"])
+def test_supervised_tokens_are_the_answers_and_their_end_tokens(rows, processor, number):
+    (row,) = rows("--rows", str(number), "--source", "mine")
+    source = ROWS[number]
+    answers = [each["content"] for each in source.get("messages", ()) if each["role"] == "assistant"]
+    answers = answers or [source["output"]]
+    num_turns = 1 + max(turn for *_, turn in row["tokens"])
+    assert num_turns == (1 if row["status"] == "cut" else len(answers))
+    for number in range(num_turns):
+        ids = [token for token, *_, turn in row["tokens"] if turn == number]
+        assert ids[-1] == processor.eos_id()
+        assert processor.eos_id() not in ids[:-1]
+        before = next(i for i, (*_, turn) in enumerate(row["tokens"]) if turn == number)
+        start = max(i for i in range(before) if row["tokens"][i][0] in (processor.bos_id(), processor.eos_id()))
+        prompt = [token for token, *_ in row["tokens"][start + 1 : before]]
+        text = processor.decode(prompt + ids[:-1])
+        assert text == processor.decode(prompt) + answers[number]
+    if row["status"] == "cut":
+        assert row["tokens"][-1][0] == processor.eos_id()
+
+
+def test_dropped_tokens_are_those_that_are_not_shown(rows, config):
+    """The same rows without the limit have as many tokens more as the reason says."""
+    (cut,) = rows("--rows", "2", "--source", "mine")
+    (whole,) = rows("--rows", "2", "--source", "mine", "--data.sequence_length", "4096")
+    (dropped,) = re.findall(r"\d+", cut["reason"])
+    assert whole["status"] == "kept"
+    assert len(whole["tokens"]) - len(cut["tokens"]) == int(dropped)
+    assert whole["tokens"][: len(cut["tokens"])] == cut["tokens"]
+
+
+def test_the_kept_rows_are_what_training_reads(rows, config):
+    found, _ = parse(build_parser("test", ""), ["--config", str(config)])
+    store = prepare_data(found).training
+    shown = [row for row in rows("--rows", "0-99") if row["tokens"]]
+    documents = {}
+    for number in range(len(store)):
+        source = store.source_names[store.sources[number]]
+        documents[source, int(store.rows[number])] = store.document(number)
+    for row in shown:
+        tokens, spans = documents[row["source"], row["row"]]
+        assert [token for token, *_ in row["tokens"]] == tokens.tolist()
+        supervised = [i for start, stop in spans for i in range(start, stop)]
+        assert [i for i, (_, _, is_supervised, _) in enumerate(row["tokens"]) if is_supervised] == supervised
+
+
+# Which rows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(None, [0, 1, 2, 3, 4]), ("3", [3]), ("2-4", [2, 3, 4]), ("5-900", [5, 6])]
+)
+def test_rows_are_counted_from_0_and_the_last_is_shown(rows, asked, expected):
+    arguments = ["--rows", asked] if asked else []
+    assert [row["row"] for row in rows(*arguments, "--source", "mine")] == expected
+
+
+def test_without_a_source_the_rows_of_every_training_source_are_shown(rows):
+    found = [(row["source"], row["row"]) for row in rows("--rows", "1-2")]
+    assert found == [("mine", 1), ("mine", 2), ("demo", 1), ("demo", 2)]
+
+
+def test_held_out_rows_are_shown_when_named(rows, processor):
+    (row,) = rows("--source", "held-out", "--rows", "7")
+    line = (DEMO / "held-out.jsonl").read_text(encoding="utf-8").splitlines()[7]
+    answer = next(each["content"] for each in json.loads(line)["messages"] if each["role"] == "assistant")
+    assert (row["source"], row["status"]) == ("held-out", "kept")
+    assert processor.decode([token for token, _, _, turn in row["tokens"] if turn == 0]) == answer
+
+
+# On a terminal, on a page, into a pipe -------------------------------------------------------------
+
+
+def test_words_show_everything_in_plain_text(show):
+    out = show("--rows", "0-6", "--source", "mine")
+    assert "\x1b" not in out
+    assert "mine row 0: kept, " in out and " tokens trained on\n" in out
+    assert "mine row 2: cut, " in out and "(over-length: " in out
+    assert "mine row 4: refused (no-assistant-turn)\n" in out
+    assert "### Instruction:\nSay it in Chinese, with an emoji: good morning! \n### Response:\n 早上好！😀👩‍👩‍👧\n</s>" in out
+    assert "龘 𠮷?" in out
+
+
+def test_a_terminal_shows_trained_tokens_on_green_and_no_others(show, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    out = show("--rows", "0", "--source", "mine")
+    codes = re.findall(r"\x1b\[([\d;]*)m([^\x1b]*)\x1b\[0m", out)
+    on_green = [text for style, text in codes if "48;" in style or style.endswith("42")]
+    assert on_green == ["trained on", " 早上好！😀👩‍👩‍👧", "</s>", "No idea.", "</s>"]
+    assert [text for style, text in codes if style.startswith("1;35")] == ["control token", "<s>"]
+
+
+def test_the_page_needs_nothing_but_itself(show, tmp_path):
+    path = tmp_path / "preview.html"
+    out = show("--rows", "0", "--source", "mine", "--html", str(path))
+    page = path.read_text(encoding="utf-8")
+    assert '<meta charset="UTF-8">' in page
+    assert not re.search(r"https?:|<script|<link|<img|src=|@import", page)
+    (green,) = re.findall(r"\.(r\d+) \{[^}]*background-color: #00d700\}", page)
+    trained = re.findall(rf'<span class="{green}">(.*?)</span>', page, re.DOTALL)
+    assert trained == ["trained on", " 早上好！😀👩‍👩‍👧", "&lt;/s&gt;", "No idea.&lt;/s&gt;"]
+    assert "早上好！😀👩‍👩‍👧" in out
+
+
+def test_a_page_that_cannot_be_written(config, tmp_path, capsys):
+    arguments = ["--config", str(config), "--html", str(tmp_path / "none/x.html")]
+    assert run_command(preview.main, arguments) == 2
+    assert f"--html: cannot be written: {tmp_path}/none/x.html: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["words", "json"])
+def test_a_pipe_that_closes_early_is_no_failure(arguments):
+    """fastling preview | head -1"""
+    command = [sys.executable, "-m", "fastling", "preview", "--rows", "0-400", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+        assert (process.wait(60), said) == (0, b"")
