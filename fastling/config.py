@@ -11,12 +11,11 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from fastling.errors import UserError
-from fastling.settings import STRICT, Parser, Settings
+from fastling.settings import STRICT, Parser, Settings, as_yaml
 
 PACKAGE = Path(__file__).parent
 DEMO_CONFIG = PACKAGE / "configs" / "demo.yaml"
@@ -258,7 +257,7 @@ class Config:
 
     def as_yaml(self) -> str:
         """The resolved config, as it is kept with the run."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        return as_yaml(dataclasses.asdict(self))
 
     @property
     def tokenizer_path(self) -> Path:

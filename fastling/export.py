@@ -5,6 +5,7 @@ facts, so every JSON file is written by hand with all of them. The folder is the
 weights, its token ids, its template and, where transformers is installed, its logits.
 """
 
+import functools
 import json
 import shutil
 import sys
@@ -48,6 +49,11 @@ class Export:
     @property
     def aside(self) -> Path:
         return self.folder.with_name(self.folder.name + ".tmp")
+
+    @functools.cached_property
+    def tokenizer_json(self) -> str:
+        """Text of the exact tokenizer.json; proving it takes seconds, so once."""
+        return exact_tokenizer_json(self.encoder.tokenizer, self.encoder.template.control_tokens)
 
     def rehearse(self) -> None:
         """Write everything but the weights, aside.
@@ -112,8 +118,8 @@ class Export:
     def small_files(self) -> dict[str, str]:
         """Name -> text of every file but the weights."""
         tokenizer, template = self.encoder.tokenizer, self.encoder.template
-        text = exact_tokenizer_json(tokenizer, template.control_tokens)
-        unknown = _unknown_token(json.loads(text))
+        fields = json.loads(self.tokenizer_json)
+        unknown = _unknown_token(fields)
         special = {
             "bos_token": tokenizer.bos,
             "eos_token": template.end_token,
@@ -139,7 +145,7 @@ class Export:
         }
         added = {
             str(token["id"]): {key: value for key, value in token.items() if key != "id"}
-            for token in json.loads(text)["added_tokens"]
+            for token in fields["added_tokens"]
         }
         tokenizer_config = {
             # The one class that both transformers 4 and 5 take to mean "read tokenizer.json as it is".
@@ -158,7 +164,7 @@ class Export:
         return {
             "config.json": _json(config),
             "generation_config.json": _json(generation),
-            "tokenizer.json": text,
+            "tokenizer.json": self.tokenizer_json,
             "tokenizer_config.json": _json(tokenizer_config),
             "special_tokens_map.json": _json(special),
             "chat_template.jinja": chat_template,

@@ -9,7 +9,10 @@ this file joins them, and says in two lines what is wrong. It knows nothing of w
 import argparse
 import dataclasses
 import difflib
+import functools
 import inspect
+import json
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +40,24 @@ Location = tuple[str | int, ...]
 """Where a setting lies: ("data", "sources", 0, "path")."""
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML takes 1e-4 for text; YAML has taken it for a number since 2009."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that _Loader would take for a number."""
+
+
+for each in (_Loader, _Dumper):
+    exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    each.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """Settings as a file that reads back equal."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 class Setting(NamedTuple):
     """One setting, by its dotted name."""
 
@@ -46,7 +67,8 @@ class Setting(NamedTuple):
     text: str
 
 
-def settings_of(cls: type, prefix: str = "") -> list[Setting]:
+@functools.cache
+def settings_of(cls: type, prefix: str = "") -> tuple[Setting, ...]:
     """Every setting of a dataclass and its sections, in order."""
     texts = {
         name: field.get("description", "")
@@ -60,7 +82,7 @@ def settings_of(cls: type, prefix: str = "") -> list[Setting]:
         else:
             default = item.default_factory() if callable(item.default_factory) else item.default
             found.append(Setting(name, kind, default, " ".join(texts[item.name].split())))
-    return found
+    return tuple(found)
 
 
 def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> str:
@@ -150,15 +172,17 @@ class Settings:
     def read_file(self, path: Path) -> None:
         """Add a YAML file's settings. Raises UserError, with file and line, when it is not valid YAML."""
         try:
-            loader = yaml.SafeLoader(path.read_bytes().decode("utf-8-sig"))
+            loader = _Loader(path.read_bytes().decode("utf-8-sig"))
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 raise UserError(str(path), "holds no settings", "See configs/ for examples.")
             self.places |= {location: f"{path}:{line}" for location, line in _lines(node, path)}
-            sections = [name for name, kind in get_type_hints(self.cls).items() if dataclasses.is_dataclass(kind)]
-            document = loader.construct_document(node)
+            kinds, document = get_type_hints(self.cls), loader.construct_document(node)
             # A section whose settings are all commented out is None, and changes nothing.
-            _merge(self.tree, {n: v for n, v in document.items() if v is not None or n not in sections})
+            empty = [
+                n for n, value in document.items() if value is None and dataclasses.is_dataclass(kinds.get(n))
+            ]
+            _merge(self.tree, {name: value for name, value in document.items() if name not in empty})
         except OSError as error:
             raise UserError(str(path), f"cannot be read: {error.strerror}", "Give a YAML file.") from None
         except UnicodeDecodeError as error:
@@ -188,10 +212,13 @@ class Settings:
         Raises UserError for the first unknown name, wrong type or missing value.
         """
         try:
-            return self.adapter.validate_python(self.tree)
+            # As JSON, since only there may mappings be dataclasses although true and "1" are no numbers.
+            return self.adapter.validate_json(json.dumps(self.tree, default=str), strict=True)
         except pydantic.ValidationError as problems:
             # A misspelled name first: what it leaves missing only follows from it.
             error = min(problems.errors(), key=lambda error: "unexpected" not in error["type"])
+        except ValueError:
+            raise UserError("settings", "a list holds itself", "Write it out, without an alias.") from None
         raise self._refusal(error["type"], error["loc"], error["input"], error.get("ctx", {}))
 
     def _refusal(self, kind: str, location: Location, value: Any, context: Mapping[str, Any]) -> UserError:
@@ -273,8 +300,8 @@ def _typed(kind: Any, text: str) -> Any:
     if _without_none(kind) is str and not (kind is not str and text == "null"):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError):  # ValueError: an impossible date
         return text
 
 

@@ -31,7 +31,13 @@ TOKENIZER_FIX = "\n  Llama-3's own tokenizer.model is a tiktoken file: use the t
 HELP = "\n  --help shows every option."
 EXAMPLES = "\n  See configs/ for examples."
 ONE_OF_THE_TWO = "\n  Remove one of the two."
-FROM_SCRATCH = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+FROM_SCRATCH = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 
 
 def sources(*paths: str, **more) -> dict:
@@ -260,7 +266,9 @@ def say(tiny_run, broken, tmp_path, capsys):
         if verb != "export":
             config = tiny_run(**changes)
             filled = config.read_text().replace("FILES", str(broken))
-            config.write_bytes(filled.encode() if text is None else text if isinstance(text, bytes) else text.encode())
+            config.write_bytes(
+                filled.encode() if text is None else text if isinstance(text, bytes) else text.encode()
+            )
             places["CONFIG"] = str(config)
             arguments = ("--config", str(config), *arguments)
         for name, path in places.items():

@@ -205,7 +205,10 @@ def test_nothing_unsafe_is_loaded(path):
     for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.Call):
             continue
-        called, keywords = ast.unparse(node.func), {item.arg: ast.unparse(item.value) for item in node.keywords}
+        called, keywords = (
+            ast.unparse(node.func),
+            {item.arg: ast.unparse(item.value) for item in node.keywords},
+        )
         where = f"line {node.lineno}: {called}"
         assert called not in ("eval", "exec", "compile", "__import__", "os.system", "yaml.load"), where
         assert "trust_remote_code" not in keywords, where
@@ -253,14 +256,19 @@ def test_setup_names_every_file_that_is_not_code():
 
 def test_every_package_that_is_needed_is_declared():
     """What a file imports at its top must come with `pip install fastling`."""
-    declared = {requirement.partition("[")[0] for requirement in ast.literal_eval(setup_arguments()["install_requires"])}
+    declared = {
+        requirement.partition("[")[0]
+        for requirement in ast.literal_eval(setup_arguments()["install_requires"])
+    }
     declared = {name.split(">")[0].split("=")[0] for name in declared}
     names = {"yaml": "pyyaml"}
     needed = set()
     for path in SOURCES:
         for node in tree_of(path).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
-                modules = [node.module] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names]
+                modules = (
+                    [node.module] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names]
+                )
                 needed |= {module.partition(".")[0] for module in modules}
     needed -= sys.stdlib_module_names | {"fastling", "triton"}  # triton comes with torch
     assert {names.get(name, name) for name in needed} <= declared
@@ -275,7 +283,9 @@ def test_a_wheel_holds_the_kernels_inside_fastling(tmp_path):
 
     source = tmp_path / "source"
     for name in ("fastling", "kernels", "configs"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, source / name)
     arguments = ("--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source)

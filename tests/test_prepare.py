@@ -121,7 +121,9 @@ def test_refused_rows_are_listed_with_file_and_line(run, tmp_path):
         ("mixed", 5, "unknown-format"),
     ]
     # The empty line 3 is no row, and yet counts as a line.
-    assert [entry["location"] for entry in entries] == [f"{tmp_path}/mixed.jsonl:{line}" for line in (2, 4, 7)]
+    assert [entry["location"] for entry in entries] == [
+        f"{tmp_path}/mixed.jsonl:{line}" for line in (2, 4, 7)
+    ]
     assert entries[2]["detail"].startswith("has the keys a;")
 
 
@@ -162,7 +164,15 @@ def test_neither_is_it_after_a_change_that_leaves_the_tokens_alone(run, encoded,
     shutil.copyfile(sources[0]["path"], tmp_path / "moved.jsonl")
     sources[0]["path"] = str(tmp_path / "moved.jsonl")
     sources[1]["weight"] = 3.0
-    again, _, _ = run("--seed", "1", "--optimizer.lr", "0.5", "--run_dir", str(tmp_path / "run"), store=str(tmp_path / "store"))
+    again, _, _ = run(
+        "--seed",
+        "1",
+        "--optimizer.lr",
+        "0.5",
+        "--run_dir",
+        str(tmp_path / "run"),
+        store=str(tmp_path / "store"),
+    )
     assert encoded == []
     assert again["store"] == first["store"]
 
@@ -224,7 +234,10 @@ def test_a_damaged_store_says_what_to_delete(run, tiny_run, sources, tmp_path, c
     tokens.write_bytes(tokens.read_bytes()[:-2])
     config = tiny_run(data={"sources": sources, "store": str(tmp_path / "store"), "validation": []})
     assert run_command(prepare.main, ["--config", str(config)]) == 2
-    assert capsys.readouterr().err == f"error: {tokens}: has the wrong size\n  Delete {found['store']}; it is built anew.\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {tokens}: has the wrong size\n  Delete {found['store']}; it is built anew.\n"
+    )
 
 
 def test_the_default_store_is_in_the_cache_folder(monkeypatch, tmp_path):

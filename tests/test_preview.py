@@ -108,7 +108,9 @@ def test_supervised_tokens_are_the_answers_and_their_end_tokens(rows, processor,
         assert ids[-1] == processor.eos_id()
         assert processor.eos_id() not in ids[:-1]
         before = next(i for i, (*_, turn) in enumerate(row["tokens"]) if turn == number)
-        start = max(i for i in range(before) if row["tokens"][i][0] in (processor.bos_id(), processor.eos_id()))
+        start = max(
+            i for i in range(before) if row["tokens"][i][0] in (processor.bos_id(), processor.eos_id())
+        )
         prompt = [token for token, *_ in row["tokens"][start + 1 : before]]
         text = processor.decode(prompt + ids[:-1])
         assert text == processor.decode(prompt) + answers[number]
@@ -174,7 +176,10 @@ def test_words_show_everything_in_plain_text(show):
     assert "mine row 0: kept, " in out and " tokens trained on\n" in out
     assert "mine row 2: cut, " in out and "(over-length: " in out
     assert "mine row 4: refused (no-assistant-turn)\n" in out
-    assert "### Instruction:\nSay it in Chinese, with an emoji: good morning! \n### Response:\n 早上好！😀👩‍👩‍👧\n</s>" in out
+    assert (
+        "### Instruction:\nSay it in Chinese, with an emoji: good morning! \n### Response:\n 早上好！😀👩‍👩‍👧\n</s>"
+        in out
+    )
     assert "龘 𠮷?" in out
 
 

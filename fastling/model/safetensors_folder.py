@@ -4,7 +4,6 @@ Pickle files are refused: they can run code. So are names that lead out of the f
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastling import files
 from fastling.errors import UserError
 
 _INDEX = "model.safetensors.index.json"
@@ -59,13 +59,13 @@ class SafetensorsFolder:
 def _files_of(folder: Path) -> dict[Path, list[str] | None]:
     """Return the files of a model, each with the names it is said to hold (None: all in it)."""
     if (folder / _INDEX).is_file():
-        files: dict[Path, list[str] | None] = {}
+        holding: dict[Path, list[str] | None] = {}
         for name, file in read_json(folder / _INDEX).get("weight_map", {}).items():
             relative = PurePosixPath(file.replace("\\", "/"))
             if relative.is_absolute() or ".." in relative.parts or ":" in file:
                 raise UserError(str(folder / _INDEX), f"names a file outside its folder: {file}")
-            files.setdefault(folder / relative, []).append(name)
-        return files
+            holding.setdefault(folder / relative, []).append(name)
+        return holding
     if (folder / "model.safetensors").is_file():
         return {folder / "model.safetensors": None}
     if any(folder.glob("model-*-of-*.safetensors")):
@@ -98,7 +98,6 @@ def save_weights(
         mode = aside.stat().st_mode
         save_file(shard, aside, metadata={"format": "pt"})
         aside.chmod(mode)  # safetensors makes its files unreadable to others
-        _flush(aside)
         asides.append(aside)
         weight_maps.append({name: tensor.nbytes for name, tensor in shard.items()})
     total = len(asides)
@@ -107,6 +106,7 @@ def save_weights(
         if total == 1
         else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
     )
+    files.flush(folder)
     for aside, name in zip(asides, names, strict=True):
         aside.replace(folder / name)
     if total > 1:
@@ -115,7 +115,7 @@ def save_weights(
     for file in folder.glob("model*.safetensors*"):
         if file.name not in names:
             file.unlink()
-    _flush(folder)
+    files.flush(folder)
 
 
 def _shards(
@@ -138,19 +138,7 @@ def _write_index(folder: Path, bytes_in_file: dict[str, dict[str, int]]) -> None
     weight_map = {name: file for file, held in bytes_in_file.items() for name in held}
     total_size = sum(sum(held.values()) for held in bytes_in_file.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    aside = folder / ".index.part"
-    aside.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _flush(aside)
-    aside.replace(folder / _INDEX)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.write_text(folder / _INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(file: Path) -> dict:
