@@ -50,7 +50,6 @@ setup(
         "sentencepiece>=0.2.1",
         "tokenizers>=0.20",
         "torch>=2.11",
-        "zstandard",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["fastling = fastling.__main__:main"]},

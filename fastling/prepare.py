@@ -44,12 +44,12 @@ class Prepared:
     def fill(self) -> float:
         """Share of the room in packs that real tokens take."""
         tokens = self.training.document_tokens[self.plan.documents].sum()
-        return float(tokens / (len(self.plan) * self.encoder.sequence_length))
+        return float(tokens / max(1, len(self.plan) * self.encoder.sequence_length))
 
     @property
     def padded_fill(self) -> float:
         """The same if every conversation were padded to a row of its own."""
-        return self.fill * len(self.plan) / len(self.plan.documents)
+        return self.fill * len(self.plan) / max(1, len(self.plan.documents))
 
 
 def make_encoder(config: Config) -> Encoder:

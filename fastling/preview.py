@@ -13,8 +13,9 @@ from rich.text import Text
 
 from fastling.config import build_parser, parse
 from fastling.data.conversation import Refused, read_rows
+from fastling.data.encode_files import encode_rows
 from fastling.data.encoding import Encoded, Encoder
-from fastling.data.store import SourceFile, encode_rows
+from fastling.data.store import SourceFile
 from fastling.errors import UserError, run_command
 from fastling.prepare import make_encoder, source_files
 

@@ -270,9 +270,10 @@ class Settings:
 def _lines(
     node: yaml.Node, path: Path, location: Location = (), above: tuple[yaml.Node, ...] = ()
 ) -> Iterator[tuple[Location, int]]:
-    """(location, line) of all that lies in a node. Raises UserError for a name given twice."""
+    """(location, line) of all that lies in a node. Raises UserError for names given twice and for loops."""
     if node in above:
-        return  # an alias of what it lies in
+        where = f"{path}:{node.start_mark.line + 1}: {_dotted(location)}"
+        raise UserError(where, "holds itself", "Write it out, without an alias.")
     items = getattr(node, "value", ()) if not isinstance(node, yaml.ScalarNode) else ()
     seen = set()
     for number, item in enumerate(items):
@@ -300,7 +301,7 @@ def _typed(kind: Any, text: str) -> Any:
     if _without_none(kind) is str and not (kind is not str and text == "null"):
         return text
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError):  # ValueError: an impossible date
         return text
 

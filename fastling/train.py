@@ -58,7 +58,7 @@ class Run:
     def __init__(self, config: Config, world: World, console: Console):
         self.config, self.world, self.console = config, world, console
         self.run_dir = Path(config.run_dir)
-        world.on_main(self._take_run_dir)
+        world.on_main(self._lock_run_dir)
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
         self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
@@ -77,15 +77,14 @@ class Run:
         self.model = build_model(config, shape, world, load=found is None)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         if found:
-            checkpoint.load(found.folder, checkpoint.training_tensors(self.model, self.optimizer))
+            checkpoint.load(found.folder, self._tensors())
             checkpoint.set_step(self.optimizer, self.first_step)
         held_out = self.prepared.validation
         self.held_out = HeldOut(config, world, held_out, self.prepared.encoder) if held_out else None
         self.answers: list[Answer] = []
         self._describe(choices)
 
-    def _take_run_dir(self) -> None:
-        """Hold the run folder until this process ends, however it ends."""
+    def _lock_run_dir(self) -> None:
         self.lock = record.lock_run_dir(self.run_dir)
 
     def _find_checkpoint(self) -> checkpoint.Found | None:
@@ -104,8 +103,8 @@ class Run:
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         self.console.print(
             f"{weights:,} weights; {self.world.size} process(es) on {self.world.device.type}, each with "
-            f"{self.loader.micro_batches} micro-batch(es) a step; {self.config.train.precision}",
-            )
+            f"{self.loader.micro_batches} micro-batch(es) a step; {self.config.train.precision}"
+        )
         for choice in choices:
             self.console.print(f"  {choice.op}: {choice.implementation}: {choice.reason}")
         self.console.print("  no document of a pack sees another: proved on this device")
@@ -113,40 +112,42 @@ class Run:
             self.console.print(f"resuming after step {self.first_step} of {len(self.loader)}")
 
     def loop(self) -> None:
-        """Step by step: forward and backward, update, and now and then evaluate and save."""
-        config, total_steps = self.config, len(self.loader)
-        names = self.prepared.training.source_names
-        log = MetricsLog(self.run_dir, config, self.first_step) if self.world.is_main else None
-        extra = {} if self.first_step else {f"{key}_before": value for key, value in self._evaluate(0).items()}
-        meter = Meter(self.model, self.world.device, self.world.size, self.prepared.plan, names)
+        """Step by step: forward, backward and update, and now and then evaluate and save."""
+        config, first = self.config, self.first_step
+        self.log = MetricsLog(self.run_dir, config, first) if self.world.is_main else None
+        # Told with the first step's line; what was known before it.
+        self.extra = (
+            {f"{name}_before": loss for name, loss in self._evaluate(0).items()} if first == 0 else {}
+        )
+        self.meter = Meter(self.model, self.world, self.prepared.plan, self.prepared.training.source_names)
         waiting: Measured | None = None
-        with TrainingProgress(self.console, total_steps, self.first_step) as progress:
-
-            def tell(measured: Measured, *, evaluates: bool = False) -> None:
-                line = meter.line(measured, config.data.sequence_length) | extra
-                extra.clear()
-                line |= self._evaluate(measured.number) if evaluates else {}
-                progress.update(line)
-                if log and (evaluates or measured.number % config.log.every_steps == 0):
-                    log.write(line)
-                    if evaluates:
-                        plot_loss(self.run_dir)
-
-            for number, step in enumerate(self.loader.steps(self.first_step), start=self.first_step + 1):
+        with TrainingProgress(self.console, len(self.loader), first) as self.progress:
+            for number, step in enumerate(self.loader.steps(first), start=first + 1):
                 measured = self._update(step, number)
-                if waiting:  # it is done by now, so reading its numbers does not hold this one up
-                    tell(waiting)
+                if waiting:  # done by now, so that reading its numbers does not hold this step up
+                    self._tell(waiting)
                 waiting = measured
                 evaluates = self._is_due(number, config.evaluate.every_steps)
                 saves = self._is_due(number, config.checkpoint.every_steps)
                 if evaluates or saves:
-                    tell(waiting, evaluates=evaluates)
+                    self._tell(waiting, evaluates=evaluates)  # raises when it is not finite: never saved
                     waiting = None
                     if saves:
                         self._save(number)
-                    meter.restart()
-        if log:
-            log.close()
+                    self.meter.restart()
+        if self.log:
+            self.log.close()
+
+    def _tell(self, measured: Measured, *, evaluates: bool = False) -> None:
+        """Write down and show a step's numbers, and the held-out losses after it."""
+        line = self.meter.line(measured, self.config.data.sequence_length) | self.extra
+        self.extra = {}
+        line |= self._evaluate(measured.number) if evaluates else {}
+        self.progress.update(line)
+        if self.log and (evaluates or measured.number % self.config.log.every_steps == 0):
+            self.log.write(line)
+            if evaluates:
+                plot_loss(self.run_dir)
 
     def _is_due(self, number: int, every_steps: int) -> bool:
         return number % every_steps == 0 or number == len(self.loader)
@@ -182,14 +183,11 @@ class Run:
         return losses
 
     def _save(self, number: int) -> None:
-        tensors = checkpoint.training_tensors(self.model, self.optimizer)
-        checkpoint.save(
-            self.run_dir / "checkpoints",
-            number,
-            tensors,
-            {"identity": self.identity},
-            keep_last=self.config.checkpoint.keep_last,
-        )
+        state, keep_last = {"identity": self.identity}, self.config.checkpoint.keep_last
+        checkpoint.save(self.run_dir / "checkpoints", number, self._tensors(), state, keep_last=keep_last)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return checkpoint.training_tensors(self.model, self.optimizer)
 
     def finish(self) -> dict:
         """Export, and say what was done."""
@@ -238,7 +236,8 @@ def print_summary(done: dict, answers: list[Answer], console: Console) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = build_parser("fastling train", "Train a model; resumes by itself. Start it under torchrun for more processes.")
+    description = "Train a model; resumes by itself. Start it under torchrun for more than one process."
+    parser = build_parser("fastling train", description)
     parser.add_argument("--json", action="store_true", help="print a summary as one JSON object on stdout")
     config, options = parse(parser, arguments)
     if uses_demo(arguments) and os.environ.get("RANK", "0") == "0":

@@ -97,9 +97,7 @@ def _flash2(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 def _torch_varlen(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     if "enable_gqa" not in _VARLEN_OPTIONS:
         k_TKD, v_TKD = _repeat_kv(k_TKD, v_TKD, q_TND.shape[1])
-    return varlen_attn(
-        q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **_VARLEN_OPTIONS
-    )
+    return varlen_attn(q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **_VARLEN_OPTIONS)
 
 
 def _varlen_options(varlen_attn: Callable) -> dict:
@@ -137,9 +135,7 @@ def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
         runs, *(x.split(run_tokens) for x in (q_TND, k_TKD, v_TKD)), strict=True
     ):
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in run_qkv)
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 

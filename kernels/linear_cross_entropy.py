@@ -59,9 +59,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         for rows in _row_chunks(len(labels_S), weight_VH.shape[0], chunk_bytes):
             hidden_CH = hidden_SH[rows]
             logits_CV = _matmul_float32(hidden_CH, weight_VH.t())
-            nll_S[rows], grad_CV = _cross_entropy_in_place(
-                logits_CV, labels_S[rows], weights_S[rows]
-            )
+            nll_S[rows], grad_CV = _cross_entropy_in_place(logits_CV, labels_S[rows], weights_S[rows])
             # Rounded only now, for the GEMMs: p - 1 formed in bfloat16 would be mostly error.
             grad_CV = grad_CV.to(hidden_SH.dtype)
             if needs_hidden:
@@ -89,9 +87,7 @@ def _row_chunks(num_rows: int, vocab_size: int, chunk_bytes: int) -> list[slice]
     return [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _cross_entropy_in_place(
-    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor
-) -> tuple[Tensor, Tensor]:
+def _cross_entropy_in_place(logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor) -> tuple[Tensor, Tensor]:
     """Return (nll (C,), gradient (C, V)); the gradient is written over the float32 logits.
 
     Near p_y = 1 both would lose all their digits to 1 - p_y. So the label's own term is taken out

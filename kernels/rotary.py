@@ -20,7 +20,5 @@ def rotary_reference(qk_TND: Tensor, cos: Tensor, sin: Tensor, positions_T: Tens
     cos_T1C = cos[positions_T].unsqueeze(1)
     sin_T1C = sin[positions_T].unsqueeze(1)
     first, second = qk_TND.float().chunk(2, dim=-1)
-    rotated = torch.cat(
-        (first * cos_T1C - second * sin_T1C, second * cos_T1C + first * sin_T1C), dim=-1
-    )
+    rotated = torch.cat((first * cos_T1C - second * sin_T1C, second * cos_T1C + first * sin_T1C), dim=-1)
     return rotated.to(qk_TND.dtype)

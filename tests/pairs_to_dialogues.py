@@ -1,6 +1,6 @@
 """Turn parallel text into small translation dialogues, for trying things on real sentences.
 
-    python tests/pairs_to_dialogues.py SOURCE TARGET OUT.jsonl PAIR
+python tests/pairs_to_dialogues.py SOURCE TARGET OUT.jsonl PAIR
 """
 
 import json
@@ -10,7 +10,9 @@ from pathlib import Path
 
 def dialogues(source: Path, target: Path, pair: str):
     """Two sentences a dialogue, the second one asked for in the first one's wake."""
-    lines = list(zip(*(path.read_text(encoding="utf-8").splitlines() for path in (source, target)), strict=True))
+    lines = list(
+        zip(*(path.read_text(encoding="utf-8").splitlines() for path in (source, target)), strict=True)
+    )
     for (first, first_out), (second, second_out) in zip(lines[::2], lines[1::2], strict=False):
         if all(text.strip() for text in (first, first_out, second, second_out)):
             contents = (f"Translate ({pair}): {first}", first_out, f"And this: {second}", second_out)

@@ -1,8 +1,7 @@
 """What a user gets wrong, and what fastling says to it: where, what, and how to mend it.
 
-Every mistake is one row of a table, and the whole message is part of the row. None may end in a
-traceback, none may say more than six lines, and none may leave anything behind that would disturb
-the next start. FILES stands for a folder of broken files, CONFIG for the config, RUN for the run folder.
+Every mistake is one row of a table in bad_input.yaml, with the whole message. None may end in a traceback,
+none may say more than six lines, and none may leave anything behind that would disturb the next start.
 """
 
 import dataclasses
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from conftest import DEMO, run_python
 
 from fastling import export, prepare, preview, train
@@ -27,178 +27,24 @@ from fastling.training.build import make_loader
 VERBS = {"prepare": prepare.main, "preview": preview.main, "train": train.main, "export": export.main}
 GOOD_ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 TEMPLATE = 'user: "Q {content}"\nassistant: "A {content}{eos}"\n'
-TOKENIZER_FIX = "\n  Llama-3's own tokenizer.model is a tiktoken file: use the tokenizer.json beside it."
-HELP = "\n  --help shows every option."
-EXAMPLES = "\n  See configs/ for examples."
-ONE_OF_THE_TWO = "\n  Remove one of the two."
-FROM_SCRATCH = (
+SHAPE = (
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
 )
+TABLES = yaml.safe_load(Path(__file__).with_name("bad_input.yaml").read_text(encoding="utf-8"))
 
 
-def sources(*paths: str, **more) -> dict:
-    return {"sources": [{"name": f"source-{i}", "path": path, **more} for i, path in enumerate(paths)]}
+def table(name: str):
+    """One test for every mistake of a table: (given, said)."""
+    rows = [pytest.param(row["given"], row["said"], id=mistake) for mistake, row in TABLES[name].items()]
+    return pytest.mark.parametrize(("given", "said"), rows)
 
 
 def pretrained(folder: str) -> dict:
-    return {"pretrained": folder, **dict.fromkeys(FROM_SCRATCH)}
-
-
-# (name, verb, changes of a good config or its whole text, further arguments, what is said)
-CONFIG_MISTAKES = [
-    ("a section misspelled", {"optimiser": {"lr": 1}}, "CONFIG:1: unknown setting: optimiser\n  Did you mean optimizer?"),
-    ("a key misspelled", {"optimizer": {"lrr": 1}}, "CONFIG:1: unknown setting: optimizer.lrr\n  Did you mean optimizer.lr?"),
-    ("a key of another section", {"train": {"sequence_length": 8}}, "CONFIG:1: unknown setting: train.sequence_length\n  Did you mean data.sequence_length?"),
-    ("another trainer's key", {"optimizer": {"learning_rate": 1}}, "CONFIG:1: unknown setting: optimizer.learning_rate\n  Did you mean optimizer.lr?"),
-    ("a key of three sections", {"every_steps": 1}, "CONFIG:1: unknown setting: every_steps\n  Did you mean checkpoint.every_steps or evaluate.every_steps or log.every_steps?"),
-    ("nothing like any key", {"xyzzy": 1}, "CONFIG:1: unknown setting: xyzzy\n  --help shows every setting."),
-    ("a key with a dot", {"optimizer.lr": 1}, "CONFIG:1: unknown setting: optimizer.lr\n  Write it inside its section: optimizer: {lr: ...}."),
-    ("a key of a source misspelled", {"data": sources("x.jsonl", wieght=2)}, "CONFIG:1: unknown setting: data.sources[0].wieght\n  Did you mean data.sources[0].weight?"),
-    ("a source without path", {"data": {"sources": [{"name": "a"}]}}, "CONFIG:1: data.sources[0]: lacks path"),
-    ("a source without anything", {"data": {"sources": [{"name": "a", "path": "b"}, {}]}}, "CONFIG:1: data.sources[1]: lacks name"),
-    ("a source with an empty name", {"data": {"sources": [{"name": "", "path": "a.jsonl"}]}}, "data.sources: a source needs a name: a.jsonl"),
-    ("a path as source", {"data": {"sources": ["a.jsonl"]}}, "CONFIG:1: data.sources[0]: expected {name, path, weight, pair}: a.jsonl"),
-    ("one source, no list", {"data": {"sources": {"name": "a", "path": "b"}}}, "CONFIG:1: data.sources: expected a list: a mapping"),
-    ("a weight in words", {"data": sources("a", "b", weight="many")}, "CONFIG:1: data.sources[0].weight: expected a number: many"),
-    ("two sources of one name", {"data": {"sources": [{"name": "a", "path": "b"}] * 2}}, "data.sources: two sources have one name: a\n  Name them apart."),
-    ("text for a number", {"optimizer": {"lr": "abc"}}, "CONFIG:1: optimizer.lr: expected a number: abc"),
-    ("nothing for a number", {"optimizer": {"lr": None}}, "CONFIG:1: optimizer.lr: expected a number: nothing"),
-    ("a list for a number", {"optimizer": {"lr": [1]}}, "CONFIG:1: optimizer.lr: expected a number: a list"),
-    ("not a number", {"optimizer": {"lr": "nan"}}, "CONFIG:1: optimizer.lr: expected a number: nan"),
-    ("half a step", {"train": {"steps": 1.5}}, "CONFIG:1: train.steps: expected a whole number: 1.5"),
-    ("text for yes or no", {"train": {"compile": "maybe"}}, "CONFIG:1: train.compile: expected true or false: maybe"),
-    ("a number for text", {"run_dir": 5}, "CONFIG:1: run_dir: expected text: 5\n  Put it in quotes."),
-    ("a list for a section", {"optimizer": [1]}, "CONFIG:1: optimizer: expected {lr, schedule, warmup_ratio, decay_ratio, ...}: a list"),
-    ("text for a section", {"model": "llama"}, "CONFIG:1: model: expected {pretrained, kernels, attention, model_type, ...}: llama"),
-    ("a bad choice", {"train": {"loss": "tokens"}}, "CONFIG:1: train.loss: must be one of token, turn, sample: tokens\n  Did you mean token?"),
-    ("a family we have not", {"model": {"model_type": "gpt2"}}, "CONFIG:1: model.model_type: must be one of llama, mistral, qwen2, qwen3: gpt2"),
-    ("a negative rate", {"optimizer": {"lr": -1}}, "CONFIG:1: optimizer.lr: must be > 0: -1"),
-    ("a negative length", {"data": {"sequence_length": -256}}, "CONFIG:1: data.sequence_length: must be > 0: -256"),
-    ("a negative weight", {"data": sources("a.jsonl", weight=-1)}, "CONFIG:1: data.sources[0].weight: must be > 0: -1"),
-    ("a negative seed", {"seed": -1}, "CONFIG:1: seed: must be >= 0: -1"),
-    ("negative samples", {"evaluate": {"samples": -1}}, "CONFIG:1: evaluate.samples: must be >= 0: -1"),
-    ("steps of zero", {"checkpoint": {"every_steps": 0}}, "CONFIG:1: checkpoint.every_steps: must be > 0: 0"),
-    ("a share above 1", {"optimizer": {"warmup_ratio": 3}}, "CONFIG:1: optimizer.warmup_ratio: must be <= 1: 3"),
-    ("a share of rows above 1", {"data": {"max_refused_share": 10}}, "CONFIG:1: data.max_refused_share: must be <= 1: 10"),
-    ("a moment without end", {"optimizer": {"beta2": 1}}, "CONFIG:1: optimizer.beta2: must be < 1: 1"),
-    ("an empty run folder", {"run_dir": ""}, "run_dir: is empty\n  Name a folder."),
-    ("epochs beside steps", {"train": {"epochs": 2}}, "train.epochs: has no effect beside train.steps: 2" + ONE_OF_THE_TWO),
-    ("a shape beside a folder", {"model": {"pretrained": "x"}}, "model.hidden_size: has no effect beside model.pretrained, which has its own shape: 32" + ONE_OF_THE_TWO),
-    ("decay without wsd", {"optimizer": {"decay_ratio": 0.1}}, "optimizer.decay_ratio: has no effect with schedule cosine: 0.1" + ONE_OF_THE_TWO),
-    ("a constant rate that falls", {"optimizer": {"schedule": "constant", "min_lr_ratio": 0.1}}, "optimizer.min_lr_ratio: has no effect with schedule constant: 0.1" + ONE_OF_THE_TWO),
-    ("a weight on held-out data", {"data": {"validation": [{"name": "a", "path": "b", "weight": 2}]}}, "data.validation (a).weight: has no effect on held-out data, which is read once: 2.0" + ONE_OF_THE_TWO),
-    ("no sources", {"data": {"sources": []}}, "data.sources: names no data\n  Give a list of {name, path}."),
-    ("no tokenizer", {"data": {"tokenizer": None}}, "data.tokenizer: is not set\n  Name a tokenizer.model or a tokenizer.json."),
-    ("a batch of broken packs", {"train": {"global_batch_tokens": 1000}}, "train.global_batch_tokens: is no multiple of data.sequence_length (256): 1000\n  The nearest that is: 1024."),
-]  # fmt: skip
-TEXT_MISTAKES = [
-    ("a bracket left open", "seed: [1\nrun_dir: x\n", "CONFIG:2: is not valid YAML: expected ',' or ']', but got ':'" + EXAMPLES),
-    ("a tab", "train:\n\tsteps: 1\n", "CONFIG:2: is not valid YAML: found character '\\t' that cannot start any token" + EXAMPLES),
-    ("two documents", "seed: 1\n---\nseed: 2\n", "CONFIG:2: is not valid YAML: but found another document" + EXAMPLES),
-    ("a list", "- seed\n", "CONFIG: holds no settings" + EXAMPLES),
-    ("nothing", "", "CONFIG: holds no settings" + EXAMPLES),
-    ("comments only", "# seed: 1\n", "CONFIG: holds no settings" + EXAMPLES),
-    ("a key twice", "run_dir: x\nseed: 1\nseed: 2\n", "CONFIG:3: seed: is given twice" + ONE_OF_THE_TWO),
-    ("a mapping as key", "? {a: b}\n: 1\n", "CONFIG:1: is not valid YAML: found unhashable key" + EXAMPLES),
-    ("a list that holds itself", "data: {sources: &a [*a]}\n", "CONFIG:1: data.sources[0]: expected {name, path, weight, pair}: a list"),
-    ("code in a tag", "seed: !!python/object/apply:os.getpid []\n", "CONFIG:1: is not valid YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.getpid'" + EXAMPLES),
-    ("an impossible date", "run_dir: 2026-13-45\n", "CONFIG: is not valid YAML: month must be in 1..12" + EXAMPLES),
-    ("Latin-1", "run_dir: Gr\xf6\xdfe\n".encode("latin-1"), "CONFIG: is not UTF-8: byte 11\n  Save it as UTF-8."),
-    ("UTF-16", "seed: 1\n".encode("utf-16"), "CONFIG: is not UTF-8: byte 0\n  Save it as UTF-8."),
-]  # fmt: skip
-ARGUMENT_MISTAKES = [
-    ("a misspelled setting", ["--optimizer.lrr", "1"], "command line: unknown setting: optimizer.lrr\n  Did you mean optimizer.lr?"),
-    ("a setting without its section", ["--lr", "1"], "command line: unknown setting: lr\n  Did you mean optimizer.lr?"),
-    ("hyphens", ["--run-dir=x"], "command line: unknown setting: run-dir\n  Did you mean run_dir?"),
-    ("half a name", ["--optimizer.weight", "1"], "command line: unknown setting: optimizer.weight\n  Did you mean optimizer.weight_decay?"),
-    ("a whole section", ["--optimizer", "{lr: 1}"], "command line: unknown setting: optimizer\n  Did you mean optimizer.lr?"),
-    ("a stray word", ["train.jsonl"], "fastling prepare: unexpected: train.jsonl" + HELP),
-    ("no value", ["--optimizer.lr"], "fastling prepare: argument --optimizer.lr: expected one argument" + HELP),
-    ("text for a number", ["--optimizer.lr", "fast"], "--optimizer.lr: expected a number: fast"),
-    ("infinity", ["--optimizer.lr", "inf"], "--optimizer.lr: expected a number: inf"),
-    ("an open bracket", ["--data.sources", "[{"], "--data.sources: expected a list: [{"),
-    ("a key of a source", ["--data.sources", "[{name: a, paht: b}]"], "command line: unknown setting: data.sources[0].paht\n  Did you mean data.sources[0].path?"),
-    ("a bad choice", ["--model.attention", "flash"], "--model.attention: must be one of auto, flash3, flash2, torch, xformers, sdpa: flash\n  Did you mean flash3?"),
-    ("no config there", ["--config", "FILES/none.yaml"], "--config: no such file or folder: FILES/none.yaml\n  Looked for FILES/none.yaml."),
-    ("a folder as config", ["--config", "FILES"], "FILES: cannot be read: Is a directory\n  Give a YAML file."),
-    ("a config without name", ["--config"], "fastling prepare: argument --config: expected one argument" + HELP),
-]  # fmt: skip
-DATA_MISTAKES = [
-    ("a source that is not there", sources("FILES/none.jsonl"), "source source-0: no such file or folder: FILES/none.jsonl\n  Looked for FILES/none.jsonl."),
-    ("a source that does not come with fastling", sources("fastling:demo/none.jsonl"), "source source-0: no such file or folder: fastling:demo/none.jsonl\n  Looked for DEMO/none.jsonl."),
-    ("a folder as source", sources("FILES"), "FILES: cannot be read: Is a directory"),
-    ("a source of an unknown kind", sources("FILES/rows.txt"), "FILES/rows.txt: unknown kind of file\n  Use .json, .jsonl, .jsonl.gz, .jsonl.zst or .parquet."),
-    ("an empty source", sources("FILES/empty.jsonl"), "source source-0: is empty: it has no rows"),
-    ("every row refused", sources("FILES/refused.jsonl"), "source source-0: 3 of 3 rows are refused: 3 unknown-format\n  The first: FILES/refused.jsonl:1: unknown-format has the keys a;"),
-    ("too many rows refused", sources("FILES/half.jsonl"), "source source-0: 1 of 2 rows are refused: 1 broken-json\n  The first: FILES/half.jsonl:3: broken-json column 2:"),
-    ("a broken JSON array", sources("FILES/broken.json"), "FILES/broken.json:2: broken JSON: "),
-    ("a cut .gz", sources("FILES/cut.jsonl.gz"), "FILES/cut.jsonl.gz: cannot be read: "),
-    ("a .parquet that is none", sources("FILES/text.parquet"), "FILES/text.parquet: cannot be read as parquet: "),
-    ("a tokenizer that is not there", {"tokenizer": "FILES/none.model"}, "data.tokenizer: no such file or folder: FILES/none.model\n  Looked for FILES/none.model."),
-    ("random bytes as tokenizer", {"tokenizer": "FILES/random.model"}, "FILES/random.model: is not a SentencePiece model" + TOKENIZER_FIX),
-    ("text as tokenizer", {"tokenizer": "FILES/rows.txt"}, "FILES/rows.txt: is not a SentencePiece model" + TOKENIZER_FIX),
-    ("a tiktoken file", {"tokenizer": "FILES/tiktoken.model"}, "FILES/tiktoken.model: is not a SentencePiece model" + TOKENIZER_FIX),
-    ("text as tokenizer.json", {"tokenizer": "FILES/text.json"}, "FILES/text.json: is not a tokenizer.json: "),
-    ("an empty object as tokenizer.json", {"tokenizer": "FILES/object.json"}, "FILES/object.json: is not a tokenizer.json: "),
-    ("a folder without tokenizer", {"tokenizer": "FILES/nothing"}, "FILES/nothing: holds neither tokenizer.json nor tokenizer.model"),
-    ("an unknown template", {"template": "baylin"}, "data.template: no such template: baylin\n  Use bayling, vicuna, alpaca, llama2, llama3, chatml, or a .yaml file."),
-    ("a template that is not there", {"template": "FILES/none.yaml"}, "data.template: no such file: FILES/none.yaml"),
-    ("a template that is no YAML", {"template": "FILES/open.yaml"}, "FILES/open.yaml: is not valid YAML: "),
-    ("a template that is a list", {"template": "FILES/list.yaml"}, "FILES/list.yaml: a template needs at least the patterns user and assistant"),
-    ("a template's key misspelled", {"template": "FILES/sytem.yaml"}, "FILES/sytem.yaml: unknown setting: sytem\n  A template has: "),
-    ("a number as pattern", {"template": "FILES/number.yaml"}, "FILES/number.yaml: user must be text: 5"),
-    ("a pattern with two contents", {"template": "FILES/twice.yaml"}, "template twice: user needs {content} exactly once"),
-    ("an answer without end", {"template": "FILES/endless.yaml"}, "template endless: a control token must follow {content} in assistant: it is how an answer ends\n  Write {eos} there, or list the token under control_tokens."),
-    ("a system text without system", {"template": "FILES/unused.yaml"}, "template unused: default_system has no effect without system"),
-    ("a begin with content", {"template": "FILES/begin.yaml"}, "template begin: begin has no place for {content}"),
-    ("a template's token that is not there", {"template": "FILES/token.yaml"}, "data.template: token: needs the token <|u|>, which DEMO/tokenizer.model does not have\n  Choose a template that was made for this tokenizer."),
-    ("another model's template", {"template": "llama3"}, "data.template: llama3: needs the token <|start_header_id|>, which DEMO/tokenizer.model does not have\n  Choose"),
-    ("a store in a file", {"store": "FILES/rows.txt"}, "data.store: cannot be written: FILES/rows.txt: File exists"),
-]  # fmt: skip
-PREVIEW_MISTAKES = [
-    ("rows in words", ["--rows", "first"], "--rows: must be a row or a range such as 0-9: first"),
-    ("rows backwards", ["--rows", "9-3"], "--rows: must be a row or a range such as 0-9: 9-3"),
-    ("a huge row", ["--rows", "9" * 30], f"--rows: must be a row or a range such as 0-9: {'9' * 30}"),
-    ("rows beyond the end", ["--rows", "100000-100001"], "--rows: no source has such rows: 100000-100001\n  Rows count from 0."),
-    ("an unknown source", ["--source", "dmeo"], "--source: no such source: dmeo\n  There are: demo, held-out."),
-    ("a page beside JSON", ["--json", "--html", "x.html"], "--html: has no effect beside --json: x.html" + ONE_OF_THE_TWO),
-    ("no sources", ["--data.sources", "[]"], "data.sources: names no data\n  Give a list of {name, path}."),
-]  # fmt: skip
-MODEL_MISTAKES = [
-    ("half a shape", {"model": {"hidden_size": None}}, "model.hidden_size: is not set\n  Give model.pretrained, or the whole shape of a new model."),
-    ("heads that do not divide", {"model": {"num_attention_heads": 5}}, "model.num_attention_heads: does not divide hidden_size 32: 5"),
-    ("negative layers", {"model": {"num_hidden_layers": -2}}, "CONFIG:1: model.num_hidden_layers: must be > 0: -2"),
-    ("sequences beyond the positions", {"model": {"max_position_embeddings": 64}}, "data.sequence_length: the model takes at most 64 tokens, by max_position_embeddings: 256"),
-    ("a vocabulary too small", {"model": {"vocab_size": 10}}, "data.tokenizer: has 2000 tokens, and the model's embedding has 10 rows\n  Use the tokenizer that the model was made with."),
-    ("a folder that is not there", {"model": pretrained("FILES/none")}, "model.pretrained: no such file or folder: FILES/none\n  Looked for FILES/none."),
-    ("a folder without model", {"model": pretrained("FILES/nothing")}, "FILES/nothing: holds no model: there is no config.json\n  Give a Hugging Face folder (config.json) or Meta's original files (params.json)."),
-    ("another model family", {"model": pretrained("FILES/gpt2")}, "FILES/gpt2/config.json: model_type 'gpt2' is not supported; these are: llama, mistral, qwen2, qwen3"),
-    ("a model of another shape", {"model": pretrained("FILES/shape")}, "FILES/shape: does not fit its config:\n  misshapen: model.layers.0.mlp.down_proj.weight is (32, 64), the config says (32, 96)\n"),
-    ("pickles", {"model": pretrained("FILES/pickle")}, "FILES/pickle: holds pickle files (.bin), which can run code\n  Convert it: transformers' save_pretrained writes safetensors."),
-    ("damaged weights", {"model": pretrained("FILES/damaged")}, "FILES/damaged/model.safetensors: is damaged: "),
-    ("a model without tokenizer", {"model": pretrained("FILES/good"), "data": {"tokenizer": None}}, "FILES/good: holds neither tokenizer.json nor tokenizer.model"),
-    ("micro-batches below a pack", {"train": {"micro_batch_tokens": 100}}, "train.micro_batch_tokens: is less than one pack (data.sequence_length 256): 100\n  Give at least 256, or a shorter data.sequence_length."),
-    ("copies that do not divide", {"parallel": {"replicate": 3}}, "parallel.replicate: does not divide the 1 processes: 3"),
-    ("a backend that cannot run", {"model": {"attention": "flash2"}}, "model.attention: 'flash2' cannot run on cpu in torch.float32: needs a CUDA device\n  auto picks one that can run"),
-    ("kernels that cannot run", {"model": {"kernels": "triton"}}, "model.kernels: "),
-    ("a file as run folder", {"run_dir": "FILES/rows.txt"}, "run_dir: cannot be written: "),
-    ("a run folder inside a file", {"run_dir": "FILES/rows.txt/run"}, "run_dir: cannot be written: "),
-]  # fmt: skip
-EXPORT_MISTAKES = [
-    ("nothing", [], "fastling export: the following arguments are required: --run, --out" + HELP),
-    ("unknown numbers", ["--run", "RUN", "--out", "OUT", "--dtype", "int8"], "fastling export: argument --dtype: invalid choice: 'int8' (choose from"),
-    ("half an option", ["--run", "RUN", "--out", "OUT", "--dtyp", "fp16"], "command line: unknown setting: dtyp\n  Did you mean dtype?"),
-    ("a folder without run", ["--run", "FILES", "--out", "OUT"], "--run: holds no run: FILES\n  A run folder has a config.yaml and checkpoints/."),
-    ("a run without checkpoint", ["--run", "FILES/begun", "--out", "OUT"], "FILES/begun: has no checkpoint yet\n  Training writes one every checkpoint.every_steps."),
-    ("onto somebody's folder", ["--run", "RUN", "--out", "FILES/thesis"], "FILES/thesis: exists and is not an export\n  Name another folder, or delete it."),
-    ("onto the run itself", ["--run", "RUN", "--out", "RUN"], "RUN: exists and is not an export\n  Name another folder, or delete it."),
-    ("onto a file", ["--run", "RUN", "--out", "FILES/rows.txt"], "FILES/rows.txt: exists and is not an export\n  Name another folder, or delete it."),
-    ("into a file", ["--run", "RUN", "--out", "FILES/rows.txt/out"], "FILES/rows.txt/out: cannot be written: "),
-]  # fmt: skip
+    return {"pretrained": folder, **dict.fromkeys(SHAPE)}
 
 
 @pytest.fixture(scope="module")
@@ -261,14 +107,12 @@ def say(tiny_run, broken, tmp_path, capsys):
     The placeholders of the tables are put in on the way in, and put back on the way out.
     """
 
-    def run(verb: str, *arguments: str, text: str | bytes | None = None, **changes) -> tuple[int, str]:
+    def run(verb: str, *arguments: str, text: bytes | None = None, **changes) -> tuple[int, str]:
         places = {"FILES": str(broken), "OUT": str(tmp_path / "out")}
         if verb != "export":
             config = tiny_run(**changes)
-            filled = config.read_text().replace("FILES", str(broken))
-            config.write_bytes(
-                filled.encode() if text is None else text if isinstance(text, bytes) else text.encode()
-            )
+            filled = config.read_bytes().replace(b"FILES", str(broken).encode())
+            config.write_bytes(filled if text is None else text)
             places["CONFIG"] = str(config)
             arguments = ("--config", str(config), *arguments)
         for name, path in places.items():
@@ -293,63 +137,62 @@ def say(tiny_run, broken, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def table(rows):
-    return pytest.mark.parametrize("case", [pytest.param(row, id=row[0]) for row in rows])
-
-
-@table(CONFIG_MISTAKES)
-def test_a_mistake_in_the_config(say, tmp_path, case):
-    _, changes, expected = case
-    status, message = say("prepare", **changes)
-    assert message == f"error: {expected}\n"
-    assert status == 2
+@table("config")
+def test_a_mistake_in_the_config(say, tmp_path, given, said):
+    assert say("prepare", **given) == (2, f"error: {said}\n")
     assert not (tmp_path / "run").exists()
 
 
-@table(TEXT_MISTAKES)
-def test_a_config_that_is_no_config(say, tmp_path, case):
-    _, text, expected = case
-    assert say("preview", text=text) == (2, f"error: {expected}\n")
+@table("text")
+def test_a_config_that_is_no_config(say, tmp_path, given, said):
+    assert say("preview", text=given.encode()) == (2, f"error: {said}\n")
     assert not (tmp_path / "run").exists()
 
 
-@table(ARGUMENT_MISTAKES)
-def test_a_mistake_on_the_command_line(say, tmp_path, case):
-    _, arguments, expected = case
-    assert say("prepare", *arguments) == (2, f"error: {expected}\n")
+@pytest.mark.parametrize(("encoding", "byte"), [("latin-1", 11), ("utf-16", 0)])
+def test_a_config_that_is_not_utf_8(say, encoding, byte):
+    text = "run_dir: Größe\n".encode(encoding)
+    assert say("preview", text=text) == (
+        2,
+        f"error: CONFIG: is not UTF-8: byte {byte}\n  Save it as UTF-8.\n",
+    )
+
+
+@table("arguments")
+def test_a_mistake_on_the_command_line(say, tmp_path, given, said):
+    assert say("prepare", *given) == (2, f"error: {said}\n")
     assert not (tmp_path / "run").exists()
 
 
-@table(DATA_MISTAKES)
-def test_a_mistake_in_the_data(say, tmp_path, case):
-    _, changes, expected = case
-    status, message = say("prepare", data=changes)
-    assert message.startswith(f"error: {expected}")
+@table("data")
+def test_a_mistake_in_the_data(say, tmp_path, given, said):
+    status, message = say("prepare", data=given)
+    assert message.startswith(f"error: {said}")
     assert status == 2
     assert not (tmp_path / "run").exists()
 
 
 def test_the_refused_rows_can_all_be_read(say, broken):
-    """The message names the first refused row, the file with all of them, and the setting that allows more."""
-    _, message = say("prepare", data=sources("FILES/half.jsonl"))
+    """The message names the first one, the file with all of them, and the setting that allows more."""
+    _, message = say("prepare", data={"sources": [{"name": "mine", "path": "FILES/half.jsonl"}]})
     path = Path(message.split("All of them: ")[1].split(". data.max")[0])
     (entry,) = map(json.loads, path.read_text().splitlines())
-    assert (entry["source"], entry["row"], entry["reason"]) == ("source-0", 1, "broken-json")
+    assert (entry["source"], entry["row"], entry["reason"]) == ("mine", 1, "broken-json")
     assert entry["location"] == f"{broken}/half.jsonl:3"
     assert "data.max_refused_share (0.1) says how many are too many." in message
 
 
-@table(PREVIEW_MISTAKES)
-def test_a_mistake_of_preview(say, case):
-    _, arguments, expected = case
-    assert say("preview", *arguments) == (2, f"error: {expected}\n")
+@table("preview")
+def test_a_mistake_of_preview(say, given, said):
+    assert say("preview", *given) == (2, f"error: {said}\n")
 
 
-@table(MODEL_MISTAKES)
-def test_a_mistake_found_when_training_starts(say, case):
-    _, changes, expected = case
-    status, message = say("train", **changes)
-    assert message.startswith(f"error: {expected}")
+@table("model")
+def test_a_mistake_found_when_training_starts(say, given, said):
+    if "pretrained" in given.get("model", ()):
+        given = {**given, "model": pretrained(given["model"]["pretrained"])}
+    status, message = say("train", **given)
+    assert message.startswith(f"error: {said}")
     assert status == 2
 
 
@@ -434,12 +277,11 @@ def test_after_a_mistake_the_mended_config_trains(run):
     assert "attention: auto" in (run / "config.yaml").read_text()
 
 
-@table(EXPORT_MISTAKES)
-def test_a_mistake_of_export(say, run, broken, case):
-    _, arguments, expected = case
+@table("export")
+def test_a_mistake_of_export(say, run, broken, given, said):
     before = sorted(path.name for path in run.iterdir())
-    status, message = say("export", *[argument.replace("RUN", str(run)) for argument in arguments])
-    assert message.replace(str(run), "RUN").startswith(f"error: {expected}")
+    status, message = say("export", *[argument.replace("RUN", str(run)) for argument in given])
+    assert message.replace(str(run), "RUN").startswith(f"error: {said}")
     assert status == 2
     assert sorted(path.name for path in run.iterdir()) == before
     assert (broken / "thesis/thesis.tex").read_text() == "years of work"

@@ -1,6 +1,7 @@
 """The exported folder: every file of it, what other software makes of it, and that its check can fail."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,8 +57,8 @@ QUESTION = Conversation(
     (Turn("user", " 你好, world! 😀 "), Turn("assistant", "Hi."), Turn("user", "And?\n")), "Be brief."
 )
 SMALL_FILES = {
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "README.md",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja", "README.md",
 }  # fmt: skip
 
 
@@ -439,25 +440,56 @@ def swap_ids(fields: dict) -> None:
     vocab["▁the"], vocab["▁a"] = vocab["▁a"], vocab["▁the"]
 
 
-TAMPERINGS = [
-    ("one bit of one weight", flip_a_bit, "weights", "model.norm.weight is not what was written"),
-    ("half of the weights", cut("model.safetensors"), "weights", "is damaged"),
-    ("no weights", lambda folder: (folder / "model.safetensors").unlink(), "weights", "no model.safetensors"),
-    ("another rope", change_json("config.json", lambda fields: fields["rope_parameters"].update(rope_theta=5e5)), "shape", "another rope_theta is in config.json"),
-    ("half of config.json", cut("config.json"), "shape", "is not valid JSON"),
-    ("two tokens changed about", change_json("tokenizer.json", swap_ids), "token ids", "differ on"),
-    ("half of tokenizer.json", cut("tokenizer.json"), "token ids", "Exception: EOF"),
-    ("no tokenizer.json", lambda folder: (folder / "tokenizer.json").unlink(), "token ids", "No such file"),
-    ("another begin token", change_json("tokenizer.json", lambda fields: fields.update(post_processor={
-        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+def add_begin_token(fields: dict) -> None:
+    text, begin = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    fields["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [text, text],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-    })), "prompt ids", "a server would feed other ids"),
-    ("another template in the file", change_text("chat_template.jinja", "Response:", "Answer:"), "template text", "the file renders something else"),
-    ("another template in the field", change_text("tokenizer_config.json", "Response:", "Answer:"), "template text", "the field renders something else"),
-    ("a broken template", change_text("chat_template.jinja", "endfor", "endfro"), "template text", "TemplateSyntaxError"),
-    ("a template that wants more than a sandbox gives", lambda folder: (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__ }}"), "template text", "SecurityError"),
-]  # fmt: skip
+    }
+
+
+def remove(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def other_rope(fields: dict) -> None:
+    fields["rope_parameters"]["rope_theta"] = 5e5
+
+
+ANSWER = ("Response:", "Answer:")
+# What is done to the folder, which check looks at it, and what it says.
+TAMPERINGS = {
+    "one bit of one weight": (flip_a_bit, "weights: model.norm.weight is not what was written"),
+    "half of the weights": (cut("model.safetensors"), "weights: .* is damaged"),
+    "no weights": (remove("model.safetensors"), "weights: .* holds no model.safetensors"),
+    "half of config.json": (cut("config.json"), "shape: .* is not valid JSON"),
+    "another rope": (change_json("config.json", other_rope), "shape: another rope_theta is in config.json"),
+    "no tokenizer.json": (remove("tokenizer.json"), "token ids: .*No such file"),
+    "half of tokenizer.json": (cut("tokenizer.json"), "token ids: Exception: EOF"),
+    "two tokens changed about": (change_json("tokenizer.json", swap_ids), "token ids: differ on"),
+    "a begin token too many": (
+        change_json("tokenizer.json", add_begin_token),
+        "prompt ids: a server would feed other ids",
+    ),
+    "another template in the file": (
+        change_text("chat_template.jinja", *ANSWER),
+        "template text: the file renders something else",
+    ),
+    "another template in the field": (
+        change_text("tokenizer_config.json", *ANSWER),
+        "template text: the field renders something else",
+    ),
+    "a broken template": (
+        change_text("chat_template.jinja", "endfor", "endfro"),
+        "template text: TemplateSyntaxError",
+    ),
+    "a template that wants out of the sandbox": (
+        change_text("chat_template.jinja", "{%- set turns = messages -%}", "{{ ''.__class__.__mro__ }}"),
+        "template text: SecurityError",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -485,16 +517,14 @@ def test_the_check_of_what_was_written_passes(good):
     assert all(check.passed for check in checks), checks
 
 
-@pytest.mark.parametrize(
-    ("tamper", "name", "said"), [pytest.param(*row[1:], id=row[0]) for row in TAMPERINGS]
-)
-def test_what_is_tampered_with_fails_the_check_that_looks_at_it(good, tmp_path, tamper, name, said):
+@pytest.mark.parametrize(("tamper", "said"), TAMPERINGS.values(), ids=list(TAMPERINGS))
+def test_what_is_tampered_with_fails_the_check_that_looks_at_it(good, tmp_path, tamper, said):
     made, digests = good
     shutil.copytree(made.folder, tmp_path / "out")
     tamper(tmp_path / "out")
     checks = check_export(tmp_path / "out", made.encoder, made.shape, digests)
-    failed = {check.name: check.result for check in checks if check.passed is False}
-    assert said in failed[name]
+    failed = [f"{check.name}: {check.result}" for check in checks if check.passed is False]
+    assert any(re.match(said, each) for each in failed), failed
 
 
 def test_an_export_that_fails_its_check_is_not_published(good, small, monkeypatch):

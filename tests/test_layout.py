@@ -28,7 +28,7 @@ LAYERS = {
     # numbers
     "kernels": ((), ("torch", "triton", "flash_attn", "flash_attn_interface", "xformers")),
     "ops": (("errors", "kernels"), ("torch",)),
-    "model": (("errors", "ops"), ("torch", "safetensors")),
+    "model": (("errors", "files", "ops"), ("torch", "safetensors")),
     # text
     "data": (("errors", "files"), ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch", "yaml")),
     "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
@@ -41,7 +41,10 @@ LAYERS = {
     # the other verbs, which join them
     "preview": (("config", "data", "errors", "prepare"), ("numpy", "rich")),
     "export": (
-        ("config", "data", "errors", "export_check", "files", "model", "prepare", "settings", "terminal", "training"),
+        (
+            "config", "data", "errors", "export_check", "files", "model", "prepare", "settings", "terminal",
+            "training",
+        ),
         ("rich", "torch", "yaml"),
     ),
     "train": (
@@ -58,13 +61,18 @@ TORCH_IN_DATA = {"fastling/data/batches.py"}
 LONGEST_FILE = 330
 LONGEST_FUNCTION = 60
 NEVER_IMPORTED = {
-    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve",  # run code when loading
-    "requests", "urllib", "http", "httpx", "socket", "huggingface_hub",  # no network unless asked for
+    # what runs code when it loads
+    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve",
+    # the network, unless asked for
+    "requests", "urllib", "http", "httpx", "socket", "huggingface_hub",
 }  # fmt: skip
 
 SOURCES = sorted(
-    path for folder in ("fastling", "kernels") for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in str(path)
-)  # fmt: skip
+    path
+    for folder in ("fastling", "kernels")
+    for path in (ROOT / folder).rglob("*.py")
+    if path.relative_to(ROOT).parts[:2] not in (("fastling", "kernels"), ("fastling", "configs"))  # links
+)
 OURS = [
     path
     for folder in ("fastling", "kernels", "benchmarks", "tests")
@@ -170,7 +178,7 @@ def test_the_door_opens_without_torch(arguments):
     code = (
         "import sys, fastling, fastling.__main__ as door\n"
         f"door.dispatch({arguments})\n"
-        "heavy = {'torch', 'numpy', 'transformers', 'pyarrow', 'tokenizers', 'rich', 'yaml'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'tokenizers', 'pydantic', 'rich', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

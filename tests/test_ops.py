@@ -90,15 +90,11 @@ def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             r"cos must be \(9, 2\): \(9, 4\)",
         ),
         (
-            lambda: ops.rotary(
-                rows(3, 2, 4), rows(9, 2, dtype=torch.bfloat16), rows(9, 2), rows(3)
-            ),
+            lambda: ops.rotary(rows(3, 2, 4), rows(9, 2, dtype=torch.bfloat16), rows(9, 2), rows(3)),
             "cos must be torch.float32: torch.bfloat16",
         ),
         (
-            lambda: ops.linear_cross_entropy(
-                rows(3, 4), rows(9, 4), rows(3, dtype=torch.int32), rows(3)
-            ),
+            lambda: ops.linear_cross_entropy(rows(3, 4), rows(9, 4), rows(3, dtype=torch.int32), rows(3)),
             "labels_S must be torch.int64: torch.int32",
         ),
         (
@@ -108,15 +104,11 @@ def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             "weights_S must be torch.float32: torch.bfloat16",
         ),
         (
-            lambda: ops.linear_cross_entropy(
-                rows(3, 4), rows(9, 5), rows(3, dtype=torch.int64), rows(3)
-            ),
+            lambda: ops.linear_cross_entropy(rows(3, 4), rows(9, 5), rows(3, dtype=torch.int64), rows(3)),
             r"weight_VH must be \(9, 4\): \(9, 5\)",
         ),
         (
-            lambda: ops.attention(
-                rows(3, 3, 4), rows(3, 2, 4), rows(3, 2, 4), rows(2, dtype=torch.int32), 3
-            ),
+            lambda: ops.attention(rows(3, 3, 4), rows(3, 2, 4), rows(3, 2, 4), rows(2, dtype=torch.int32), 3),
             "3 heads over 2 kv heads",
         ),
         (

@@ -176,10 +176,8 @@ def test_words_show_everything_in_plain_text(show):
     assert "mine row 0: kept, " in out and " tokens trained on\n" in out
     assert "mine row 2: cut, " in out and "(over-length: " in out
     assert "mine row 4: refused (no-assistant-turn)\n" in out
-    assert (
-        "### Instruction:\nSay it in Chinese, with an emoji: good morning! \n### Response:\n 早上好！😀👩‍👩‍👧\n</s>"
-        in out
-    )
+    assert "### Instruction:\nSay it in Chinese, with an emoji: good morning! \n### Response:\n" in out
+    assert "### Response:\n 早上好！😀👩‍👩‍👧\n</s>" in out
     assert "龘 𠮷?" in out
 
 

@@ -199,9 +199,7 @@ def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tm
 
 def test_a_run_does_not_go_on_with_other_settings(finished):
     config, run_dir, _ = finished
-    result = run_python(
-        "fastling.train", "--config", config, "--optimizer.lr", "0.5", "--log.wandb", "false"
-    )
+    result = run_python("fastling.train", "--config", config, "--optimizer.lr", "0.5", "--log.wandb", "false")
     assert result.returncode == 2
     assert "was made with another optimizer.lr: 0.01, and now it is 0.5" in result.stderr
 

@@ -141,6 +141,8 @@ class Encoder:
         tokens: list[int] = []
         spans: list[tuple[int, int]] = []
         failure: tuple[str, str] | None = None
+        if conversation.system and not self.template.template.system:
+            failure = ("no-place-for-system-text", f"the template {self.template.name} has no system block")
         answer_start = None
         for part in chain:
             if isinstance(part, str):

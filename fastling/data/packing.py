@@ -123,13 +123,17 @@ def deal(costs: numpy.ndarray, ranks: int, micro_batches: int) -> list[list[list
     """Packs of a global batch -> [rank][micro-batch] -> positions in the batch, by cost.
 
     All ranks wait for the slowest in every micro-batch, so each micro-batch takes packs of like cost,
-    and they are handed out back and forth (1 2 3 3 2 1 ...). len(costs) is a multiple of both.
+    and each of them, costliest first, goes to the rank with the least so far that has room.
+    len(costs) is a multiple of both.
     """
-    order = numpy.argsort(-costs, kind="stable")
+    order = numpy.argsort(-costs, kind="stable").tolist()
     each = len(costs) // (ranks * micro_batches)
     dealt: list[list[list[int]]] = [[[] for _ in range(micro_batches)] for _ in range(ranks)]
-    for position, pack in enumerate(order.tolist()):
-        round_number, place = divmod(position, ranks)
-        rank = place if round_number % 2 == 0 else ranks - 1 - place
-        dealt[rank][round_number // each].append(pack)
+    for number in range(micro_batches):
+        loads = [0] * ranks
+        for pack in order[number * each * ranks : (number + 1) * each * ranks]:
+            roomy = [rank for rank in range(ranks) if len(dealt[rank][number]) < each]
+            rank = min(roomy, key=loads.__getitem__)
+            dealt[rank][number].append(pack)
+            loads[rank] += int(costs[pack])
     return dealt

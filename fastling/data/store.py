@@ -12,25 +12,23 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy
 
 from fastling import files
-from fastling.data.conversation import Refused, Row, parse_row, read_rows
+from fastling.data.conversation import Refused, Row
+from fastling.data.encode_files import encode_files
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.ledger import Ledger
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same inputs would give another store."""
-ROWS_PER_TASK = 256
 ARRAYS = {
     "document_offsets": numpy.int64,  # (documents + 1,) into tokens
     "span_offsets": numpy.int64,  # (documents + 1,) into spans
@@ -153,6 +151,10 @@ def open_store(
     """
     final = folder / recipe.key()
     if not (final / "manifest.json").exists():
+        # A worker that starts imports the script that started it: without a guard there, it would
+        # come back here and wait for ever for the lock that its parent holds.
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise RuntimeError("call this under `if __name__ == '__main__':` in your script")
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{final.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -185,7 +187,9 @@ def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[
     shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed
     aside.mkdir(parents=True)
     with _Writer(aside, recipe) as writer:
-        for source, rows, results in _encode_all(recipe, workers or os.cpu_count() or 1):
+        encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
+        paths = [source.path for source in recipe.sources]
+        for source, rows, results in encode_files(paths, encoder, workers or os.cpu_count() or 1):
             writer.add(source, rows, results)
             if progress:
                 progress(len(rows))
@@ -269,62 +273,3 @@ class _Writer:
             "ledgers": {name: ledger.as_dict() for name, ledger in zip(names, self.ledgers, strict=True)},
         }
         (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-# Encoding on all cores. A worker process holds one encoder; tasks and results travel in order.
-
-_encoder: Encoder
-
-
-def _start_worker(template: Template, tokenizer: Path, sequence_length: int) -> None:
-    global _encoder
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(template, load_tokenizer(tokenizer), sequence_length)
-
-
-def _encode_rows(payloads: list) -> list[tuple[Encoded | Refused, str | None]]:
-    return encode_rows(_encoder, payloads)
-
-
-def encode_rows(encoder: Encoder, payloads: Sequence) -> list[tuple[Encoded | Refused, str | None]]:
-    """Payloads of rows -> (what became of each, its language pair)."""
-    parsed = []
-    for payload in payloads:
-        try:
-            parsed.append(parse_row(payload))
-        except Refused as refusal:
-            parsed.append(refusal)
-    good = [each for each in parsed if not isinstance(each, Refused)]
-    encoded = iter(encoder.encode(good))
-    return [(each, None) if isinstance(each, Refused) else (next(encoded), each.pair) for each in parsed]
-
-
-def _tasks(recipe: Recipe) -> Iterator[tuple[int, list[Row]]]:
-    for number, source in enumerate(recipe.sources):
-        rows = read_rows(source.path)
-        while chunk := list(islice(rows, ROWS_PER_TASK)):
-            yield number, chunk
-
-
-def _encode_all(
-    recipe: Recipe, workers: int
-) -> Iterator[tuple[int, list[Row], list[tuple[Encoded | Refused, str | None]]]]:
-    """(source, rows, results) in the order of the files, whatever the number of workers."""
-    encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
-    tasks = _tasks(recipe)
-    first = list(islice(tasks, 8))
-    if workers == 1 or len(first) < 8:  # starting processes would take longer than the work
-        for number, rows in chain(first, tasks):
-            yield number, rows, encode_rows(encoder, [row.payload for row in rows])
-        return
-    context = multiprocessing.get_context("forkserver")
-    arguments = (recipe.template, recipe.tokenizer, recipe.sequence_length)
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
-        waiting = collections.deque()
-        for number, rows in chain(first, tasks):
-            waiting.append((number, rows, pool.submit(_encode_rows, [row.payload for row in rows])))
-            if len(waiting) > 4 * workers:
-                number, rows, result = waiting.popleft()
-                yield number, rows, result.result()
-        for number, rows, result in waiting:
-            yield number, rows, result.result()

@@ -6,8 +6,10 @@ is ever a control token. Both forms come from the same patterns, so they cannot 
 """
 
 import dataclasses
+import functools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -71,12 +73,9 @@ class Template:
                 "Write {eos} there, or list the token under control_tokens.",
             )
 
-    def _split(self, pattern: str) -> list[str]:
+    def _split(self, pattern: str) -> tuple[str, ...]:
         """A pattern -> its control tokens, placeholders and stretches of text."""
-        names = ["{bos}", "{eos}", "{content}", "{system}", *self.control_tokens]
-        names.sort(key=len, reverse=True)
-        split = re.split(f"({'|'.join(map(re.escape, names))})", pattern)
-        return [part for part in split if part]
+        return _split(pattern, self.control_tokens)
 
     def _is_control(self, part: str) -> bool:
         return part in ("{bos}", "{eos}") or part in self.control_tokens
@@ -90,6 +89,14 @@ class Template:
                 'Put {"eos_token": "..."} in tokenizer_config.json beside the tokenizer.',
             )
         return BoundTemplate(self, bos, eos)
+
+
+@functools.cache
+def _split(pattern: str, control_tokens: tuple[str, ...]) -> tuple[str, ...]:
+    names = ["{bos}", "{eos}", "{content}", "{system}", *control_tokens]
+    names.sort(key=len, reverse=True)
+    split = re.split(f"({'|'.join(map(re.escape, names))})", pattern)
+    return tuple(part for part in split if part)
 
 
 class BoundTemplate:
@@ -114,7 +121,7 @@ class BoundTemplate:
         self.answer_suffix = self._segments(parts[split + 2 :])
         self.stop_tokens = [self.end_token, *([eos] if eos else []), *template.stop]
 
-    def _segments(self, parts: list[str], **placeholders: list[Segment]) -> list[Segment]:
+    def _segments(self, parts: Sequence[str], **placeholders: list[Segment]) -> list[Segment]:
         segments = []
         for part in parts:
             if part in placeholders:
@@ -130,7 +137,7 @@ class BoundTemplate:
         fillings = {"{content}": [Segment(content, False, -1)], "{system}": system or []}
         return self._segments(parts, **fillings)
 
-    @property
+    @functools.cached_property
     def control_tokens(self) -> list[str]:
         """Every control token that rendering can produce."""
         patterns = (self.template.begin, self.template.system, self.template.user, self.template.assistant)
@@ -143,6 +150,8 @@ class BoundTemplate:
         segments = self._segments(self.template._split(self.template.begin))
         if conversation.turns and conversation.turns[0].role == "text":
             text = conversation.turns[0].content
+            if not segments and self._names["{bos}"] in self.control_tokens:  # elsewhere, as in llama2
+                segments = self._segments(["{bos}"])
             return [*segments, Segment(text, False, 0), Segment(self.end_token, True, 0)]
         system = conversation.system or self.template.default_system
         block = self._fill(self.template.system, system) if system and self.template.system else []
@@ -194,6 +203,11 @@ class BoundTemplate:
             "{%- set system = messages[0]['content'] -%}{%- endif -%}",
             "{%- endif -%}",
             f"{{%- set system_block = ({system}) if system else '' -%}}",
+            ""
+            if self.template.system
+            else "{%- if system -%}{{- raise_exception("
+            + _quote(f"the template {self.name} has no place for system text")
+            + ") -}}{%- endif -%}",
             f"{{{{- {pattern(self.template.begin, '')} -}}}}",
             "" if takes_system else "{{- system_block -}}",
             "{%- for message in turns -%}",

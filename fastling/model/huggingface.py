@@ -94,9 +94,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
     missing = [name for name in _REQUIRED if raw.get(name) is None]
     if missing:
         raise UserError(str(file), f"lacks {', '.join(missing)}")
-    given = {
-        name: raw[name] for name in _shared_names(raw["model_type"]) if raw.get(name) is not None
-    }
+    given = {name: raw[name] for name in _shared_names(raw["model_type"]) if raw.get(name) is not None}
     rope_theta, rope_scaling = _read_rope(raw, file)
     try:
         return LlamaConfig(

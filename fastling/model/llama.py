@@ -204,16 +204,12 @@ class Llama(nn.Module):
             num_tokens = len(tokens)
             starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=num_tokens)
             positions = torch.arange(num_tokens, dtype=torch.int32, device=tokens.device) - starts
-        return Documents(
-            positions, cu_seqlens, max_seqlen, lengths, self.rotary_cos, self.rotary_sin
-        )
+        return Documents(positions, cu_seqlens, max_seqlen, lengths, self.rotary_cos, self.rotary_sin)
 
     def reset_rotary(self) -> None:
         """Fill the rotary tables (P, D/2), in float32 on the model's device."""
         device = self.rotary_cos.device
-        self.rotary_cos, self.rotary_sin = (
-            table.to(device) for table in rotary_tables(self.config)
-        )
+        self.rotary_cos, self.rotary_sin = (table.to(device) for table in rotary_tables(self.config))
 
     def _apply(self, fn, recurse=True):
         """Every move or cast of a module ends here: the tables must outlive `to_empty` and stay

@@ -57,9 +57,7 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     return tensors
 
 
-def save(
-    folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, *, keep_last: int
-) -> Path:
+def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, *, keep_last: int) -> Path:
     """Write one checkpoint from all ranks together; then delete all but the newest `keep_last`.
 
     Raises RunError (disk full, no permission) with the earlier checkpoints untouched.

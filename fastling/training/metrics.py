@@ -21,6 +21,7 @@ from fastling.data.batches import Step
 from fastling.data.packing import Plan
 from fastling.errors import RunError, UserError
 from fastling.model.llama import Llama
+from fastling.training.parallel import World
 
 # Dense bf16 matrix rate in FLOP/s without sparsity, from NVIDIA's data sheets, by a part of the name.
 PEAK_FLOPS = {"B200": 2.25e15, "H200": 9.89e14, "H100": 9.89e14, "A100": 3.12e14, "L40S": 3.62e14}
@@ -118,9 +119,9 @@ class Mark:
 class Meter:
     """Turns measured steps into lines of metrics, and keeps the clock between them."""
 
-    def __init__(self, model: Llama, device: torch.device, ranks: int, plan: Plan, names: list[str]):
-        self.device, self.ranks, self.plan, self.names = device, ranks, plan, names
-        self.work, self.peak_flops = Work(model), peak_flops(device)
+    def __init__(self, model: Llama, world: World, plan: Plan, names: list[str]):
+        self.device, self.ranks, self.plan, self.names = world.device, world.size, plan, names
+        self.work, self.peak_flops = Work(model), peak_flops(world.device)
         self.restart()
 
     def restart(self) -> None:
@@ -246,7 +247,8 @@ def plot_loss(run_dir: Path) -> Path:
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training, each step")
-        axes.plot(steps, _running_mean(losses, max(1, len(losses) // 20)), color="#08519c", label="running mean")
+        means = _running_mean(losses, max(1, len(losses) // 20))
+        axes.plot(steps, means, color="#08519c", label="running mean")
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color="#d94801", marker="o", markersize=4, label="held out")
     axes.set(xlabel="step", ylabel="loss (nats per supervised token)", title=run_dir.name)

@@ -300,12 +300,21 @@ def test_plain_text_is_supervised_but_for_a_first_token_that_nothing_predicts(na
     kind, text = kinds[name], "Once upon a time. 从前…"
     encoder = kind.encoder(template)
     (encoded,) = encoder.encode([Conversation((Turn("text", text),))])
-    begins = template in ("bayling", "llama3")
     end = encoder.template.end_token
-    begin = {"bayling": "<s>", "llama3": "<|begin_of_text|>"}
-    parts = [("control", begin[template])] if begins else []
+    begin = {"bayling": "<s>", "llama2": "<s>", "llama3": "<|begin_of_text|>"}  # Qwen has none
+    parts = [("control", begin[template])] if template in begin else []
     assert encoded.tokens.tolist() == kind.ids([*parts, ("text", text), ("control", end)])
     assert encoded.spans.tolist() == [[1, len(encoded.tokens)]]
+
+
+def test_system_text_that_a_template_has_no_place_for_is_not_dropped_in_silence(kinds):
+    template = Template(name="plain", user="Q: {content}\n", assistant="A: {content}{eos}\n")
+    encoder = Encoder(template, load_tokenizer(kinds["demo"].encoder("bayling").tokenizer.path), 256)
+    with_system, without = encoder.encode(
+        [conversation("Be brief.", ["q", "a"]), conversation("", ["q", "a"])]
+    )
+    assert with_system.reason == "no-place-for-system-text"
+    assert len(without.spans) == 1
 
 
 # The rest -----------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy
 import pytest
 
+from fastling.data import encode_files as encode_files_module
 from fastling.data import store as store_module
 from fastling.data.conversation import parse_row
+from fastling.data.encode_files import encode_files
 from fastling.data.encoding import Encoder
 from fastling.data.store import Recipe, SourceFile, Store, open_store
 from fastling.data.template import TEMPLATES
@@ -51,6 +53,10 @@ def recipe(*files: Path, **changes) -> Recipe:
             **changes,
         }
     )
+
+
+def encoder(template: str) -> Encoder:
+    return Encoder(TEMPLATES[template], load_tokenizer(TOKENIZER), 200)
 
 
 @pytest.fixture
@@ -253,7 +259,7 @@ def test_any_number_of_workers_gives_the_same_store(tmp_path):
     assert one.ledgers["data"]["refused"] == {"unknown-format": 1, "empty-turn": 1, "too-long": 1}
 
 
-def test_rows_are_read_as_they_are_needed_not_all_at_once(tmp_path, data, monkeypatch):
+def test_rows_are_read_as_they_are_needed_not_all_at_once(data, monkeypatch):
     """Memory does not grow with the file: when the first results are there, the rest is not yet read."""
     taken = 0
 
@@ -263,29 +269,25 @@ def test_rows_are_read_as_they_are_needed_not_all_at_once(tmp_path, data, monkey
             taken += 1
             yield row
 
-    original = store_module.read_rows
-    monkeypatch.setattr(store_module, "read_rows", counted)
-    monkeypatch.setattr(store_module, "ROWS_PER_TASK", 1)
-    results = store_module._encode_all(recipe(data), workers=1)
+    original = encode_files_module.read_rows
+    monkeypatch.setattr(encode_files_module, "read_rows", counted)
+    monkeypatch.setattr(encode_files_module, "ROWS_PER_TASK", 1)
+    results = encode_files([data], encoder("bayling"), workers=1)
     next(results)
-    assert taken == 8
+    assert taken == encode_files_module.FEW_TASKS
     next(results)
     results.close()
 
 
-def test_two_builds_in_one_process_do_not_mix_their_encoders(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(store_module, "ROWS_PER_TASK", 10)
-    lengths = {}
-    for template in ("bayling", "vicuna"):
-        done = store_module._encode_all(recipe(data, template=TEMPLATES[template]), 1)
-        lengths[template] = [len(result.tokens) for _, _, results in done for result, _ in results]
-    bayling = store_module._encode_all(recipe(data, template=TEMPLATES["bayling"]), 1)
-    vicuna = store_module._encode_all(recipe(data, template=TEMPLATES["vicuna"]), 1)
-    mixed = {"bayling": [], "vicuna": []}
-    for first, second in zip(bayling, vicuna, strict=True):
-        mixed["bayling"] += [len(result.tokens) for result, _ in first[2]]
-        mixed["vicuna"] += [len(result.tokens) for result, _ in second[2]]
-    assert mixed == lengths
+def test_two_builds_in_one_process_do_not_mix_their_encoders(data, monkeypatch):
+    monkeypatch.setattr(encode_files_module, "ROWS_PER_TASK", 10)
+
+    def lengths(template: str):
+        for _, _, results in encode_files([data], encoder(template), workers=1):
+            yield [len(result.tokens) for result, _ in results]
+
+    mixed = list(zip(lengths("bayling"), lengths("vicuna"), strict=True))
+    assert mixed == list(zip(list(lengths("bayling")), list(lengths("vicuna")), strict=True))
 
 
 # Damage and bad data ------------------------------------------------------------------------------

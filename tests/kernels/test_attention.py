@@ -74,9 +74,7 @@ def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypat
         assert window_size == (-1, 0) and query.shape == key.shape == value.shape
         return formula(query, key, value)
 
-    def torch_2_13(
-        query, key, value, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False
-    ):
+    def torch_2_13(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
         assert window_size == (-1, 0) and enable_gqa and key.shape[1] == 2
         return formula(query, key, value)
 
@@ -135,9 +133,7 @@ def test_on_a_cpu_auto_is_sdpa():
 
 def test_a_named_backend_is_used_or_refused():
     assert choose("sdpa", CPU, torch.float32) == ("sdpa", "named in the config")
-    with pytest.raises(
-        ValueError, match="'torch' cannot run on cpu in torch.float32: needs a CUDA"
-    ):
+    with pytest.raises(ValueError, match="'torch' cannot run on cpu in torch.float32: needs a CUDA"):
         choose("torch", CPU, torch.float32)
     with pytest.raises(ValueError, match="'best' is not one of auto, flash3, flash2"):
         choose("best", CPU, torch.float32)

@@ -22,9 +22,7 @@ def seed():
 def test_rms_norm_is_its_formula_and_rounds_where_hugging_face_does():
     x, weight = torch.randn(7, 33) * 5, torch.randn(33)
     truth = weight.double() * x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
-    torch.testing.assert_close(
-        rms_norm_reference(x, weight, 1e-6).double(), truth, atol=1e-6, rtol=1e-6
-    )
+    torch.testing.assert_close(rms_norm_reference(x, weight, 1e-6).double(), truth, atol=1e-6, rtol=1e-6)
 
     half, half_weight = x.bfloat16(), weight.bfloat16()
     normalised = half.float() * torch.rsqrt(half.float().pow(2).mean(-1, keepdim=True) + 1e-6)
@@ -43,10 +41,7 @@ def test_rotary_turns_each_pair_of_lanes_as_a_complex_number():
     turn = torch.polar(torch.ones(()).double(), angles.double()[positions.long()])[:, None]
     truth = torch.view_as_real(torch.complex(first, second) * turn)
     torch.testing.assert_close(out.double(), torch.cat(truth.unbind(-1), -1), atol=1e-6, rtol=1e-6)
-    assert (
-        rotary_reference(x.bfloat16(), angles.cos(), angles.sin(), positions).dtype
-        == torch.bfloat16
-    )
+    assert rotary_reference(x.bfloat16(), angles.cos(), angles.sin(), positions).dtype == torch.bfloat16
 
 
 def test_swiglu_is_its_formula():

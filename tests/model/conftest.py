@@ -43,9 +43,7 @@ def _config(family: str) -> transformers.PreTrainedConfig:
     return transformers.Qwen3Config(**_TINY, num_key_value_heads=1, head_dim=16)
 
 
-@pytest.fixture(
-    scope="session", params=["llama2", "llama3.2", "mistral", "qwen2.5", "qwen3"], ids=str
-)
+@pytest.fixture(scope="session", params=["llama2", "llama3.2", "mistral", "qwen2.5", "qwen3"], ids=str)
 def oracle(request, tmp_path_factory) -> SimpleNamespace:
     """A transformers model and the folder that its own save_pretrained wrote."""
     torch.manual_seed(0)

@@ -40,9 +40,7 @@ TINY = LlamaConfig(
 
 def export(model: Llama, folder, dtype=torch.float32, **options) -> None:
     save_weights(hf_tensors(model), folder, dtype=dtype, **options)
-    content = config_json(
-        model.config, bos_token_id=1, eos_token_id=[2, 3], pad_token_id=None, dtype=dtype
-    )
+    content = config_json(model.config, bos_token_id=1, eos_token_id=[2, 3], pad_token_id=None, dtype=dtype)
     (folder / "config.json").write_text(json.dumps(content))
 
 
@@ -65,9 +63,7 @@ def edit_json(file, **changes) -> None:
 def test_our_config_reads_the_same_in_every_spelling(oracle, tmp_path):
     """As transformers wrote it, as we write it, and with either generation of keys taken away."""
     config = read_config(oracle.folder)
-    content = config_json(
-        config, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16
-    )
+    content = config_json(config, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16)
     file = tmp_path / "config.json"
     for removed in ((), ("rope_theta", "rope_scaling"), ("rope_parameters",)):
         file.write_text(json.dumps({k: v for k, v in content.items() if k not in removed}))
@@ -239,9 +235,7 @@ def test_each_rank_of_fsdp_holds_its_own_rows(exported, mesh_shape, rank, shard)
 
 
 @pytest.mark.parametrize("shard_layers", [True, False])
-def test_an_export_after_a_forward_holds_the_weights_not_their_bfloat16_copies(
-    exported, shard_layers
-):
+def test_an_export_after_a_forward_holds_the_weights_not_their_bfloat16_copies(exported, shard_layers):
     """FSDP leaves the root's weights gathered, in the compute dtype, until a backward comes."""
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     try:
@@ -456,9 +450,7 @@ class Payload:
 
 def test_code_in_a_pth_file_does_not_run(tmp_path, capsys):
     torch.save({"norm.weight": Payload()}, tmp_path / "consolidated.00.pth")
-    (tmp_path / "params.json").write_text(
-        '{"dim": 32, "n_layers": 1, "n_heads": 4, "norm_eps": 1e-6}'
-    )
+    (tmp_path / "params.json").write_text('{"dim": 32, "n_layers": 1, "n_heads": 4, "norm_eps": 1e-6}')
     with pytest.raises(UserError, match="cannot be read as a plain file of tensors"):
         load_pretrained(tmp_path)
     assert "this code ran" not in capsys.readouterr().out

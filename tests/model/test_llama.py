@@ -137,9 +137,7 @@ def test_logit_index_gives_the_same_rows(pack):
 def test_nothing_supervised_gives_zero_loss_and_zero_gradients(pack):
     model = tiny_model()
     none = torch.empty(0, dtype=torch.int64)
-    loss, nll = model(
-        pack.tokens, pack.cu_seqlens, labels=none, loss_index=none, weights=torch.empty(0)
-    )
+    loss, nll = model(pack.tokens, pack.cu_seqlens, labels=none, loss_index=none, weights=torch.empty(0))
     loss.backward()
     assert loss.item() == 0.0 and nll.shape == (0,)
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())

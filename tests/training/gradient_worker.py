@@ -5,36 +5,39 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 
-from fastling.config import build_parser, parse
+from fastling.config import Config, build_parser, parse
 from fastling.prepare import prepare_data
 from fastling.training.build import build_model, make_loader, model_config
-from fastling.training.parallel import open_world
+from fastling.training.parallel import World, open_world
 
 
 def main() -> None:
-    config_path, out = sys.argv[1:3]
-    for loss in ("token", "turn", "sample"):
-        arguments = ["--config", config_path, "--train.loss", loss, *sys.argv[3:]]
-        config, _ = parse(build_parser("worker", ""), arguments)
-        with open_world(config) as world:
-            prepared = prepare_data(config)
-            model = build_model(config, model_config(config, prepared.encoder), world)
-            loader = make_loader(config, world, prepared.training, prepared.plan)
-            total = torch.zeros(())
-            for batch in loader.step(0).batches:
-                value = model.loss(batch)
-                value.backward()
-                total += value.detach()
-            world.sum(total)
-            gradients = {
-                name: parameter.grad.full_tensor().clone()
-                for name, parameter in model.named_parameters()
-                if isinstance(parameter.grad, DTensor)
-            }
+    config_path, out, *more = sys.argv[1:]
+    parser = build_parser("worker", "")
+    configs = [
+        parse(parser, ["--config", config_path, "--train.loss", loss, *more])[0]
+        for loss in ("token", "turn", "sample")
+    ]
+    with open_world(configs[0]) as world:
+        for config in configs:
+            found = gradients(config, world)
             if world.is_main:
-                save_file({**gradients, "loss": total.view(1)}, Path(out) / f"{loss}.safetensors")
+                save_file(found, Path(out) / f"{config.train.loss}.safetensors")
+
+
+def gradients(config: Config, world: World) -> dict[str, torch.Tensor]:
+    """Whole gradients by name, and the loss, after this rank's share of the first step."""
+    prepared = prepare_data(config)
+    model = build_model(config, model_config(config, prepared.encoder), world)
+    loader = make_loader(config, world, prepared.training, prepared.plan)
+    total = torch.zeros(())
+    for batch in loader.step(0).batches:
+        value = model.loss(batch)
+        value.backward()
+        total += value.detach()
+    named = {name: parameter.grad.full_tensor().clone() for name, parameter in model.named_parameters()}
+    return {**named, "loss": world.sum(total).view(1)}
 
 
 if __name__ == "__main__":

@@ -65,5 +65,3 @@ def test_gradient_equals_the_plain_computation(tiny_run, tmp_path, ranks, option
         for name, gradient in expected.items():
             difference = (found[name] - gradient).norm() / gradient.norm()
             assert difference < 1e-5, (loss, name, difference)
-
-

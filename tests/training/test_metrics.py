@@ -41,7 +41,9 @@ def test_work_of_the_matrices_is_what_torch_counts(reference_kernels):
 def test_attention_counts_only_pairs_that_see_each_other():
     work = Work(Llama(LlamaConfig(**SHAPE)))
     pairs = 10**2 / 2 + 30**2 / 2  # two documents
-    per_pair = 3 * 2 * 2 * SHAPE["num_hidden_layers"] * SHAPE["hidden_size"]  # fwd + 2 bwd, QK and PV, 2 per MAC
+    per_pair = (
+        3 * 2 * 2 * SHAPE["num_hidden_layers"] * SHAPE["hidden_size"]
+    )  # fwd + 2 bwd, QK and PV, 2 per MAC
     assert work.needed(0, 0, 10**2 + 30**2) == pytest.approx(pairs * per_pair)
 
 
