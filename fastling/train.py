@@ -66,8 +66,6 @@ class Run:
         self.identity = record.identity(config, self.prepared)
         found = self._find_checkpoint()
         self.first_step = found.state["step"] if found else 0
-        world.on_main(lambda: record.write_records(config, self.prepared, world))
-        print_ledger(self.prepared, console)
         choices = ops.configure(
             config.model.kernels, config.model.attention, device=world.device, dtype=self.dtype
         )
@@ -82,6 +80,8 @@ class Run:
         held_out = self.prepared.validation
         self.held_out = HeldOut(config, world, held_out, self.prepared.encoder) if held_out else None
         self.answers: list[Answer] = []
+        world.on_main(lambda: record.write_records(config, self.prepared, world))
+        print_ledger(self.prepared, console)
         self._describe(choices)
 
     def _lock_run_dir(self) -> None:

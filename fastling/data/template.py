@@ -291,7 +291,7 @@ def load_template(name: str) -> Template:
         raise UserError(
             "data.template", f"no such template: {name}", f"Use {', '.join(TEMPLATES)}, or a .yaml file."
         )
-    if not path.exists():
+    if not path.is_file():
         raise UserError("data.template", f"no such file: {name}")
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -83,6 +83,8 @@ def read_config(folder: str | Path) -> LlamaConfig:
         fix = "Give a Hugging Face folder (config.json) or Meta's original files (params.json)."
         raise UserError(str(folder), "holds no model: there is no config.json", fix)
     raw = read_json(file)
+    if not isinstance(raw, dict):
+        raise UserError(str(file), "holds no object, and so no model")
     if raw.get("model_type") not in MODEL_TYPES:
         supported = ", ".join(MODEL_TYPES)
         what = f"model_type {raw.get('model_type')!r} is not supported; these are: {supported}"
@@ -95,8 +97,8 @@ def read_config(folder: str | Path) -> LlamaConfig:
     if missing:
         raise UserError(str(file), f"lacks {', '.join(missing)}")
     given = {name: raw[name] for name in _shared_names(raw["model_type"]) if raw.get(name) is not None}
-    rope_theta, rope_scaling = _read_rope(raw, file)
     try:
+        rope_theta, rope_scaling = _read_rope(raw, file)
         return LlamaConfig(
             model_type=raw["model_type"],
             sliding_window=_read_sliding_window(raw),
@@ -105,7 +107,11 @@ def read_config(folder: str | Path) -> LlamaConfig:
             **given,
         )
     except UserError as error:
+        if error.where == str(file):
+            raise
         raise UserError(str(file), f"{error.where} {error.what}", error.fix) from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UserError(str(file), f"holds a value of the wrong type: {error}") from None
 
 
 def _shared_names(model_type: str) -> list[str]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import time
 import uuid
 from dataclasses import dataclass
@@ -81,10 +82,8 @@ def memory_gib(device: torch.device) -> float:
     """Most memory this process has held so far: of the GPU, or resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    for line in open("/proc/self/status", encoding="ascii"):
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 2**20
-    return 0.0
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes / 2**20
 
 
 @dataclass(frozen=True)

@@ -454,3 +454,23 @@ def test_code_in_a_pth_file_does_not_run(tmp_path, capsys):
     with pytest.raises(UserError, match="cannot be read as a plain file of tensors"):
         load_pretrained(tmp_path)
     assert "this code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1, 2]", "holds no object"),
+        ('{"model_type": ["llama"]}', "is not supported"),
+        ("HIDDEN", "wrong type|must be|does not divide"),
+    ],
+)
+def test_a_config_of_wrong_types_is_refused_in_words(tmp_path, content, said):
+    if content == "HIDDEN":
+        fields = {
+            "model_type": "llama", "hidden_size": "abc", "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 8, "max_position_embeddings": 8, "rms_norm_eps": 1e-6,
+        }  # fmt: skip
+        content = json.dumps(fields)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_config(tmp_path)
