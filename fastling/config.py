@@ -302,6 +302,9 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Na
     settings = Settings(Config, OTHER_NAMES)
     for path in options.config or [str(DEMO_CONFIG)]:
         settings.read_file(resolve(path, "--config"))
+    for name, other in (("train.steps", "train.epochs"), ("train.epochs", "train.steps")):
+        if name in vars(options) and other not in vars(options):
+            settings.forget(other)  # one on the command line stands in place of the other in a file
     settings.read_options(vars(options))
     return settings.build(), options
 

@@ -206,6 +206,15 @@ class Settings:
                     place: line for place, line in self.places.items() if place[: len(location)] != location
                 }
 
+    def forget(self, name: str) -> None:
+        """Take back a setting, by its dotted name, if it was given."""
+        *sections, last = name.split(".")
+        tree = self.tree
+        for section in sections:
+            tree = tree.get(section) if isinstance(tree, dict) else None
+        if isinstance(tree, dict):
+            tree.pop(last, None)
+
     def build(self) -> Any:
         """The dataclass with these settings, and defaults for the others.
 

@@ -336,3 +336,10 @@ def test_the_tokenizer_is_the_pretrained_folder_s_unless_named(tmp_path):
     assert Config(model=model).tokenizer_path == tmp_path
     named = config_module.Data(tokenizer="fastling:demo/tokenizer.model")
     assert Config(model=model, data=named).tokenizer_path == PACKAGE / "demo/tokenizer.model"
+
+
+def test_steps_on_the_command_line_stand_in_place_of_epochs_in_the_file(read):
+    config = read("train: {epochs: 3}", "--train.steps", "5")
+    assert (config.train.steps, config.train.epochs) == (5, None)
+    config = read("train: {steps: 3}", "--train.epochs", "2")
+    assert (config.train.steps, config.train.epochs) == (None, 2)

@@ -187,6 +187,8 @@ def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tm
     process = subprocess.Popen(
         [*command, "--train.steps", "500", "--log.wandb", "false"],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        # A shell's background job, and all it starts, would ignore the keyboard.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while len(read_metrics(run_dir / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
