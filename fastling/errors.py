@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 MOST_LINES = 6
 """Of one message; a model that does not fit its config has a complaint for every tensor."""
@@ -49,6 +50,17 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130
+
+
+def leave(status: int) -> NoReturn:
+    """End a process of a process group at once; everything must be written and closed by now.
+
+    torch 2.13's gloo groups, taken apart while the interpreter ends, abort about one process in twenty
+    on a busy machine, and torchrun then calls a finished run a failed one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _say(message: str) -> None:

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from fastling import ops
 from fastling.config import Config, build_parser, parse, uses_demo
 from fastling.data.batches import Step
-from fastling.errors import RunError, run_command
+from fastling.errors import RunError, leave, run_command
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
@@ -248,4 +248,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    leave(run_command(main, sys.argv[1:]))
