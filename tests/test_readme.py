@@ -44,7 +44,7 @@ def test_make_targets_exist_and_do_what_the_readme_says():
 
 
 @pytest.fixture
-def workplace(tmp_path):
+def user_folder(tmp_path):
     """A folder as the README's user has it: a small llama-7b, data of their own, and mine.yaml."""
     (tmp_path / "data").mkdir()
     shutil.copyfile(DEMO / "train.jsonl", tmp_path / "data" / "mine.jsonl")
@@ -70,21 +70,21 @@ def run_shell(command: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_the_commands_for_your_own_data_work_in_order(workplace):
+def test_the_commands_for_your_own_data_work_in_order(user_folder):
     for command in blocks("bash")[1].splitlines():
-        result = run_shell(command, workplace)
+        result = run_shell(command, user_folder)
         assert result.returncode == 0, (command, result.stderr)
     for name in README.split("leaves in `runs/mine`:")[1].split(". Any setting")[0].split("`")[1::2]:
-        assert (workplace / "runs/mine" / name).exists(), name
-    python = workplace / "example.py"
+        assert (user_folder / "runs/mine" / name).exists(), name
+    python = user_folder / "example.py"
     python.write_text(blocks("python")[0] + "\nassert logits.shape[0] == 5\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, python], cwd=workplace, env=environment, check=True)
+    subprocess.run([sys.executable, python], cwd=user_folder, env=environment, check=True)
 
 
 @pytest.mark.slow
-def test_the_slurm_script_runs_with_stand_ins_for_slurm(workplace):
-    programs = workplace / "bin"
+def test_the_slurm_script_runs_with_stand_ins_for_slurm(user_folder):
+    programs = user_folder / "bin"
     programs.mkdir()
     stand_ins = {
         "scontrol": "echo localhost",
@@ -105,10 +105,10 @@ def test_the_slurm_script_runs_with_stand_ins_for_slurm(workplace):
     }
     script += "  --train.steps 1\n" if script.endswith("\\\n") else ""
     result = subprocess.run(
-        ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=300
+        ["bash", "-c", script], cwd=user_folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert (workplace / "runs/mine/export/model.safetensors").exists()
+    assert (user_folder / "runs/mine/export/model.safetensors").exists()
 
 
 def test_the_forms_of_data_are_all_read():
