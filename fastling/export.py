@@ -28,8 +28,11 @@ from fastling.export_check import Check, check_export, digested
 from fastling.model.huggingface import config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.model.safetensors_folder import save_weights
+from fastling.prepare import make_encoder
 from fastling.settings import Parser
 from fastling.terminal import make_console
+from fastling.training import checkpoint
+from fastling.training.build import model_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
@@ -252,10 +255,6 @@ def print_checks(checks: list[Check], console: Console) -> None:
 
 def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Check]:
     """Export the newest undamaged checkpoint of a run, on one process without a process group."""
-    from fastling.prepare import make_encoder
-    from fastling.training import checkpoint
-    from fastling.training.build import model_config
-
     path = run_dir / "config.yaml"
     if not path.exists():
         raise UserError(

@@ -48,36 +48,33 @@ def kill(run_dir: Path) -> None:
         time.sleep(0.05)
 
 
+def tiny_settings(run_dir: Path) -> dict:
+    """A run of a few seconds on the demo's data."""
+    return {
+        "run_dir": str(run_dir),
+        "model": {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        "data": {
+            "tokenizer": "fastling:demo/tokenizer.model",
+            "sequence_length": 256,
+            "sources": [{"name": "demo", "path": "fastling:demo/train.jsonl"}],
+            "validation": [{"name": "held-out", "path": "fastling:demo/held-out.jsonl"}],
+        },
+        "train": {"steps": 6, "global_batch_tokens": 1024, "micro_batch_tokens": 512, "precision": "fp32"},
+        "optimizer": {"lr": 0.01},
+        "checkpoint": {"every_steps": 2, "keep_last": 2},
+        "evaluate": {"every_steps": 3, "samples": 1, "sample_tokens": 4},
+    }  # fmt: skip
+
+
 @pytest.fixture
 def tiny_run(tmp_path):
     """Write the config of a run of a few seconds on the demo's data; returns a function of changes."""
 
     def write(**changes) -> Path:
-        settings = {
-            "run_dir": str(tmp_path / "run"),
-            "model": {
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-            },
-            "data": {
-                "tokenizer": "fastling:demo/tokenizer.model",
-                "sequence_length": 256,
-                "sources": [{"name": "demo", "path": "fastling:demo/train.jsonl"}],
-                "validation": [{"name": "held-out", "path": "fastling:demo/held-out.jsonl"}],
-            },
-            "train": {
-                "steps": 6,
-                "global_batch_tokens": 1024,
-                "micro_batch_tokens": 512,
-                "precision": "fp32",
-            },
-            "optimizer": {"lr": 0.01},
-            "checkpoint": {"every_steps": 2, "keep_last": 2},
-            "evaluate": {"every_steps": 3, "samples": 1, "sample_tokens": 4},
-        }
+        settings = tiny_settings(tmp_path / "run")
         for section, values in changes.items():
             if isinstance(values, dict):
                 settings.setdefault(section, {}).update(values)

@@ -15,7 +15,7 @@ from conftest import DEMO
 from safetensors import safe_open
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
-from fastling import export, load_pretrained
+from fastling import export, export_check, load_pretrained
 from fastling.config import Config, Data, Model, Source
 from fastling.data import tokenizer_export
 from fastling.data.conversation import Conversation, Turn
@@ -363,6 +363,16 @@ def test_the_export_does_not_depend_on_what_became_of_the_rehearsal(small):
         "tokenizer.model",
         "model.safetensors",
     }
+
+
+def test_a_model_too_large_to_load_beside_a_training_is_published_without_its_logits(small, monkeypatch):
+    """Loading it in float32 for a check could end the process, and the export with it."""
+    monkeypatch.setattr(export_check, "LARGEST_FOR_LOGITS", 10)
+    monkeypatch.setattr(export_check, "load_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    checks = {check.name: check for check in small.write(make_model(small.shape))}
+    assert checks["logits"].passed is None
+    assert checks["weights"].passed is True
+    assert (small.folder / "model.safetensors").exists()
 
 
 def test_a_second_export_replaces_the_first_and_leaves_nothing_of_it(small):

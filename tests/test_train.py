@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import ROOT, kill, run_python
+from conftest import ROOT, kill, run_python, tiny_settings
 
 from fastling.training.metrics import read_metrics
 
@@ -35,24 +35,9 @@ def train(*arguments, ranks: int = 0, **options) -> subprocess.CompletedProcess:
 def finished(tmp_path_factory):
     """One small run to its end on two processes, looked at by several tests."""
     folder = tmp_path_factory.mktemp("finished")
-    config = {
-        "run_dir": str(folder / "run"),
-        "model": {
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        },
-        "data": {
-            "tokenizer": "fastling:demo/tokenizer.model",
-            "sequence_length": 256,
-            "sources": [{"name": "demo", "path": "fastling:demo/train.jsonl"}],
-            "validation": [{"name": "held-out", "path": "fastling:demo/held-out.jsonl"}],
-        },
-        "train": {"steps": 6, "global_batch_tokens": 1024, "micro_batch_tokens": 256, "precision": "fp32"},
-        "optimizer": {"lr": 0.01},
-        "checkpoint": {"every_steps": 2, "keep_last": 2},
-        "evaluate": {"every_steps": 3, "samples": 2, "sample_tokens": 4},
-        "log": {"wandb": True},
-    }  # fmt: skip
+    config = tiny_settings(folder / "run") | {"log": {"wandb": True}}
+    config["train"]["micro_batch_tokens"] = 256
+    config["evaluate"]["samples"] = 2
     path = folder / "config.yaml"
     path.write_text(json.dumps(config))
     result = train("--config", path, "--json", ranks=2)
@@ -169,6 +154,15 @@ def test_resumed_on_another_number_of_processes_it_goes_on_with_the_same_data(wh
     for mine, theirs in zip(course(run_dir), course(undisturbed), strict=True):
         assert mine["tokens"] == theirs["tokens"]
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_a_replicated_run_resumes(whole, tmp_path):
+    """Replicas write each tensor once between them; the check must not miss it on the others."""
+    arguments = [*whole[0], "--run_dir", tmp_path / "run", "--parallel.replicate", "2"]
+    train(*arguments, ranks=2)
+    result = train(*arguments, ranks=2)
+    assert "resuming after step 8 of 8" in result.stderr
+    assert "damaged" not in result.stderr
 
 
 def test_two_runs_do_not_share_a_folder(finished):

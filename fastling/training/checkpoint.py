@@ -58,7 +58,7 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, *, keep_last: int) -> Path:
-    """Write one checkpoint from all ranks together; then delete all but the newest `keep_last`.
+    """Write one checkpoint from all ranks together; then keep it and the `keep_last` - 1 before it.
 
     Raises RunError (disk full, no permission) with the earlier checkpoints untouched.
     """
@@ -82,7 +82,9 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
     dist.barrier()
     if rank == 0:
         files.publish(aside, final)
-        for old in sorted(folder.glob("step-????????"))[:-keep_last]:
+        # A later one can only be damaged, or this run would have begun there: it does not count.
+        good = [path for path in sorted(folder.glob("step-????????")) if path.name <= final.name]
+        for old in good[:-keep_last]:
             shutil.rmtree(old)
     dist.barrier()
     return final
@@ -115,37 +117,31 @@ def open_checkpoint(folder: Path, step: int) -> Found:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, naming file and tensor; None if nothing is.
 
-    Reads every byte of every tensor and compares it with its digest.
+    Reads every byte of every tensor and compares it with the digests of what was in memory. Replicas
+    are written by one of their ranks only, so a rank's tensor may lie in another rank's file.
     """
     try:
         state = json.loads((folder / "state.json").read_text())
-        stored = sorted(folder.glob("*.safetensors"))
-        for rank in range(state["ranks"]):
-            digests = json.loads((folder / f"digests-{rank:04d}.json").read_text())
-            mine = [path for path in stored if path.name.startswith(f"shard-{rank + 1:05d}-")]
-            found = {}
-            for path in mine:
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():
-                        found[name] = path.name
-                        if name not in digests or _digest(file.get_tensor(name)) != digests[name]:
-                            return f"{path.name}: {name} is not what was saved"
-            missing = [name for name, digest in digests.items() if name not in found and digest != EMPTY]
-            if missing and (rank == 0 or not _whole_elsewhere(missing, stored, mine)):
-                return f"rank {rank}: {missing[0]} is missing"
+        saved = {
+            (name, digest): rank
+            for rank in range(state["ranks"])
+            for name, digest in json.loads((folder / f"digests-{rank:04d}.json").read_text()).items()
+            if digest != EMPTY  # a rank past the last row has none, and writes nothing
+        }
+        found = set()
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():
+                    stored = (name, _digest(file.get_tensor(name)))
+                    if stored not in saved and stored[1] != EMPTY:
+                        return f"{path.name}: {name} is not what was saved"
+                    found.add(stored)
+        for (name, digest), rank in saved.items():
+            if (name, digest) not in found:
+                return f"rank {rank}: {name} is missing"
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         return _cause(error)
     return None
-
-
-def _whole_elsewhere(names: list[str], stored: list[Path], mine: list[Path]) -> bool:
-    """Whether tensors that this rank did not write were written by another (replicas are, once)."""
-    others = set()
-    for path in stored:
-        if path not in mine:
-            with safe_open(path, framework="pt") as file:
-                others.update(file.keys())
-    return others.issuperset(names)
 
 
 def load(folder: Path, tensors: dict[str, torch.Tensor]) -> None:

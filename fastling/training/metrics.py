@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as pyplot
 import torch
 
+from fastling import files
 from fastling.config import Config
 from fastling.data.batches import Step
 from fastling.data.packing import Plan
@@ -34,7 +35,6 @@ WANDB_NAMES = {
     "grad_norm": "train/grad_norm",
     "epoch": "train/epoch",
     "step": "train/global_step",
-    "tokens": "train/num_tokens",
     "tokens_per_s": "train/tokens_per_second",
     "supervised_tokens_per_s": "train/supervised_tokens_per_second",
     "mfu": "train/mfu",
@@ -175,8 +175,8 @@ class MetricsLog:
     def __init__(self, run_dir: Path, config: Config, first_step: int):
         self.path = run_dir / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= first_step]
-        self.file = open(self.path, "w", encoding="utf-8")
-        self.file.writelines(json.dumps(line) + "\n" for line in kept)
+        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.file = open(self.path, "a", encoding="utf-8")
         self.wandb = _start_wandb(run_dir, config) if config.log.wandb else None
 
     def write(self, line: dict) -> None:

@@ -68,6 +68,28 @@ def test_keeps_only_the_newest(process_group, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
+def test_a_damaged_later_one_does_not_push_out_the_good_ones(process_group, tmp_path):
+    """After falling back from step 3 to step 1, the one written next is kept."""
+    model, optimizer = model_and_optimizer()
+    for step in (1, 3):
+        save(tmp_path, step, model, optimizer, keep_last=2)
+    (tmp_path / "step-00000003/state.json").unlink()
+    save(tmp_path, 2, model, optimizer, keep_last=1)
+    assert checkpoint.newest_step(tmp_path, lambda text: None) == 2
+
+
+def test_a_replica_written_by_another_rank_is_not_missing(process_group, tmp_path):
+    folder = save(tmp_path, 1, *model_and_optimizer())
+    (folder / "digests-0001.json").write_text((folder / "digests-0000.json").read_text())
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "ranks": 2}))
+    assert checkpoint.damage(folder) is None
+    digests = json.loads((folder / "digests-0001.json").read_text())
+    digests["model.0.weight"] = "0" * 64
+    (folder / "digests-0001.json").write_text(json.dumps(digests))
+    assert checkpoint.damage(folder) == "rank 1: model.0.weight is missing"
+
+
 def damages():
     """(name, function of a checkpoint's folder) of things that happen to files."""
 
