@@ -25,7 +25,7 @@ from fastling.prepare import prepare_data, print_ledger
 from fastling.terminal import make_console
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
-from fastling.training.evaluation import Answer, HeldOut, keep_answers, sums_by
+from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers, sums_by
 from fastling.training.isolation import prove_isolation
 from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_wandb, plot_loss, read_metrics
 from fastling.training.optimizer import learning_rate, make_optimizer
@@ -115,6 +115,8 @@ class Run:
         """Step by step: forward, backward and update, and now and then evaluate and save."""
         config, first = self.config, self.first_step
         self.log = MetricsLog(self.run_dir, config, first) if self.world.is_main else None
+        if self.world.is_main:
+            forget_answers(self.run_dir / "samples.jsonl", first or -1)  # step 0 comes again, too
         # Told with the first step's line; what was known before it.
         self.extra = (
             {f"{name}_before": loss for name, loss in self._evaluate(0).items()} if first == 0 else {}

@@ -141,6 +141,8 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(whole, tmp_path):
         start_and_kill(arguments, run_dir, enough)
     train(*arguments, "--run_dir", run_dir, ranks=2)
     assert course(run_dir) == course(undisturbed)
+    samples = [(folder / "samples.jsonl").read_text(encoding="utf-8") for folder in (run_dir, undisturbed)]
+    assert samples[0] == samples[1]
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         mine, theirs = (folder / "export" / name for folder in (run_dir, undisturbed))
         assert mine.read_bytes() == theirs.read_bytes()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy
 import torch
 
+from fastling import files
 from fastling.config import Config, resolve
 from fastling.data.batches import Loader
 from fastling.data.conversation import Conversation, Refused, parse_row, read_rows
@@ -116,6 +117,14 @@ def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torc
     """
     member = torch.nn.functional.one_hot(groups, num_groups).to(values.dtype)
     return torch.stack([values @ member, member.sum(0)], dim=1).flatten()
+
+
+def forget_answers(path: Path, after_step: int) -> None:
+    """Drop what a run wrote after the checkpoint that it resumes from; it will be written again."""
+    if path.exists():
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last is empty, or cut by a kill
+        kept = [line for line in lines if json.loads(line)["step"] <= after_step]
+        files.write_text(path, "".join(line + "\n" for line in kept))
 
 
 def keep_answers(answers: list[Answer], path: Path, step: int) -> None:
