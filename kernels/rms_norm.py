@@ -1,18 +1,356 @@
-"""Root-mean-square normalisation over the last dimension.
+"""Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019).
 
-    y = weight * x / sqrt(mean(x^2) + eps)
+    r = 1 / sqrt(mean(x^2) + eps)        y = (weight + offset) * x * r
+    g = dy * (weight + offset)           dx = r * (g - x * r * mean(g * x * r))
+                                         d weight = sum over rows of dy * x * r
 
-A row of H values is read once and written once: 2 * T * H * bytes forward. Backward needs x again
-and one float32 per row. Shapes: T packed tokens (any leading dimensions do), H hidden.
+`add_rms_norm` first adds the residual stream: s = x + residual, y = norm(s), and returns both. Its
+backward takes the gradients of both, and its one result is the gradient of x and of the residual:
+ds + dnorm(dy), which is not dnorm(ds + dy).
+
+Bytes moved (T rows, b bytes a value): forward 2 * T * H * b, backward 3 * T * H * b; with the
+residual 4 and 4. Backward needs x again and one float32, r, for each row. The arithmetic is float32,
+rounded once. A row may be a token (T, H), or a head of a token (T, N, D) in place in the fused
+projection. Shapes: T packed tokens (any leading dimensions do), H hidden, N heads, D head dim.
 """
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastling.kernels import runtime
+from fastling.kernels.inputs import FLOATS, check_device, check_dtype, check_rows, check_shape, check_whole
+from fastling.kernels.runtime import tl, triton
+
+TILE = 4096  # values that a program holds at a time: one long row, or many short ones
+LONGEST_ROW = 65536
 
 
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
     """Return (..., H) in x.dtype; the order of casts is that of Hugging Face's LlamaRMSNorm."""
+    _check("rms_norm", x, weight)
     x_float32 = x.float()
     mean_square = x_float32.square().mean(-1, keepdim=True)
     # Rounded to x.dtype before the weight is applied: moving this cast changes bf16 results.
-    return weight * (x_float32 * torch.rsqrt(mean_square + eps)).to(x.dtype)
+    normalised = (x_float32 * torch.rsqrt(mean_square + eps)).to(x.dtype)
+    return (weight + weight_offset if weight_offset else weight) * normalised
+
+
+def add_rms_norm_reference(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return (norm of x + residual, x + residual)."""
+    check_shape("add_rms_norm", "residual", residual, x.shape)
+    summed = x + residual
+    return rms_norm_reference(summed, weight, eps, weight_offset=weight_offset), summed
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
+    """Normalise the last dimension: (..., H) and weight (H,) -> (..., H) in x.dtype.
+
+    `weight_offset` 1.0 is for models that store weight - 1 (Gemma). x may be a strided (T, H) or
+    (T, N, D), such as the query heads of a fused projection. Raises ValueError in words.
+    """
+    if not runtime.takes(x):
+        return rms_norm_reference(x, weight, eps, weight_offset=weight_offset)
+    _check("rms_norm", x, weight)
+    _check_for_kernel("rms_norm", x, weight)
+    if torch.compiler.is_compiling():
+        return _forward_op(x, weight, eps, weight_offset)[0]
+    return _RMSNorm.apply(x, weight, eps, weight_offset)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return (norm of x + residual, x + residual), (..., H) both, in one pass over the two."""
+    if not runtime.takes(x):
+        return add_rms_norm_reference(x, residual, weight, eps, weight_offset=weight_offset)
+    _check("add_rms_norm", x, weight)
+    _check_for_kernel("add_rms_norm", x, weight)
+    check_shape("add_rms_norm", "residual", residual, x.shape)
+    check_dtype("add_rms_norm", "residual", residual, x.dtype)
+    check_device("add_rms_norm", "residual", residual, x.device)
+    for name, tensor in (("x", x), ("residual", residual)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"add_rms_norm: {name} must be contiguous: strides {tensor.stride()}")
+    if torch.compiler.is_compiling():
+        return _add_forward_op(x, residual, weight, eps, weight_offset)[:2]
+    return _AddRMSNorm.apply(x, residual, weight, eps, weight_offset)
+
+
+def _check(op: str, x: Tensor, weight: Tensor) -> None:
+    check_whole(op, "weight", weight)
+    check_shape(op, "weight", weight, (x.shape[-1],))
+
+
+def _check_for_kernel(op: str, x: Tensor, weight: Tensor) -> None:
+    check_dtype(op, "x", x, *FLOATS)
+    check_dtype(op, "weight", weight, *FLOATS)
+    check_device(op, "weight", weight, x.device)
+    check_rows(op, "x", x)
+    check_rows(op, "weight", weight)
+    if not x.is_contiguous() and x.dim() not in (2, 3):
+        raise ValueError(f"{op}: x must be contiguous, or have 2 or 3 dimensions: strides {x.stride()}")
+    if x.shape[-1] > LONGEST_ROW:
+        raise ValueError(f"{op}: x must have rows of at most {LONGEST_ROW} values: {tuple(x.shape)}")
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps, weight_offset):
+        y, inverse_rms = _forward(x, weight, eps, weight_offset)
+        ctx.save_for_backward(x, weight, inverse_rms)
+        ctx.weight_offset = weight_offset
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        needs_dweight = ctx.needs_input_grad[1]
+        dx, dweight = _backward(dy, None, *ctx.saved_tensors, ctx.weight_offset, needs_dweight)
+        return dx, dweight if needs_dweight else None, None, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, eps, weight_offset):
+        y, summed, inverse_rms = _add_forward(x, residual, weight, eps, weight_offset)
+        ctx.save_for_backward(summed, weight, inverse_rms)
+        ctx.weight_offset = weight_offset
+        ctx.set_materialize_grads(False)
+        return y, summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dsummed):
+        if dy is None:  # only the sum was used
+            return dsummed, dsummed, None, None, None
+        needs_dweight = ctx.needs_input_grad[2]
+        dx, dweight = _backward(dy, dsummed, *ctx.saved_tensors, ctx.weight_offset, needs_dweight)
+        return dx, dx, dweight if needs_dweight else None, None, None
+
+
+# Launches ------------------------------------------------------------------------------------------
+
+
+def _forward(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
+    """Return (y, 1 / rms of each row)."""
+    y, inverse_rms = _empty_outputs(x, weight, eps, weight_offset)
+    _launch_forward(y, None, inverse_rms, x, None, weight, eps, weight_offset)
+    return y, inverse_rms
+
+
+def _add_forward(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, weight_offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (y, x + residual, 1 / rms of each row)."""
+    y, summed, inverse_rms = _add_empty_outputs(x, residual, weight, eps, weight_offset)
+    _launch_forward(y, summed, inverse_rms, x, residual, weight, eps, weight_offset)
+    return y, summed, inverse_rms
+
+
+def _launch_forward(y, summed, inverse_rms, x, residual, weight, eps, weight_offset) -> None:
+    num_rows, num_heads, token_stride, head_stride = _rows(x)
+    block_rows, width, num_warps = _tile_shape(x.shape[-1])
+    if num_rows:
+        with runtime.on_device_of(x):
+            _forward_kernel[(runtime.cdiv(num_rows, block_rows),)](
+                y, summed, inverse_rms, x, residual, weight, num_rows, token_stride, head_stride, eps,
+                HEADS=num_heads, H=x.shape[-1], WEIGHT_OFFSET=weight_offset, BLOCK_ROWS=block_rows,
+                WIDTH=width, num_warps=num_warps,
+            )  # fmt: skip
+
+
+def _backward(
+    dy: Tensor,
+    dsummed: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    inverse_rms: Tensor,
+    weight_offset: float,
+    needs_dweight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return (dx + dsummed, dweight); dweight is empty where it is not needed.
+
+    Each of a few programs keeps the sum of dweight over its rows; a second kernel adds those up, always
+    in the same order.
+    """
+    dy = dy.contiguous()  # a gradient may be an expanded scalar
+    dsummed = None if dsummed is None else dsummed.contiguous()
+    dx, dweight = _empty_gradients(dy, dsummed, x, weight, inverse_rms, weight_offset, needs_dweight)
+    num_rows, num_heads, token_stride, head_stride = _rows(x)
+    if num_rows == 0:
+        return dx, dweight.zero_()
+    block_rows, width, num_warps = _tile_shape(x.shape[-1])
+    num_programs = min(
+        runtime.cdiv(num_rows, block_rows),
+        runtime.num_multiprocessors(x.device) * _programs_per_multiprocessor(num_warps),
+    )
+    partials = x.new_empty((num_programs, x.shape[-1]), dtype=torch.float32) if needs_dweight else None
+    with runtime.on_device_of(x):
+        _backward_kernel[(num_programs,)](
+            dx, partials, dy, dsummed, x, weight, inverse_rms, num_rows, token_stride, head_stride,
+            HEADS=num_heads, H=x.shape[-1], WEIGHT_OFFSET=weight_offset, BLOCK_ROWS=block_rows,
+            WIDTH=width, num_warps=num_warps,
+        )  # fmt: skip
+        if needs_dweight:
+            _sum_partials_kernel[(runtime.cdiv(x.shape[-1], 64),)](
+                dweight, partials, num_programs, H=x.shape[-1], ROWS=32, COLUMNS=64
+            )
+    return dx, dweight
+
+
+def _rows(x: Tensor) -> tuple[int, int, int, int]:
+    """(rows, heads of a token, values from token to token, values from head to head)."""
+    if x.is_contiguous():
+        return x.numel() // max(1, x.shape[-1]), 1, x.shape[-1], 0
+    if x.dim() == 2:
+        return x.shape[0], 1, x.stride(0), 0
+    return x.shape[0] * x.shape[1], x.shape[1], x.stride(0), x.stride(1)
+
+
+def _tile_shape(row_length: int) -> tuple[int, int, int]:
+    """(rows, columns, warps) of a program: 16 values, two 128-bit loads, for each thread."""
+    width = runtime.next_power_of_2(row_length)
+    block_rows = max(1, TILE // width)
+    return block_rows, width, min(32, max(4, block_rows * width // 512))
+
+
+def _programs_per_multiprocessor(num_warps: int) -> int:
+    """Few, since each leaves a float32 row of partial sums; enough to hide the latency of loads."""
+    return max(1, 16 // num_warps)
+
+
+def _empty_outputs(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _add_empty_outputs(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, weight_offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, inverse_rms = _empty_outputs(x, weight, eps, weight_offset)
+    return y, x.new_empty(x.shape), inverse_rms
+
+
+def _empty_gradients(
+    dy: Tensor,
+    dsummed: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    inverse_rms: Tensor,
+    weight_offset: float,
+    needs_dweight: bool,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape if needs_dweight else 0)
+
+
+# Kernels -------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _tile(block, num_rows, H: tl.constexpr, BLOCK_ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Row numbers (ROWS, 1), columns (1, WIDTH) and masks of a block of rows."""
+    rows = tl.cast(block, tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    columns = tl.arange(0, WIDTH)[None, :]
+    in_rows = rows < num_rows
+    return rows, columns, in_rows, in_rows & (columns < H)
+
+
+@triton.jit
+def _forward_kernel(
+    y_ptr, summed_ptr, inverse_rms_ptr, x_ptr, residual_ptr, weight_ptr,
+    num_rows, token_stride, head_stride, eps,
+    HEADS: tl.constexpr, H: tl.constexpr, WEIGHT_OFFSET: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    rows, columns, in_rows, mask = _tile(tl.program_id(0), num_rows, H, BLOCK_ROWS, WIDTH)
+    source = rows // HEADS * token_stride + rows % HEADS * head_stride + columns
+    x = tl.load(x_ptr + source, mask=mask, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        x += tl.load(residual_ptr + rows * H + columns, mask=mask, other=0.0).to(tl.float32)
+        summed = x.to(summed_ptr.dtype.element_ty)
+        tl.store(summed_ptr + rows * H + columns, summed, mask=mask)
+        x = summed.to(tl.float32)  # what the next reader of the sum sees is what is normalised
+    weight = tl.load(weight_ptr + columns, mask=columns < H, other=0.0).to(tl.float32) + WEIGHT_OFFSET
+    inverse_rms = tl.math.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / H + eps)
+    tl.store(inverse_rms_ptr + rows, inverse_rms, mask=in_rows)
+    tl.store(y_ptr + rows * H + columns, x * inverse_rms * weight, mask=mask)
+
+
+@triton.jit
+def _backward_kernel(
+    dx_ptr, partials_ptr, dy_ptr, dsummed_ptr, x_ptr, weight_ptr, inverse_rms_ptr,
+    num_rows, token_stride, head_stride,
+    HEADS: tl.constexpr, H: tl.constexpr, WEIGHT_OFFSET: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    columns = tl.arange(0, WIDTH)[None, :]
+    weight = tl.load(weight_ptr + columns, mask=columns < H, other=0.0).to(tl.float32) + WEIGHT_OFFSET
+    dweight = tl.zeros((BLOCK_ROWS, WIDTH), tl.float32)
+    # num_stages on the loop itself: without a dot in it, Triton prefetches only when told to here.
+    for block in tl.range(program, tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=3):
+        rows, columns, in_rows, mask = _tile(block, num_rows, H, BLOCK_ROWS, WIDTH)
+        source = rows // HEADS * token_stride + rows % HEADS * head_stride + columns
+        x = tl.load(x_ptr + source, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + rows * H + columns, mask=mask, other=0.0).to(tl.float32)
+        inverse_rms = tl.load(inverse_rms_ptr + rows, mask=in_rows, other=0.0)
+        normalised = x * inverse_rms
+        dweight += dy * normalised
+        dnormalised = dy * weight
+        mean = tl.sum(dnormalised * normalised, axis=1, keep_dims=True) / H
+        dx = (dnormalised - normalised * mean) * inverse_rms
+        if dsummed_ptr is not None:
+            dx += tl.load(dsummed_ptr + rows * H + columns, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + rows * H + columns, dx, mask=mask)
+    if partials_ptr is not None:
+        out = program.to(tl.int64) * H + tl.arange(0, WIDTH)
+        tl.store(partials_ptr + out, tl.sum(dweight, axis=0), mask=tl.arange(0, WIDTH) < H)
+
+
+@triton.jit
+def _sum_partials_kernel(
+    dweight_ptr, partials_ptr, num_partials, H: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, num_partials, ROWS):
+        rows = start + tl.arange(0, ROWS)[:, None]
+        mask = (rows < num_partials) & (columns < H)
+        total += tl.load(partials_ptr + rows.to(tl.int64) * H + columns, mask=mask, other=0.0)
+    tl.store(dweight_ptr + columns, tl.sum(total, axis=0, keep_dims=True), mask=columns < H)
+
+
+# For torch.compile ---------------------------------------------------------------------------------
+
+_forward_op = torch.library.custom_op("fastling::rms_norm", _forward, mutates_args=())
+_forward_op.register_fake(_empty_outputs)
+_add_forward_op = torch.library.custom_op("fastling::add_rms_norm", _add_forward, mutates_args=())
+_add_forward_op.register_fake(_add_empty_outputs)
+_backward_op = torch.library.custom_op("fastling::rms_norm_backward", _backward, mutates_args=())
+_backward_op.register_fake(_empty_gradients)
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, weight, _, ctx.weight_offset = inputs
+    ctx.save_for_backward(x, weight, output[1])
+
+
+def _add_setup(ctx, inputs, output) -> None:
+    _, _, weight, _, ctx.weight_offset = inputs
+    ctx.save_for_backward(output[1], weight, output[2])
+
+
+def _compiled_backward(ctx, dy, _):
+    dx, dweight = _backward_op(dy, None, *ctx.saved_tensors, ctx.weight_offset, True)
+    return dx, dweight, None, None
+
+
+def _add_compiled_backward(ctx, dy, dsummed, _):
+    dx, dweight = _backward_op(dy, dsummed, *ctx.saved_tensors, ctx.weight_offset, True)
+    return dx, dx, dweight, None, None
+
+
+_forward_op.register_autograd(_compiled_backward, setup_context=_setup)
+_add_forward_op.register_autograd(_add_compiled_backward, setup_context=_add_setup)

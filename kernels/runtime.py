@@ -1,0 +1,61 @@
+"""What the kernels run on: Triton's compiler on a GPU, its interpreter on a CPU (TRITON_INTERPRET=1).
+
+The files of the kernels take `triton` and `tl` from here, so that they can be imported, and their plain
+versions used, where Triton is not installed (CPU builds of PyTorch come without it).
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+
+    class _Absent:
+        """Stands in for Triton while kernels are defined: every name is itself, decorators do nothing."""
+
+        def __getattr__(self, name):
+            return self
+
+        def __call__(self, function, **_):
+            return function
+
+    triton = tl = _Absent()
+    INSTALLED = INTERPRETED = False
+else:
+    INSTALLED = True
+    INTERPRETED = triton.knobs.runtime.interpret
+
+
+def takes(tensor: Tensor) -> bool:
+    """Whether the Triton kernels run on such a tensor here; where not, the plain version does."""
+    return tensor.is_cuda or INTERPRETED
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensor's."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return nullcontext()
+
+
+@cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; few on a CPU, so that persistent loops go round there too."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 3
+
+
+def next_power_of_2(number: int) -> int:
+    """The smallest power of two that is not below `number` (1 for 0)."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def cdiv(number: int, divisor: int) -> int:
+    """number / divisor, rounded up."""
+    return -(-number // divisor)
