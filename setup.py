@@ -15,7 +15,16 @@ EXTRAS = {
     "wandb": ["wandb"],
     "eval": ["sacrebleu"],
     "chat": ["prompt_toolkit", "fastapi", "uvicorn"],
-    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "transformers>=5.10.1", "wandb"],
+    # PyTorch for CUDA brings its own Triton; that for CPUs none, and tests run the kernels there, too.
+    "test": [
+        "pytest",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "transformers>=5.10.1",
+        "triton>=3.6; platform_system == 'Linux'",
+        "wandb",
+    ],
 }
 
 setup(

@@ -3,118 +3,257 @@
     logits = hidden @ weight.T       nll[s] = logsumexp(logits[s]) - logits[s, label[s]]
     loss   = sum over s of weights[s] * nll[s]                                      (float32)
 
-All logits of a long pack are the largest tensor of training (S * V * 4 bytes: 8 GiB for 16k rows
-and a vocabulary of 128k). `chunked_linear_cross_entropy` never holds more than one chunk of them:
-since the loss is a plain sum, it forms both gradients in the forward pass, chunk by chunk, and
-backward only scales them. Three GEMMs (6 * S * V * H flops), as in the plain version, and no
-recomputation.
-Shapes: S supervised rows, H hidden, V vocab.
+All logits of a long pack are the largest tensor of training (S * V * 4 bytes: 8 GiB for 16k rows and a
+vocabulary of 128k). `linear_cross_entropy` never holds more than one chunk of them: since the loss is a
+plain sum, it forms both gradients in the forward pass, chunk by chunk, and backward only scales them.
+Three matrix products (6 * S * V * H flops), as in the plain version, and no recomputation; beside them each
+chunk's logits are written once, read twice and overwritten by their gradient.
+
+What is exact: logits and the loss are float32 (a bf16 logit of 20 is off by up to 0.06), the gradient
+is rounded to the weight's type only for its products, and the weight's gradient is summed over chunks
+in float32. Nothing waits for the device.
+Shapes: S supervised rows, C rows of a chunk, H hidden, V vocab.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # float32 logits held at a time
+from fastling.kernels import accept, runtime
+from fastling.kernels.cross_entropy import (
+    IGNORE_INDEX,
+    check_labels,
+    row_weights,
+    rows_and_gradient,
+    scale_in_place,
+)
+
+MOST_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2 * 2**30}
+MEMORY_SHARE = 32  # of a smaller GPU, a chunk takes this part
 
 
 def linear_cross_entropy_reference(
-    hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Tensor
+    hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return (loss () float32, nll (S,) float32 detached); holds all logits."""
+    _check(hidden_SH, weight_VH, labels_S, weights_S)
     logits_SV = F.linear(hidden_SH, weight_VH).float()
-    nll_S = F.cross_entropy(logits_SV, labels_S, reduction="none")
-    return (weights_S * nll_S).sum(), nll_S.detach()
+    nll_S = F.cross_entropy(logits_SV, labels_S, reduction="none", ignore_index=IGNORE_INDEX)
+    return (row_weights(labels_S, weights_S) * nll_S).sum(), nll_S.detach()
 
 
-def chunked_linear_cross_entropy(
+def linear_cross_entropy(
+    hidden_SH: Tensor,
+    weight_VH: Tensor,
+    labels_S: Tensor,
+    weights_S: Tensor | None = None,
+    *,
+    chunk_bytes: int | None = None,
+    logits_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Return (loss () float32, nll (S,) float32 detached) as the reference does, in chunks of rows.
+
+    Args:
+        labels_S: int64; a row with -100 counts for nothing, but costs as much as any: give only the rows
+            that are trained on.
+        weights_S: float32, not differentiated; None for the mean over the rows that count.
+        chunk_bytes: of logits held at a time; by default 2 GiB on a GPU, or a 32nd of a smaller one.
+        logits_dtype: float32, or the weight's type for half the bytes and a loss of three digits.
+
+    Backward may run once: it scales what forward has formed. Raises ValueError in words.
+    """
+    _check(hidden_SH, weight_VH, labels_S, weights_S)
+    accept.dtype("linear_cross_entropy", "hidden_SH", hidden_SH, *accept.FLOATS)
+    # Asked here because inside an autograd.Function gradients always look disabled.
+    grad_enabled = torch.is_grad_enabled()
+    arguments = (
+        hidden_SH,
+        weight_VH,
+        labels_S,
+        row_weights(labels_S, weights_S),
+        chunk_bytes if chunk_bytes is not None else _default_chunk_bytes(hidden_SH.device),
+        logits_dtype,
+        grad_enabled and hidden_SH.requires_grad,
+        grad_enabled and weight_VH.requires_grad,
+    )
+    if torch.compiler.is_compiling():
+        return _forward_op(*arguments)[:2]
+    return _LinearCrossEntropy.apply(*arguments)
+
+
+def _check(hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Tensor | None) -> None:
+    op = "linear_cross_entropy"
+    accept.whole(op, "weight_VH", weight_VH)
+    accept.dimensions(op, "hidden_SH", hidden_SH, 2)
+    accept.shape(op, "weight_VH", weight_VH, (weight_VH.shape[0], hidden_SH.shape[1]))
+    accept.dtype(op, "weight_VH", weight_VH, hidden_SH.dtype)
+    accept.device(op, "weight_VH", weight_VH, hidden_SH.device)
+    check_labels(op, labels_S, weights_S, len(hidden_SH), hidden_SH.device)
+
+
+def _default_chunk_bytes(device: torch.device) -> int:
+    most = MOST_CHUNK_BYTES[device.type]
+    if device.type != "cuda":
+        return most
+    return min(most, torch.cuda.get_device_properties(device).total_memory // MEMORY_SHARE)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        loss, nll_S, *ctx.gradients = _forward(*arguments)
+        ctx.mark_non_differentiable(nll_S)
+        return loss, nll_S
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_loss, _):
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("linear_cross_entropy: backward has used up its gradients; call forward again")
+        scaled = [
+            scale_in_place(gradient, d_loss) if needed else None
+            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)
+        ]
+        return *scaled, *[None] * 6
+
+
+def _forward(
     hidden_SH: Tensor,
     weight_VH: Tensor,
     labels_S: Tensor,
     weights_S: Tensor,
-    chunk_bytes: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Equal to the reference, holding at most `chunk_bytes` of float32 logits; S = 0 gives 0."""
-    if chunk_bytes is None:
-        chunk_bytes = CHUNK_BYTES["cuda" if hidden_SH.is_cuda else "cpu"]
-    # Asked here because inside an autograd.Function gradients always look disabled.
-    grad_enabled = torch.is_grad_enabled()
-    needs_grads = (
-        grad_enabled and hidden_SH.requires_grad,
-        grad_enabled and weight_VH.requires_grad,
+    chunk_bytes: int,
+    logits_dtype: torch.dtype,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return loss, nll, and the gradients of hidden and weight, each empty where it is not needed."""
+    loss, nll_S, grad_hidden_SH, grad_weight_VH = _empty_outputs(
+        hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, needs_hidden, needs_weight
     )
-    return _ChunkedLinearCrossEntropy.apply(
-        hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, needs_grads
+    vocab_size = len(weight_VH)
+    chunks = _row_chunks(len(labels_S), vocab_size * logits_dtype.itemsize, chunk_bytes)
+    # Rows of logits begin at multiples of 16 bytes whatever the vocabulary's size: products need that.
+    most_rows, row_length = max(chunk.stop - chunk.start for chunk in chunks), -(-vocab_size // 8) * 8
+    buffer_CV = hidden_SH.new_empty((most_rows, row_length), dtype=logits_dtype)
+    # One chunk's product is rounded to the weight's type once; several are summed in float32.
+    many = needs_weight and len(chunks) > 1
+    total_VH = torch.zeros_like(grad_weight_VH, dtype=torch.float32) if many else grad_weight_VH
+    loss.zero_()
+    for rows in chunks:
+        hidden_CH = hidden_SH[rows]
+        logits_CV = buffer_CV[: len(hidden_CH), :vocab_size]
+        _product_into(logits_CV, hidden_CH, weight_VH.t())
+        row_C, nll_S[rows], grad_CV = _rows_and_gradient(
+            logits_CV, labels_S[rows], weights_S[rows], hidden_SH.dtype, needs_hidden or needs_weight
+        )
+        loss += row_C.sum()
+        if needs_hidden:
+            torch.mm(grad_CV, weight_VH, out=grad_hidden_SH[rows])
+        if many:
+            _add_product_float32(total_VH, grad_CV.t(), hidden_CH)
+        elif needs_weight:
+            torch.mm(grad_CV.t(), hidden_CH, out=grad_weight_VH)
+    return loss, nll_S, grad_hidden_SH, total_VH.to(weight_VH.dtype) if many else grad_weight_VH
+
+
+def _empty_outputs(
+    hidden_SH: Tensor,
+    weight_VH: Tensor,
+    labels_S: Tensor,
+    weights_S: Tensor,
+    chunk_bytes: int,
+    logits_dtype: torch.dtype,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        hidden_SH.new_empty((), dtype=torch.float32),
+        hidden_SH.new_empty(len(labels_S), dtype=torch.float32),
+        hidden_SH.new_empty(hidden_SH.shape if needs_hidden else 0),
+        weight_VH.new_empty(weight_VH.shape if needs_weight else 0),
     )
 
 
-class _ChunkedLinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, needs_grads):
-        needs_hidden, needs_weight = needs_grads
-        grad_hidden_SH = torch.empty_like(hidden_SH) if needs_hidden else None
-        # float32 whatever the weight's dtype: it sums over chunks.
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if needs_weight else None
-        nll_S = hidden_SH.new_empty(len(labels_S), dtype=torch.float32)
-        for rows in _row_chunks(len(labels_S), weight_VH.shape[0], chunk_bytes):
-            hidden_CH = hidden_SH[rows]
-            logits_CV = _matmul_float32(hidden_CH, weight_VH.t())
-            nll_S[rows], grad_CV = _cross_entropy_in_place(logits_CV, labels_S[rows], weights_S[rows])
-            # Rounded only now, for the GEMMs: p - 1 formed in bfloat16 would be mostly error.
-            grad_CV = grad_CV.to(hidden_SH.dtype)
-            if needs_hidden:
-                grad_hidden_SH[rows] = grad_CV @ weight_VH
-            if needs_weight:
-                _add_matmul_float32(grad_weight_VH, grad_CV, hidden_CH)
-        if needs_weight:
-            grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
-        ctx.save_for_backward(grad_hidden_SH, grad_weight_VH)
-        ctx.mark_non_differentiable(nll_S)
-        return (weights_S * nll_S).sum(), nll_S
-
-    @staticmethod
-    def backward(ctx, grad_loss, _grad_nll):
-        # A product with a tensor on the device, so the host never waits to learn that it is 1.
-        scaled = (grad if grad is None else grad * grad_loss for grad in ctx.saved_tensors)
-        return *scaled, None, None, None, None
-
-
-def _row_chunks(num_rows: int, vocab_size: int, chunk_bytes: int) -> list[slice]:
-    """Even slices within the budget: an even split leaves no small ragged GEMM at the end."""
-    most_rows = max(1, chunk_bytes // (4 * vocab_size))
-    num_chunks = -(-num_rows // most_rows)
-    bounds = [num_rows * i // max(1, num_chunks) for i in range(num_chunks + 1)]
+def _row_chunks(num_rows: int, row_bytes: int, chunk_bytes: int) -> list[slice]:
+    """Even slices within the budget: an even split leaves no small ragged product at the end."""
+    most_rows = max(1, chunk_bytes // row_bytes)
+    num_chunks = max(1, -(-num_rows // most_rows))
+    bounds = [num_rows * i // num_chunks for i in range(num_chunks + 1)]
     return [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _cross_entropy_in_place(logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (nll (C,), gradient (C, V)); the gradient is written over the float32 logits.
+def _rows_and_gradient(
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, dtype: torch.dtype, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return weighted loss and nll of each row, and the gradient in `dtype` over (part of) the logits."""
+    if not runtime.takes(logits_CV):
+        return _rows_and_gradient_reference(logits_CV, labels_C, weights_C, dtype)
+    grad_CV = None
+    if needs_gradient:
+        # A narrower gradient fills the first half of each row's bytes.
+        grad_CV = logits_CV if logits_CV.dtype == dtype else logits_CV.view(dtype)[:, : logits_CV.shape[1]]
+    row_C, nll_C, *_ = rows_and_gradient(logits_CV, labels_C, weights_C, grad_CV)
+    return row_C, nll_C, grad_CV
 
-    Near p_y = 1 both would lose all their digits to 1 - p_y. So the label's own term is taken out
-    of the sum first: its gradient is minus the sum of the others, and the logarithm a log1p.
-    """
-    labels_C1 = labels_C.unsqueeze(1)
-    shifted_CV = logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
+
+def _rows_and_gradient_reference(
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel's work in PyTorch, with its care near p_y = 1; overwrites float32 logits."""
+    valid_C = labels_C != IGNORE_INDEX
+    labels_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
+    weights_C = weights_C.where(valid_C, 0)
+    shifted_CV = logits_CV.float().sub_(logits_CV.amax(dim=1, keepdim=True))
     label_shifted_C1 = shifted_CV.gather(1, labels_C1)
     exponentials_CV = shifted_CV.exp_().scatter_(1, labels_C1, 0.0)
     others_C1 = exponentials_CV.sum(dim=1, keepdim=True)
     total_C1 = others_C1 + label_shifted_C1.exp()
     nll_C1 = torch.log1p(others_C1 + label_shifted_C1.expm1()) - label_shifted_C1
+    nll_C = nll_C1.squeeze(1).where(valid_C, 0)
     scale_C1 = weights_C.unsqueeze(1) / total_C1
     gradient_CV = exponentials_CV.mul_(scale_C1).scatter_(1, labels_C1, -others_C1 * scale_C1)
-    return nll_C1.squeeze(1), gradient_CV
+    return weights_C * nll_C, nll_C, gradient_CV.to(dtype)
 
 
-def _matmul_float32(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right with a float32 result; on CUDA the float32 accumulator is written unrounded."""
-    if left.is_cuda and left.dtype != torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float()
-
-
-def _add_matmul_float32(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
-    """total += grad.T @ hidden, in place; on CUDA a half-precision GEMM that adds in float32."""
-    if hidden_CH.is_cuda and hidden_CH.dtype != torch.float32:
-        torch.addmm(total_VH, grad_CV.t(), hidden_CH, out_dtype=torch.float32, out=total_VH)
+def _product_into(out_CV: Tensor, left_CH: Tensor, right_HV: Tensor) -> None:
+    """out = left @ right; on CUDA the float32 accumulator of a half-precision product is kept whole."""
+    if out_CV.dtype == left_CH.dtype:
+        torch.mm(left_CH, right_HV, out=out_CV)
+    elif left_CH.is_cuda:
+        torch.mm(left_CH, right_HV, out_dtype=out_CV.dtype, out=out_CV)
     else:
-        total_VH.addmm_(grad_CV.t().float(), hidden_CH.float())
+        out_CV.copy_(left_CH @ right_HV)
+
+
+def _add_product_float32(total_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:
+    """total += left @ right, in place; on CUDA a half-precision product that adds in float32."""
+    if right_CH.is_cuda and right_CH.dtype != torch.float32:
+        torch.addmm(total_VH, left_VC, right_CH, out_dtype=torch.float32, out=total_VH)
+    else:
+        total_VH.addmm_(left_VC.float(), right_CH.float())
+
+
+# For torch.compile ---------------------------------------------------------------------------------
+
+_forward_op = torch.library.custom_op("fastling::linear_cross_entropy", _forward, mutates_args=())
+_forward_op.register_fake(_empty_outputs)
+
+
+def _setup(ctx, inputs, output) -> None:
+    *_, ctx.needs_hidden, ctx.needs_weight = inputs
+    ctx.save_for_backward(*output[2:])
+
+
+def _compiled_backward(ctx, d_loss, *_):
+    grad_hidden_SH, grad_weight_VH = (gradient * d_loss for gradient in ctx.saved_tensors)
+    return (
+        grad_hidden_SH if ctx.needs_hidden else None,
+        grad_weight_VH if ctx.needs_weight else None,
+        *[None] * 6,
+    )
+
+
+_forward_op.register_autograd(_compiled_backward, setup_context=_setup)

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastling.kernels import runtime
-from fastling.kernels.inputs import FLOATS, check_device, check_dtype, check_rows, check_shape, check_whole
+from fastling.kernels import accept, runtime
 from fastling.kernels.runtime import tl, triton
 
 TILE = 4096  # values that a program holds at a time: one long row, or many short ones
@@ -40,7 +39,7 @@ def add_rms_norm_reference(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return (norm of x + residual, x + residual)."""
-    check_shape("add_rms_norm", "residual", residual, x.shape)
+    accept.shape("add_rms_norm", "residual", residual, x.shape)
     summed = x + residual
     return rms_norm_reference(summed, weight, eps, weight_offset=weight_offset), summed
 
@@ -68,9 +67,9 @@ def add_rms_norm(
         return add_rms_norm_reference(x, residual, weight, eps, weight_offset=weight_offset)
     _check("add_rms_norm", x, weight)
     _check_for_kernel("add_rms_norm", x, weight)
-    check_shape("add_rms_norm", "residual", residual, x.shape)
-    check_dtype("add_rms_norm", "residual", residual, x.dtype)
-    check_device("add_rms_norm", "residual", residual, x.device)
+    accept.shape("add_rms_norm", "residual", residual, x.shape)
+    accept.dtype("add_rms_norm", "residual", residual, x.dtype)
+    accept.device("add_rms_norm", "residual", residual, x.device)
     for name, tensor in (("x", x), ("residual", residual)):
         if not tensor.is_contiguous():
             raise ValueError(f"add_rms_norm: {name} must be contiguous: strides {tensor.stride()}")
@@ -80,16 +79,16 @@ def add_rms_norm(
 
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:
-    check_whole(op, "weight", weight)
-    check_shape(op, "weight", weight, (x.shape[-1],))
+    accept.whole(op, "weight", weight)
+    accept.shape(op, "weight", weight, (x.shape[-1],))
 
 
 def _check_for_kernel(op: str, x: Tensor, weight: Tensor) -> None:
-    check_dtype(op, "x", x, *FLOATS)
-    check_dtype(op, "weight", weight, *FLOATS)
-    check_device(op, "weight", weight, x.device)
-    check_rows(op, "x", x)
-    check_rows(op, "weight", weight)
+    accept.dtype(op, "x", x, *accept.FLOATS)
+    accept.dtype(op, "weight", weight, *accept.FLOATS)
+    accept.device(op, "weight", weight, x.device)
+    accept.rows(op, "x", x)
+    accept.rows(op, "weight", weight)
     if not x.is_contiguous() and x.dim() not in (2, 3):
         raise ValueError(f"{op}: x must be contiguous, or have 2 or 3 dimensions: strides {x.stride()}")
     if x.shape[-1] > LONGEST_ROW:

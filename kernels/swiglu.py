@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastling.kernels import runtime
-from fastling.kernels.inputs import FLOATS, check_dimensions, check_dtype, check_rows
+from fastling.kernels import accept, runtime
 from fastling.kernels.runtime import tl, triton
 
 BLOCK = 2048  # columns of a program: two 128-bit loads of each half for each of its 128 threads
@@ -31,15 +30,15 @@ def swiglu(gate_up_T2F: Tensor) -> Tensor:
     if not runtime.takes(gate_up_T2F):
         return swiglu_reference(gate_up_T2F)
     _check(gate_up_T2F)
-    check_dtype("swiglu", "gate_up_T2F", gate_up_T2F, *FLOATS)
-    check_rows("swiglu", "gate_up_T2F", gate_up_T2F)
+    accept.dtype("swiglu", "gate_up_T2F", gate_up_T2F, *accept.FLOATS)
+    accept.rows("swiglu", "gate_up_T2F", gate_up_T2F)
     if torch.compiler.is_compiling():
         return _forward_op(gate_up_T2F)
     return _SwiGLU.apply(gate_up_T2F)
 
 
 def _check(gate_up_T2F: Tensor) -> None:
-    check_dimensions("swiglu", "gate_up_T2F", gate_up_T2F, 2)
+    accept.dimensions("swiglu", "gate_up_T2F", gate_up_T2F, 2)
     if gate_up_T2F.shape[-1] % 2:
         raise ValueError(f"swiglu: gate_up_T2F must have an even last dimension: {tuple(gate_up_T2F.shape)}")
 

@@ -14,6 +14,11 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # The Triton kernels run on the CPU then, slowly. Before any of them is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "fastling" / "demo"
@@ -31,6 +36,7 @@ def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.Complet
     if ranks:
         command += ["torch.distributed.run", "--nproc_per_node", str(ranks), "-m"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
+    environment.pop("TRITON_INTERPRET", None)  # programs run as a user runs them
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,

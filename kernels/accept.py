@@ -11,38 +11,38 @@ from torch.distributed.tensor import DTensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     """Raises ValueError if `tensor` has another shape."""
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{op}: {name} must be {tuple(shape)}: {tuple(tensor.shape)}")
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{op}: {name} must be {tuple(expected)}: {tuple(tensor.shape)}")
 
 
-def check_dimensions(op: str, name: str, tensor: Tensor, *accepted: int) -> None:
+def dimensions(op: str, name: str, tensor: Tensor, *accepted: int) -> None:
     """Raises ValueError if `tensor` has another number of dimensions."""
     if tensor.dim() not in accepted:
         wanted = " or ".join(map(str, accepted))
         raise ValueError(f"{op}: {name} must have {wanted} dimensions: {tuple(tensor.shape)}")
 
 
-def check_dtype(op: str, name: str, tensor: Tensor, *accepted: torch.dtype) -> None:
+def dtype(op: str, name: str, tensor: Tensor, *accepted: torch.dtype) -> None:
     """Raises ValueError if `tensor` has another type."""
     if tensor.dtype not in accepted:
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, accepted))}: {tensor.dtype}")
 
 
-def check_device(op: str, name: str, tensor: Tensor, device: torch.device) -> None:
+def device(op: str, name: str, tensor: Tensor, expected: torch.device) -> None:
     """Raises ValueError if `tensor` lies elsewhere."""
-    if tensor.device != device:
-        raise ValueError(f"{op}: {name} must be on {device}: {tensor.device}")
+    if tensor.device != expected:
+        raise ValueError(f"{op}: {name} must be on {expected}: {tensor.device}")
 
 
-def check_rows(op: str, name: str, tensor: Tensor) -> None:
+def rows(op: str, name: str, tensor: Tensor) -> None:
     """Raises ValueError unless the last dimension is contiguous: kernels read whole rows, and copy nothing."""
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(f"{op}: {name} must be contiguous in its last dimension: strides {tensor.stride()}")
 
 
-def check_whole(op: str, name: str, tensor: Tensor) -> None:
+def whole(op: str, name: str, tensor: Tensor) -> None:
     """Raises ValueError if `tensor` is a DTensor: one rank holds only some of its rows."""
     if isinstance(tensor, DTensor):
         raise ValueError(
