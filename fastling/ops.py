@@ -1,8 +1,8 @@
 """The one door between the model and the kernels.
 
-Checks what comes in (shapes and dtypes only, so that it costs nothing on the device), picks each
-implementation once for the process, and can say what it picked and why: `configure` returns the
-table. Shapes: T packed tokens, H hidden, N heads, K kv heads, D head dim, F ffn, V vocab,
+Picks each implementation once for the process, and can say what it picked and why: `configure` returns
+the table. The ops check their own inputs (shapes, types and strides only, so that it costs nothing on the
+device). Shapes: T packed tokens, H hidden, N heads, K kv heads, M = N + 2K, D head dim, F ffn, V vocab,
 S supervised rows, P positions.
 """
 
@@ -10,17 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from fastling.errors import UserError
 from fastling.kernels import attention as attention_kernels
-from fastling.kernels.linear_cross_entropy import (
-    chunked_linear_cross_entropy,
-    linear_cross_entropy_reference,
-)
-from fastling.kernels.rms_norm import rms_norm_reference
-from fastling.kernels.rotary import rotary_reference
-from fastling.kernels.swiglu import swiglu_reference
+from fastling.kernels import linear_cross_entropy as loss_kernels
+from fastling.kernels import rms_norm as norm_kernels
+from fastling.kernels import rotary as rotary_kernels
+from fastling.kernels import runtime
+from fastling.kernels import swiglu as swiglu_kernels
 
 
 @dataclass(frozen=True)
@@ -36,12 +33,12 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    kernels: str = "auto"
+class _Picked:
+    kernels: str = "chunked"  # triton, or plain PyTorch: with the loss in chunks, or all as its reference
     attention: str = "auto"
 
 
-_wanted = _Wanted()
+_picked = _Picked()
 # A plain dict: torch.compile cannot see through functools.cache.
 _attention_backends: dict[tuple[torch.device, torch.dtype], str] = {}
 
@@ -59,70 +56,84 @@ def configure(
     xformers | sdpa, for tensors of `dtype` on `device`. Raises UserError where a named one cannot
     be had.
     """
-    global _wanted
-    if kernels == "triton":
-        raise UserError(
-            "model.kernels", "Triton kernels are not part of this version", "use auto or reference"
-        )
-    if kernels not in ("auto", "reference"):
+    global _picked
+    device = torch.device(device)
+    if kernels not in ("auto", "triton", "reference"):
         raise UserError("model.kernels", f"{kernels!r} is not one of auto, triton, reference")
-    backend, attention_reason = _choose_attention(attention, torch.device(device), dtype)
-    _wanted = _Wanted(kernels, attention)
+    backend, attention_reason = _choose_attention(attention, device, dtype)
+    missing = runtime.missing(device)
+    if kernels == "triton" and missing:
+        raise UserError("model.kernels", f"'triton' cannot run here: {missing}", "auto picks what can run")
+    # Interpreted kernels are for tests, which name them.
+    if kernels == "auto":
+        kernels = "chunked" if missing or device.type != "cuda" else "triton"
+        why = missing or "needs a CUDA device" if kernels == "chunked" else "fewest bytes moved"
+    else:
+        why = "named in the config"
+    _picked = _Picked(kernels, attention)
     _attention_backends.clear()
-    named = "named in the config"
-    plain = named if kernels == "reference" else "Triton kernels are not part of this version"
+    pointwise = "triton" if kernels == "triton" else "reference"
+    loss_why = "never holds all logits" if kernels == "chunked" else why
     return [
-        Choice("rms_norm", "reference", plain),
-        Choice("rotary", "reference", plain),
-        Choice("swiglu", "reference", plain),
-        Choice("linear_cross_entropy", "reference", named)
-        if kernels == "reference"
-        else Choice("linear_cross_entropy", "chunked", "never holds all logits"),
+        *(Choice(op, pointwise, why) for op in ("rms_norm", "rotary", "swiglu")),
+        Choice("linear_cross_entropy", kernels, loss_why),
         Choice("attention", backend, attention_reason),
     ]
 
 
+def _fuses() -> bool:
+    """Whether a norm or SwiGLU runs as a Triton kernel: torch.compile fuses the plain one as well."""
+    return _picked.kernels == "triton" and not torch.compiler.is_compiling()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise the last dimension: (..., H) and weight (H,) -> (..., H) in x.dtype."""
-    _check_shape("rms_norm", "weight", weight, (x.shape[-1],))
-    return rms_norm_reference(x, weight, eps)
+    run = norm_kernels.rms_norm if _fuses() else norm_kernels.rms_norm_reference
+    return run(x, weight, eps)
 
 
-def rotary(qk_TND: Tensor, cos: Tensor, sin: Tensor, positions_T: Tensor) -> Tensor:
-    """Rotate (T, N, D) by each token's position (T,) with float32 tables (P, D/2)."""
-    num_tokens, _, head_dim = qk_TND.shape
-    _check_dtype("rotary", "cos", cos, torch.float32)
-    _check_dtype("rotary", "sin", sin, torch.float32)
-    _check_shape("rotary", "cos", cos, (cos.shape[0], head_dim // 2))
-    _check_shape("rotary", "sin", sin, cos.shape)
-    _check_shape("rotary", "positions_T", positions_T, (num_tokens,))
-    return rotary_reference(qk_TND, cos, sin, positions_T)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return (norm of x + residual, x + residual)."""
+    run = norm_kernels.add_rms_norm if _fuses() else norm_kernels.add_rms_norm_reference
+    return run(x, residual, weight, eps)
+
+
+def rotary(
+    q_TND: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, positions_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys by positions (T,) with float32 tables (P, D/2); may overwrite them."""
+    if _picked.kernels == "triton":
+        return rotary_kernels.rotary(q_TND, k_TKD, cos, sin, positions_T, in_place=True)
+    return tuple(rotary_kernels.rotary_reference(x, cos, sin, positions_T) for x in (q_TND, k_TKD))
+
+
+def rotary_qkv(
+    qkv_TMD: Tensor, num_heads: int, num_kv_heads: int, cos: Tensor, sin: Tensor, positions_T: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take (T, N + 2K, D) apart into rotated queries and keys, and values; may overwrite it."""
+    arguments = (qkv_TMD, num_heads, num_kv_heads, cos, sin, positions_T)
+    if _picked.kernels == "triton":
+        return rotary_kernels.rotary_qkv(*arguments, in_place=True)
+    return rotary_kernels.rotary_qkv_reference(*arguments)
 
 
 def swiglu(gate_up_T2F: Tensor) -> Tensor:
     """silu(gate) * up: (T, 2F) -> (T, F)."""
-    if gate_up_T2F.shape[-1] % 2:
-        raise ValueError(f"swiglu: last dimension must be even: {tuple(gate_up_T2F.shape)}")
-    return swiglu_reference(gate_up_T2F)
+    return (swiglu_kernels.swiglu if _fuses() else swiglu_kernels.swiglu_reference)(gate_up_T2F)
 
 
 def linear_cross_entropy(
     hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return (sum of weights * nll () float32, nll (S,) float32 detached) of the head's rows."""
-    op = "linear_cross_entropy"
-    if isinstance(weight_VH, DTensor):
-        raise ValueError(f"{op}: weight is sharded; call it inside the root module's forward")
-    num_rows, hidden_size = hidden_SH.shape
-    _check_shape(op, "weight_VH", weight_VH, (weight_VH.shape[0], hidden_size))
-    _check_dtype(op, "weight_VH", weight_VH, hidden_SH.dtype)
-    _check_shape(op, "labels_S", labels_S, (num_rows,))
-    _check_dtype(op, "labels_S", labels_S, torch.int64)
-    _check_shape(op, "weights_S", weights_S, (num_rows,))
-    _check_dtype(op, "weights_S", weights_S, torch.float32)
-    if _wanted.kernels == "reference":
-        return linear_cross_entropy_reference(hidden_SH, weight_VH, labels_S, weights_S)
-    return chunked_linear_cross_entropy(hidden_SH, weight_VH, labels_S, weights_S)
+    return _LOSSES[_picked.kernels](hidden_SH, weight_VH, labels_S, weights_S)
+
+
+_LOSSES = {
+    "triton": loss_kernels.linear_cross_entropy,
+    "chunked": loss_kernels.chunked_linear_cross_entropy,
+    "reference": loss_kernels.linear_cross_entropy_reference,
+}
 
 
 def attention(
@@ -135,18 +146,9 @@ def attention(
     lengths: list[int] | None = None,
 ) -> Tensor:
     """Causal attention inside documents: (T, N, D), (T, K, D), (T, K, D) -> (T, N, D)."""
-    num_tokens, num_heads, head_dim = q_TND.shape
-    _check_shape("attention", "k_TKD", k_TKD, (num_tokens, k_TKD.shape[1], head_dim))
-    _check_shape("attention", "v_TKD", v_TKD, k_TKD.shape)
-    _check_dtype("attention", "cu_seqlens", cu_seqlens, torch.int32)
-    if num_heads % k_TKD.shape[1]:
-        raise ValueError(f"attention: {num_heads} heads over {k_TKD.shape[1]} kv heads")
-    # Under torch.compile a look at `lengths` would make a new graph for every pack.
-    if not torch.compiler.is_compiling() and lengths and sum(lengths) != num_tokens:
-        raise ValueError(f"attention: lengths sum to {sum(lengths)}, tokens are {num_tokens}")
     tensors = (q_TND.device, q_TND.dtype)
     if tensors not in _attention_backends:
-        _attention_backends[tensors], _ = _choose_attention(_wanted.attention, *tensors)
+        _attention_backends[tensors], _ = _choose_attention(_picked.attention, *tensors)
     backend = _attention_backends[tensors]
     return attention_kernels.attention(
         q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, backend=backend, lengths=lengths
@@ -159,13 +161,3 @@ def _choose_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> 
         return attention_kernels.choose(wanted, device, dtype)
     except ValueError as error:
         raise UserError("model.attention", str(error), "auto picks one that can run") from None
-
-
-def _check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{op}: {name} must be {tuple(shape)}: {tuple(tensor.shape)}")
-
-
-def _check_dtype(op: str, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype:
-        raise ValueError(f"{op}: {name} must be {dtype}: {tensor.dtype}")

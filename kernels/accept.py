@@ -37,7 +37,7 @@ def device(op: str, name: str, tensor: Tensor, expected: torch.device) -> None:
 
 
 def rows(op: str, name: str, tensor: Tensor) -> None:
-    """Raises ValueError unless the last dimension is contiguous: kernels read whole rows, and copy nothing."""
+    """Raises ValueError unless the last dimension is contiguous: kernels read rows, and copy nothing."""
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(f"{op}: {name} must be contiguous in its last dimension: strides {tensor.stride()}")
 

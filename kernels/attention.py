@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from fastling.kernels import accept
+
 
 def attention(
     q_TND: Tensor,
@@ -31,9 +33,29 @@ def attention(
     """Return (T, N, D) in q's dtype.
 
     `lengths` are the document lengths on the host; only "xformers" and "sdpa" need them, and ask
-    the device (a sync) where they are not given.
+    the device (a sync) where they are not given. Raises ValueError in words.
     """
+    _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths)
     return _BACKENDS[backend](q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
+
+
+def _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths) -> None:
+    accept.dimensions("attention", "q_TND", q_TND, 3)
+    accept.dimensions("attention", "k_TKD", k_TKD, 3)
+    num_tokens, num_heads, head_dim = q_TND.shape
+    num_kv_heads = k_TKD.shape[1]
+    accept.shape("attention", "k_TKD", k_TKD, (num_tokens, num_kv_heads, head_dim))
+    accept.shape("attention", "v_TKD", v_TKD, k_TKD.shape)
+    accept.dtype("attention", "cu_seqlens", cu_seqlens, torch.int32)
+    if num_heads % num_kv_heads:
+        raise ValueError(f"attention: {num_heads} heads over {num_kv_heads} kv heads")
+    for name, tensor in (("k_TKD", k_TKD), ("v_TKD", v_TKD), ("cu_seqlens", cu_seqlens)):
+        accept.device("attention", name, tensor, q_TND.device)
+    for name, tensor in (("k_TKD", k_TKD), ("v_TKD", v_TKD)):
+        accept.dtype("attention", name, tensor, q_TND.dtype)
+    # Under torch.compile a look at `lengths` would make a new graph for every pack.
+    if not torch.compiler.is_compiling() and lengths and sum(lengths) != num_tokens:
+        raise ValueError(f"attention: lengths sum to {sum(lengths)}, tokens are {num_tokens}")
 
 
 def available(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:

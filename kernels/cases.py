@@ -1,9 +1,9 @@
 """Every op with its shapes, inputs, bytes and flops: one table, which tests and benchmarks share.
 
-An `Op` joins a kernel to its plain version and its formula in float64, and makes inputs for all three. Bytes are the fewest that the op can
-move through device memory (each input read once, each output written once), so that bytes / bandwidth is
-the floor of its time. Shapes: T packed tokens, H hidden, F ffn, N heads, K kv heads, D head dim, V vocab,
-S supervised rows, P positions.
+An `Op` joins a kernel to its plain version and its formula in float64, and makes inputs for all three.
+Bytes are the fewest that the op can move through device memory (each input read once, each output written
+once), so that bytes / bandwidth is the floor of its time. Shapes: T packed tokens, H hidden, F ffn,
+N heads, K kv heads, D head dim, V vocab, S supervised rows, P positions.
 """
 
 from collections.abc import Callable

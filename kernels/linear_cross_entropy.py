@@ -63,6 +63,23 @@ def linear_cross_entropy(
 
     Backward may run once: it scales what forward has formed. Raises ValueError in words.
     """
+    options = (chunk_bytes, logits_dtype, runtime.takes(hidden_SH))
+    return _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, *options)
+
+
+def chunked_linear_cross_entropy(
+    hidden_SH: Tensor,
+    weight_VH: Tensor,
+    labels_S: Tensor,
+    weights_S: Tensor | None = None,
+    *,
+    chunk_bytes: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy` without Triton on any device."""
+    return _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, torch.float32, False)
+
+
+def _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, uses_triton):
     _check(hidden_SH, weight_VH, labels_S, weights_S)
     accept.dtype("linear_cross_entropy", "hidden_SH", hidden_SH, *accept.FLOATS)
     # Asked here because inside an autograd.Function gradients always look disabled.
@@ -74,6 +91,7 @@ def linear_cross_entropy(
         row_weights(labels_S, weights_S),
         chunk_bytes if chunk_bytes is not None else _default_chunk_bytes(hidden_SH.device),
         logits_dtype,
+        uses_triton,
         grad_enabled and hidden_SH.requires_grad,
         grad_enabled and weight_VH.requires_grad,
     )
@@ -103,6 +121,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         loss, nll_S, *ctx.gradients = _forward(*arguments)
+        *_, ctx.uses_triton, _, _ = arguments
         ctx.mark_non_differentiable(nll_S)
         return loss, nll_S
 
@@ -112,11 +131,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("linear_cross_entropy: backward has used up its gradients; call forward again")
+        scale = scale_in_place if ctx.uses_triton else Tensor.mul_
         scaled = [
-            scale_in_place(gradient, d_loss) if needed else None
+            scale(gradient, d_loss) if needed else None
             for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)
         ]
-        return *scaled, *[None] * 6
+        return *scaled, *[None] * 7
 
 
 def _forward(
@@ -126,13 +146,15 @@ def _forward(
     weights_S: Tensor,
     chunk_bytes: int,
     logits_dtype: torch.dtype,
+    uses_triton: bool,
     needs_hidden: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return loss, nll, and the gradients of hidden and weight, each empty where it is not needed."""
     loss, nll_S, grad_hidden_SH, grad_weight_VH = _empty_outputs(
-        hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, needs_hidden, needs_weight
-    )
+        hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, uses_triton, needs_hidden,
+        needs_weight,
+    )  # fmt: skip
     vocab_size = len(weight_VH)
     chunks = _row_chunks(len(labels_S), vocab_size * logits_dtype.itemsize, chunk_bytes)
     # Rows of logits begin at multiples of 16 bytes whatever the vocabulary's size: products need that.
@@ -141,12 +163,13 @@ def _forward(
     # One chunk's product is rounded to the weight's type once; several are summed in float32.
     many = needs_weight and len(chunks) > 1
     total_VH = torch.zeros_like(grad_weight_VH, dtype=torch.float32) if many else grad_weight_VH
+    form_gradient = _rows_and_gradient if uses_triton else _rows_and_gradient_reference
     loss.zero_()
     for rows in chunks:
         hidden_CH = hidden_SH[rows]
         logits_CV = buffer_CV[: len(hidden_CH), :vocab_size]
         _product_into(logits_CV, hidden_CH, weight_VH.t())
-        row_C, nll_S[rows], grad_CV = _rows_and_gradient(
+        row_C, nll_S[rows], grad_CV = form_gradient(
             logits_CV, labels_S[rows], weights_S[rows], hidden_SH.dtype, needs_hidden or needs_weight
         )
         loss += row_C.sum()
@@ -166,6 +189,7 @@ def _empty_outputs(
     weights_S: Tensor,
     chunk_bytes: int,
     logits_dtype: torch.dtype,
+    uses_triton: bool,
     needs_hidden: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -189,8 +213,6 @@ def _rows_and_gradient(
     logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, dtype: torch.dtype, needs_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return weighted loss and nll of each row, and the gradient in `dtype` over (part of) the logits."""
-    if not runtime.takes(logits_CV):
-        return _rows_and_gradient_reference(logits_CV, labels_C, weights_C, dtype)
     grad_CV = None
     if needs_gradient:
         # A narrower gradient fills the first half of each row's bytes.
@@ -200,8 +222,8 @@ def _rows_and_gradient(
 
 
 def _rows_and_gradient_reference(
-    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, dtype: torch.dtype, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The kernel's work in PyTorch, with its care near p_y = 1; overwrites float32 logits."""
     valid_C = labels_C != IGNORE_INDEX
     labels_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
@@ -213,6 +235,8 @@ def _rows_and_gradient_reference(
     total_C1 = others_C1 + label_shifted_C1.exp()
     nll_C1 = torch.log1p(others_C1 + label_shifted_C1.expm1()) - label_shifted_C1
     nll_C = nll_C1.squeeze(1).where(valid_C, 0)
+    if not needs_gradient:
+        return weights_C * nll_C, nll_C, None
     scale_C1 = weights_C.unsqueeze(1) / total_C1
     gradient_CV = exponentials_CV.mul_(scale_C1).scatter_(1, labels_C1, -others_C1 * scale_C1)
     return weights_C * nll_C, nll_C, gradient_CV.to(dtype)
@@ -252,7 +276,7 @@ def _compiled_backward(ctx, d_loss, *_):
     return (
         grad_hidden_SH if ctx.needs_hidden else None,
         grad_weight_VH if ctx.needs_weight else None,
-        *[None] * 6,
+        *[None] * 7,
     )
 
 

@@ -31,9 +31,24 @@ else:
     INTERPRETED = triton.knobs.runtime.interpret
 
 
+@torch.compiler.assume_constant_result
+def missing(device: torch.device) -> str | None:
+    """None if the Triton kernels can run on `device`, else what is missing, in words."""
+    if not INSTALLED:
+        return "triton is not installed"
+    if device.type != "cuda":
+        return None if INTERPRETED else "needs a CUDA device"
+    return None if _capability(device) >= (8, 0) else "needs compute capability 8.0 or newer"
+
+
 def takes(tensor: Tensor) -> bool:
     """Whether the Triton kernels run on such a tensor here; where not, the plain version does."""
-    return tensor.is_cuda or INTERPRETED
+    return missing(tensor.device) is None
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastling import ops
+from fastling import Llama, LlamaConfig, ops
 from fastling.errors import UserError
 from fastling.kernels import attention as attention_kernels
+from fastling.kernels import linear_cross_entropy as loss_kernels
+from fastling.kernels import accept, runtime
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +31,63 @@ def test_the_choice_on_a_cpu_is_a_table_with_reasons():
     assert "needs a CUDA device" in str(choices[-1])
 
 
+def test_on_a_gpu_auto_takes_triton_and_says_why_not_where_it_cannot(monkeypatch):
+    """No GPU is needed to decide."""
+    monkeypatch.setattr(attention_kernels, "available", lambda *_: None)
+
+    def picked(capability: tuple[int, int], **settings) -> dict[str, ops.Choice]:
+        monkeypatch.setattr(runtime, "_capability", lambda _: capability)
+        return {choice.op: choice for choice in ops.configure(device="cuda", dtype=torch.bfloat16, **settings)}
+
+    choices = picked((9, 0))
+    assert {choices[op].implementation for op in choices if op != "attention"} == {"triton"}
+    old = picked((7, 5))
+    assert old["rms_norm"].implementation == "reference"
+    assert old["linear_cross_entropy"].implementation == "chunked"
+    assert old["rms_norm"].reason == "needs compute capability 8.0 or newer"
+    assert picked((9, 0), kernels="reference")["swiglu"].implementation == "reference"
+
+
+def test_without_triton_the_plain_ops_run_and_the_reason_is_told(monkeypatch):
+    monkeypatch.setattr(runtime, "INSTALLED", False)
+    assert ops.configure()[0] == ops.Choice("rms_norm", "reference", "triton is not installed")
+    with pytest.raises(UserError, match="triton is not installed"):
+        ops.configure(kernels="triton")
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "qwen3", "num_key_value_heads": 1}], ids=str)
+def test_the_model_computes_the_same_with_every_choice(config):
+    """Loss, and the gradient of every weight (norms too), of two packed documents."""
+    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(vocab_size=37, max_position_embeddings=16, **shape | config))
+    for name, weight in model.named_parameters():
+        if name.endswith("norm.weight"):  # ones would hide a weight that is not used
+            nn.init.uniform_(weight, 0.5, 1.5)
+    tokens, bounds = torch.randint(37, (9,)), torch.tensor([0, 4, 9], dtype=torch.int32)
+    rows = torch.tensor([1, 2, 5, 7])
+
+    def results(kernels: str) -> dict[str, torch.Tensor]:
+        ops.configure(kernels)
+        loss, nll = model(tokens, bounds, labels=tokens[rows + 1], loss_index=rows, weights=torch.rand(4))
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        names = [name for name, _ in model.named_parameters()]
+        return {"loss": loss, "nll": nll} | dict(zip(names, gradients, strict=True))
+
+    everything = []
+    for kernels in ("reference", "auto", "triton"):
+        torch.manual_seed(1)
+        everything.append(results(kernels))
+    for name, plain in everything[0].items():
+        for other in everything[1:]:
+            torch.testing.assert_close(other[name], plain, msg=name, atol=1e-6, rtol=1e-5)
+
+
 def test_reference_runs_the_plain_loss(monkeypatch):
     def unwanted(*_):
-        raise AssertionError("the chunked loss ran")
+        raise AssertionError("a loss in chunks ran")
 
-    monkeypatch.setattr(ops, "chunked_linear_cross_entropy", unwanted)
+    monkeypatch.setattr(loss_kernels, "_in_chunks", unwanted)
     ops.configure(kernels="reference")
     loss, _ = ops.linear_cross_entropy(
         torch.ones(2, 4), torch.ones(8, 4), torch.zeros(2, dtype=torch.int64), torch.ones(2)
@@ -44,13 +98,14 @@ def test_reference_runs_the_plain_loss(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "where", "what"),
     [
-        ({"kernels": "triton"}, "model.kernels", "not part of this version"),
+        ({"kernels": "triton"}, "model.kernels", "'triton' cannot run here: needs a CUDA device"),
         ({"kernels": "fast"}, "model.kernels", "'fast' is not one of auto, triton, reference"),
         ({"attention": "fast"}, "model.attention", "'fast' is not one of auto, flash3"),
         ({"attention": "flash2"}, "model.attention", "'flash2' cannot run on cpu.*CUDA device"),
     ],
 )
-def test_a_choice_that_cannot_be_had_is_refused_never_swapped(settings, where, what):
+def test_a_choice_that_cannot_be_had_is_refused_never_swapped(settings, where, what, monkeypatch):
+    monkeypatch.setattr(runtime, "INTERPRETED", False)
     with pytest.raises(UserError, match=what) as refused:
         ops.configure(**settings)
     assert refused.value.where == where
@@ -80,17 +135,17 @@ def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     ("call", "message"),
     [
         (lambda: ops.rms_norm(rows(3, 4), rows(5), 1e-6), r"weight must be \(4,\): \(5,\)"),
-        (lambda: ops.swiglu(rows(3, 5)), r"must be even: \(3, 5\)"),
+        (lambda: ops.swiglu(rows(3, 5)), r"must have an even last dimension: \(3, 5\)"),
         (
-            lambda: ops.rotary(rows(3, 2, 4), rows(9, 2), rows(9, 2), rows(4)),
+            lambda: ops.rotary(rows(3, 2, 4), rows(3, 1, 4), rows(9, 2), rows(9, 2), rows(4)),
             r"positions_T must be \(3,\): \(4,\)",
         ),
         (
-            lambda: ops.rotary(rows(3, 2, 4), rows(9, 4), rows(9, 4), rows(3)),
+            lambda: ops.rotary(rows(3, 2, 4), rows(3, 1, 4), rows(9, 4), rows(9, 4), rows(3)),
             r"cos must be \(9, 2\): \(9, 4\)",
         ),
         (
-            lambda: ops.rotary(rows(3, 2, 4), rows(9, 2, dtype=torch.bfloat16), rows(9, 2), rows(3)),
+            lambda: ops.rotary(rows(3, 2, 4), rows(3, 1, 4), rows(9, 2, dtype=torch.bfloat16), rows(9, 2), rows(3)),
             "cos must be torch.float32: torch.bfloat16",
         ),
         (
@@ -133,7 +188,7 @@ def test_the_loss_refuses_a_sharded_weight(monkeypatch):
     class Sharded(torch.Tensor):
         pass
 
-    monkeypatch.setattr(ops, "DTensor", Sharded)
+    monkeypatch.setattr(accept, "DTensor", Sharded)
     weight = nn.Parameter(torch.ones(8, 4)).detach().as_subclass(Sharded)
-    with pytest.raises(ValueError, match="weight is sharded"):
+    with pytest.raises(ValueError, match="weight_VH is a DTensor, sharded over ranks"):
         ops.linear_cross_entropy(rows(1, 4), weight, rows(1, dtype=torch.int64), rows(1))

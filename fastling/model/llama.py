@@ -3,8 +3,8 @@
 In: tokens (T,) and where each document begins. Out: logits, or the loss of the supervised rows.
 There is no batch dimension and no padding mask. Modules are named as in Hugging Face, except for
 the two fused projections `qkv_proj` (rows: q, k, v) and `gate_up_proj` (rows: gate, up).
-Shapes: T packed tokens, H hidden, N heads, K kv heads, D head dim, F ffn, V vocab, S supervised
-rows, P positions.
+Shapes: T packed tokens, H hidden, N heads, K kv heads, M = N + 2K, D head dim, F ffn, V vocab,
+S supervised rows, P positions.
 """
 
 from dataclasses import dataclass
@@ -44,6 +44,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)
 
+    def after_add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (norm of x + residual, x + residual)."""
+        return ops.add_rms_norm(x, residual, self.weight, self.eps)
+
 
 class Attention(nn.Module):
     def __init__(self, config: LlamaConfig):
@@ -59,14 +63,14 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(self, hidden_TH: Tensor, documents: Documents) -> Tensor:
-        heads = [self.num_heads, self.num_kv_heads]
-        qkv = self.qkv_proj(hidden_TH).unflatten(-1, (-1, self.head_dim))
-        qk, v_TKD = qkv.split([sum(heads), self.num_kv_heads], dim=1)
+        qkv_TMD = self.qkv_proj(hidden_TH).unflatten(-1, (-1, self.head_dim))
+        tables = (documents.cos, documents.sin, documents.positions_T)
         if self.qk_norm:
-            q_TND, k_TKD = qk.split(heads, dim=1)
-            qk = torch.cat((self.q_norm(q_TND), self.k_norm(k_TKD)), dim=1)
-        qk = ops.rotary(qk, documents.cos, documents.sin, documents.positions_T)
-        q_TND, k_TKD = qk.split(heads, dim=1)
+            heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
+            q_TND, k_TKD, v_TKD = qkv_TMD.split(heads, dim=1)
+            q_TND, k_TKD = ops.rotary(self.q_norm(q_TND), self.k_norm(k_TKD), *tables)
+        else:
+            q_TND, k_TKD, v_TKD = ops.rotary_qkv(qkv_TMD, self.num_heads, self.num_kv_heads, *tables)
         out_TND = ops.attention(
             q_TND,
             k_TKD,
@@ -98,8 +102,9 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, hidden_TH: Tensor, documents: Documents) -> Tensor:
-        hidden_TH = hidden_TH + self.self_attn(self.input_layernorm(hidden_TH), documents)
-        return hidden_TH + self.mlp(self.post_attention_layernorm(hidden_TH))
+        attended_TH = self.self_attn(self.input_layernorm(hidden_TH), documents)
+        normed_TH, hidden_TH = self.post_attention_layernorm.after_add(attended_TH, hidden_TH)
+        return hidden_TH + self.mlp(normed_TH)
 
 
 class Llama(nn.Module):

@@ -130,24 +130,28 @@ def test_no_rows_give_zero_and_zero_gradients():
     assert torch.equal(grad_weight, torch.zeros_like(grad_weight))
 
 
-def test_backward_scales_by_the_incoming_gradient_and_may_run_twice():
+def test_backward_scales_by_the_incoming_gradient_and_runs_once():
     inputs = loss_inputs(9)
+    once = torch.autograd.grad(chunked_linear_cross_entropy(*inputs)[0], inputs[:2])
     loss, _ = chunked_linear_cross_entropy(*inputs)
-    once = torch.autograd.grad(loss, inputs[:2], retain_graph=True)
-    tripled = torch.autograd.grad(loss * 3, inputs[:2])
+    tripled = torch.autograd.grad(loss * 3, inputs[:2], retain_graph=True)
     for one, three in zip(once, tripled, strict=True):
         torch.testing.assert_close(three, one * 3)
+    with pytest.raises(RuntimeError, match="backward has used up its gradients; call forward again"):
+        torch.autograd.grad(loss, inputs[:2])
 
 
 def test_work_that_nobody_asked_for_is_skipped(monkeypatch):
     def unwanted(*_):
         raise AssertionError("the weight's gradient was formed")
 
-    monkeypatch.setattr(loss_kernels, "_add_matmul_float32", unwanted)
+    monkeypatch.setattr(loss_kernels, "_add_product_float32", unwanted)
     hidden, weight, labels, weights = loss_inputs(9)
-    loss, _ = chunked_linear_cross_entropy(hidden, weight.detach(), labels, weights)
+    loss, _ = chunked_linear_cross_entropy(hidden, weight.detach(), labels, weights, chunk_bytes=3 * 41 * 4)
     loss.backward()
     assert hidden.grad is not None
     with torch.no_grad():
         loss, _ = chunked_linear_cross_entropy(hidden, weight, labels, weights)
     assert not loss.requires_grad
+    with pytest.raises(AssertionError, match="was formed"):
+        chunked_linear_cross_entropy(hidden, weight, labels, weights, chunk_bytes=3 * 41 * 4)
