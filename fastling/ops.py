@@ -18,6 +18,7 @@ from fastling.kernels import rms_norm as norm_kernels
 from fastling.kernels import rotary as rotary_kernels
 from fastling.kernels import runtime
 from fastling.kernels import swiglu as swiglu_kernels
+from fastling.kernels.adamw import clip_scale as clip_scale
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch.nn.utils import clip_grad_norm_
 
 from fastling import ops
 from fastling.config import Config, build_parser, parse, uses_demo
@@ -28,7 +27,7 @@ from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers, sums_by
 from fastling.training.isolation import prove_isolation
 from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_wandb, plot_loss, read_metrics
-from fastling.training.optimizer import learning_rate, make_optimizer
+from fastling.training.optimizer import clip, learning_rate, make_optimizer
 from fastling.training.parallel import World, open_world
 from fastling.training.progress import TrainingProgress
 
@@ -164,13 +163,13 @@ class Run:
             loss, nll = self.model.loss_and_nll(batch)
             loss.backward()
             sums += torch.cat([loss.detach().view(1), sums_by(batch.sources, nll, num_sources)])
-        grad_norm = clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
+        grad_norm = clip(self.optimizer, config.optimizer.clip_norm)
         lr = learning_rate(config.optimizer, number - 1, len(self.loader))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        sums, grad_norm = self.world.sum(sums), grad_norm.full_tensor()
+        sums = self.world.sum(sums)
         return Measured(number, step, lr, sums, grad_norm, finished=Mark(device))
 
     def _evaluate(self, number: int) -> dict:

@@ -35,8 +35,9 @@ def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.Complet
     command = [sys.executable, "-m"]
     if ranks:
         command += ["torch.distributed.run", "--nproc_per_node", str(ranks), "-m"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
-    environment.pop("TRITON_INTERPRET", None)  # programs run as a user runs them
+    # Programs run as a user runs them: kernels are interpreted where a test asks for it.
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {**inherited, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,

@@ -6,9 +6,9 @@ from torch import nn
 
 from fastling import Llama, LlamaConfig, ops
 from fastling.errors import UserError
+from fastling.kernels import accept, runtime
 from fastling.kernels import attention as attention_kernels
 from fastling.kernels import linear_cross_entropy as loss_kernels
-from fastling.kernels import accept, runtime
 
 
 @pytest.fixture(autouse=True)

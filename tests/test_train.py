@@ -100,6 +100,26 @@ def test_a_finished_run_started_again_changes_nothing(finished):
     assert course(run_dir) == before
 
 
+def test_the_triton_kernels_train_the_same_model(tmp_path):
+    """Two processes, two steps, every kernel interpreted, against plain PyTorch."""
+    courses = {}
+    for kernels in ("triton", "reference"):
+        config = tiny_settings(tmp_path / kernels)
+        config["model"] |= {"kernels": kernels, "hidden_size": 16, "intermediate_size": 24}
+        config["data"] |= {"sequence_length": 128, "validation": []}
+        config["train"] |= {"steps": 2, "global_batch_tokens": 256, "micro_batch_tokens": 128}
+        path = tmp_path / f"{kernels}.json"
+        path.write_text(json.dumps(config))
+        result = train("--config", path, ranks=2, environment={"TRITON_INTERPRET": "1"})
+        assert f"swiglu: {kernels}: named in the config" in result.stderr
+        courses[kernels] = course(tmp_path / kernels)
+    assert len(courses["triton"]) == 2
+    for ours, plain in zip(courses["triton"], courses["reference"], strict=True):
+        assert ours.keys() == plain.keys()
+        for name, value in plain.items():
+            assert ours[name] == pytest.approx(value, rel=1e-5), name
+
+
 def test_another_number_of_ranks_sees_the_same_data_and_the_same_loss(finished, tmp_path):
     config, run_dir, _ = finished
     train("--config", config, "--run_dir", tmp_path / "alone", "--log.wandb", "false")

@@ -1,10 +1,13 @@
-"""AdamW (Loshchilov and Hutter 2019), torch's fused one, and the course of its learning rate."""
+"""AdamW (Loshchilov and Hutter 2019), torch's fused one, clipping, and the course of the learning rate."""
 
 import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
+from fastling import ops
 from fastling.config import Optimizer
 
 
@@ -19,6 +22,19 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
+
+
+def clip(optimizer: torch.optim.AdamW, clip_norm: float) -> torch.Tensor:
+    """Have the next step divide gradients down to a global norm of clip_norm; return their norm () before.
+
+    The division happens inside torch's fused update (its `grad_scale`, on the device), so that clipping
+    reads the gradients once, for the norm, and writes nothing.
+    """
+    gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
+    norm = get_total_norm(gradient for gradient in gradients if gradient is not None)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    optimizer.grad_scale = ops.clip_scale(norm, clip_norm)
+    return norm
 
 
 def learning_rate(config: Optimizer, step: int, total_steps: int) -> float:
