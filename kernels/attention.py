@@ -36,6 +36,8 @@ def attention(
     the device (a sync) where they are not given. Raises ValueError in words.
     """
     _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths)
+    if backend != "sdpa" and not torch.compiler.is_compiling():
+        _check_alignment(backend, q_TND=q_TND, k_TKD=k_TKD, v_TKD=v_TKD)
     return _BACKENDS[backend](q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
 
 
@@ -56,6 +58,17 @@ def _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths) -> None:
     # Under torch.compile a look at `lengths` would make a new graph for every pack.
     if not torch.compiler.is_compiling() and lengths and sum(lengths) != num_tokens:
         raise ValueError(f"attention: lengths sum to {sum(lengths)}, tokens are {num_tokens}")
+
+
+def _check_alignment(backend: str, **tensors: Tensor) -> None:
+    """Fused kernels read 16 bytes at once; some return wrong numbers where that is not possible."""
+    for name, tensor in tensors.items():
+        steps = [stride * tensor.element_size() for stride in tensor.stride()[:-1]]
+        if tensor.stride(-1) != 1 or tensor.data_ptr() % 16 or any(step % 16 for step in steps):
+            raise ValueError(
+                f"attention: {name} must have heads that begin at multiples of 16 bytes for {backend!r} "
+                f"('sdpa' takes any): shape {tuple(tensor.shape)}, strides {tensor.stride()}"
+            )
 
 
 def available(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:

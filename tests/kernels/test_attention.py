@@ -137,3 +137,17 @@ def test_a_named_backend_is_used_or_refused():
         choose("torch", CPU, torch.float32)
     with pytest.raises(ValueError, match="'best' is not one of auto, flash3, flash2"):
         choose("best", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("head_dim", [8, 6], ids=lambda head_dim: f"{head_dim} lanes")
+def test_heads_that_a_fused_kernel_would_misread_are_refused(monkeypatch, head_dim):
+    """Six lanes in half precision are 12 bytes: the second head does not begin at a multiple of 16."""
+    monkeypatch.setitem(attention_kernels._BACKENDS, "flash2", lambda q_TND, *_: q_TND)
+    q = torch.zeros(4, 2, head_dim, dtype=torch.float16)
+    bounds = torch.tensor([0, 4], dtype=torch.int32)
+    if head_dim == 8:
+        assert attention(q, q, q, bounds, 4, backend="flash2") is q
+        q = torch.zeros(4 * 2 * 8 + 1, dtype=torch.float16)[1:].view(4, 2, 8)  # begins at 2
+    with pytest.raises(ValueError, match="q_TND must have heads that begin at multiples of 16 bytes"):
+        attention(q, q, q, bounds, 4, backend="flash2")
+    assert attention(q, q, q, bounds, 4, backend="sdpa", lengths=[4]).shape == q.shape
