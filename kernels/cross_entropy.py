@@ -26,7 +26,7 @@ from fastling.kernels import accept, runtime
 from fastling.kernels.runtime import tl, triton
 
 IGNORE_INDEX = -100
-STAGE_BYTES = 32 * 2**10  # of a row that is fetched at a time
+BLOCK = 8192  # logits of a row at a time: 8 for each of 1024 threads, which have 64 registers each
 
 
 class CrossEntropy(NamedTuple):
@@ -182,7 +182,7 @@ def rows_and_gradient(
     row_S, nll_S, lse_S, correct_S, entropy_S = _empty_rows(logits_SV, entropy)
     num_rows, vocab_size = logits_SV.shape
     if num_rows:
-        block = min(STAGE_BYTES // logits_SV.element_size(), runtime.next_power_of_2(vocab_size))
+        block = min(BLOCK, runtime.next_power_of_2(vocab_size))
         overlaps = grad_SV is not None and grad_SV.data_ptr() == logits_SV.data_ptr()
         with runtime.on_device_of(logits_SV):
             _kernel[(num_rows,)](

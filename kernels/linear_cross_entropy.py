@@ -29,8 +29,9 @@ from fastling.kernels.cross_entropy import (
     scale_in_place,
 )
 
-MOST_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2 * 2**30}
-MEMORY_SHARE = 32  # of a smaller GPU, a chunk takes this part
+CPU_CHUNK_BYTES = 64 * 2**20
+GPU_CHUNK_BYTES = 2 * 2**30
+GPU_MEMORY_SHARE = 32  # of a smaller GPU, a chunk takes this part
 
 
 def linear_cross_entropy_reference(
@@ -111,10 +112,9 @@ def _check(hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Te
 
 
 def _default_chunk_bytes(device: torch.device) -> int:
-    most = MOST_CHUNK_BYTES[device.type]
     if device.type != "cuda":
-        return most
-    return min(most, torch.cuda.get_device_properties(device).total_memory // MEMORY_SHARE)
+        return CPU_CHUNK_BYTES
+    return min(GPU_CHUNK_BYTES, torch.cuda.get_device_properties(device).total_memory // GPU_MEMORY_SHARE)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

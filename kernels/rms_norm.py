@@ -22,7 +22,8 @@ from fastling.kernels import accept, runtime
 from fastling.kernels.runtime import tl, triton
 
 TILE = 4096  # values that a program holds at a time: one long row, or many short ones
-LONGEST_ROW = 65536
+LONGEST_ROW = 16384
+SHARED_BYTES = 128 * 2**10  # of a multiprocessor, for tiles on their way; the smallest (sm_80) has 163 KiB
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
@@ -151,7 +152,7 @@ def _add_forward(
 
 def _launch_forward(y, summed, inverse_rms, x, residual, weight, eps, weight_offset) -> None:
     num_rows, num_heads, token_stride, head_stride = _rows(x)
-    block_rows, width, num_warps = _tile_shape(x.shape[-1])
+    block_rows, width, num_warps = _tile_shape(x)
     if num_rows:
         with runtime.on_device_of(x):
             _forward_kernel[(runtime.cdiv(num_rows, block_rows),)](
@@ -181,17 +182,19 @@ def _backward(
     num_rows, num_heads, token_stride, head_stride = _rows(x)
     if num_rows == 0:
         return dx, dweight.zero_()
-    block_rows, width, num_warps = _tile_shape(x.shape[-1])
+    block_rows, width, num_warps = _tile_shape(x)
     num_programs = min(
         runtime.cdiv(num_rows, block_rows),
         runtime.num_multiprocessors(x.device) * _programs_per_multiprocessor(num_warps),
     )
+    num_streams = 2 if dsummed is None else 3
+    num_stages = _num_stages(num_streams * block_rows * width * x.element_size())
     partials = x.new_empty((num_programs, x.shape[-1]), dtype=torch.float32) if needs_dweight else None
     with runtime.on_device_of(x):
         _backward_kernel[(num_programs,)](
             dx, partials, dy, dsummed, x, weight, inverse_rms, num_rows, token_stride, head_stride,
             HEADS=num_heads, H=x.shape[-1], WEIGHT_OFFSET=weight_offset, BLOCK_ROWS=block_rows,
-            WIDTH=width, num_warps=num_warps,
+            WIDTH=width, NUM_STAGES=num_stages, num_warps=num_warps,
         )  # fmt: skip
         if needs_dweight:
             _sum_partials_kernel[(runtime.cdiv(x.shape[-1], 64),)](
@@ -209,16 +212,23 @@ def _rows(x: Tensor) -> tuple[int, int, int, int]:
     return x.shape[0] * x.shape[1], x.shape[1], x.stride(0), x.stride(1)
 
 
-def _tile_shape(row_length: int) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a program: 16 values, two 128-bit loads, for each thread."""
-    width = runtime.next_power_of_2(row_length)
+def _tile_shape(x: Tensor) -> tuple[int, int, int]:
+    """(rows, columns, warps) of a program: for each thread, two 128-bit loads of each tensor."""
+    width = runtime.next_power_of_2(x.shape[-1])
     block_rows = max(1, TILE // width)
-    return block_rows, width, min(32, max(4, block_rows * width // 512))
+    # More than 16 warps have 64 registers a thread, too few for backward but by a hair at 16384.
+    most_warps = 16 if width <= 8192 else 32
+    return block_rows, width, min(most_warps, max(4, block_rows * width * x.element_size() // 1024))
 
 
 def _programs_per_multiprocessor(num_warps: int) -> int:
     """Few, since each leaves a float32 row of partial sums; enough to hide the latency of loads."""
     return max(1, 16 // num_warps)
+
+
+def _num_stages(tile_bytes: int) -> int:
+    """Tiles of the loop that are in flight, the one at work included, as far as shared memory reaches."""
+    return min(3, 1 + SHARED_BYTES // tile_bytes)
 
 
 def _empty_outputs(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
@@ -282,14 +292,14 @@ def _backward_kernel(
     dx_ptr, partials_ptr, dy_ptr, dsummed_ptr, x_ptr, weight_ptr, inverse_rms_ptr,
     num_rows, token_stride, head_stride,
     HEADS: tl.constexpr, H: tl.constexpr, WEIGHT_OFFSET: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WIDTH: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     columns = tl.arange(0, WIDTH)[None, :]
-    weight = tl.load(weight_ptr + columns, mask=columns < H, other=0.0).to(tl.float32) + WEIGHT_OFFSET
+    weight = tl.load(weight_ptr + columns, mask=columns < H, other=0.0)
     dweight = tl.zeros((BLOCK_ROWS, WIDTH), tl.float32)
     # num_stages on the loop itself: without a dot in it, Triton prefetches only when told to here.
-    for block in tl.range(program, tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=3):
+    for block in tl.range(program, tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES):
         rows, columns, in_rows, mask = _tile(block, num_rows, H, BLOCK_ROWS, WIDTH)
         source = rows // HEADS * token_stride + rows % HEADS * head_stride + columns
         x = tl.load(x_ptr + source, mask=mask, other=0.0).to(tl.float32)
@@ -297,7 +307,7 @@ def _backward_kernel(
         inverse_rms = tl.load(inverse_rms_ptr + rows, mask=in_rows, other=0.0)
         normalised = x * inverse_rms
         dweight += dy * normalised
-        dnormalised = dy * weight
+        dnormalised = dy * (weight.to(tl.float32) + WEIGHT_OFFSET)
         mean = tl.sum(dnormalised * normalised, axis=1, keep_dims=True) / H
         dx = (dnormalised - normalised * mean) * inverse_rms
         if dsummed_ptr is not None:
