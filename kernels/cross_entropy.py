@@ -157,8 +157,11 @@ def scale_in_place(x: Tensor, scale: Tensor) -> Tensor:
     """x *= scale () on the device, for contiguous x; where scale is 1, as it mostly is, x is not touched."""
     if not runtime.takes(x):
         return x.mul_(scale)
+    # Few programs, since all that most of them would do is start and end.
+    most_programs = 8 * runtime.num_multiprocessors(x.device)
+    num_programs = min(most_programs, max(1, runtime.cdiv(x.numel(), 4096)))
     with runtime.on_device_of(x):
-        _scale_kernel[(max(1, runtime.cdiv(x.numel(), 4096)),)](x, scale, x.numel(), BLOCK=4096)
+        _scale_kernel[(num_programs,)](x, scale, x.numel(), BLOCK=4096)
     return x
 
 
@@ -326,10 +329,11 @@ def _log1p(x):
 def _scale_kernel(x_ptr, scale_ptr, num_values, BLOCK: tl.constexpr):
     scale = tl.load(scale_ptr).to(tl.float32)
     if scale != 1.0:
-        offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        mask = offsets < num_values
-        x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
-        tl.store(x_ptr + offsets, x * scale, mask=mask)
+        for block in tl.range(tl.program_id(0), tl.cdiv(num_values, BLOCK), tl.num_programs(0), num_stages=3):
+            offsets = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            mask = offsets < num_values
+            x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
+            tl.store(x_ptr + offsets, x * scale, mask=mask)
 
 
 # For torch.compile ---------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ def linear_cross_entropy(
         labels_S: int64; a row with -100 counts for nothing, but costs as much as any: give only the rows
             that are trained on.
         weights_S: float32, not differentiated; None for the mean over the rows that count.
-        chunk_bytes: of logits held at a time; by default 2 GiB on a GPU, or a 32nd of a smaller one.
+        chunk_bytes: of logits held at a time; by default 2 GiB on a GPU, or a 32nd of a smaller one (and
+            more where one chunk then is enough, so that no float32 total of the gradient is held).
         logits_dtype: float32, or the weight's type for half the bytes and a loss of three digits.
 
     Backward may run once: it scales what forward has formed. Raises ValueError in words.
@@ -85,17 +86,13 @@ def _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dt
     accept.dtype("linear_cross_entropy", "hidden_SH", hidden_SH, *accept.FLOATS)
     # Asked here because inside an autograd.Function gradients always look disabled.
     grad_enabled = torch.is_grad_enabled()
-    arguments = (
-        hidden_SH,
-        weight_VH,
-        labels_S,
-        row_weights(labels_S, weights_S),
-        chunk_bytes if chunk_bytes is not None else _default_chunk_bytes(hidden_SH.device),
-        logits_dtype,
-        uses_triton,
-        grad_enabled and hidden_SH.requires_grad,
-        grad_enabled and weight_VH.requires_grad,
-    )
+    needs_hidden, needs_weight = (grad_enabled and x.requires_grad for x in (hidden_SH, weight_VH))
+    if chunk_bytes is None:
+        row_bytes = len(weight_VH) * logits_dtype.itemsize
+        chunk_bytes = _default_chunk_bytes(hidden_SH, weight_VH, needs_weight, row_bytes)
+    weights_S = row_weights(labels_S, weights_S)
+    arguments = (hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, uses_triton)
+    arguments += (needs_hidden, needs_weight)
     if torch.compiler.is_compiling():
         return _forward_op(*arguments)[:2]
     return _LinearCrossEntropy.apply(*arguments)
@@ -111,10 +108,14 @@ def _check(hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Te
     check_labels(op, labels_S, weights_S, len(hidden_SH), hidden_SH.device)
 
 
-def _default_chunk_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
+def _default_chunk_bytes(hidden_SH: Tensor, weight_VH: Tensor, needs_weight: bool, row_bytes: int) -> int:
+    if not hidden_SH.is_cuda:
         return CPU_CHUNK_BYTES
-    return min(GPU_CHUNK_BYTES, torch.cuda.get_device_properties(device).total_memory // GPU_MEMORY_SHARE)
+    memory = torch.cuda.get_device_properties(hidden_SH.device).total_memory
+    budget = min(GPU_CHUNK_BYTES, memory // GPU_MEMORY_SHARE)
+    # Several chunks sum the weight's gradient in float32. One chunk alone can have that memory for itself.
+    alone = budget + 4 * weight_VH.numel() if needs_weight else budget
+    return alone if len(hidden_SH) * row_bytes <= alone else budget
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -162,7 +163,7 @@ def _forward(
     buffer_CV = hidden_SH.new_empty((most_rows, row_length), dtype=logits_dtype)
     # One chunk's product is rounded to the weight's type once; several are summed in float32.
     many = needs_weight and len(chunks) > 1
-    total_VH = torch.zeros_like(grad_weight_VH, dtype=torch.float32) if many else grad_weight_VH
+    total_VH = torch.empty_like(grad_weight_VH, dtype=torch.float32) if many else grad_weight_VH
     form_gradient = _rows_and_gradient if uses_triton else _rows_and_gradient_reference
     loss.zero_()
     for rows in chunks:
@@ -176,7 +177,7 @@ def _forward(
         if needs_hidden:
             torch.mm(grad_CV, weight_VH, out=grad_hidden_SH[rows])
         if many:
-            _add_product_float32(total_VH, grad_CV.t(), hidden_CH)
+            _add_product_float32(total_VH, grad_CV.t(), hidden_CH, beta=0 if rows.start == 0 else 1)
         elif needs_weight:
             torch.mm(grad_CV.t(), hidden_CH, out=grad_weight_VH)
     return loss, nll_S, grad_hidden_SH, total_VH.to(weight_VH.dtype) if many else grad_weight_VH
@@ -252,12 +253,12 @@ def _product_into(out_CV: Tensor, left_CH: Tensor, right_HV: Tensor) -> None:
         out_CV.copy_(left_CH @ right_HV)
 
 
-def _add_product_float32(total_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:
-    """total += left @ right, in place; on CUDA a half-precision product that adds in float32."""
+def _add_product_float32(total_VH: Tensor, left_VC: Tensor, right_CH: Tensor, *, beta: int) -> None:
+    """total = beta * total + left @ right; on CUDA a half-precision product that adds in float32."""
     if right_CH.is_cuda and right_CH.dtype != torch.float32:
-        torch.addmm(total_VH, left_VC, right_CH, out_dtype=torch.float32, out=total_VH)
+        torch.addmm(total_VH, left_VC, right_CH, beta=beta, out_dtype=torch.float32, out=total_VH)
     else:
-        total_VH.addmm_(left_VC.float(), right_CH.float())
+        total_VH.addmm_(left_VC.float(), right_CH.float(), beta=beta)
 
 
 # For torch.compile ---------------------------------------------------------------------------------

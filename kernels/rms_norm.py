@@ -197,8 +197,8 @@ def _backward(
             WIDTH=width, NUM_STAGES=num_stages, num_warps=num_warps,
         )  # fmt: skip
         if needs_dweight:
-            _sum_partials_kernel[(runtime.cdiv(x.shape[-1], 64),)](
-                dweight, partials, num_programs, H=x.shape[-1], ROWS=32, COLUMNS=64
+            _sum_partials_kernel[(runtime.cdiv(x.shape[-1], 32),)](
+                dweight, partials, num_programs, H=x.shape[-1], ROWS=128, COLUMNS=32
             )
     return dx, dweight
 

@@ -37,7 +37,9 @@ def test_on_a_gpu_auto_takes_triton_and_says_why_not_where_it_cannot(monkeypatch
 
     def picked(capability: tuple[int, int], **settings) -> dict[str, ops.Choice]:
         monkeypatch.setattr(runtime, "_capability", lambda _: capability)
-        return {choice.op: choice for choice in ops.configure(device="cuda", dtype=torch.bfloat16, **settings)}
+        return {
+            choice.op: choice for choice in ops.configure(device="cuda", dtype=torch.bfloat16, **settings)
+        }
 
     choices = picked((9, 0))
     assert {choices[op].implementation for op in choices if op != "attention"} == {"triton"}
@@ -145,7 +147,9 @@ def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             r"cos must be \(9, 2\): \(9, 4\)",
         ),
         (
-            lambda: ops.rotary(rows(3, 2, 4), rows(3, 1, 4), rows(9, 2, dtype=torch.bfloat16), rows(9, 2), rows(3)),
+            lambda: ops.rotary(
+                rows(3, 2, 4), rows(3, 1, 4), rows(9, 2, dtype=torch.bfloat16), rows(9, 2), rows(3)
+            ),
             "cos must be torch.float32: torch.bfloat16",
         ),
         (

@@ -25,15 +25,24 @@ from fastling.prepare import make_encoder
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+KERNEL_COMMANDS = [
+    "python -m benchmarks.kernels --static",
+    "python -m benchmarks.kernels --errors",
+    "make gpu-kernels",
+    "python -m benchmarks.report benchmarks/results/kernels.jsonl",
+]
+
+
 def blocks(language: str) -> list[str]:
     found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     return [text for name, text in found if name == language]
 
 
 def test_every_command_is_of_a_known_kind():
-    first, second = blocks("bash")
+    first, second, third = blocks("bash")
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
     assert len(second.splitlines()) == 4
+    assert [line.split("#")[0].strip() for line in third.splitlines()] == KERNEL_COMMANDS
     assert len(blocks("slurm")) == 1
 
 
@@ -77,9 +86,15 @@ def test_the_commands_for_your_own_data_work_in_order(user_folder):
     for name in README.split("leaves in `runs/mine`:")[1].split(". Any setting")[0].split("`")[1::2]:
         assert (user_folder / "runs/mine" / name).exists(), name
     python = user_folder / "example.py"
-    python.write_text(blocks("python")[0] + "\nassert logits.shape[0] == 5\n")
+    python.write_text(blocks("python")[-1] + "\nassert logits.shape[0] == 5\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, python], cwd=user_folder, env=environment, check=True)
+
+
+def test_a_kernel_can_be_used_alone():
+    scope: dict = {}
+    exec(compile(blocks("python")[0], "README.md", "exec"), scope)
+    assert scope["weight"].grad.abs().sum() > 0 and scope["nll"].shape == (6,)
 
 
 @pytest.mark.slow
@@ -142,11 +157,12 @@ def test_the_map_names_every_file_and_no_other():
             named.add(os.path.normpath(Path(folder, path if "/" in path else Path(inside, path))))
     real = {
         str(path.relative_to(ROOT))
-        for pattern in ("fastling/**/*.py", "configs/*.yaml")
+        for pattern in ("fastling/**/*.py", "kernels/*.py", "benchmarks/*.py", "configs/*.yaml")
         for path in ROOT.glob(pattern)
-        if not path.name.startswith("__") and "kernels" not in path.parts and path.name != "demo.py"
+        if not path.name.startswith("__") and path.name != "demo.py"
     }
-    real = {path for path in real if not path.startswith("fastling/configs")}
+    links = ("fastling/configs", "fastling/kernels")
+    real = {path for path in real if not path.startswith(links)}
     assert named == real
 
 

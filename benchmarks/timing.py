@@ -1,0 +1,226 @@
+"""Times calls side by side: every job once a round, in an order drawn anew, until samples or time run out.
+
+On a GPU a sample is what passes between two events on the device. Before the first, untimed:
+
+- a buffer larger than the L2 cache is written, so that the job finds none of its inputs there, and has
+  to write back as many bytes of others as it may leave of its own: as in the middle of a training step;
+- the device is kept busy for longer than the host needs to launch the job, so that no kernel waits for
+  Python. What the host needs is measured apart, with the device idle: `host_microseconds`.
+"""
+
+import os
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+WARM_UPS = 2
+HOST_SAMPLES = 9
+HOST_SHARE = 4  # launches are measured for so small a part of the time of samples
+LONGEST_HEAD_START = 2.0  # milliseconds; what takes the host longer waits for the device itself
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `prepare` returns goes to `call`; only `call` is timed."""
+
+    name: Hashable
+    prepare: Callable[[], object]
+    call: Callable[[object], object]
+
+
+@dataclass
+class Measurement:
+    """Of one job: samples in milliseconds, launches in microseconds, and the most memory it held."""
+
+    samples: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+    peak_extra_mib: float | None = None
+
+    @property
+    def milliseconds(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """From the first quartile to the third, in milliseconds."""
+        if len(self.samples) < 2:
+            return 0.0
+        first, _, third = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return third - first
+
+    @property
+    def host_microseconds(self) -> float:
+        return statistics.median(self.host)
+
+
+class CpuTimer:
+    """The clock of the host, for rehearsals."""
+
+    def sample(self, job: Job, host_microseconds: float) -> float:
+        return self.host_sample(job) / 1e3
+
+    def host_sample(self, job: Job) -> float:
+        prepared = job.prepare()
+        start = time.perf_counter()
+        job.call(prepared)
+        return (time.perf_counter() - start) * 1e6
+
+    def peak_extra_mib(self, job: Job) -> float | None:
+        job.call(job.prepare())
+        return None
+
+
+class CudaTimer:
+    """Events on the current device; see above."""
+
+    def __init__(self):
+        cache_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        self.buffer = torch.empty(4 * cache_bytes, dtype=torch.uint8, device="cuda")
+        torch.cuda._sleep(1_000_000)
+        cycles = 10_000_000
+        self.cycles_per_millisecond = cycles / self._between_events(lambda: torch.cuda._sleep(cycles))
+
+    def _between_events(self, call: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def sample(self, job: Job, host_microseconds: float) -> float:
+        prepared = job.prepare()
+        self.buffer.fill_(1)
+        head_start = min(LONGEST_HEAD_START, 2 * host_microseconds / 1e3 + 0.05)
+        torch.cuda._sleep(int(head_start * self.cycles_per_millisecond))
+        return self._between_events(lambda: job.call(prepared))
+
+    def host_sample(self, job: Job) -> float:
+        prepared = job.prepare()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        job.call(prepared)
+        passed = time.perf_counter() - start
+        torch.cuda.synchronize()
+        return passed * 1e6
+
+    def peak_extra_mib(self, job: Job) -> float | None:
+        """The most that the call held at once beside what was there before it, in MiB."""
+        prepared = job.prepare()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = job.call(prepared)
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+        del result
+        return (peak - before) / 2**20
+
+
+def measure(
+    jobs: Iterable[Job], timer: CpuTimer | CudaTimer, *, samples: int, seconds: float
+) -> dict[Hashable, Measurement]:
+    """Every job's measurement by its name: at most `samples` samples, at least one, within `seconds`.
+
+    Each job has an equal part of the time; a slow one that has used it up leaves the rounds to the others.
+    """
+    jobs = list(jobs)
+    measured = {job.name: Measurement() for job in jobs}
+    share = seconds / len(jobs)
+    for job in jobs:
+        for _ in range(WARM_UPS):
+            job.call(job.prepare())
+        measured[job.name].peak_extra_mib = timer.peak_extra_mib(job)
+        host, host_ends = measured[job.name].host, time.monotonic() + share / HOST_SHARE
+        while not host or (len(host) < HOST_SAMPLES and time.monotonic() < host_ends):
+            host.append(timer.host_sample(job))
+    spent = dict.fromkeys(measured, 0.0)
+    order = random.Random(0)
+    for done in range(samples):
+        if done:
+            jobs = [job for job in jobs if spent[job.name] < share]
+        order.shuffle(jobs)
+        for job in jobs:
+            start = time.monotonic()
+            measurement = measured[job.name]
+            measurement.samples.append(timer.sample(job, measurement.host_microseconds))
+            spent[job.name] += time.monotonic() - start
+    return measured
+
+
+# The machine ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and with what rows were measured, and the two rates that floors are made of."""
+
+    device: str
+    driver: str
+    torch: str
+    triton: str
+    commit: str
+    dirty: bool | None
+    copy_gb_s: float | None = None
+    matrix_tflops: float | None = None
+
+
+def describe_machine(device: torch.device) -> Machine:
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = "absent"
+    status = _said("git", "status", "--porcelain")
+    return Machine(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        driver=_driver() if device.type == "cuda" else "none",
+        torch=torch.__version__,
+        triton=triton_version,
+        commit=_said("git", "rev-parse", "HEAD") or os.environ.get("FASTLING_COMMIT", "unknown"),
+        dirty=None if status is None else bool(status),
+    )
+
+
+def _driver() -> str:
+    said = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return said.splitlines()[0] if said else "unknown"
+
+
+def _said(*command: str) -> str | None:
+    """What a program prints; None where it is absent or fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def measure_rates(
+    timer: CpuTimer | CudaTimer, device: torch.device, *, copy_bytes: int, matrix_size: int, samples: int
+) -> tuple[float, float]:
+    """(GB/s of a copy, bytes read and written; TFLOP/s of a square bf16 product), on random values."""
+    source = torch.randn(copy_bytes // 2, device=device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    left, right = torch.randn(2, matrix_size, matrix_size, device=device, dtype=torch.bfloat16)
+    product = torch.empty_like(left)
+    jobs = [
+        Job("copy", lambda: None, lambda _: target.copy_(source)),
+        Job("product", lambda: None, lambda _: torch.mm(left, right, out=product)),
+    ]
+    measured = measure(jobs, timer, samples=samples, seconds=10)
+    copy, mm = measured["copy"].milliseconds, measured["product"].milliseconds
+    return 2 * copy_bytes / copy / 1e6, 2 * matrix_size**3 / mm / 1e9
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

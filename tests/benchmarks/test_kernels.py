@@ -1,0 +1,419 @@
+"""The benchmark of the kernels: its rehearsal from end to end, and that it reports no speed it should not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, run_python
+
+pytest.importorskip("triton")
+
+from benchmarks import accuracy, kernels, measure, providers, timing, workloads
+from benchmarks.providers import EAGER, OURS, PRODUCTS, Provider
+from benchmarks.timing import CudaTimer, Job, Measurement
+from benchmarks.workloads import Workload
+from fastling.errors import RunError, UserError
+from fastling.kernels.cases import MODELS, OPS
+from fastling.kernels.cross_entropy import IGNORE_INDEX
+from fastling.kernels.swiglu import swiglu, swiglu_reference
+
+FIELDS = (
+    "bench case provider pass device driver torch triton commit dirty date milliseconds spread host_microseconds "
+    "bytes flops floor_milliseconds ratio_to_floor max_error peak_extra_mib copy_gb_s matrix_tflops samples command"
+).split()
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+QUICK = replace(measure.REHEARSAL, samples=1, case_seconds=0.0)
+
+
+# From end to end ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmark") / "kernels.jsonl"
+    done = run_python("benchmarks.kernels", "--rehearse", "--out", out)
+    return done, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@without_gpu
+def test_every_provider_of_every_op_is_measured(rehearsed):
+    done, rows = rehearsed
+    assert done.returncode == 0, done.stderr
+    measured = {(row["op"], row["pass"], row["provider"]) for row in rows if row["milliseconds"] is not None}
+    absent = {row["provider"] for row in rows if row["pass"] == "absent"}
+    for workload in workloads.plan(list(measure.REHEARSAL.shapes)):
+        for passed in workload.passes:
+            for provider in providers.of(workload.op_name):
+                if provider.name not in absent:
+                    assert (workload.op_name, passed, provider.name) in measured
+    assert ("linear_cross_entropy", "forward+backward", PRODUCTS) in measured
+    assert absent <= {"Liger-Kernel", "cut-cross-entropy", "F.linear_cross_entropy"}
+
+
+@pytest.mark.slow
+@without_gpu
+def test_a_row_says_where_when_and_with_what_it_was_measured(rehearsed):
+    _, rows = rehearsed
+    for row in rows:
+        assert not set(FIELDS) - row.keys()
+        assert row["bench"] == "kernels (rehearsal)" and row["device"] == "cpu"
+        assert row["command"].startswith("python -m benchmarks.kernels --rehearse --out ")
+        if row["milliseconds"] is not None:
+            assert row["ratio_to_floor"] == pytest.approx(row["milliseconds"] / row["floor_milliseconds"])
+            assert row["samples"] >= 1 and row["host_microseconds"] > 0 and row["spread"] >= 0
+    far = [row for row in rows if row["pass"] == "far offsets" and row["provider"] == OURS]
+    assert len(far) == 6 and all(row["verdict"] == "ok" for row in far)
+
+
+@without_gpu
+def test_a_killed_run_leaves_whole_lines(tmp_path):
+    out = tmp_path / "kernels.jsonl"
+    command = [sys.executable, "-m", "benchmarks.kernels", "--rehearse", "--only", "rms_norm", "--out", out]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    text = out.read_text()
+    assert text.endswith("\n")
+    assert all(json.loads(line)["op"] == "rms_norm" for line in text.splitlines())
+
+
+@without_gpu
+def test_what_needs_a_gpu_says_so():
+    done = run_python("benchmarks.kernels")
+    assert done.returncode == 2
+    assert "error: benchmarks.kernels: needs a CUDA device\n  Without one there are --static" in done.stderr
+
+
+@without_gpu
+def test_errors_are_printed_for_every_part_of_an_op():
+    done = run_python("benchmarks.kernels", "--errors", "--only", "swiglu")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[1][:3] == ["swiglu", "float32", "output"] and float(lines[1][3]) < 1e-6
+    assert [line[1] for line in lines[1:7:2]] == ["float32", "bfloat16", "float16"]
+    assert "bfloat16 is cut off, not rounded" in done.stdout
+
+
+def test_interpreted_kernels_are_not_compiled(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(UserError, match="--static: TRITON_INTERPRET is set"):
+        kernels.main(["--static"])
+
+
+@without_gpu
+def test_an_unknown_op_is_refused():
+    with pytest.raises(UserError, match="--only: no such op: swish\n  The ops are: rms_norm"):
+        kernels.main(["--rehearse", "--only", "swish"])
+
+
+def test_help_says_how_to_test_on_a_gpu(capsys):
+    with pytest.raises(SystemExit):
+        kernels.main(["--help"])
+    assert 'pytest -m "not slow" tests/kernels' in capsys.readouterr().out
+
+
+# No speed without exactness -------------------------------------------------------------------------
+
+
+def run_swiglu(monkeypatch, function, tmp_path, name: str = OURS) -> tuple[int, list[dict]]:
+    """A run of swiglu in which `name` computes `function`."""
+    replaced = Provider(name, lambda inputs: lambda: function(inputs["gate_up_T2F"]))
+    if name == OURS:
+        monkeypatch.setitem(providers.OURS_BY_OP, "swiglu", [replaced])
+    else:
+        monkeypatch.setitem(providers.OTHERS, "swiglu", [replaced])
+    monkeypatch.setattr(providers, "_compiled", lambda function, compiler: function)
+    out = tmp_path / "rows.jsonl"
+    status = measure.Session(QUICK, out, 1.0, []).run("swiglu")
+    return status, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def unwritten(gate_up_T2F):
+    y = swiglu(gate_up_T2F)
+    return y + gate_up_T2F.new_empty(y.shape)
+
+
+@pytest.mark.parametrize(
+    "function, verdict",
+    [
+        (lambda x: swiglu(x) * 1.5, "wrong"),
+        (lambda x: swiglu(x) * 1.0001, "inexact"),
+        (lambda x: (swiglu(x), swiglu(x)), "failed"),
+        (unwritten, "wrong"),
+    ],
+    ids=["far off", "a little off", "two outputs", "memory that was never written"],
+)
+def test_ours_has_no_speed_unless_it_is_exact(monkeypatch, tmp_path, function, verdict):
+    status, rows = run_swiglu(monkeypatch, function, tmp_path)
+    assert status == 1
+    ours = [row for row in rows if row["provider"] == OURS]
+    assert {row["verdict"] for row in ours} == {verdict} and all(row["milliseconds"] is None for row in ours)
+    assert all(row["why"] for row in ours)
+    plain = [row for row in rows if row["provider"] == EAGER and row["pass"] in workloads.PASSES]
+    assert len(plain) == 3 and all(row["milliseconds"] > 0 and row["verdict"] == "ok" for row in plain)
+
+
+def test_a_wrong_peer_has_no_speed_and_an_inexact_one_is_marked(monkeypatch, tmp_path):
+    status, rows = run_swiglu(monkeypatch, lambda x: swiglu_reference(x) * 1.5, tmp_path, "peer")
+    peer = [row for row in rows if row["provider"] == "peer"]
+    assert status == 0 and {(row["verdict"], row["milliseconds"]) for row in peer} == {("wrong", None)}
+    (tmp_path / "rows.jsonl").unlink()
+    status, rows = run_swiglu(monkeypatch, lambda x: swiglu_reference(x) * 1.0001, tmp_path, "peer")
+    peer = [row for row in rows if row["provider"] == "peer"]
+    assert status == 0 and {row["verdict"] for row in peer} == {"inexact"}
+    assert all(row["milliseconds"] > 0 for row in peer)
+
+
+def test_a_peer_that_fails_stops_nobody(monkeypatch, tmp_path):
+    def fails(x):
+        raise RuntimeError("out of memory\nand more")
+
+    status, rows = run_swiglu(monkeypatch, fails, tmp_path, "peer")
+    (peer,) = [row for row in rows if row["provider"] == "peer"]
+    assert status == 0 and (peer["verdict"], peer["why"]) == ("failed", "RuntimeError: out of memory")
+    assert any(row["milliseconds"] for row in rows if row["provider"] == OURS)
+
+
+def test_ours_failing_fails_the_run(monkeypatch, tmp_path):
+    def fails(x):
+        raise ValueError("swiglu: no")
+
+    status, rows = run_swiglu(monkeypatch, fails, tmp_path)
+    assert status == 1 and {row["why"] for row in rows if row["provider"] == OURS} == {
+        "ValueError: swiglu: no"
+    }
+
+
+def test_without_time_nothing_is_begun_and_all_is_said(tmp_path, capsys):
+    session = measure.Session(QUICK, tmp_path / "rows.jsonl", 0.0, [])
+    assert session.run(None) == 0 and session.rows == []
+    planned = len(workloads.plan([measure.TINY])) + len(workloads.beyond(QUICK.limit, measure.TINY))
+    assert capsys.readouterr().err.count("left out, time was short: ") == planned
+
+
+def test_a_broken_gpu_ends_the_run(monkeypatch):
+    session = measure.Session(QUICK, None, 1.0, [])
+    session.settings = replace(QUICK, device=torch.device("cuda"))
+    workload = Workload("swiglu", measure.TINY)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    session._fail(workload, "peer", RuntimeError("only this call"))
+
+    def raises():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", raises)
+    with pytest.raises(RunError, match="peer: the GPU has failed: RuntimeError: illegal"):
+        session._fail(workload, "peer", RuntimeError("illegal"))
+
+
+# Errors ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op_name", OPS)
+def test_slices_of_rows_add_up(monkeypatch, op_name):
+    """The formula on a few rows at a time gives the errors that it gives on all."""
+    workload = Workload(op_name, measure.TINY)
+    inputs = workload.inputs(torch.float32, torch.device("cpu"))
+    (plain,) = (provider for provider in providers.of(op_name) if provider.name == EAGER)
+    gradients = accuracy.random_gradients(accuracy.outputs_of(measure.Subject(plain, inputs).call))
+    results = {"plain": measure.Subject(plain, inputs).results(gradients)}
+    results["off"] = {name: x * 1.25 for name, x in results["plain"].items()}
+    whole = accuracy.errors(workload.op.exact, inputs, gradients, results)
+    monkeypatch.setattr(accuracy, "SLICE_VALUES", 7 * 120)
+    sliced = accuracy.errors(workload.op.exact, inputs, gradients, results)
+    assert list(whole["plain"]) == list(results["plain"])
+    for name, error in whole["off"].items():
+        assert error == pytest.approx(0.25, rel=1e-4) and sliced["off"][name] == pytest.approx(error)
+        assert whole["plain"][name] < 1e-6 and sliced["plain"][name] < 1e-6
+
+
+def test_verdicts():
+    plain = {"output": 2e-3, "d x": 2e-3, "loss": 1e-7}
+    assert accuracy.verdict(plain, plain) == ("ok", "")
+    assert accuracy.verdict({"output": 3.1e-3}, plain) == (
+        "inexact",
+        "output off by 3.1e-03, allowed 3.0e-03",
+    )
+    assert accuracy.verdict({"loss": 1.1e-5}, plain)[0] == "inexact"
+    assert accuracy.verdict({"loss": 9e-6, "output": 2.9e-3}, plain)[0] == "ok"
+    assert accuracy.verdict({"d x": 0.06}, plain)[0] == "wrong"
+    assert accuracy.verdict({"d x": float("inf")}, plain)[0] == "wrong"
+
+
+def test_gradients_are_not_given_to_be_overwritten():
+    """Libraries write over them; the next provider must get what the first got."""
+    x = torch.ones(3, requires_grad=True)
+    gradient = torch.full((3,), 2.0)
+
+    class Overwrites(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy.mul_(2)
+
+    parts = accuracy.run(lambda: Overwrites.apply(x), {"x": x}, [gradient])
+    assert parts["d x"].tolist() == [4.0] * 3 and gradient.tolist() == [2.0] * 3
+
+
+# Workloads ------------------------------------------------------------------------------------------
+
+
+def test_bytes_and_flops_of_a_large_case():
+    shape = MODELS["llama3-8b"]
+    norm, head = Workload("rms_norm", shape), Workload("linear_cross_entropy", shape, 45)
+    assert norm.bytes("forward", torch.bfloat16) == 2 * 8192 * 4096 * 2 + 4 * 8192
+    assert norm.bytes("backward", torch.bfloat16) == 3 * 8192 * 4096 * 2 + 4 * 8192
+    assert norm.bytes("forward+backward", torch.bfloat16) == 5 * 8192 * 4096 * 2 + 8 * 8192
+    assert head.num_rows == 3686 and head.flops() == 6 * 3686 * 4096 * 128256
+    assert Workload("adamw_", shape).bytes("update", torch.bfloat16) == 28 * 8192 * 4096
+    assert head.passes == ("forward+backward",) and norm.passes == workloads.PASSES
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("op_name", workloads.LOSSES)
+def test_losses_are_means_over_the_supervised_share(op_name, trained):
+    shape = replace(measure.TINY, tokens=200, vocab=50)
+    workload = Workload(op_name, shape, 45 if op_name == "linear_cross_entropy" else 100, trained)
+    inputs = workload.inputs(torch.float32, torch.device("cpu"))
+    valid = inputs["labels_S"] != IGNORE_INDEX
+    assert valid.sum() == workload.num_rows
+    assert (inputs["weights_S"] * valid).sum().item() == pytest.approx(1)
+    loss = workload.op.reference(**inputs).item()
+    assert loss < 1.5 if trained else loss > 3.5
+
+
+def test_the_plan_names_each_case_once_and_every_op():
+    plan = workloads.plan(workloads.SHAPES)
+    assert len({(each.op_name, each.case) for each in plan}) == len(plan)
+    assert {each.op_name for each in plan} == set(OPS)
+    assert {each.shape.name for each in plan} == set(MODELS)
+    assert {each.supervised for each in plan if each.op_name == "linear_cross_entropy"} == {30, 45, 60, 100}
+
+
+def test_far_offsets_are_beyond_32_bits():
+    widths = {"swiglu": 28672, "cross_entropy": 128256, "rms_norm": 4096, "rotary": 4096}
+    for workload in workloads.beyond(2**31, MODELS["llama3-8b"]):
+        width = widths.get(workload.op_name, 48 * 128)
+        assert 2**31 < workload.shape.tokens * width < 1.01 * 2**31
+
+
+# Timing ---------------------------------------------------------------------------------------------
+
+
+class FakeTimer:
+    """Says how long the jobs take; notes the order in which they ran."""
+
+    def __init__(self):
+        self.order = []
+
+    def sample(self, job, host_microseconds):
+        self.order.append(job.name)
+        time.sleep(0.03 if job.name == "slow" else 0)
+        return {"fast": 1.0, "slow": 2.0 + len(self.order)}[job.name]
+
+    def host_sample(self, job):
+        return 7.0
+
+    def peak_extra_mib(self, job):
+        return 3.0
+
+
+def test_every_round_has_every_job_in_an_order_of_its_own():
+    timer, calls = FakeTimer(), []
+    jobs = [Job(name, lambda: "prepared", calls.append) for name in ("fast", "slow")]
+    measured = timing.measure(jobs, timer, samples=20, seconds=60)
+    assert len(timer.order) == 40
+    rounds = [tuple(timer.order[i : i + 2]) for i in range(0, 40, 2)]
+    assert all(sorted(each) == ["fast", "slow"] for each in rounds) and len(set(rounds)) == 2
+    assert measured["fast"].milliseconds == 1.0 and measured["fast"].spread == 0.0
+    assert len(measured["slow"].samples) == 20 and measured["slow"].spread > 0
+    assert measured["fast"].host_microseconds == 7.0 and measured["fast"].peak_extra_mib == 3.0
+    assert calls == ["prepared"] * 2 * timing.WARM_UPS
+
+
+def test_time_ends_the_rounds_but_for_the_first():
+    measured = timing.measure([Job("fast", lambda: None, print)], FakeTimer(), samples=20, seconds=0)
+    assert len(measured["fast"].samples) == 1
+
+
+def test_a_slow_job_leaves_the_rounds_to_the_others():
+    jobs = [Job(name, lambda: None, lambda _: None) for name in ("fast", "slow")]
+    measured = timing.measure(jobs, FakeTimer(), samples=20, seconds=0.2)
+    assert 1 < len(measured["slow"].samples) < 10 and len(measured["fast"].samples) == 20
+
+
+def test_median_and_quartiles():
+    assert Measurement([5.0, 1.0, 2.0, 3.0, 4.0]).milliseconds == 3.0
+    assert Measurement([5.0, 1.0, 2.0, 3.0, 4.0]).spread == 2.0
+    assert Measurement([5.0]).spread == 0.0
+
+
+class FakeCuda:
+    """Stands in for torch.cuda: a device that sleeps, and events that read its clock."""
+
+    def __init__(self):
+        self.clock, self.said = 0.0, []
+
+    def _sleep(self, cycles):
+        self.clock += cycles / 2e6
+        self.said.append("sleep")
+
+    def Event(self, enable_timing):
+        event = SimpleNamespace(time=None)
+        event.record = lambda: setattr(event, "time", self.clock) or self.said.append("event")
+        event.synchronize = lambda: None
+        event.elapsed_time = lambda other: other.time - event.time
+        return event
+
+
+def test_the_gpu_timer_times_the_call_alone(monkeypatch):
+    """Cold caches and a head start for the host come before the first event."""
+    fake = FakeCuda()
+    properties = SimpleNamespace(L2_cache_size=1000)
+    for name, stand_in in {
+        "_sleep": fake._sleep, "Event": fake.Event, "current_device": lambda: 0,
+        "get_device_properties": lambda device: properties, "synchronize": lambda: fake.said.append("wait"),
+        "memory_allocated": lambda: 2**20, "max_memory_allocated": lambda: 5 * 2**20,
+        "reset_peak_memory_stats": lambda: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device, **options: empty(*size, **options))
+    timer = CudaTimer()
+    assert timer.buffer.numel() == 4000 and timer.cycles_per_millisecond == pytest.approx(2e6)
+
+    def call(prepared):
+        fake.clock += 0.25
+        fake.said.append(prepared)
+
+    job = Job("job", lambda: fake.said.append("prepare") or "call", call)
+    fake.said.clear()
+    before = fake.clock
+    assert timer.sample(job, host_microseconds=100.0) == pytest.approx(0.25)
+    assert fake.said == ["prepare", "sleep", "event", "call", "event"] and timer.buffer.eq(1).all()
+    assert fake.clock - before == pytest.approx(0.25 + 0.2 + 0.05)
+    fake.said.clear()
+    assert timer.host_sample(job) > 0 and fake.said == ["prepare", "wait", "call", "wait"]
+    assert timer.peak_extra_mib(job) == 4.0
+
+
+def test_a_machine_without_git_is_told_its_commit(monkeypatch):
+    monkeypatch.setattr(timing, "_said", lambda *command: None)
+    assert timing.describe_machine(torch.device("cpu")).commit == "unknown"
+    monkeypatch.setenv("FASTLING_COMMIT", "abc")
+    machine = timing.describe_machine(torch.device("cpu"))
+    assert machine.commit == "abc" and machine.dirty is None and timing._driver() == "unknown"
