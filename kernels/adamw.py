@@ -71,6 +71,8 @@ def adamw_(
     if not runtime.takes(parameter):
         return adamw_reference_(*arguments)
     _check(parameter, gradient, exp_avg, exp_avg_sq, scale)
+    if step < 1:
+        raise ValueError(f"adamw_: step must be at least 1: {step}")
     _op(*arguments) if torch.compiler.is_compiling() else _launch(*arguments)
 
 

@@ -163,6 +163,8 @@ def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     if lengths is None:
         lengths = cu_seqlens.diff().tolist()
     runs = [(length, len(list(run))) for length, run in groupby(lengths) if length > 0]
+    if not runs:
+        return q_TND.clone()
     run_tokens = [length * count for length, count in runs]
     outputs = []
     # split, not slices: its backward is one concatenation, not a zero-filled T for each document.

@@ -58,10 +58,14 @@ def cross_entropy_reference(
     label_S1 = labels_S.where(valid_S, 0).unsqueeze(1)
     nll_S = -log_p_SV.gather(1, label_S1).squeeze(1)
     lse_S = logits_SV.float().logsumexp(-1)
-    row_S = (1 - label_smoothing) * nll_S - label_smoothing * log_p_SV.mean(-1) + z_loss * lse_S.square()
+    row_S = (1 - label_smoothing) * nll_S + z_loss * lse_S.square()
+    if label_smoothing:  # 0 times the mean of a row with -inf would be NaN
+        row_S = row_S - label_smoothing * log_p_SV.mean(-1)
     correct_S = logits_SV.gather(1, label_S1).squeeze(1) >= logits_SV.amax(-1)
     entropy_S = -(log_p_SV.exp() * log_p_SV.clamp(min=-1e30)).sum(-1) if entropy else None
-    by_row = (x if x is None else x.detach().where(valid_S, 0) for x in (nll_S, lse_S, correct_S, entropy_S))
+    by_row = (
+        x if x is None else x.detach().masked_fill(~valid_S, 0) for x in (nll_S, lse_S, correct_S, entropy_S)
+    )
     return CrossEntropy((weights_S * row_S.where(valid_S, 0)).sum(), *by_row)
 
 
@@ -97,6 +101,7 @@ def cross_entropy(
     weights_S = row_weights(labels_S, weights_S)
     if torch.compiler.is_compiling():
         loss, *by_row, _ = _forward_op(logits_SV, labels_S, weights_S, *options, needs_grad)
+        by_row = [x.detach() for x in by_row]
     else:
         if overwrite_logits and (not logits_SV.is_contiguous() or (needs_grad and logits_SV.is_leaf)):
             raise ValueError("cross_entropy: overwrite_logits takes contiguous logits that are no leaf")
@@ -200,7 +205,7 @@ def rows_and_gradient(
 
 
 def _empty_rows(logits_SV: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    num_rows = len(logits_SV)
+    num_rows = logits_SV.shape[0]
     row_S, nll_S, lse_S = (logits_SV.new_empty(num_rows, dtype=torch.float32) for _ in range(3))
     correct_S = logits_SV.new_empty(num_rows, dtype=torch.bool)
     entropy_S = logits_SV.new_empty(num_rows if entropy else 0, dtype=torch.float32)

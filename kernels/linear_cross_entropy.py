@@ -84,17 +84,21 @@ def chunked_linear_cross_entropy(
 def _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, uses_triton):
     _check(hidden_SH, weight_VH, labels_S, weights_S)
     accept.dtype("linear_cross_entropy", "hidden_SH", hidden_SH, *accept.FLOATS)
+    if logits_dtype not in (torch.float32, weight_VH.dtype):
+        takes = " or ".join(map(str, dict.fromkeys((torch.float32, weight_VH.dtype))))
+        raise ValueError(f"linear_cross_entropy: logits_dtype must be {takes}: {logits_dtype}")
     # Asked here because inside an autograd.Function gradients always look disabled.
     grad_enabled = torch.is_grad_enabled()
     needs_hidden, needs_weight = (grad_enabled and x.requires_grad for x in (hidden_SH, weight_VH))
     if chunk_bytes is None:
-        row_bytes = len(weight_VH) * logits_dtype.itemsize
+        row_bytes = weight_VH.shape[0] * logits_dtype.itemsize
         chunk_bytes = _default_chunk_bytes(hidden_SH, weight_VH, needs_weight, row_bytes)
     weights_S = row_weights(labels_S, weights_S)
     arguments = (hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, uses_triton)
     arguments += (needs_hidden, needs_weight)
     if torch.compiler.is_compiling():
-        return _forward_op(*arguments)[:2]
+        loss, nll_S, *_ = _forward_op(*arguments)
+        return loss, nll_S.detach()
     return _LinearCrossEntropy.apply(*arguments)
 
 
@@ -111,11 +115,10 @@ def _check(hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Te
 def _default_chunk_bytes(hidden_SH: Tensor, weight_VH: Tensor, needs_weight: bool, row_bytes: int) -> int:
     if not hidden_SH.is_cuda:
         return CPU_CHUNK_BYTES
-    memory = torch.cuda.get_device_properties(hidden_SH.device).total_memory
-    budget = min(GPU_CHUNK_BYTES, memory // GPU_MEMORY_SHARE)
+    budget = min(GPU_CHUNK_BYTES, runtime.total_memory(hidden_SH.device) // GPU_MEMORY_SHARE)
     # Several chunks sum the weight's gradient in float32. One chunk alone can have that memory for itself.
     alone = budget + 4 * weight_VH.numel() if needs_weight else budget
-    return alone if len(hidden_SH) * row_bytes <= alone else budget
+    return alone if hidden_SH.shape[0] * row_bytes <= alone else budget
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -196,7 +199,7 @@ def _empty_outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         hidden_SH.new_empty((), dtype=torch.float32),
-        hidden_SH.new_empty(len(labels_S), dtype=torch.float32),
+        hidden_SH.new_empty(labels_S.shape[0], dtype=torch.float32),
         hidden_SH.new_empty(hidden_SH.shape if needs_hidden else 0),
         weight_VH.new_empty(weight_VH.shape if needs_weight else 0),
     )

@@ -33,7 +33,7 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, weight_offset: 
     mean_square = x_float32.square().mean(-1, keepdim=True)
     # Rounded to x.dtype before the weight is applied: moving this cast changes bf16 results.
     normalised = (x_float32 * torch.rsqrt(mean_square + eps)).to(x.dtype)
-    return (weight + weight_offset if weight_offset else weight) * normalised
+    return ((weight + weight_offset if weight_offset else weight) * normalised).to(x.dtype)
 
 
 def add_rms_norm_reference(
@@ -81,6 +81,8 @@ def add_rms_norm(
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:
     accept.whole(op, "weight", weight)
+    if x.dim() == 0:
+        raise ValueError(f"{op}: x must have at least 1 dimension: {tuple(x.shape)}")
     accept.shape(op, "weight", weight, (x.shape[-1],))
 
 

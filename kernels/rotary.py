@@ -71,7 +71,7 @@ def rotary(
     """Rotate queries and keys: tables (P, D/2) float32, positions (T,) int32 or int64, below P.
 
     `in_place` overwrites q and k and returns them; autograd then refuses a backward that would have
-    needed what they held. Raises ValueError in words.
+    needed what they held. torch.compile decides for itself what is overwritten. Raises ValueError in words.
     """
     tables = (cos, sin, positions_T)
     if not runtime.takes(q_TND):
@@ -79,6 +79,8 @@ def rotary(
     for name, tensor in (("q_TND", q_TND), ("k_TKD", k_TKD)):
         _check("rotary", name, tensor, *tables)
         _check_for_kernel("rotary", name, tensor, q_TND, *tables)
+        if in_place and tensor.is_leaf and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"rotary: {name} must not be a leaf that requires grad when in_place: it is one")
     if torch.compiler.is_compiling():
         return _rotate_op(q_TND, k_TKD, *tables, interleaved, False)
     return _Rotary.apply(q_TND, k_TKD, *tables, interleaved, in_place)
@@ -109,7 +111,7 @@ def rotary_qkv(
     if torch.compiler.is_compiling():
         q_TND, k_TKD, v_TKD = qkv_TMD.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
         return *_rotate_op(q_TND, k_TKD, *tables, interleaved, False), v_TKD
-    if in_place and qkv_TMD.is_leaf and qkv_TMD.requires_grad:
+    if in_place and qkv_TMD.is_leaf and qkv_TMD.requires_grad and torch.is_grad_enabled():
         raise ValueError("rotary_qkv: qkv_TMD must not be a leaf that requires grad when in_place: it is one")
     return _RotaryQKV.apply(qkv_TMD, num_heads, num_kv_heads, *tables, interleaved, in_place)
 
@@ -121,6 +123,7 @@ def _check(op: str, name: str, x_TND: Tensor, cos: Tensor, sin: Tensor, position
         raise ValueError(f"{op}: {name} must have an even head dimension: {tuple(x_TND.shape)}")
     accept.dtype(op, "cos", cos, torch.float32)
     accept.dtype(op, "sin", sin, torch.float32)
+    accept.dimensions(op, "cos", cos, 2)
     accept.shape(op, "cos", cos, (cos.shape[0], head_dim // 2))
     accept.shape(op, "sin", sin, cos.shape)
     accept.shape(op, "positions_T", positions_T, (num_tokens,))
@@ -130,6 +133,7 @@ def _check(op: str, name: str, x_TND: Tensor, cos: Tensor, sin: Tensor, position
 def _check_for_kernel(op, name, x_TND, q_TND, cos, sin, positions_T) -> None:
     accept.dtype(op, name, x_TND, *accept.FLOATS)
     accept.dtype(op, name, x_TND, q_TND.dtype)
+    accept.device(op, name, x_TND, q_TND.device)
     accept.rows(op, name, x_TND)
     for table_name, table in (("cos", cos), ("sin", sin), ("positions_T", positions_T)):
         accept.device(op, table_name, table, x_TND.device)

@@ -66,6 +66,12 @@ def num_multiprocessors(device: torch.device) -> int:
     return 3
 
 
+@torch.compiler.assume_constant_result
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def next_power_of_2(number: int) -> int:
     """The smallest power of two that is not below `number` (1 for 0)."""
     return 1 << max(0, number - 1).bit_length()

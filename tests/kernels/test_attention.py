@@ -48,6 +48,14 @@ def test_sdpa_equals_the_formula_with_gradients(num_heads, num_kv_heads, lengths
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bounds", [[0], [0, 0]], ids=["no document", "an empty one"])
+def test_no_tokens_give_none_and_can_be_differentiated(bounds):
+    q = torch.zeros(0, 2, 8, requires_grad=True)
+    out = attention(q, q, q, torch.tensor(bounds, dtype=torch.int32), 0, backend="sdpa")
+    (gradient,) = torch.autograd.grad(out.sum(), q)
+    assert out.shape == gradient.shape == (0, 2, 8)
+
+
 def fake_flash(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, *, causal):
     assert causal and max_q == max_k == 9 and torch.equal(cu_seqlens_q, cu_seqlens_k)
     return formula(q, k, v).to(q.dtype)

@@ -1,0 +1,23 @@
+"""What every test of a kernel shares: the same numbers each time, and memory that is NaN until written."""
+
+import os
+
+# Before CUDA starts: without it, deterministic products are refused.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """torch.empty is full of NaN, so that a value which a kernel forgets to write shows in every test."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
