@@ -19,6 +19,7 @@ from conftest import DEMO, run_python
 
 from fastling import export, prepare, preview, train
 from fastling.errors import MOST_LINES, RunError, UserError, run_command
+from fastling.kernels import runtime
 from fastling.model.huggingface import config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.model.safetensors_folder import save_weights
@@ -101,11 +102,12 @@ def make_model(folder: Path) -> None:
 
 
 @pytest.fixture
-def say(tiny_run, broken, tmp_path, capsys):
+def say(tiny_run, broken, tmp_path, capsys, monkeypatch):
     """Run a verb with a mistake; return its exit status and what it said.
 
     The placeholders of the tables are put in on the way in, and put back on the way out.
     """
+    monkeypatch.setattr(runtime, "INTERPRETED", False)  # as on a user's machine
 
     def run(verb: str, *arguments: str, text: bytes | None = None, **changes) -> tuple[int, str]:
         places = {"FILES": str(broken), "OUT": str(tmp_path / "out")}
