@@ -7,10 +7,14 @@ import fastling
 from fastling.errors import UserError, run_command
 
 VERBS = {
+    "dialogues": "build interactive-translation dialogues from parallel text",
     "prepare": "tokenize, prove and pack the data; print the ledger of what is trained on",
     "preview": "show, token by token, what is trained on and what is not, and why",
     "train": "train a model (also under torchrun); resumes by itself",
     "export": "write a trained run as a Hugging Face folder, and check that folder",
+    "delta": "write a model as differences from its base; apply such differences",
+    "extend": "add tokens to a model's vocabulary",
+    "merge": "merge models by average or TIES",
 }
 
 

@@ -32,13 +32,19 @@ LAYERS = {
     # text
     "data": (("errors", "files"), ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch", "yaml")),
     "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
+    "interactive": (("errors",), ("numpy", "openai", "yaml")),
     # both
     "training": (
         ("config", "data", "errors", "files", "model", "ops", "prepare"),
         ("matplotlib", "numpy", "rich", "safetensors", "torch", "wandb"),
     ),
+    "surgery": (
+        ("data", "errors", "files", "model", "terminal"),
+        ("numpy", "rich", "safetensors", "sentencepiece", "tokenizers", "torch"),
+    ),
     "export_check": (("data", "model"), ("jinja2", "tokenizers", "torch", "transformers")),
     # the other verbs, which join them
+    "dialogues": (("errors", "interactive", "settings", "terminal"), ("rich",)),
     "preview": (("config", "data", "errors", "prepare"), ("numpy", "rich")),
     "export": (
         (
@@ -47,6 +53,9 @@ LAYERS = {
         ),
         ("rich", "torch", "yaml"),
     ),
+    "delta": (("errors", "settings", "surgery", "terminal"), ()),
+    "extend": (("errors", "settings", "surgery", "terminal"), ()),
+    "merge": (("errors", "settings", "surgery", "terminal"), ()),
     "train": (
         ("config", "data", "errors", "export", "model", "ops", "prepare", "terminal", "training"),
         ("rich", "torch"),
@@ -278,7 +287,8 @@ def test_every_package_that_is_needed_is_declared():
                     [node.module] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names]
                 )
                 needed |= {module.partition(".")[0] for module in modules}
-    needed -= sys.stdlib_module_names | {"fastling", "triton"}  # triton comes with torch
+    # triton comes with torch; openai is asked for by the one file that is read when a server is named
+    needed -= sys.stdlib_module_names | {"fastling", "triton", "openai"}
     assert {names.get(name, name) for name in needed} <= declared
 
 

@@ -1,0 +1,319 @@
+"""`fastling dialogues`: build interactive-translation dialogues from parallel text.
+
+By rules, or with a model behind an OpenAI-compatible server that writes the turns after the first.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fastling.errors import UserError, run_command
+from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
+from fastling.interactive.exclusion import read_exclusion
+from fastling.interactive.knowledge import learn
+from fastling.interactive.languages import LANGUAGES, check_language
+from fastling.interactive.pairs import Corpus, make_corpus
+from fastling.interactive.phrasings import load_phrasings
+from fastling.interactive.rules import BUILDERS
+from fastling.settings import Parser
+from fastling.terminal import make_console
+
+MIX = {
+    "translate": 24.0,
+    "include_words": 16.0,
+    "keep": 8.0,
+    "correct_draft": 16.0,
+    "no_change": 4.0,
+    "which_better": 8.0,
+    "continue_text": 9.0,
+    "switch_direction": 8.0,
+    "which_words": 7.0,
+}
+RIGHT_DRAFTS = (0.1, 0.2)
+"""Share of drafts that should need no change; with fewer a model always edits, with more it never does."""
+ENOUGH_DRAFTS = 100
+
+
+def parse_mix(text: str | None) -> dict[str, float]:
+    """ "translate=3,keep=1" -> weights; what is not named is left out."""
+    if text is None:
+        return dict(MIX)
+    mix = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        if name.strip() not in BUILDERS:
+            raise UserError("--mix", f"no such type: {name.strip()}", f"There are: {', '.join(BUILDERS)}.")
+        try:
+            mix[name.strip()] = float(weight)
+        except ValueError:
+            raise UserError("--mix", f"expected TYPE=NUMBER: {part}") from None
+        if not 0 <= mix[name.strip()] < float("inf"):
+            raise UserError("--mix", f"must be >= 0: {part}")
+    mix = {name: weight for name, weight in mix.items() if weight}
+    if not mix:
+        raise UserError("--mix", f"leaves nothing to build: {text}")
+    return mix
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    usage = "fastling dialogues --source F --target F --source-lang L --target-lang L --out F [options]"
+    description = "Build interactive-translation dialogues from parallel text."
+    parser = Parser("fastling dialogues", description, usage)
+    add = parser.add_argument
+    known = ", ".join(LANGUAGES)
+    add("--source", type=Path, required=True, metavar="F", help="text, one sentence a line; may be .gz")
+    add("--target", type=Path, required=True, metavar="F", help="its translation, line by line")
+    add("--source-lang", required=True, metavar="L", help=f"language of the source: {known}")
+    add("--target-lang", required=True, metavar="L", help="language of the target")
+    add("--out", type=Path, required=True, metavar="F.jsonl", help="file of dialogues to write")
+    add("--count", type=int, metavar="N", help="dialogues wanted (default: as many as the lines allow)")
+    add("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    add(
+        "--user-lang",
+        default="both",
+        metavar="L",
+        help=f"language the user writes in: {known}, or both of the pair's (default: both)",
+    )
+    shares = ",".join(f"{name}={weight:g}" for name, weight in MIX.items())
+    add("--mix", metavar="T=W,...", help=f"share of each type (default: {shares})")
+    add(
+        "--exclude",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="F",
+        help="evaluation sets, as text or JSON lines; no sentence of theirs is used",
+    )
+    add(
+        "--workers", type=int, metavar="N", help="processes (default: one a core); does not change the result"
+    )
+    add("--json", action="store_true", help="print one JSON object with all counts on stdout")
+    _add_generator_options(parser.add_argument)
+    return parser.parse_args(arguments)
+
+
+def _add_generator_options(add: Callable) -> None:
+    add("--generator-url", metavar="U", help="of an OpenAI-compatible server, up to /v1: its model writes")
+    add("--generator-model", metavar="M", help="name of the model")
+    add(
+        "--generator-prompts",
+        type=Path,
+        metavar="DIR",
+        help="prompts of your own, named as those in fastling/interactive/prompts",
+    )
+    add(
+        "--generator-cache",
+        type=Path,
+        metavar="F",
+        help="where answers are kept, so that none is paid twice (default: OUT.answers.sqlite)",
+    )
+    add("--generator-budget-tokens", type=int, metavar="N", help="of all answers kept, prompts included")
+    add("--generator-requests", type=int, metavar="N", help="in flight at a time (default: 16)")
+
+
+def _check_generator_options(options: argparse.Namespace) -> None:
+    """Raises UserError for options that would have no effect, or that the others need."""
+    given = {name for name, value in vars(options).items() if name.startswith("generator") and value}
+    if not options.generator_url:
+        for name in sorted(given):
+            raise UserError(f"--{name.replace('_', '-')}", "has no effect without --generator-url")
+        return
+    if not options.generator_model:
+        raise UserError("--generator-model", "is not set", "Name a model of the server.")
+    for name in ("mix", "workers"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}", "has no effect with --generator-url")
+    folder = options.generator_prompts
+    if folder and not folder.is_dir():
+        raise UserError("--generator-prompts", f"no such folder: {folder}")
+
+
+def check_options(options: argparse.Namespace) -> Corpus:
+    """Raises UserError for the first option that cannot be right."""
+    source = check_language("--source-lang", options.source_lang)
+    target = check_language("--target-lang", options.target_lang)
+    if options.user_lang != "both":
+        check_language("--user-lang", options.user_lang)
+    _check_generator_options(options)
+    for name in ("count", "workers", "generator_budget_tokens", "generator_requests"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise UserError(f"--{name.replace('_', '-')}", f"must be > 0: {number}")
+    corpus = make_corpus(options.source, options.target, source, target)
+    for path in options.exclude:
+        if not path.is_file():
+            raise UserError("--exclude", f"no such file: {path}")
+    if options.out.suffix != ".jsonl":
+        raise UserError("--out", f"must end in .jsonl: {options.out}")
+    if options.out.is_dir():
+        raise UserError("--out", f"is a folder: {options.out}")
+    if not options.out.parent.is_dir():
+        raise UserError("--out", f"no such folder: {options.out.parent}", "Make it first.")
+    return corpus
+
+
+def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -> tuple[Recipe, int]:
+    """Learn what the rules need of a corpus; and how many lines it has."""
+    mix = parse_mix(options.mix)
+    languages = corpus.languages if options.user_lang == "both" else (options.user_lang,)
+    phrasings = {language: load_phrasings(language) for language in languages}
+    exclusion = read_exclusion(options.exclude)
+    with console.status(f"learning words and links of {corpus.name}"):
+        total = sum(1 for _ in corpus.lines())
+        if not total:
+            raise UserError(str(corpus.first), "is empty")
+        sample = corpus.sample(total)
+        knowledge = learn(corpus, sample)
+        if not knowledge.running_text and mix.pop("continue_text", None):
+            console.print(
+                "continue_text is left out: neighbouring lines of these files have little in common",
+                soft_wrap=True,
+            )
+        if not mix:
+            raise UserError("--mix", "leaves nothing to build: these lines are no running text")
+        recipe = Recipe(knowledge, exclusion, phrasings, mix, options.seed)
+        return dataclasses.replace(recipe, mix=even_mix(recipe, sample)), total
+
+
+def summary(tally: Tally, corpus: Corpus, out: Path) -> dict:
+    """All counts, as plain values."""
+    return {
+        "dialogues": tally.dialogues,
+        "turns": tally.steps.total(),
+        "types": dict(tally.kinds.most_common()),
+        "steps": dict(tally.steps.most_common()),
+        "pairs": {corpus.name: tally.pairs},
+        "directions": dict(sorted(tally.directions.items())),
+        "user_languages": dict(sorted(tally.user_languages.items())),
+        "rejects": dict(tally.rejects.most_common()),
+        "right_drafts": tally.right_drafts,
+        "out": str(out),
+    }
+
+
+def print_tables(tally: Tally, console: Console) -> None:
+    table = Table(title=f"{tally.dialogues:,} dialogues of {tally.pairs:,} pairs", title_justify="left")
+    for name in ("type", "dialogues", "share", "turns of the kind"):
+        table.add_column(name, justify="left" if name == "type" else "right")
+    for kind, number in tally.kinds.most_common():
+        share = f"{100 * number / tally.dialogues:.1f} %"
+        table.add_row(kind, f"{number:,}", share, f"{tally.steps[kind]:,}")
+    console.print(table)
+    _print_rejects(tally.rejects, console)
+
+
+def _print_rejects(rejects: Counter, console: Console) -> None:
+    if rejects:
+        table = Table(title="what was not used", title_justify="left")
+        table.add_column("gate")
+        table.add_column("pairs or dialogues", justify="right")
+        for reason, number in rejects.most_common():
+            table.add_row(reason, f"{number:,}")
+        console.print(table)
+
+
+def print_notes(tally: Tally, count: int | None, console: Console) -> None:
+    """What the numbers mean, where it is not what was wanted."""
+    drafts = sum(tally.steps[step] for step in ("no_change", "correct_draft", "which_better"))
+    least, most = RIGHT_DRAFTS
+    if count is not None and tally.dialogues < count:
+        console.print(f"these lines allow only {tally.dialogues:,} of {count:,} dialogues", soft_wrap=True)
+    if drafts >= ENOUGH_DRAFTS and not least <= tally.right_drafts <= most:
+        console.print(
+            f"{100 * tally.right_drafts:.0f} % of the drafts need no change; with {100 * least:.0f} to "
+            f"{100 * most:.0f} % a model learns both to correct and to leave alone (--mix no_change=...)",
+            soft_wrap=True,
+        )
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse_options(arguments)
+    corpus = check_options(options)
+    console = make_console()
+    recipe, total = make_recipe(corpus, options, console)
+    if options.generator_url:
+        found = _generate(recipe, options, total, console)
+    else:
+        found = _build(recipe, options, total, console)
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False))
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _build(recipe: Recipe, options: argparse.Namespace, total: int, console: Console) -> dict:
+    with _progress(console) as progress:
+        task = progress.add_task("building dialogues, by line", total=total)
+        tally = write_dialogues(
+            recipe,
+            options.out,
+            total=total,
+            count=options.count,
+            workers=options.workers or os.cpu_count() or 1,
+            progress=lambda lines: progress.update(task, completed=lines),
+        )
+    print_tables(tally, console)
+    print_notes(tally, options.count, console)
+    return summary(tally, recipe.knowledge.corpus, options.out)
+
+
+def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: Console) -> dict:
+    try:
+        from fastling.interactive.generate import write_generated
+        from fastling.interactive.server import Server
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "--generator-url", f"needs the package {error.name}", "pip install 'fastling[dialogues]'"
+        ) from None
+    cache = options.generator_cache or options.out.with_name(options.out.name + ".answers.sqlite")
+    with _progress(console) as progress:
+        task = progress.add_task("asking for turns, by line", total=total)
+        tally, counts, tokens = write_generated(
+            recipe,
+            options.out,
+            total=total,
+            count=options.count,
+            open_server=lambda: Server(
+                options.generator_url,
+                options.generator_model,
+                cache,
+                budget_tokens=options.generator_budget_tokens,
+                requests_in_flight=options.generator_requests or 16,
+            ),
+            prompts_folder=options.generator_prompts,
+            progress=lambda lines, tokens: progress.update(
+                task, completed=lines, description=f"asking for turns, {tokens:,} tokens, by line"
+            ),
+        )
+    table = Table("kind", "dialogues", title=f"{counts.kept.total():,} dialogues, {tokens:,} tokens")
+    for kind, number in counts.kept.most_common():
+        table.add_row(kind, f"{number:,}")
+    console.print(table)
+    rejects = tally.rejects + counts.rejected
+    _print_rejects(rejects, console)
+    if counts.unasked:
+        console.print(f"the budget left {counts.unasked:,} pairs unasked", soft_wrap=True)
+    return {
+        "dialogues": counts.kept.total(),
+        "types": dict(counts.kept.most_common()),
+        "pairs": {recipe.knowledge.corpus.name: tally.pairs},
+        "rejects": dict(rejects.most_common()),
+        "unasked": counts.unasked,
+        "tokens": tokens,
+        "out": str(options.out),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""`fastling extend`: a model with more tokens in its vocabulary, whose old text reads as before."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastling.errors import UserError, run_command
+from fastling.settings import Parser
+from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
+from fastling.surgery.vocabulary import INITS, extend_model
+from fastling.terminal import make_console
+
+DESCRIPTION = (
+    "Add tokens to a model's vocabulary. Old ids and old rows stay as they are, so text without a new token "
+    "gets the same ids, and old tokens the same logits. With a SentencePiece BPE tokenizer.model the tokens "
+    "become pieces of it, and tokenizer.json is proved equal to it; with a byte-level tokenizer.json they "
+    "become added tokens, matched as plain content. The new rows must be trained to be of use."
+)
+USAGE = "fastling extend --model MODEL --out OUT (--tokens FILE | --pieces FILE) [options]"
+INIT_HELP = (
+    "what new rows are, in the embedding and the head alike: mean-of-pieces, the mean of the old tokens that "
+    "the token's text was until now (the default); mean, that of all tokens; copy:TOKEN, the row of another "
+    "token; zip-tie-approximation, the mean of its UTF-8 bytes' tokens, after a description of Bailong's "
+    "zip-tie: the paper's own formula could not be read, so this is not it"
+)
+
+
+def _parser() -> Parser:
+    parser = Parser("fastling extend", DESCRIPTION, USAGE)
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; must not exist, or be empty"
+    )
+    parser.add_argument("--tokens", type=Path, help="text file, one token a line; a leading space counts")
+    parser.add_argument(
+        "--pieces", type=Path, help="a SentencePiece BPE .model, whose pieces are added that the model lacks"
+    )
+    parser.add_argument("--init", default="mean-of-pieces", metavar="|".join(INITS), help=INIT_HELP)
+    parser.add_argument(
+        "--pad-to-multiple", type=int, default=1, metavar="N", help="rows up to a multiple of N (default: 1)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print what was done as one JSON object on stdout"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    if (options.tokens is None) == (options.pieces is None):
+        raise UserError(
+            "fastling extend", "takes one of --tokens and --pieces", "--help shows what they are."
+        )
+    if not 1 <= options.pad_to_multiple <= 65536:
+        raise UserError("--pad-to-multiple", f"must be from 1 to 65536: {options.pad_to_multiple}")
+    if options.tokens is not None:
+        added = add_tokens(options.model, read_token_file(options.tokens))
+    else:
+        added = add_pieces(options.model, options.pieces)
+    done = extend_model(options.model, options.out, added, options.init, options.pad_to_multiple)
+    console = make_console()
+    if options.init == "zip-tie-approximation":
+        console.print("note: an approximation of Bailong's zip-tie, whose formula could not be read")
+    if added.unreached:
+        shown = ", ".join(map(repr, added.unreached[:5]))
+        console.print(f"note: {len(added.unreached)} pieces do not come out of their own text: {shown}")
+    console.print(
+        f"written: {options.out}: {done['tokens']} tokens from id {done['first_id']} on, each "
+        f"{done['pieces_per_token_before']:.1f} tokens until now; "
+        f"{done['rows_before']} -> {done['rows']} rows"
+    )
+    if options.json:
+        print(json.dumps(done, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

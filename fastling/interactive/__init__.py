@@ -1,0 +1,1 @@
+"""Builds interactive-translation dialogues from parallel text, by rules: true by construction."""

@@ -1,0 +1,303 @@
+"""A corpus -> a file of dialogues: streamed, on all cores, the same file whatever their number.
+
+The main process reads lines in chunks and drops pairs that came before; workers make dialogues of a chunk,
+each from a seed of its own line; the main process writes them in order, as many as are wanted.
+"""
+
+import collections
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from fastling.interactive.dialogue import Dialogue
+from fastling.interactive.exclusion import Exclusion
+from fastling.interactive.gates import check_dialogue, check_pair
+from fastling.interactive.knowledge import Knowledge
+from fastling.interactive.pairs import Corpus, Pair, fingerprint
+from fastling.interactive.phrasings import Phrasings
+from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
+
+LINES_PER_CHUNK = 1000
+FEW_CHUNKS = 6
+"""With fewer, starting processes would take longer than the work."""
+RESERVE = 1.3
+"""How many more dialogues a chunk makes than its share, for chunks that have too few."""
+LINES = (5, 3, 1.5, 0.5)
+LINES_WHERE_TWO = (0, 5, 3, 2)
+"""How often a dialogue has one, two, three and four lines; of kinds that need a second one."""
+TRIED = 300
+"""Pairs by which it is found how often a kind is possible."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a dialogue depends on besides its lines."""
+
+    knowledge: Knowledge
+    exclusion: Exclusion
+    phrasings: Mapping[str, Phrasings]
+    """By language of the user."""
+    mix: Mapping[str, float]
+    """Kind -> its share of the dialogues."""
+    seed: int
+
+
+class Made(NamedTuple):
+    """One dialogue."""
+
+    kind: str
+    steps: tuple[str, ...]
+    user_language: str
+    pair: str
+    row: str
+    """As JSON, without the end of the line."""
+
+
+@dataclass
+class Tally:
+    """What was read and what became of it."""
+
+    pairs: int = 0
+    kinds: Counter = field(default_factory=Counter)
+    steps: Counter = field(default_factory=Counter)
+    user_languages: Counter = field(default_factory=Counter)
+    directions: Counter = field(default_factory=Counter)
+    rejects: Counter = field(default_factory=Counter)
+
+    @property
+    def dialogues(self) -> int:
+        return self.kinds.total()
+
+    def add(self, made: Made) -> None:
+        self.kinds[made.kind] += 1
+        self.steps.update(made.steps)
+        self.user_languages[made.user_language] += 1
+        self.directions[made.pair] += 1
+
+    @property
+    def right_drafts(self) -> float:
+        """Share of drafts that need no change."""
+        drafts = sum(self.steps[step] for step in ("no_change", "correct_draft", "which_better"))
+        return self.steps["no_change"] / drafts if drafts else 0.0
+
+
+# One dialogue ---------------------------------------------------------------------------------------
+
+
+class Slot(NamedTuple):
+    """Neighbouring lines for one dialogue."""
+
+    pairs: Sequence[Pair]
+    kinds: Sequence[str]
+    """In the order in which they are tried."""
+    choose: random.Random
+    """Seeded by the first line."""
+
+
+def make_dialogue(recipe: Recipe, slot: Slot, rejects: Counter) -> Made | None:
+    """A dialogue that opens with the first pair: of the first kind that is possible."""
+    pairs, kinds, choose = slot
+    user_language = choose.choice(sorted(recipe.phrasings))
+    origin = choose.choice(recipe.knowledge.corpus.languages)
+    for kind in kinds:
+        if kind in NEEDS_TWO and len(pairs) < 2:
+            continue
+        dialogue = Dialogue(recipe.knowledge, recipe.phrasings[user_language], choose)
+        turned = directed(recipe.knowledge.corpus, pairs, origin)
+        if not BUILDERS[kind](dialogue, turned):
+            continue
+        if kind != "continue_text":
+            follow_up(dialogue, turned[1:])
+        if reason := check_dialogue(dialogue):
+            rejects[reason] += 1
+            continue
+        return _made(recipe, kind, dialogue, user_language)
+    return None
+
+
+def _order(mix: Mapping[str, float], choose: random.Random) -> list[str]:
+    """Kinds as if drawn one after the other, each by its weight."""
+    return sorted(mix, key=lambda kind: choose.random() ** (1 / mix[kind]), reverse=True)
+
+
+def _made(recipe: Recipe, kind: str, dialogue: Dialogue, user_language: str) -> Made:
+    first, corpus = dialogue.pairs[0], recipe.knowledge.corpus
+    pair = f"{first.origin}-{first.target}"
+    row = {
+        "id": f"{corpus.name}-{first.line}",
+        "messages": dialogue.messages(),
+        "type": kind,
+        "steps": dialogue.steps,
+        "pair": pair,
+        "user_lang": user_language,
+        "source_file": corpus.first.name,
+        "target_file": corpus.second.name,
+        "lines": dialogue.lines,
+    }
+    return Made(kind, tuple(dialogue.steps), user_language, pair, json.dumps(row, ensure_ascii=False))
+
+
+def even_mix(recipe: Recipe, sample: Sequence[Sequence[Pair]]) -> dict[str, float]:
+    """The mix, with more weight for kinds that are seldom possible, so that their share is what was asked."""
+    knowledge, choose = recipe.knowledge, random.Random(recipe.seed)
+    phrasings = recipe.phrasings[min(recipe.phrasings)]
+    good = [
+        (one, two)
+        for run in sample
+        for one, two in zip(run, run[1:], strict=False)
+        if not any(check_pair(pair, knowledge, Exclusion()) for pair in (one, two))
+    ]
+    tried = [good[number * len(good) // TRIED] for number in range(min(TRIED, len(good)))]
+    found = {}
+    for kind, weight in recipe.mix.items():
+        possible = sum(
+            BUILDERS[kind](
+                Dialogue(knowledge, phrasings, choose),
+                directed(knowledge.corpus, pairs, choose.choice(knowledge.corpus.languages)),
+            )
+            for pairs in tried
+        )
+        found[kind] = weight / max(0.02, possible / max(1, len(tried)))
+    return found
+
+
+# One chunk ------------------------------------------------------------------------------------------
+
+
+def make_chunk(recipe: Recipe, pairs: Sequence[Pair], most: int | None) -> tuple[list[Made], Counter]:
+    """Dialogues of some lines, in a random order if fewer are wanted than there could be."""
+    rejects: Counter = Counter()
+    slots = list(_slots(recipe, pairs))
+    if most is not None and pairs:
+        random.Random(f"{recipe.seed} {pairs[0].line} order").shuffle(slots)
+    made: list[Made] = []
+    for slot in slots:
+        if most is not None and len(made) >= most:
+            break
+        good = []
+        for pair in slot.pairs:
+            if reason := check_pair(pair, recipe.knowledge, recipe.exclusion):
+                rejects[reason] += 1
+            else:
+                good.append(pair)
+        if good:
+            dialogue = make_dialogue(recipe, slot._replace(pairs=good), rejects)
+            if dialogue:
+                made.append(dialogue)
+            else:
+                rejects["no-kind-possible"] += 1
+    return made, rejects
+
+
+def _slots(recipe: Recipe, pairs: Sequence[Pair]) -> Iterator[Slot]:
+    """Neighbouring lines for one dialogue each; every line is in one."""
+    at = 0
+    while at < len(pairs):
+        choose = random.Random(f"{recipe.seed} {pairs[at].line}")
+        kinds = _order(recipe.mix, choose)
+        count = choose.choices((1, 2, 3, 4), LINES_WHERE_TWO if kinds[0] in NEEDS_TWO else LINES)[0]
+        yield Slot(pairs[at : at + count], kinds, choose)
+        at += count
+
+
+# The whole ------------------------------------------------------------------------------------------
+
+
+def write_dialogues(
+    recipe: Recipe,
+    out: Path,
+    *,
+    total: int,
+    count: int | None = None,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda lines: None,
+) -> Tally:
+    """Write a file of dialogues, whole or not at all: at most `count`, spread evenly over the lines."""
+    tally = Tally()
+    with whole_or_absent(out) as file:
+        for lines, made, rejects in _chunks_made(recipe, tally, total, count, workers):
+            tally.rejects += rejects
+            # By now, as large a share of the dialogues is due as of the lines is read.
+            due = None if count is None else -(-count * lines // total) - tally.dialogues
+            for each in made[:due]:
+                tally.add(each)
+                file.write(each.row + "\n")
+            progress(lines)
+    return tally
+
+
+@contextlib.contextmanager
+def whole_or_absent(path: Path) -> Iterator[TextIO]:
+    """A file to write to that takes its name when it is finished, and is gone if it never is."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _chunks_made(
+    recipe: Recipe, tally: Tally, total: int, count: int | None, workers: int
+) -> Iterator[tuple[int, list[Made], Counter]]:
+    """(lines read so far, dialogues, rejects) of every chunk, in the order of the files."""
+    most = None if count is None else max(4, round(RESERVE * count * LINES_PER_CHUNK / max(1, total)))
+    chunks = distinct_pairs(recipe.knowledge.corpus, tally)
+    if workers == 1 or total < FEW_CHUNKS * LINES_PER_CHUNK:
+        for lines, pairs in chunks:
+            yield lines, *make_chunk(recipe, pairs, most)
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, context, _start_worker, (recipe,)) as pool:
+        waiting = collections.deque()
+        for lines, pairs in chunks:
+            waiting.append((lines, pool.submit(_work, pairs, most)))
+            if len(waiting) > 4 * workers:
+                lines, result = waiting.popleft()
+                yield lines, *result.result()
+        for lines, result in waiting:
+            yield lines, *result.result()
+
+
+def distinct_pairs(corpus: Corpus, tally: Tally) -> Iterator[tuple[int, list[Pair]]]:
+    """(lines read so far, pairs that did not come before) of every so many lines."""
+    seen: set[bytes] = set()
+    chunk: list[Pair] = []
+    for number, first, second in corpus.lines():
+        pair = corpus.tidied(number, first, second)
+        key = fingerprint(pair[1:])
+        tally.pairs += 1
+        if pair.first and pair.second and key in seen:
+            tally.rejects["duplicate"] += 1
+        else:
+            seen.add(key)
+            chunk.append(pair)
+        if number % LINES_PER_CHUNK == 0:
+            yield number, chunk
+            chunk = []
+    if chunk:
+        yield tally.pairs, chunk
+
+
+_recipe: Recipe
+"""Of a worker process."""
+
+
+def _start_worker(recipe: Recipe) -> None:
+    global _recipe
+    _recipe = recipe
+
+
+def _work(pairs: Sequence[Pair], most: int | None) -> tuple[list[Made], Counter]:
+    return make_chunk(_recipe, pairs, most)

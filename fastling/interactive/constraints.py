@@ -1,0 +1,82 @@
+"""What a user can ask of a translation that its reference is known to meet, and what it means there."""
+
+import random
+import re
+
+from fastling.interactive.knowledge import Knowledge
+from fastling.interactive.languages import HAN, is_stop_word
+from fastling.interactive.pairs import Direction
+
+MOST_WORDS = 3
+"""Words of one wish."""
+_NUMBER = r"(?<![\w.,:/-])\d{2,}(?![\w,:/-]|\.\d)"
+_NAME = r"(?<![\w&.-])[A-ZÀ-Þ][\w'’]*(?:[ -](?:& )?[A-ZÀ-Þ][\w'’]*)*(?![\w&-])"
+_NUMBER_BY_CHINESE = r"(?<![A-Za-z0-9.,:/-])\d{2,}(?![A-Za-z0-9,:/%-]|\.\d|[万亿千百十])"
+_CANDIDATE = re.compile(f"{_NAME}|{_NUMBER}")
+_MID_SENTENCE = re.compile(r"[\w,;)] $")
+
+
+def renderings(pair: Direction, knowledge: Knowledge) -> list[tuple[str, str]]:
+    """(word of the text, word of the reference): sure links between words that can be named by themselves."""
+    found = []
+    for source, target in knowledge.links_of(pair):
+        if source.text.casefold() == target.text.casefold():
+            continue  # a name, or a number
+        if "de" in (pair.origin, pair.target) and not 0.5 <= len(source.text) / len(target.text) <= 2:
+            continue  # Grönlandhai is more than shark
+        if knowledge.stands_alone(pair.text, source, pair.origin) and knowledge.stands_alone(
+            pair.reference, target, pair.target
+        ):
+            found.append((source.text, target.text))
+    return found
+
+
+def words_to_include(pair: Direction, knowledge: Knowledge, choose: random.Random) -> list[str]:
+    """Up to three words of the reference that render words of the text, in their order; or none."""
+    able = renderings(pair, knowledge)
+    count = min(len(able), choose.choices((1, 2, 3), (3, 4, 3))[0], MOST_WORDS)
+    picked = {target for _, target in choose.sample(able, count)}
+    return sorted(picked, key=pair.reference.index)
+
+
+def items_to_keep(pair: Direction) -> list[str]:
+    """Names and numbers that stand in text and reference alike."""
+    return [
+        item
+        for item in dict.fromkeys(match[0] for match in _CANDIDATE.finditer(_latin_side(pair)))
+        if _is_worth_keeping(item, pair)
+    ]
+
+
+def _latin_side(pair: Direction) -> str:
+    """The side whose capitals tell names: not Chinese, and not German where nouns have them."""
+    return min(
+        ((pair.origin, pair.text), (pair.target, pair.reference)),
+        key=lambda side: ("en", "fr", "de", "zh").index(side[0]),
+    )[1]
+
+
+def _is_worth_keeping(item: str, pair: Direction) -> bool:
+    side = _latin_side(pair)
+    if not all(_count_whole(item, text) == 1 for text in (pair.text, pair.reference)):
+        return False
+    if item[0].isdigit():
+        return True
+    latin = {pair.origin, pair.target} - {"zh"}
+    if len(item) < 3 or any(is_stop_word(item, language) for language in latin):
+        return False
+    several = " " in item or item[1:] != item[1:].lower()
+    return several or bool(_MID_SENTENCE.search(side[: side.index(item)]))
+
+
+def _count_whole(item: str, text: str) -> int:
+    """Occurrences that are no part of something longer."""
+    if re.search(f"[{HAN}]", text) and item[0].isdigit():
+        return sum(match[0] == item for match in re.finditer(_NUMBER_BY_CHINESE, text))
+    before, after = r"(?<![A-Za-zÀ-ÿ0-9.,&-])", r"(?![A-Za-zÀ-ÿ0-9&-]|[.,]\d)"
+    return len(re.findall(before + re.escape(item) + after, text))
+
+
+def is_meant(word: str, text: str, pair: Direction, knowledge: Knowledge) -> bool:
+    """Whether a wished word is one that can be named by itself, and renders a word of the text."""
+    return any(word == target for _, target in renderings(pair, knowledge)) and word in text

@@ -1,0 +1,258 @@
+"""Faulty drafts of a good translation: one fault of a known kind, at a known place.
+
+Each maker returns a draft or None where a text has no place for its fault. Only faults are made that no
+reader would take for another good translation.
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fastling.interactive.knowledge import Knowledge
+from fastling.interactive.languages import AND, Word, is_stop_word
+from fastling.interactive.pairs import Direction
+
+# Words that never follow what they belong to.
+_LEADING = {
+    "en": frozenset("the a an of in for with from to at by into between".split()),
+    "de": frozenset("der die das den dem des ein eine einen einem einer mit von für zur zum bei aus".split()),
+    "fr": frozenset("le la les un une des du de dans pour avec sur aux au par".split()),
+}
+_WEIGHTS = {
+    "omission": 4,
+    "replacement": 4,
+    "number": 3,
+    "addition": 2,
+    "repetition": 2,
+    "order": 2,
+    "case": 1,
+    "punctuation": 1,
+}
+MOST_OMITTED = 8
+"""Words that a draft that breaks off may lack."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A text that differs from its reference at one place only."""
+
+    kind: str
+    reference: str
+    start: int
+    wrong: str
+    """What stands there in the draft."""
+    right: str
+    """What stands there in the reference."""
+
+    @property
+    def text(self) -> str:
+        end = self.start + len(self.right)
+        return self.reference[: self.start] + self.wrong + self.reference[end:]
+
+    @property
+    def span(self) -> str:
+        """The words that a reason names: those that are wrong, are missing, or stand twice."""
+        return (self.right if self.kind in ("omission", "repetition") else self.wrong).strip()
+
+
+def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> Draft | None:
+    """A draft of the pair's reference with one fault that its text has a place for."""
+    text, language = pair.reference, pair.target
+    words = knowledge.cut(text, language)
+    kinds = sorted(_WEIGHTS, key=lambda kind: choose.random() ** (1 / _WEIGHTS[kind]), reverse=True)
+    for kind in kinds:
+        for _ in range(3):
+            found = _MAKERS[kind](pair, words, knowledge, choose)
+            if found:
+                draft = Draft(kind, text, *found)
+                if is_sound(draft, words):
+                    return draft
+    return None
+
+
+def is_sound(draft: Draft, words: Sequence[Word]) -> bool:
+    """Whether the fault is where it is said to be, and nowhere else can be meant."""
+    text = draft.text
+    if text == draft.reference or not draft.span or len(words) < 4:
+        return False
+    if draft.kind == "omission":
+        return draft.span not in text and draft.reference.count(draft.span) == 1
+    if draft.kind == "punctuation":
+        return True
+    return text.count(draft.wrong.strip()) == 1 and draft.wrong.strip() not in draft.reference
+
+
+Place = tuple[int, str, str]
+"""Start, wrong, right."""
+
+
+def _omission(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Place | None:
+    """Leave out one to three words; or, rarely, the end of a longer sentence."""
+    text, language = pair.reference, pair.target
+    if len(words) > 2 * MOST_OMITTED and choose.random() < 0.2:
+        length = choose.randint(3, MOST_OMITTED)
+        run = words[-length:]
+    else:
+        run = _run(text, words, language, choose, choose.randint(1, 3))
+    if not run or all(is_stop_word(word.text, language) for word in run):
+        return None
+    start, end = run[0].start, run[-1].end
+    if language == "zh":
+        if text[start - 1].isdigit() or text[end : end + 1].isdigit() or not _solid(run[0], language):
+            return None
+    else:
+        if text[start - 1 : start] != " " or not re.match(r"[\s.,!?;:]|$", text[end:]):
+            return None
+        if text[start - 2 : start - 1] in ",;:" and not re.match(r"\s", text[end:]):
+            return None  # ", word." would leave ",."
+        start -= 1
+    return start, "", text[start:end]
+
+
+def _addition(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Place | None:
+    """Join to a word another one that the source does not speak of."""
+    word = _content_word(pair, words, knowledge, choose)
+    other = word and knowledge.similar_word(word.text, pair, choose)
+    if not other:
+        return None
+    return word.end, AND[pair.target] + other, ""
+
+
+def _number(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Place | None:
+    """Change one digit."""
+    numbers = [word for word in words if word.text[0].isdigit() and word.text.isascii()]
+    if not numbers:
+        return None
+    word = choose.choice(numbers)
+    at = choose.choice([place for place, digit in enumerate(word.text) if digit.isdigit()])
+    digit = choose.choice([each for each in "123456789" if each != word.text[at]])
+    wrong = word.text[:at] + digit + word.text[at + 1 :]
+    return None if wrong in pair.text else (word.start, wrong, word.text)
+
+
+def _repetition(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Place | None:
+    """Say one to three words twice."""
+    run = _run(pair.reference, words, pair.target, choose, choose.randint(1, 3))
+    if not run:
+        return None
+    right = pair.reference[run[0].start : run[-1].end]
+    return run[0].start, right + ("" if pair.target == "zh" else " ") + right, right
+
+
+def _order(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Place | None:
+    """Put an article or preposition after its noun; in Chinese, turn round the sides of 的."""
+    text, language = pair.reference, pair.target
+    found = []
+    if language == "zh":
+        for first, middle, last in zip(words, words[1:], words[2:], strict=False):
+            whole = text[first.start : last.end]
+            if middle.text == "的" and len(whole) == len(first.text + last.text) + 1:
+                if _solid(first, language) and _solid(last, language) and first.text != last.text:
+                    found.append((first.start, f"{last.text}的{first.text}", whole))
+    else:
+        for first, second in zip(words[1:], words[2:], strict=False):
+            if first.text in _LEADING[language] and not is_stop_word(second.text, language):
+                if text[first.end : second.start] == " " and text[second.end : second.end + 1] != "-":
+                    whole = text[first.start : second.end]
+                    found.append((first.start, f"{second.text} {first.text}", whole))
+    return choose.choice(found) if found else None
+
+
+def _replacement(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Place | None:
+    """Put another word of the corpus, of like form and frequency, in place of one."""
+    word = _content_word(pair, words, knowledge, choose)
+    other = word and knowledge.similar_word(word.text, pair, choose)
+    return (word.start, other, word.text) if other else None
+
+
+def _case(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Place | None:
+    """Write a name, in German also a noun, in small letters."""
+    found = [word for word in words[1:] if word.text[0].isupper() and word.text[1:].islower()]
+    found = [word for word in found if _inside(pair.reference, word) and len(word.text) > 2]
+    if pair.target == "zh" or not found:
+        return None
+    word = choose.choice(found)
+    return word.start, word.text.lower(), word.text
+
+
+def _punctuation(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Place | None:
+    """End a statement as a question, or a question as a statement."""
+    text = pair.reference
+    other = {".": "?", "?": ".", "。": "？", "？": "。"}.get(text[-1])
+    if other is None or not text[-2].isalpha():
+        return None
+    return len(text) - 1, other, text[-1]
+
+
+_MAKERS: dict[str, Callable[..., Place | None]] = {
+    "omission": _omission,
+    "addition": _addition,
+    "number": _number,
+    "repetition": _repetition,
+    "order": _order,
+    "replacement": _replacement,
+    "case": _case,
+    "punctuation": _punctuation,
+}
+
+
+def _run(
+    text: str, words: Sequence[Word], language: str, choose: random.Random, length: int
+) -> Sequence[Word]:
+    """Words that follow each other without punctuation, not the first, or none."""
+    if len(words) < length + 3:
+        return ()
+    first = choose.randrange(1, len(words) - length + 1)
+    run = words[first : first + length]
+    gap = "" if language == "zh" else " "
+    if any(text[one.end : two.start] != gap for one, two in zip(run, run[1:], strict=False)):
+        return ()
+    if language == "zh":  # what the lexicon does not know comes in single characters, parts of words
+        return run if _solid(run[0], language) and _solid(run[-1], language) else ()
+    whole = _inside(text, run[0]) and _whole(text, run[0].start, run[-1].end)
+    return run if whole and not all(is_stop_word(word.text, language) for word in run) else ()
+
+
+def _content_word(
+    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
+) -> Word | None:
+    """A word that carries meaning, and not the first; one whose source is known if there is one."""
+    text, language = pair.reference, pair.target
+    linked = {rendering.start for _, rendering in knowledge.links_of(pair)}
+    able = [word for word in words[1:] if _solid(word, language) and text.count(word.text) == 1]
+    if language != "zh":
+        able = [word for word in able if _inside(text, word) and _whole(text, word.start, word.end)]
+    able = [word for word in able if word.start in linked] or able
+    return choose.choice(able) if able else None
+
+
+def _solid(word: Word, language: str) -> bool:
+    least = 2 if language == "zh" else 3
+    return len(word.text) >= least and not word.text[0].isdigit() and not is_stop_word(word.text, language)
+
+
+def _inside(text: str, word: Word) -> bool:
+    """Whether a word is capital for its own sake: it does not open a sentence or a quotation."""
+    return bool(re.search(r"[\w,;)] $", text[: word.start]))
+
+
+def _whole(text: str, start: int, end: int) -> bool:
+    """Whether letters do not go on beside a stretch, as they do in 24-year-old."""
+    return not re.search(r"[\w'’-]$", text[:start]) and not re.match(r"[\w'’%-]", text[end:])

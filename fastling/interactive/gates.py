@@ -1,0 +1,165 @@
+"""What a pair and a dialogue must pass. Each gate is one function that names nothing but its own reason.
+
+The rules build what is true; the gates check it again, from the finished text, because a rule may be wrong.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+from fastling.interactive.constraints import is_meant
+from fastling.interactive.dialogue import Dialogue
+from fastling.interactive.exclusion import Exclusion
+from fastling.interactive.knowledge import Knowledge
+from fastling.interactive.languages import HAN, reads_as
+from fastling.interactive.pairs import Corpus, Pair
+
+SHORTEST = {"zh": 4}
+SHORTEST_LATIN = 12
+LONGEST = 1000
+"""Characters of a sentence."""
+LEAST_RATIO, MOST_RATIO = 0.5, 2.0
+"""Of the corpus's median ratio of lengths."""
+_UNFINISHED = frozenset(",;:，；：、(（-–—")
+_DAMAGE = re.compile(rf"\ufffd|[{HAN}]\?[{HAN}]|[a-zà-ÿ]\?[a-zà-ÿ]")
+
+
+# Pairs ----------------------------------------------------------------------------------------------
+
+
+def is_empty(pair: Pair) -> bool:
+    return not (pair.first and pair.second)
+
+
+def is_copy(pair: Pair) -> bool:
+    return pair.first.casefold() == pair.second.casefold()
+
+
+def is_too_short(pair: Pair, corpus: Corpus) -> bool:
+    sides = zip(pair[1:], corpus.languages, strict=True)
+    return any(len(text) < SHORTEST.get(language, SHORTEST_LATIN) for text, language in sides)
+
+
+def is_too_long(pair: Pair) -> bool:
+    return max(map(len, pair[1:])) > LONGEST
+
+
+def is_unfinished(pair: Pair) -> bool:
+    """Whether a line was cut: it ends in a comma, or opens a quotation that it does not close."""
+    return any(text[-1] in _UNFINISHED or not _quotes_match(text) for text in pair[1:])
+
+
+def _quotes_match(text: str) -> bool:
+    if text.count('"') % 2 or text.count("„") + text.count("“") < text.count("”"):
+        return False
+    if "„" in text:  # German closes with what English opens with
+        return text.count("„") == text.count("“") + text.count("”")
+    return text.count("“") == text.count("”") and text.count("「") == text.count("」")
+
+
+def is_damaged(pair: Pair) -> bool:
+    """Whether characters were lost: a question mark inside a word."""
+    return any(_DAMAGE.search(text) for text in pair[1:])
+
+
+def is_in_another_language(pair: Pair, corpus: Corpus) -> bool:
+    first, second = corpus.languages
+    return not (reads_as(pair.first, first, second) and reads_as(pair.second, second, first))
+
+
+def has_odd_length(pair: Pair, knowledge: Knowledge) -> bool:
+    ratio = len(pair.second) / len(pair.first) / knowledge.length_ratio
+    return not LEAST_RATIO <= ratio <= MOST_RATIO
+
+
+def check_pair(pair: Pair, knowledge: Knowledge, exclusion: Exclusion) -> str | None:
+    """Why a pair is not used, or None."""
+    corpus = knowledge.corpus
+    if is_empty(pair):
+        return "empty-line"
+    if is_copy(pair):
+        return "untranslated"
+    if is_too_short(pair, corpus):
+        return "too-short"
+    if is_too_long(pair):
+        return "too-long"
+    if is_unfinished(pair):
+        return "unfinished"
+    if is_damaged(pair):
+        return "damaged"
+    if is_in_another_language(pair, corpus):
+        return "wrong-language"
+    if has_odd_length(pair, knowledge):
+        return "length-ratio"
+    if exclusion.holds(pair.first) or exclusion.holds(pair.second):
+        return "excluded"
+    return None
+
+
+# Dialogues ------------------------------------------------------------------------------------------
+
+
+def ends_with_reference(dialogue: Dialogue) -> bool:
+    return all(dialogue.turns[turn][1].endswith(pair.reference) for turn, pair in dialogue.versions)
+
+
+def drafts_differ_where_declared(dialogue: Dialogue) -> bool:
+    for draft in dialogue.drafts:
+        tail = draft.start + len(draft.right)
+        if draft.text == draft.reference or draft.reference[draft.start : tail] != draft.right:
+            return False
+        if draft.text[draft.start : draft.start + len(draft.wrong)] != draft.wrong:
+            return False
+    return True
+
+
+def drafts_are_never_answers(dialogue: Dialogue) -> bool:
+    """A faulty draft is not what a model should learn to say."""
+    faulty = {draft.text for draft in dialogue.drafts}
+    return not any(line in faulty for _, answer in dialogue.turns for line in answer.split("\n"))
+
+
+def feedback_names_what_is_there(dialogue: Dialogue) -> bool:
+    return all(
+        draft.text.count(wrong) == 1 and wrong not in draft.reference and right in draft.reference
+        for draft, wrong, right in dialogue.pointed
+    )
+
+
+def wishes_hold(dialogue: Dialogue) -> bool:
+    """In every translation of their line, however late."""
+    return all(
+        wish.words in dialogue.turns[turn][1]
+        for wish in dialogue.wishes
+        for turn, pair in dialogue.versions
+        if pair.line == wish.line and turn >= wish.turn
+    )
+
+
+def wishes_come_from_the_source(dialogue: Dialogue) -> bool:
+    """A wish is a name or number of the source, or renders a word of it."""
+    pairs = {pair.line: pair for pair in dialogue.pairs}
+    for wish in dialogue.wishes:
+        pair = pairs[wish.line]
+        if wish.words not in pair.text and not is_meant(wish.words, pair.reference, pair, dialogue.knowledge):
+            return False
+    return True
+
+
+def says_something(dialogue: Dialogue) -> bool:
+    return all(text.strip() for turn in dialogue.turns for text in turn)
+
+
+DIALOGUE_GATES: Mapping[str, Callable[[Dialogue], bool]] = {
+    "final-is-not-the-reference": ends_with_reference,
+    "draft-differs-elsewhere": drafts_differ_where_declared,
+    "faulty-answer": drafts_are_never_answers,
+    "feedback-names-nothing": feedback_names_what_is_there,
+    "constraint-broken": wishes_hold,
+    "constraint-not-in-the-source": wishes_come_from_the_source,
+    "empty-turn": says_something,
+}
+
+
+def check_dialogue(dialogue: Dialogue) -> str | None:
+    """Why a dialogue is not kept, or None."""
+    return next((reason for reason, passes in DIALOGUE_GATES.items() if not passes(dialogue)), None)

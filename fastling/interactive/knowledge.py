@@ -1,0 +1,167 @@
+"""What the rules must know of a corpus, learned from a sample of it in seconds."""
+
+import random
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from fastling.interactive.alignment import Links, learn_links
+from fastling.interactive.languages import Word, is_stop_word
+from fastling.interactive.pairs import Corpus, Direction, Pair
+from fastling.interactive.words import Lexicon, learn_lexicon
+
+NEAR = 0.15
+"""How far, as a share of the words of like form, the frequency of a replacement may lie."""
+RUNNING_TEXT = 1.5
+"""How much more two neighbouring lines must have in common than two distant ones."""
+COMMON = 0.01
+"""Share of sentences from which a word is too common to tell what a text is about."""
+_SENTENCE_START = re.compile(r"(^|[.!?:\"“”„«‘—–-]\s*)$")
+_CAPITAL_BEFORE = re.compile(r"[A-ZÀ-Þ][\w'’.-]* $")
+_CAPITAL_AFTER = re.compile(r" (of |the |de |du |von )?[A-ZÀ-Þ]")
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Words, links and measures of a corpus."""
+
+    corpus: Corpus
+    lexicons: Mapping[str, Lexicon]
+    links: Links
+    reverse: Links
+    """By language that is translated from: `links` from the first one, `reverse` from the second."""
+    alike: Mapping[str, Mapping[str, Sequence[str]]]
+    """Language -> form of a word -> the words of that form, by frequency."""
+    topical: Mapping[str, frozenset[str]]
+    """Language -> words that tell what a text is about."""
+    length_ratio: float
+    """Characters of the second language for one of the first: the median."""
+    running_text: bool
+    """Whether neighbouring lines belong together."""
+
+    def cut(self, text: str, language: str) -> list[Word]:
+        return self.lexicons[language].cut(text)
+
+    def links_of(self, pair: Direction) -> list[tuple[Word, Word]]:
+        """Words of the text and of the reference that surely render each other."""
+        links = self.links if pair.origin == self.corpus.first_language else self.reverse
+        source, target = self.cut(pair.text, pair.origin), self.cut(pair.reference, pair.target)
+        found = links.between([word.text for word in source], [word.text for word in target])
+        return [(source[one], target[other]) for one, other in found]
+
+    def similar_word(self, word: str, pair: Direction, choose: random.Random) -> str | None:
+        """A word of like form and frequency that cannot be right in the pair's reference."""
+        words = self.alike[pair.target].get(form_of(word, pair.target), ())
+        links = self.links if pair.origin == self.corpus.first_language else self.reverse
+        if word not in words or len(words) < 4:
+            return None
+        at, reach = words.index(word), max(4, round(NEAR * len(words)))
+        near = words[max(0, at - reach) : at + reach + 1]
+        source = [each.text for each in self.cut(pair.text, pair.origin)]
+        for _ in range(6):
+            other = choose.choice(near)
+            kin = set(other) & set(word) if pair.target == "zh" else other[:3] == word[:3]
+            if kin or other in pair.reference or any(links.may_render(each, other) for each in source):
+                continue
+            return other
+        return None
+
+    def belong_together(self, before: Direction, after: Direction) -> bool:
+        """Whether two neighbouring lines speak of the same."""
+        topical = self.topical[before.origin]
+        words = {word.text.casefold() for word in self.cut(before.text, before.origin)} & topical
+        return any(word.text.casefold() in words for word in self.cut(after.text, before.origin))
+
+    def stands_alone(self, text: str, word: Word, language: str) -> bool:
+        """Whether a word can be asked for by itself: whole, meaningful, there once, no part of a name."""
+        if word.text[0].isdigit():
+            return False  # 10 is not how October is said
+        if len(word.text) < 2 or is_stop_word(word.text, language) or text.count(word.text) > 1:
+            return False
+        if language == "zh":
+            # 上市公司 is two words that the other language says apart.
+            known = self.lexicons[language].cost
+            return len(word.text) < 4 or not (word.text[:2] in known or word.text[2:] in known)
+        before, after = text[: word.start], text[word.end :]
+        if re.search(r"[\w'’-]$", before) or re.match(r"[\w-]|['’]\w", after):
+            return False
+        if word.text[0].isupper():
+            if _SENTENCE_START.search(before):
+                return False
+            return language == "de" or not (_CAPITAL_BEFORE.search(before) or _CAPITAL_AFTER.match(after))
+        return len(word.text) > 2
+
+
+def form_of(word: str, language: str) -> str:
+    """What a word must share with another one to stand in its place."""
+    if language == "zh":
+        return str(len(word))
+    return ("A" if word[0].isupper() else "a") + word[-2:].lower()
+
+
+def learn(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> Knowledge:
+    """Learn from runs of neighbouring pairs."""
+    pairs = [pair for run in sample for pair in run if pair.first and pair.second]
+    texts = {
+        corpus.first_language: [pair.first for pair in pairs],
+        corpus.second_language: [pair.second for pair in pairs],
+    }
+    lexicons = {
+        language: learn_lexicon(texts[language]) if language == "zh" else Lexicon() for language in texts
+    }
+    cut = {
+        language: [[word.text for word in lexicons[language].cut(text)] for text in texts[language]]
+        for language in texts
+    }
+    first, second = corpus.languages
+    links = learn_links(list(zip(cut[first], cut[second], strict=True)))
+    ratios = [len(pair.second) / len(pair.first) for pair in pairs]
+    topical = {language: _topical(cut[language], language) for language in texts}
+    return Knowledge(
+        corpus=corpus,
+        lexicons=lexicons,
+        links=links,
+        reverse=links.reversed(),
+        alike={language: _alike(cut[language], language) for language in texts},
+        topical=topical,
+        length_ratio=statistics.median(ratios) if ratios else 1.0,
+        running_text=_is_running_text(sample, lexicons[second], topical[second]),
+    )
+
+
+def _alike(sentences: Sequence[Sequence[str]], language: str) -> dict[str, list[str]]:
+    counts = Counter(word for sentence in sentences for word in sentence[1:])
+    found: dict[str, list[str]] = {}
+    for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        able = count >= 3 and len(word) >= (2 if language == "zh" else 4) and not word[0].isdigit()
+        if able and not is_stop_word(word, language):
+            found.setdefault(form_of(word, language), []).append(word)
+    return found
+
+
+def _topical(sentences: Sequence[Sequence[str]], language: str) -> frozenset[str]:
+    held = Counter(word for sentence in sentences for word in {word.casefold() for word in sentence})
+    most = max(10, COMMON * len(sentences))
+    return frozenset(
+        word
+        for word, count in held.items()
+        if 2 <= count <= most and len(word) > 1 and not is_stop_word(word, language)
+    )
+
+
+def _is_running_text(sample: Sequence[Sequence[Pair]], lexicon: Lexicon, topical: frozenset[str]) -> bool:
+    """Whether neighbouring lines have words in common more often than distant lines do."""
+    runs = sample[:: max(1, len(sample) // 100)]
+    lines = [
+        {word.text.casefold() for word in lexicon.cut(pair.second)} & topical for run in runs for pair in run
+    ]
+    ends = set(accumulate(len(run) for run in runs))
+    near = [bool(lines[at - 1] & lines[at]) for at in range(1, len(lines)) if at not in ends]
+    half = len(lines) // 2
+    far = [bool(lines[at] & lines[at + half]) for at in range(len(lines) - half)]
+    if not near or not far:
+        return False
+    return statistics.mean(near) > RUNNING_TEXT * max(0.02, statistics.mean(far))

@@ -1,0 +1,136 @@
+"""What must be known of a language to cut its text into words, tell it apart, and put it in a sentence."""
+
+import html
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastling.errors import UserError
+
+LANGUAGES = ("en", "zh", "de", "fr")
+
+STOP_WORDS = {
+    "en": (
+        "a about after against all also although among an and any are as at be because been before being "
+        "between both but by can could did do does down during each else even ever every few for from had "
+        "has have he her here hers him his how however i if in into is it its itself just like made make "
+        "many may me might more most much must my no nor not now of off on once one only onto or other "
+        "our out over own per said same say says she should since so some such than that the their them "
+        "then there these they this those though through thus to too two under until up upon us very via "
+        "was we well were what when where which while who whom whose why will with within without would "
+        "yet you your"
+    ),
+    "de": (
+        "ab aber alle allem allen aller alles als also am an ander andere anderen anderer anderes auch "
+        "auf aus bei beim bin bis bist da dabei dadurch damit dann das dass daß davon dazu dem den denen "
+        "denn der deren des dessen die dies diese diesem diesen dieser dieses doch dort du durch ein eine "
+        "einem einen einer eines er es etwa etwas euch für gegen gibt hab habe haben hat hatte hatten "
+        "hier ich ihm ihn ihnen ihr ihre ihrem ihren ihrer im immer in ins ist ja jede jedem jeden jeder "
+        "jedes jedoch kann kein keine keinen können könnte konnte man mehr mein meine mich mir mit muss "
+        "müssen nach nicht nichts noch nun nur ob oder ohne schon sehr sein seine seinem seinen seiner "
+        "seit sich sie sind so sogar soll sollen sollte sondern sowie über um und uns unter vom von vor "
+        "war waren was weil wenn wer werden wie wieder will wir wird wo worden wurde wurden würde würden "
+        "zu zum zur zwei zwischen"
+    ),
+    "fr": (
+        "à afin ai ainsi alors après au aucun aussi autre autres aux avait avant avec avoir c car ce ceci "
+        "cela celle celui ces cet cette ceux chaque chez comme d dans de depuis des deux dont du elle "
+        "elles en encore entre est et étaient était été être eu eux fait il ils j je l la le les leur "
+        "leurs lors lui ma mais me même mes moi moins mon n ne ni non nos notre nous on ont ou où par "
+        "parce pas pendant peu peut plus pour pourquoi qu quand que quel quelle qui quoi s sa sans se "
+        "selon sera ses si soit son sont sous sur ta te tout toute toutes tous très trop tu un une vers "
+        "vos votre vous y"
+    ),
+    "zh": (
+        "的 了 在 是 和 与 及 也 就 都 而 这 那 一 有 我 你 他 她 它 们 我们 "
+        "你们 他们 她们 它们 这个 那个 这些 那些 自己 不是 没有 一个 一些 一种 以及 "
+        "因为 所以 但是 如果 虽然 然而 可以 可能 已经 还是 或者 并且 而且 对于 关于 "
+        "由于 为了 通过 根据 其中 之间 之一 目前 同时 进行 表示 认为 这样 那么 什么 "
+        "怎么 如何 以来 以后 之后 之前 不能 不会 就是 也是 都是 并不 非常 十分 这种 "
+        "这一 那样 还有 只有 只是 不过 其他 其它 这是 这里 那里 很多 许多 一直 一次 "
+        "之下 之中 来说 正在 将会 不要 不同 近年来 多年来 年前"
+    ),
+}
+STOP_WORDS = {language: frozenset(words.split()) for language, words in STOP_WORDS.items()}
+
+# Characters that no Chinese word of two or more begins or ends with, or hardly any.
+NO_WORD_EDGES = frozenset("的了是在和与及也就都而这那你我他她它其被把将让着很")
+# Characters that no Chinese word worth asking for begins or ends with.
+CHINESE_PARTICLES = frozenset(
+    "的了在是和与及也就都而这那我你他她它们之其对为以于但并被把将从向让着过地得很不又还更最所等个们"
+)
+
+AND = {"en": " and ", "de": " und ", "fr": " et ", "zh": "和"}
+
+HAN = "\u3400-\u4dbf\u4e00-\u9fff"
+_FULL_WIDTH = "\u3000-\u303f\uff01-\uff65“”‘’…—"
+_TOKEN = re.compile(rf"\d+(?:[.,:]\d+)*|[{HAN}]+|[^\W\d_{HAN}]+(?:[-'’][^\W\d_{HAN}]+)*")
+_HAN = re.compile(f"[{HAN}]")
+_HAN_SPACES = re.compile(
+    rf"(?<=[{HAN}])\s+(?=[{HAN}{_FULL_WIDTH}])|(?<=[{_FULL_WIDTH}])\s+(?=[{HAN}{_FULL_WIDTH}])|"
+    r"\s+(?=[，。！？；：、）》」』])|(?<=[，。！？；：、（《「『])\s+"
+)
+_LATIN_WORD = re.compile(r"[^\W\d_]{2,}")
+_SPACES = re.compile(r"\s+")
+_LETTER = re.compile(rf"[^\W\d_{HAN}]")
+
+
+class Word(NamedTuple):
+    """A word, number or run of Chinese of a text, and where it begins."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+
+def check_language(option: str, code: str) -> str:
+    """The code, if phrasings exist for it. Raises UserError with those that are known."""
+    if code not in LANGUAGES:
+        raise UserError(option, f"unknown language: {code}", f"Known are: {', '.join(LANGUAGES)}.")
+    return code
+
+
+def tidy(text: str, language: str) -> str:
+    """One line without what only a corpus has: entities, double spaces, spaces inside Chinese."""
+    if "&" in text:
+        text = html.unescape(text)
+    text = _SPACES.sub(" ", text.replace("\ufeff", "").replace("\u200b", "")).strip()
+    return _HAN_SPACES.sub("", text) if language == "zh" else text
+
+
+def tokens(text: str) -> list[Word]:
+    """Words and numbers of a text; Chinese stays in runs, for a lexicon to cut."""
+    return [Word(match[0], match.start()) for match in _TOKEN.finditer(text)]
+
+
+def is_stop_word(word: str, language: str) -> bool:
+    if word.casefold() in STOP_WORDS[language]:
+        return True
+    return language == "zh" and (word[0] in CHINESE_PARTICLES or word[-1] in CHINESE_PARTICLES)
+
+
+def is_chinese(text: str) -> bool:
+    return bool(_HAN.search(text))
+
+
+def reads_as(text: str, language: str, other: str) -> bool:
+    """Whether a text may be in a language rather than in the other one of its pair.
+
+    Chinese is told by its script, the others by their stop words; a text with none of either passes.
+    """
+    han, letters = len(_HAN.findall(text)), len(_LETTER.findall(text))
+    if language == "zh":
+        return 3 * han >= letters and han > 0
+    if han > 0.1 * letters:
+        return False
+    words = [word.casefold() for word in _LATIN_WORD.findall(text)]
+    own = _share(words, language)
+    rivals = {"en", "de", "fr", other} - {language, "zh"}
+    return all(own >= _share(words, rival) for rival in rivals)
+
+
+def _share(words: Sequence[str], language: str) -> int:
+    return sum(map(STOP_WORDS[language].__contains__, words))

@@ -1,0 +1,116 @@
+"""Two files of parallel lines -> pairs of sentences, read as a stream."""
+
+import gzip
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+from fastling.errors import UserError
+from fastling.interactive.languages import tidy
+
+SAMPLED_RUNS, RUN_LENGTH = 500, 50
+"""What is learned from: at most so many runs of so many lines."""
+
+
+class Pair(NamedTuple):
+    """A sentence and its translation."""
+
+    line: int
+    """In both files, counted from 1."""
+    first: str
+    second: str
+
+
+class Direction(NamedTuple):
+    """A pair as a dialogue uses it: this text is to be translated, with that result."""
+
+    line: int
+    origin: str
+    target: str
+    """Codes of languages."""
+    text: str
+    reference: str
+
+
+class Corpus(NamedTuple):
+    """Two files, line by line translations of each other."""
+
+    first: Path
+    second: Path
+    first_language: str
+    second_language: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.first_language}-{self.second_language}"
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        return self.first_language, self.second_language
+
+    def directed(self, pair: Pair, origin: str) -> Direction:
+        if origin == self.first_language:
+            return Direction(pair.line, origin, self.second_language, pair.first, pair.second)
+        return Direction(pair.line, origin, self.first_language, pair.second, pair.first)
+
+    def tidied(self, number: int, first: str, second: str) -> Pair:
+        return Pair(number, tidy(first, self.first_language), tidy(second, self.second_language))
+
+    def lines(self) -> Iterator[tuple[int, str, str]]:
+        """(number, line, line) of both files. Raises UserError for no text, and for different lengths."""
+        sides = zip_longest(read_lines(self.first), read_lines(self.second))
+        for number, (first, second) in enumerate(sides, start=1):
+            if first is None or second is None:
+                shorter = self.first if first is None else self.second
+                longer = self.second if first is None else self.first
+                raise UserError(
+                    str(shorter),
+                    f"ends after {number - 1:,} lines, and {longer} goes on",
+                    "Give files in which the same line is the same sentence.",
+                )
+            yield number, first, second
+
+    def sample(self, total: int) -> list[list[Pair]]:
+        """Runs of neighbouring pairs, spread evenly over the files of so many lines."""
+        runs = min(SAMPLED_RUNS, -(-total // RUN_LENGTH))
+        found: list[list[Pair]] = [[] for _ in range(runs)]
+        for number, first, second in self.lines():
+            # The run that begins last at or before this line.
+            run = ((number - 1) * runs + runs - 1) // total if total else 0
+            run = min(run, runs - 1)
+            if number - 1 - run * total // runs < RUN_LENGTH:
+                found[run].append(self.tidied(number, first, second))
+        return found
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, or of one packed with gzip. Raises UserError where it is no such file."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}:{number}", "is not UTF-8", "Save the file as UTF-8.") from None
+    except (OSError, EOFError) as error:  # gzip: bad magic, cut short
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(str(path), f"cannot be read: {reason}") from None
+
+
+def make_corpus(source: Path, target: Path, source_language: str, target_language: str) -> Corpus:
+    """Raises UserError for what cannot be a corpus."""
+    if source_language == target_language:
+        raise UserError("--target-lang", f"is the language of the source: {target_language}")
+    for option, path in (("--source", source), ("--target", target)):
+        if not path.is_file():
+            raise UserError(option, f"no such file: {path}")
+    if source.samefile(target):
+        raise UserError("--target", f"is the file of the source: {target}", "Give its translation.")
+    return Corpus(source, target, source_language, target_language)
+
+
+def fingerprint(texts: Sequence[str]) -> bytes:
+    """Eight bytes by which the same texts are known again."""
+    return hashlib.blake2b("\n".join(texts).casefold().encode(), digest_size=8).digest()

@@ -1,0 +1,139 @@
+"""The users' and assistants' words around the translations: one YAML file a language, checked once.
+
+The files lie in phrasings/. Each key is a list of sentences with fixed placeholders, so that no dialogue
+can be built with a hole in it.
+"""
+
+import functools
+import random
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastling.errors import UserError
+from fastling.interactive.languages import LANGUAGES
+
+FOLDER = Path(__file__).parent / "phrasings"
+
+PLACEHOLDERS = {
+    "translate": {"target", "text"},
+    "next_sentence": {"text"},
+    "include_words": {"words"},
+    "keep": {"item"},
+    "correct_draft": {"target", "text", "draft"},
+    "wrong_span": {"wrong"},
+    "replace_span": {"wrong", "right"},
+    "which_better": {"target", "text", "first", "second"},
+    "continue_text": {"text"},
+    "switch_direction": {"target", "text"},
+    "switch_target": {"target"},
+    "which_words": {"span"},
+    "no_change": set(),
+    "rendered_by": {"span", "rendering"},
+}
+FAULTS = ("omission", "addition", "number", "repetition", "order", "replacement", "punctuation", "case")
+VERDICTS = ("first_better", "second_better")
+OPTIONAL = {"target", "origin"}
+"""Placeholders that a sentence may use where its key has them, and need not."""
+FEWEST = 20
+"""Sentences of a list: fewer, and a model learns the sentence, not the request."""
+FEWEST_REASONS = 5
+"""Of each of the many lists of reasons."""
+
+_MARK = re.compile(r"[\"“”„«»「」‘‹›]|(?<!\w)'|'(?!\w)")
+_QUOTED = re.compile(r"([\"“„«「]\s?)\{(\w+)\}(\s?[\"”“»」])")
+
+
+@dataclass(frozen=True)
+class Phrasings:
+    """The sentences of one language."""
+
+    language: str
+    lists: Mapping[str, tuple[str, ...]]
+    """By key; reasons by "first_better.omission"."""
+    names: Mapping[str, str]
+    """Language code -> its name in this language."""
+    separator: str
+
+    def say(self, choose: random.Random, key: str, **values: str | Sequence[str]) -> str:
+        """One of a key's sentences with its holes filled; languages by their codes, words as a list."""
+        for name in OPTIONAL & values.keys():
+            values[name] = self.names[values[name]]
+        # What has quotation marks itself is not put in quotation marks.
+        quoting = {name for name, value in values.items() if isinstance(value, str) and _MARK.search(value)}
+        able = self.lists[key]
+        if quoting:
+            able = tuple(text for text in able if not quoting & _quoted_holes(text)) or able
+        text = choose.choice(able)
+        for name, value in values.items():
+            if not isinstance(value, str):
+                values[name] = self._joined(text, name, value)
+        return text.format(**values)
+
+    def _joined(self, text: str, name: str, words: Sequence[str]) -> str:
+        """Words as a list; each in quotation marks where the sentence has them around its hole."""
+        marks = next((match for match in _QUOTED.finditer(text) if match[2] == name), None)
+        between = f"{marks[3]}{self.separator}{marks[1]}" if marks else self.separator
+        return between.join(words)
+
+
+@functools.cache
+def _quoted_holes(text: str) -> frozenset[str]:
+    """Placeholders that a sentence puts in quotation marks."""
+    return frozenset(match[2] for match in _QUOTED.finditer(text))
+
+
+@functools.cache
+def load_phrasings(language: str, folder: Path = FOLDER, fewest: int = FEWEST) -> Phrasings:
+    """Read and check the sentences of a language.
+
+    Raises UserError, naming file, key and the offending text.
+    """
+    path = folder / f"{language}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(str(path), f"cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise UserError(str(path), "holds no phrasings", "Give a mapping of key to sentences.")
+    lists = {
+        key: _sentences(path, key, content.get(key), holes, fewest) for key, holes in PLACEHOLDERS.items()
+    }
+    for verdict in VERDICTS:
+        reasons = content.get(verdict)
+        if not isinstance(reasons, dict):
+            raise UserError(f"{path}: {verdict}", "is no mapping", "Give lists by kind of fault.")
+        for fault in FAULTS:
+            key = f"{verdict}.{fault}"
+            lists[key] = _sentences(path, key, reasons.get(fault), {"span"}, min(fewest, FEWEST_REASONS))
+    names, separator = content.get("languages"), content.get("list_separator")
+    if not isinstance(names, dict) or not set(LANGUAGES) <= names.keys():
+        raise UserError(f"{path}: languages", f"must name {', '.join(LANGUAGES)}")
+    if not isinstance(separator, str) or not separator:
+        raise UserError(f"{path}: list_separator", f"must be text: {separator!r}")
+    return Phrasings(language, lists, names, separator)
+
+
+def _sentences(path: Path, key: str, found: Any, holes: set[str], fewest: int) -> tuple[str, ...]:
+    where = f"{path}: {key}"
+    if not isinstance(found, list):
+        raise UserError(where, "is no list of sentences")
+    for text in found:
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(where, f"is no sentence: {text!r}")
+        try:
+            used = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        except ValueError as error:
+            raise UserError(where, f"{error}: {text}") from None
+        if missing := holes - OPTIONAL - used:
+            raise UserError(where, f"lacks {{{min(missing)}}}: {text}")
+        if unknown := used - holes:
+            raise UserError(where, f"has the unknown placeholder {{{min(unknown)}}}: {text}")
+    if len(set(found)) < fewest:
+        raise UserError(where, f"has {len(set(found))} different sentences; {fewest} are needed")
+    return tuple(found)

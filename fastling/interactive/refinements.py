@@ -1,0 +1,215 @@
+"""Refinements that need a writer: style, grammar, length, suggestions, and a user played by a model.
+
+A dialogue begins with a translation from the corpus. Each further turn is written by a model behind a
+server, from a prompt that is a file anyone can edit, and is kept only if it passes every check; a
+dialogue keeps the turns before the first that does not, and is dropped if none does.
+"""
+
+import asyncio
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from string import Template
+
+from fastling.errors import UserError
+from fastling.interactive.languages import reads_as, tidy, tokens
+from fastling.interactive.server import BudgetSpent, Message, NoAnswer, Server
+
+KINDS = ("style", "grammar", "length", "suggestion", "simulation")
+PLACES = {"source", "translation", "source_language", "target_language", "user_language", "dialogue"}
+MOST_TOKENS = 700
+LENGTH_RATIO = (0.3, 3.0)  # of an answer to the translation before it, where length is not the wish
+
+
+class Rejected(Exception):
+    """A turn that is not kept; the text is the reason it is counted under."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What a dialogue grows from: the first turn, asked and answered, and where it comes from."""
+
+    number: int
+    source: str
+    translation: str
+    source_lang: str
+    target_lang: str
+    user_lang: str
+    request: str  # the first turn of the user
+    provenance: dict
+
+
+@dataclass
+class Counts:
+    """What came of all seeds."""
+
+    kept: Counter = field(default_factory=Counter)  # dialogues, by kind
+    rejected: Counter = field(default_factory=Counter)  # turns, by reason
+    unasked: int = 0  # seeds for which the budget had no tokens left
+
+
+def load_prompts(folder: Path | None) -> dict[str, Template]:
+    """The prompt of each kind, from `folder` where it has one, else from the package.
+
+    Raises UserError for a file that cannot be read or uses a place that is not filled.
+    """
+    prompts = {}
+    for kind in KINDS:
+        built_in = resources.files("fastling.interactive") / "prompts" / f"{kind}.txt"
+        chosen = folder / f"{kind}.txt" if folder and (folder / f"{kind}.txt").exists() else built_in
+        try:
+            prompts[kind] = Template(chosen.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError("--generator-prompts", f"cannot be read: {chosen}: {error}") from None
+        unknown = set(prompts[kind].get_identifiers()) - PLACES
+        if unknown or not prompts[kind].is_valid():
+            what = f"unknown place: ${sorted(unknown)[0]}" if unknown else "a $ that names no place"
+            raise UserError(str(chosen), what, f"Places are ${', $'.join(sorted(PLACES))}; $$ is a dollar.")
+    return prompts
+
+
+async def refine(
+    seeds: Iterable[Seed],
+    server: Server,
+    prompts: dict[str, Template],
+    language_names: dict[str, str],
+    counts: Counts,
+    *,
+    seed: int = 0,
+    turns: tuple[int, int] = (1, 3),
+    window: int = 256,
+) -> AsyncIterator[dict]:
+    """Yield the dialogues of seeds in the order of the seeds, a window of them at work at a time."""
+    writer = _Writer(server, prompts, language_names, counts, seed, turns)
+    seeds = iter(seeds)
+    while batch := list(islice(seeds, window)):
+        for row in await asyncio.gather(*map(writer.write, batch)):
+            if row is not None:
+                yield row
+
+
+@dataclass
+class _Writer:
+    server: Server
+    prompts: dict[str, Template]
+    language_names: dict[str, str]
+    counts: Counts
+    seed: int
+    turns: tuple[int, int]
+
+    async def write(self, start: Seed) -> dict | None:
+        """The dialogue of one seed, or None."""
+        chance = random.Random(f"{self.seed} {start.number}")
+        kind = chance.choice(KINDS)
+        messages = [
+            {"role": "user", "content": start.request},
+            {"role": "assistant", "content": start.translation},
+        ]
+        try:
+            for turn in range(chance.randint(*self.turns)):
+                messages += await self._next_turn(start, kind, messages, turn)
+        except (Rejected, NoAnswer) as reason:
+            self.counts.rejected[str(reason)] += 1
+        except BudgetSpent:
+            self.counts.unasked += len(messages) == 2
+        if len(messages) == 2:
+            return None
+        self.counts.kept[kind] += 1
+        return {
+            "id": f"{start.source_lang}-{start.target_lang}-{kind}-{start.number}",
+            "messages": messages,
+            "type": kind,
+            "pair": f"{start.source_lang}-{start.target_lang}",
+            "user_lang": start.user_lang,
+            "generator": self.server.model,
+            **start.provenance,
+        }
+
+    async def _next_turn(self, start: Seed, kind: str, messages: list[Message], turn: int) -> list[Message]:
+        prompt = self.prompts[kind].substitute(
+            source=start.source,
+            translation=messages[-1]["content"],
+            source_language=self.language_names[start.source_lang],
+            target_language=self.language_names[start.target_lang],
+            user_language=self.language_names[start.user_lang],
+            dialogue="\n".join(f"{message['role']}: {message['content']}" for message in messages),
+        )
+        text = await self.server.ask(
+            [{"role": "user", "content": prompt}],
+            temperature=0.8,
+            seed=self.seed + turn,
+            most_tokens=MOST_TOKENS,
+        )
+        written = parse_turn(text)
+        check_turn(written, kind, start, messages)
+        return [
+            {"role": "user", "content": tidy(written["request"], start.user_lang)},
+            {"role": "assistant", "content": tidy(written["answer"], start.target_lang)},
+        ]
+
+
+def parse_turn(text: str) -> dict:
+    """{"request": str, "answer": str} out of what a model wrote, with words around it. Raises Rejected."""
+    if not text.strip():
+        raise Rejected("empty or cut off")
+    start = text.find("{")
+    if start < 0:
+        raise Rejected("no whole JSON object")
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise Rejected("no whole JSON object") from None
+    if not all(isinstance(found.get(k), str) for k in ("request", "answer")):
+        raise Rejected("no request and answer in it")
+    if not found["request"].strip() or not found["answer"].strip():
+        raise Rejected("empty or cut off")
+    return found
+
+
+def check_turn(written: dict, kind: str, start: Seed, messages: list[Message]) -> None:
+    """Raises Rejected unless a turn says what it should, in the right languages, and something new."""
+    request, answer, before = written["request"], written["answer"], messages[-1]["content"]
+    if not reads_as(request, start.user_lang, _other(start, start.user_lang)):
+        raise Rejected("request in another language")
+    if not reads_as(answer, start.target_lang, start.source_lang):
+        raise Rejected("answer in another language")
+    earlier = {_plain(message["content"]) for message in messages} | {_plain(start.source)}
+    if _plain(answer) in earlier:
+        raise Rejected("answer is a copy")
+    if _plain(answer) in _plain(request):
+        raise Rejected("request holds the answer")
+    if kind == "length":
+        _check_length(written, start.target_lang)
+    else:
+        ratio = _length(answer, start.target_lang) / max(1, _length(before, start.target_lang))
+        if not LENGTH_RATIO[0] <= ratio <= LENGTH_RATIO[1]:
+            raise Rejected("answer far shorter or longer")
+
+
+def _check_length(written: dict, language: str) -> None:
+    """The bound is the number in the request itself, so that nobody has to believe the writer."""
+    numbers = [int(number) for number in re.findall(r"\d+", written["request"])]
+    if len(numbers) != 1:
+        raise Rejected("no one bound of length in the request")
+    if _length(written["answer"], language) > numbers[0]:
+        raise Rejected("bound of length not met")
+
+
+def _length(text: str, language: str) -> int:
+    """Words; of Chinese, characters."""
+    return sum(len(token.text) if language == "zh" else 1 for token in tokens(text))
+
+
+def _plain(text: str) -> str:
+    """What is left of a text when copies should look alike."""
+    return re.sub(r"[\W_]+", "", text).casefold()
+
+
+def _other(start: Seed, language: str) -> str:
+    return start.target_lang if language == start.source_lang else start.source_lang

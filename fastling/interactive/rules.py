@@ -1,0 +1,188 @@
+"""The kinds of dialogue, each a small function: what is asked, and why the answer is known to be right.
+
+A builder writes the turns that make its kind and returns whether its pairs allowed them. Afterwards
+`follow_up` goes on with the lines that are left. A faulty draft stands in a user's turn only, so that no
+model learns to write one.
+"""
+
+from collections.abc import Callable, Sequence
+
+from fastling.interactive.constraints import items_to_keep, renderings, words_to_include
+from fastling.interactive.dialogue import Dialogue
+from fastling.interactive.drafts import Draft, make_draft
+from fastling.interactive.pairs import Corpus, Direction
+
+MOST_TURNS = 4
+WHICH_WORDS_AGAIN, WISH_AGAIN, DRAFT_AGAIN, POINTING = 0.25, 0.3, 0.25, 0.5
+"""How often a dialogue asks about words of its last answer, wishes again, sends a draft of a sentence that
+a wish is about, and says where a draft is wrong."""
+
+Builder = Callable[[Dialogue, Sequence[Direction]], bool]
+
+
+def translate(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    _ask(dialogue, "translate", pairs[0])
+    return True
+
+
+def include_words(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    if not _ask(dialogue, "translate", pairs[0], words=True):
+        return False
+    if dialogue.choose.random() < DRAFT_AGAIN:  # the wish binds the next version, too
+        draft = make_draft(pairs[0], dialogue.knowledge, dialogue.choose)
+        if draft:
+            _send_draft(dialogue, pairs[0], draft)
+    return True
+
+
+def keep(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    return _ask(dialogue, "translate", pairs[0], item=True)
+
+
+def correct_draft(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    draft = make_draft(pairs[0], dialogue.knowledge, dialogue.choose)
+    if draft:
+        _send_draft(dialogue, pairs[0], draft)
+    return draft is not None
+
+
+def no_change(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    pair = pairs[0]
+    request = dialogue.say("correct_draft", target=pair.target, text=pair.text, draft=pair.reference)
+    dialogue.add_version("no_change", [request], pair, lead=dialogue.say("no_change"))
+    return True
+
+
+def which_better(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    pair = pairs[0]
+    draft = make_draft(pair, dialogue.knowledge, dialogue.choose)
+    if not draft:
+        return False
+    first_is_good = dialogue.choose.random() < 0.5
+    first, second = (pair.reference, draft.text) if first_is_good else (draft.text, pair.reference)
+    request = dialogue.say("which_better", target=pair.target, text=pair.text, first=first, second=second)
+    verdict = "first_better" if first_is_good else "second_better"
+    dialogue.drafts.append(draft)
+    dialogue.pairs.append(pair)
+    dialogue.add("which_better", [request], dialogue.say(f"{verdict}.{draft.kind}", span=draft.span))
+    return True
+
+
+def continue_text(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    """Neighbouring lines, one after the other, as long as they speak of the same."""
+    knowledge, last = dialogue.knowledge, pairs[0]
+    _ask(dialogue, "translate", last)
+    if not knowledge.running_text:
+        return False
+    for pair in pairs[1:]:
+        if pair.line != last.line + 1 or not knowledge.belong_together(last, pair):
+            break
+        _ask(dialogue, "continue_text", pair)
+        last = pair
+    return len(dialogue.turns) > 1
+
+
+def switch_direction(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    if len(pairs) < 2:
+        return False
+    _ask(dialogue, "translate", pairs[0])
+    _ask(dialogue, "switch_direction", opposite(pairs[1]))
+    return True
+
+
+def which_words(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    _ask(dialogue, "translate", pairs[0])
+    return _ask_which_words(dialogue, 1 if dialogue.choose.random() < 0.6 else 2)
+
+
+BUILDERS: dict[str, Builder] = {
+    "translate": translate,
+    "include_words": include_words,
+    "keep": keep,
+    "correct_draft": correct_draft,
+    "no_change": no_change,
+    "which_better": which_better,
+    "continue_text": continue_text,
+    "switch_direction": switch_direction,
+    "which_words": which_words,
+}
+NEEDS_TWO = frozenset({"continue_text", "switch_direction"})
+"""Kinds that need a second line."""
+
+
+def opposite(pair: Direction) -> Direction:
+    return Direction(pair.line, pair.target, pair.origin, pair.reference, pair.text)
+
+
+def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
+    """Go on: perhaps about words of the last answer, then with the lines that are not used yet."""
+    choose = dialogue.choose
+    comparing = dialogue.steps[-1] == "which_better"  # of which of the two would be asked?
+    if not comparing and "which_words" not in dialogue.steps and choose.random() < WHICH_WORDS_AGAIN:
+        _ask_which_words(dialogue, 1)
+    for pair in pairs:
+        if len(dialogue.turns) >= MOST_TURNS or pair.line in dialogue.lines:
+            continue
+        last = dialogue.pairs[-1]
+        pair = pair if pair.origin == last.origin else opposite(pair)
+        # Who compared or corrected drafts has to say anew what is wanted.
+        translated = dialogue.steps[-1] not in ("correct_draft", "no_change", "which_better")
+        how = "next_sentence" if translated else "translate"
+        again = choose.random() < WISH_AGAIN
+        words = choose.random() < 0.7
+        if not again or not _ask(dialogue, how, pair, words=words, item=not words):
+            _ask(dialogue, how, pair)
+
+
+def _ask(dialogue: Dialogue, how: str, pair: Direction, *, words: bool = False, item: bool = False) -> bool:
+    """Ask for a translation, with wishes that must be possible, else nothing is asked."""
+    choose = dialogue.choose
+    named = {"target": pair.target} if how in ("translate", "switch_direction") else {}
+    requests, wishes = [dialogue.say(how, text=pair.text, **named)], []
+    if words:
+        wishes = words_to_include(pair, dialogue.knowledge, choose)
+        if not wishes:
+            return False
+        requests.append(dialogue.say("include_words", words=wishes))
+    if item:
+        items = items_to_keep(pair)
+        if not items:
+            return False
+        wishes = [choose.choice(items)]
+        requests.append(dialogue.say("keep", item=wishes[0]))
+    dialogue.wish(pair, wishes)
+    step = "include_words" if words else "keep" if item else how
+    dialogue.add_version(step, requests, pair)
+    return True
+
+
+def _send_draft(dialogue: Dialogue, pair: Direction, draft: Draft) -> None:
+    """Send a faulty draft to be corrected; half of the time saying where it is wrong."""
+    choose = dialogue.choose
+    requests = [dialogue.say("correct_draft", target=pair.target, text=pair.text, draft=draft.text)]
+    wrong, right = draft.wrong.strip(), draft.right.strip()
+    if wrong and draft.kind != "punctuation" and choose.random() < POINTING:
+        if draft.kind in ("number", "replacement", "case", "order") and choose.random() < 0.5:
+            requests.append(dialogue.say("replace_span", wrong=wrong, right=right))
+            dialogue.pointed.append((draft, wrong, right))
+        else:
+            requests.append(dialogue.say("wrong_span", wrong=wrong))
+            dialogue.pointed.append((draft, wrong, ""))
+    dialogue.drafts.append(draft)
+    dialogue.add_version("correct_draft", requests, pair)
+
+
+def _ask_which_words(dialogue: Dialogue, count: int) -> bool:
+    """Ask how words of the last sentence were rendered; whether any could be asked about."""
+    able = renderings(dialogue.pairs[-1], dialogue.knowledge)
+    for span, rendering in dialogue.choose.sample(able, min(count, len(able))):
+        if len(dialogue.turns) < MOST_TURNS:
+            request = dialogue.say("which_words", span=span)
+            dialogue.add(
+                "which_words", [request], dialogue.say("rendered_by", span=span, rendering=rendering)
+            )
+    return bool(able)
+
+
+def directed(corpus: Corpus, pairs: Sequence, origin: str) -> list[Direction]:
+    return [corpus.directed(pair, origin) for pair in pairs]

@@ -1,0 +1,118 @@
+"""Chinese words from the corpus itself: characters that keep together while their neighbours vary.
+
+No dictionary is needed for what the words are used for, to align and to ask for: a word that is missed
+is never asked for, and what is not bounded freely on both sides is not taken for a word.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from fastling.interactive.languages import HAN, NO_WORD_EDGES, Word, is_chinese, tokens
+
+LONGEST = 4
+RECENT = 64
+FEWEST = 6
+"""Occurrences below which statistics say nothing."""
+COHESION, COHESION_OF_FREQUENT = 40.0, 6.0
+"""How much more often characters stand together than chance would put them."""
+FREQUENT = 30
+"""Occurrences from which a smaller excess is as sure."""
+FREEDOM = 1.2
+"""Entropy, in nats, of the neighbours on each side."""
+_RUN = re.compile(f"[{HAN}]+")
+
+
+class Lexicon:
+    """Cuts text into words. Without words of its own it cuts Chinese into characters."""
+
+    def __init__(self, counts: Counter[str] | None = None):
+        counts = counts or Counter()
+        total = math.log(sum(counts.values()) + 1)
+        self.cost = {word: total - math.log(count) for word, count in counts.items()}
+        self.unknown = total + 1.0
+        self.recent: dict[str, list[Word]] = {}
+        """The texts of one dialogue are cut again and again."""
+
+    def cut(self, text: str) -> list[Word]:
+        """The words and numbers of a text, in order."""
+        if text not in self.recent:
+            if len(self.recent) >= RECENT:
+                self.recent.clear()
+            self.recent[text] = self._cut(text)
+        return self.recent[text]
+
+    def _cut(self, text: str) -> list[Word]:
+        found = []
+        for token in tokens(text):
+            if is_chinese(token.text):
+                start = token.start
+                for piece in self._cut_run(token.text):
+                    found.append(Word(piece, start))
+                    start += len(piece)
+            else:
+                found.append(token)
+        return found
+
+    def _cut_run(self, run: str) -> list[str]:
+        """The cheapest way to cut a run of Chinese."""
+        best, last = [0.0] + [math.inf] * len(run), [0] * (len(run) + 1)
+        for end in range(1, len(run) + 1):
+            for start in range(max(0, end - LONGEST), end):
+                cost = self.cost.get(run[start:end])
+                if cost is None:
+                    if end - start > 1:
+                        continue
+                    cost = self.unknown
+                if best[start] + cost < best[end]:
+                    best[end], last[end] = best[start] + cost, start
+        pieces, end = [], len(run)
+        while end:
+            pieces.append(run[last[end] : end])
+            end = last[end]
+        return pieces[::-1]
+
+
+def learn_lexicon(texts: Iterable[str]) -> Lexicon:
+    """The Chinese words of some texts."""
+    runs = [run for text in texts for run in _RUN.findall(text)]
+    counts: Counter[str] = Counter()
+    for run in runs:
+        for length in range(1, LONGEST + 1):
+            counts.update(run[start : start + length] for start in range(len(run) - length + 1))
+    characters = sum(count for gram, count in counts.items() if len(gram) == 1)
+    frequent = [gram for gram, count in counts.items() if count >= FEWEST]
+    candidates = {gram for gram in frequent if _coheres(gram, counts, characters)}
+    free = _bounded_freely(runs, candidates)
+    kept = Counter({gram: counts[gram] for gram in free})
+    kept.update({gram: counts[gram] for gram in counts if len(gram) == 1})
+    return Lexicon(kept)
+
+
+def _coheres(gram: str, counts: Counter[str], characters: int) -> bool:
+    if len(gram) == 1 or gram[0] in NO_WORD_EDGES or gram[-1] in NO_WORD_EDGES:
+        return False
+    splits = (counts[gram[:at]] * counts[gram[at:]] for at in range(1, len(gram)))
+    least = COHESION_OF_FREQUENT if counts[gram] >= FREQUENT else COHESION
+    return counts[gram] * characters / max(splits) >= least
+
+
+def _bounded_freely(runs: Iterable[str], candidates: set[str]) -> list[str]:
+    """Candidates with many different neighbours on both sides; an edge of a run is a neighbour of its own."""
+    before: dict[str, Counter] = defaultdict(Counter)
+    after: dict[str, Counter] = defaultdict(Counter)
+    for number, run in enumerate(runs):
+        for length in range(2, LONGEST + 1):
+            for start in range(len(run) - length + 1):
+                gram = run[start : start + length]
+                if gram in candidates:
+                    end = start + length
+                    before[gram][run[start - 1] if start else number] += 1
+                    after[gram][run[end] if end < len(run) else number] += 1
+    return sorted(gram for gram in before if min(_entropy(before[gram]), _entropy(after[gram])) >= FREEDOM)
+
+
+def _entropy(counts: Counter) -> float:
+    total = sum(counts.values())
+    return -sum(count / total * math.log(count / total) for count in counts.values())

@@ -1,0 +1,99 @@
+"""`fastling merge`: several fine-tuned models as one, by weighted average or by TIES."""
+
+import json
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastling.errors import UserError, run_command
+from fastling.settings import Parser
+from fastling.surgery.merging import merge_models
+from fastling.terminal import make_console
+
+DESCRIPTION = (
+    "Merge models that were fine-tuned from one base. The average takes each weight's mean. TIES trims what "
+    "each model changed in the base to the largest part of every tensor, elects a sign for each weight, and "
+    "takes the mean of the changes that have it. Both in float32, tensor by tensor. Config, tokenizer and "
+    "numbers are the first model's. Memory: about 1 GiB and, of the largest tensor in float32, four for the "
+    "average, and four more than there are models for TIES."
+)
+USAGE = "fastling merge --models M M [M ...] --out OUT [--method ties --base BASE] [options]"
+
+
+def _parser() -> Parser:
+    parser = Parser("fastling merge", DESCRIPTION, USAGE)
+    parser.add_argument(
+        "--models", type=Path, nargs="+", required=True, metavar="M", help="two or more folders"
+    )
+    parser.add_argument(
+        "--weights", type=float, nargs="+", metavar="W",
+        help="one for each model; only their ratios count (default: all equal)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; must not exist, or be empty"
+    )
+    parser.add_argument("--method", choices=("average", "ties"), default="average", help="(default: average)")
+    parser.add_argument("--base", type=Path, help="TIES: the model that all were tuned from")
+    parser.add_argument(
+        "--density", type=float, help="TIES: share of each tensor's changes that is kept (default: 0.2)"
+    )
+    parser.add_argument(
+        "--scale", type=float, help="TIES: what the merged change is multiplied by (default: 1)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print what was done as one JSON object on stdout"
+    )
+    return parser
+
+
+def _check(options: Namespace) -> None:
+    if len(options.models) < 2:
+        raise UserError("--models", f"one model is not merged: {options.models[0]}", "Name two or more.")
+    options.weights = options.weights or [1.0] * len(options.models)
+    if len(options.weights) != len(options.models):
+        what = f"there are {len(options.weights)} for {len(options.models)} models"
+        raise UserError("--weights", what, "Give one for each model, in their order.")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in options.weights) or not any(
+        options.weights
+    ):
+        given = " ".join(f"{weight:g}" for weight in options.weights)
+        raise UserError("--weights", f"must not be negative, nor all zero: {given}")
+    if options.method == "average":
+        for name in ("base", "density", "scale"):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f"--{name}", "has no effect on an average", "Remove it, or say --method ties."
+                )
+        return
+    if options.base is None:
+        raise UserError("--base", "is needed by TIES, which merges what was changed in a base")
+    options.density = 0.2 if options.density is None else options.density
+    options.scale = 1.0 if options.scale is None else options.scale
+    if not 0 < options.density <= 1:
+        raise UserError("--density", f"must be above 0 and at most 1: {options.density:g}")
+    if not math.isfinite(options.scale):
+        raise UserError("--scale", f"must be a number: {options.scale}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    _check(options)
+    console = make_console()
+    settings = {"density": options.density, "scale": options.scale} if options.method == "ties" else {}
+    done = merge_models(
+        options.models,
+        options.weights,
+        options.out,
+        lambda text: console.print(f"warning: {text}"),
+        base_folder=options.base,
+        **settings,
+    )
+    console.print(f"written: {options.out}")
+    if options.json:
+        print(json.dumps(done | {"method": options.method} | settings))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Work on finished weights, tensor by tensor: differences, longer vocabularies, merged models."""

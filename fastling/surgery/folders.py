@@ -1,0 +1,204 @@
+"""Model folders as surgery needs them: read tensor by tensor, written aside, read back, then named.
+
+Whatever goes wrong, nothing lies at the wanted place but a whole folder, and nothing is overwritten.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fastling import files
+from fastling.errors import RunError, UserError
+from fastling.model.huggingface import read_config
+from fastling.model.meta_format import MetaFolder
+from fastling.model.safetensors_folder import SafetensorsFolder, save_weights
+
+SHARD_BYTES = 2**30
+"""Of a written shard, which is held in memory; a larger tensor is a shard of its own."""
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+"""The tensors that have a row for each token."""
+SMALL_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
+)  # fmt: skip
+"""What makes a folder of weights a model; other files of a folder are not taken along."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_UNFINISHED = ".unfinished"
+
+
+class Weights:
+    """The tensors of a Hugging Face or Meta folder, in Hugging Face's names. Use as a context.
+
+    Left out is what other software does not agree on storing: rotary frequencies, and the head of a
+    tied model. Raises UserError for a folder that holds no model of a supported kind.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = read_config(folder)
+        is_meta = not (folder / "config.json").is_file()
+        try:
+            self._source = MetaFolder(folder) if is_meta else SafetensorsFolder(folder)
+        except (AttributeError, TypeError):  # valid JSON of another kind than an index
+            raise UserError(
+                str(folder), "has an index that is none", "Copy the whole folder again."
+            ) from None
+        ignored = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+        self.shapes = {
+            name: shape
+            for name, shape in sorted(self._source.shapes.items())
+            if name not in ignored and not name.endswith("rotary_emb.inv_freq")
+        }
+        for name, shape in self.shapes.items():
+            if not shape:
+                raise UserError(str(folder), f"{name} is a single number, and so no LLaMA's")
+
+    def __enter__(self) -> "Weights":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if isinstance(self._source, SafetensorsFolder):
+            self._source.close()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU in the dtype of the file; not to be written to: it may be the file."""
+        return self._source.read(name, 0, self.shapes[name][0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What holds every tensor of the folder; where they differ, the widest."""
+        dtypes = {self._source.read(name, 0, 0).dtype for name in self.shapes}
+        widest = dtypes.pop()
+        for dtype in dtypes:
+            widest = torch.promote_types(widest, dtype)
+        return widest
+
+    @property
+    def num_weights(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def mismatches(self, other: "Weights", *, may_grow: bool = False) -> list[str]:
+        """How the names and shapes of another folder differ from these, in words.
+
+        With `may_grow` the other's embeddings may have more rows.
+        """
+        found = [f"{name} {shape} is only in {self.folder}" for name, shape in _without(self, other)]
+        found += [f"{name} {shape} is only in {other.folder}" for name, shape in _without(other, self)]
+        for name in self.shapes.keys() & other.shapes.keys():
+            mine, theirs = self.shapes[name], other.shapes[name]
+            grown = may_grow and name in EMBEDDINGS and mine[0] < theirs[0] and mine[1:] == theirs[1:]
+            if mine != theirs and not grown:
+                found.append(f"{name} is {mine} in {self.folder}, and {theirs} in {other.folder}")
+        return sorted(found)
+
+
+def _without(one: Weights, other: Weights) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, shape) for name, shape in one.shapes.items() if name not in other.shapes]
+
+
+def digest(name: str, tensor: Tensor) -> str:
+    """SHA-256 of a tensor: its name, dtype, shape and bytes."""
+    found = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def joint_digest(digests: Mapping[str, str]) -> str:
+    """One digest for many tensors, in whatever files and order they lie."""
+    return hashlib.sha256("\n".join(sorted(digests.values())).encode()).hexdigest()
+
+
+def narrowed(name: str, exact: Tensor, dtype: torch.dtype, where: Path) -> Tensor:
+    """A float32 tensor in `dtype`. Raises UserError where that makes it infinite, or it is no number."""
+    found = exact.to(dtype)
+    if found.isfinite().all():
+        return found
+    if not exact.isfinite().all():
+        raise UserError(
+            str(where), f"{name} comes out as numbers that are not finite", "Its source is damaged."
+        )
+    what = (
+        f"{name} overflows {str(dtype).removeprefix('torch.')}: its largest number is {exact.abs().max():.4g}"
+    )
+    raise UserError(str(where), what, "bf16 reaches as far as float32.")
+
+
+@contextmanager
+def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
+    """Give a folder to write into, and rename it to `path` in the end; after an error it is gone.
+
+    Raises UserError where something lies at `path` or the disk has not `num_bytes` free, and RunError
+    when the disk refuses.
+    """
+    path = Path(os.path.abspath(path))
+    aside = path.with_name(path.name + ".tmp")
+    _refuse_if_taken(path)
+    if aside.exists() and not (aside / _UNFINISHED).is_file():
+        raise UserError("--out", f"needs the place beside it, which is taken: {aside}", "Move that away.")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        aside.mkdir(parents=True)
+        (aside / _UNFINISHED).touch()
+    except OSError as error:
+        raise UserError("--out", f"cannot be written: {path}: {error.strerror}") from None
+    try:
+        free = shutil.disk_usage(aside).free
+        if num_bytes > free:
+            what = f"the disk has {free / 2**30:.2f} GiB free, and {num_bytes / 2**30:.2f} are needed: {path}"
+            raise UserError("--out", what, "Make room, or name a folder on another disk.")
+        yield aside
+        _refuse_if_taken(path)  # hours may have passed
+        (aside / _UNFINISHED).unlink()
+        files.publish(aside, path)
+    except SafetensorError as error:
+        raise RunError(str(path), f"could not be written: {error}", "Nothing was left there.") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_if_taken(path: Path) -> None:
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError("--out", f"exists already: {path}", "Nothing is overwritten: name another folder.")
+
+
+def copy_small_files(source: Path, into: Path, names: Iterable[str] = SMALL_FILES) -> list[str]:
+    """Copy what makes a folder of weights a model; return the names that were there."""
+    found = [name for name in names if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, into / name)
+    return found
+
+
+def write_weights(
+    named_tensors: Iterator[tuple[str, Tensor]], folder: Path, dtype: torch.dtype
+) -> dict[str, str]:
+    """Write tensors that are in `dtype` as shards, read them back, and return the digest of each.
+
+    Raises RunError where the disk gives back something else.
+    """
+    digests: dict[str, str] = {}
+
+    def noted() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in named_tensors:
+            digests[name] = digest(name, tensor)
+            yield name, tensor
+
+    save_weights(noted(), folder, max_shard_bytes=SHARD_BYTES, dtype=dtype)
+    written = SafetensorsFolder(folder)
+    try:
+        for name, expected in digests.items():
+            tensor = written.read(name, 0, written.shapes[name][0])
+            if digest(name, tensor) != expected:
+                raise RunError(str(folder), f"{name} was read back as something else", "Check the disk.")
+    finally:
+        written.close()
+    return digests

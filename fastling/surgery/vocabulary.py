@@ -1,0 +1,146 @@
+"""A model with a longer vocabulary: rows for new tokens, made from the rows of old ones.
+
+Old ids and the rows of old tokens stay as they are, bit for bit, and so do the logits of old tokens on
+text without new ones. New tokens take the ids after the tokenizer's last; where the embedding already has
+rows there (padding), these are written over.
+
+Memory: one written shard (1 GiB, or one tensor that is larger) and two embeddings.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastling import files
+from fastling.data.tokenizer import load_tokenizer
+from fastling.errors import RunError, UserError
+from fastling.model.huggingface import read_config
+from fastling.model.safetensors_folder import read_json
+from fastling.surgery.folders import (
+    EMBEDDINGS,
+    Weights,
+    copy_small_files,
+    narrowed,
+    new_folder,
+    write_weights,
+)
+from fastling.surgery.progress import progress_over
+from fastling.surgery.tokens import NewTokens
+
+INITS = ("mean-of-pieces", "mean", "zip-tie-approximation", "copy:TOKEN")
+
+
+def row_sources(added: NewTokens, init: str) -> list[list[int]] | None:
+    """The old ids whose rows' mean each new row is; None for the mean of all.
+
+    Raises UserError for an unknown `init`, or a token that is not there to copy.
+    """
+    if init == "mean-of-pieces":
+        for text, parts in zip(added.texts, added.parts, strict=True):
+            if not parts:
+                raise UserError("--init", f"{text!r} is nothing to the old tokenizer", "Use --init mean.")
+        return added.parts
+    if init == "mean":
+        return None
+    if init == "zip-tie-approximation":
+        return added.byte_parts()
+    kind, _, token = init.partition(":")
+    if kind != "copy" or not token:
+        raise UserError("--init", f"is none of {', '.join(INITS)}: {init}")
+    token_id = added.old.control_id(token)
+    if token_id is None:
+        raise UserError(
+            "--init", f"the vocabulary has no such token: {token!r}", "A space is written ▁ or Ġ."
+        )
+    return [[token_id]] * len(added.texts)
+
+
+def num_rows(old_rows: int, added: NewTokens, multiple: int) -> int:
+    """Rows of the new embedding: as many as there are ids, at least as many as before."""
+    needed = max(old_rows, added.first_id + len(added.texts))
+    return -(-needed // multiple) * multiple
+
+
+def extended_rows(table: Tensor, added: NewTokens, sources: list[list[int]] | None, rows: int) -> Tensor:
+    """Embedding or head (old rows, H) -> (rows, H) in its dtype. Means are taken in float64.
+
+    Rows beyond the last token are the mean of all old ones, so that they are never the likeliest.
+    """
+    mean = table[: added.first_id].mean(0, dtype=torch.float64).to(table.dtype)
+    longer = mean.repeat(rows, 1)
+    longer[: len(table)] = table
+    for number in range(len(added.texts)):
+        row = mean if sources is None else table[sources[number]].to(torch.float64).mean(0)
+        longer[added.first_id + number] = row.to(table.dtype)
+    return longer
+
+
+def extend_model(folder: Path, out: Path, added: NewTokens, init: str, multiple: int = 1) -> dict:
+    """Write the model of `folder` with rows and tokenizer files for new tokens; return what was done."""
+    with ExitStack() as stack:
+        weights = stack.enter_context(Weights(folder))
+        if not (folder / "config.json").is_file():
+            raise UserError(str(folder), "is no Hugging Face folder", "Convert it first.")
+        old_rows = weights.config.vocab_size
+        if added.first_id > old_rows:
+            what = f"its tokenizer has {added.first_id} tokens, and its embedding {old_rows} rows"
+            raise UserError(str(folder), what, "They do not belong together.")
+        for name in set(EMBEDDINGS) & weights.shapes.keys():
+            if weights.shapes[name][0] != old_rows:
+                what = f"{name} is {weights.shapes[name]}, and vocab_size {old_rows} in config.json"
+                raise UserError(str(folder), what)
+        sources, rows = row_sources(added, init), num_rows(old_rows, added, multiple)
+        num_bytes = weights.num_weights + 2 * (rows - old_rows) * weights.config.hidden_size
+        aside = stack.enter_context(new_folder(out, num_bytes * weights.dtype.itemsize))
+        advance = stack.enter_context(progress_over("extending", weights.num_weights))
+        write_weights(_tensors(weights, added, sources, rows, advance), aside, weights.dtype)
+        _write_small_files(folder, aside, added, rows)
+        _check(aside, added, rows)
+    return {
+        "out": str(out),
+        "tokens": len(added.texts),
+        "first_id": added.first_id,
+        "rows": rows,
+        "rows_before": old_rows,
+        "init": init,
+        "unreached": added.unreached,
+        "pieces_per_token_before": sum(map(len, added.parts)) / len(added.parts),
+    }
+
+
+def _tensors(
+    weights: Weights,
+    added: NewTokens,
+    sources: list[list[int]] | None,
+    rows: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[str, Tensor]]:
+    dtype = weights.dtype
+    for name in weights.shapes:
+        tensor = weights.read(name)
+        advance(tensor.numel())
+        if name in EMBEDDINGS:
+            tensor = extended_rows(tensor, added, sources, rows)
+        yield name, narrowed(name, tensor, dtype, weights.folder)
+
+
+def _write_small_files(folder: Path, aside: Path, added: NewTokens, rows: int) -> None:
+    copy_small_files(folder, aside)
+    for name, content in added.files.items():
+        (aside / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    config = read_json(folder / "config.json") | {"vocab_size": rows}
+    files.write_text(aside / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _check(aside: Path, added: NewTokens, rows: int) -> None:
+    """Open the finished folder as its readers will. Raises RunError where it does not know a token."""
+    tokenizer = load_tokenizer(aside)
+    for number, text in enumerate(added.texts, added.first_id):
+        if number not in (tokenizer.control_id(text), tokenizer.control_id(text.replace(" ", "▁"))):
+            raise RunError(str(aside), f"failed its check: {text!r} is not token {number} of its tokenizer")
+    if read_config(aside).vocab_size != rows or tokenizer.vocab_size > rows:
+        raise RunError(str(aside), f"failed its check: its config.json does not say {rows} rows")

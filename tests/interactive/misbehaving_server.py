@@ -1,0 +1,70 @@
+"""An OpenAI-compatible server on loopback that answers as a test tells it to."""
+
+import contextlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Misbehaving(ThreadingHTTPServer):
+    """Answers as `behave(number of the request, its body)` says: (status, text of the body)."""
+
+    daemon_threads = True
+
+    def __init__(self, behave):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.behave, self.bodies, self.lock, self.at_work, self.most_at_work = (
+            behave,
+            [],
+            threading.Lock(),
+            0,
+            0,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            number = len(server.bodies)
+            server.bodies.append(body)
+            server.at_work += 1
+            server.most_at_work = max(server.most_at_work, server.at_work)
+        try:
+            status, text = server.behave(number, body)
+        finally:
+            with server.lock:
+                server.at_work -= 1
+        content = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError):  # who asked has gone
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def completion(text: str, *, finish: str = "stop", tokens: int | None = 100) -> str:
+    usage = tokens and {"prompt_tokens": tokens - 10, "completion_tokens": 10, "total_tokens": tokens}
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return json.dumps(
+        {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [choice],
+            "usage": usage,
+        }
+    )

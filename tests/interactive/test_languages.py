@@ -1,0 +1,79 @@
+"""Words, scripts and languages."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastling.errors import UserError
+from fastling.interactive.languages import check_language, is_stop_word, reads_as, tidy, tokens
+from fastling.interactive.words import Lexicon, learn_lexicon
+
+
+@given(st.text())
+def test_tokens_lie_where_they_say(text):
+    last = 0
+    for word in tokens(text):
+        assert text[word.start : word.end] == word.text and word.start >= last
+        last = word.end
+
+
+@given(st.text(alphabet="中国人民大学 abc12，。"))
+def test_a_lexicon_cuts_without_losing_anything(text):
+    lexicon = learn_lexicon(["中国人民大学", "人民大学，中国", "大学人民"] * 10)
+    pieces = lexicon.cut(text)
+    assert "".join(piece.text for piece in pieces) == "".join(word.text for word in tokens(text))
+    assert all(text[piece.start : piece.end] == piece.text for piece in pieces)
+
+
+def test_words_are_told_by_their_neighbours():
+    """What keeps together while its neighbours change is a word; what always goes on is none."""
+    places = "东西南北上下左右前后"
+    texts = [f"{one}图书馆{two}" for one in places for two in places] + ["甲乙丙丁戊己庚辛壬癸" * 100]
+    lexicon = learn_lexicon(texts)
+    assert [word.text for word in lexicon.cut("东图书馆西")] == ["东", "图书馆", "西"]
+    assert "图书" not in lexicon.cost
+
+
+def test_without_words_chinese_is_cut_into_characters():
+    assert [word.text for word in Lexicon().cut("大学 ABC-DEF 3.5")] == ["大", "学", "ABC-DEF", "3.5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "tidied"),
+    [
+        ("旅博侨界联谊会 ” 。", "zh", "旅博侨界联谊会”。"),
+        ("他 说 ， 好 的", "zh", "他说，好的"),
+        ("在 Roa Roa 酒店", "zh", "在 Roa Roa 酒店"),
+        ("  A  &amp; B\u200b \n", "en", "A & B"),
+        ("Le chat .", "fr", "Le chat ."),
+    ],
+)
+def test_tidy(text, language, tidied):
+    assert tidy(text, language) == tidied
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "other", "expected"),
+    [
+        ("The house is on the hill", "en", "de", True),
+        ("Das Haus ist auf dem Hügel", "en", "de", False),
+        ("Das Haus ist auf dem Hügel", "de", "en", True),
+        ("La maison est sur la colline", "en", "zh", False),
+        ("房子在山上", "zh", "en", True),
+        ("房子在山上", "en", "zh", False),
+        ("The house is on the hill", "zh", "en", False),
+        ("iPhone 7 发布会", "zh", "en", True),
+        ("Frank Galicia", "de", "en", True),
+    ],
+)
+def test_reads_as(text, language, other, expected):
+    assert reads_as(text, language, other) is expected
+
+
+def test_stop_words():
+    assert is_stop_word("The", "en") and is_stop_word("的人", "zh") and not is_stop_word("Haus", "de")
+
+
+def test_an_unknown_language_is_refused_with_those_that_are_known():
+    with pytest.raises(UserError, match="unknown language: xx\n  Known are: en, zh, de, fr"):
+        check_language("--source-lang", "xx")

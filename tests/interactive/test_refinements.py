@@ -1,0 +1,315 @@
+"""Dialogues that a model writes, against a real HTTP server on loopback that misbehaves."""
+
+import asyncio
+import json
+import re
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("openai")
+
+from interactive.misbehaving_server import Misbehaving, completion
+
+from fastling.errors import RunError, UserError
+from fastling.interactive import refinements
+from fastling.interactive.refinements import (
+    Counts,
+    Rejected,
+    Seed,
+    check_turn,
+    load_prompts,
+    parse_turn,
+    refine,
+)
+from fastling.interactive.server import Server
+
+NAMES = {"en": "English", "de": "German", "zh": "Chinese"}
+GOOD = {
+    "request": "Please make the answer a little more formal than it is.",
+    "answer": "The ice was on all of the roads this {number}.",
+}
+
+
+def good(number: int, body: dict) -> tuple[int, str]:
+    return 200, completion(json.dumps(GOOD).replace("{number}", f"morning of day {number}"))
+
+
+@pytest.fixture
+def serve():
+    """Start a server with a behaviour; it stops with the test."""
+    running = []
+
+    def start(behave=good) -> Misbehaving:
+        server = Misbehaving(behave)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def seeds(count: int) -> list[Seed]:
+    return [
+        Seed(
+            number,
+            f"Heute war der Weg Nummer {number} am Morgen voller Eis.",
+            f"There was ice on the road number {number} this morning.",
+            "de", "en", "en", f"Translate this into English: number {number}.", {"lines": [number]},
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """Dialogues from a server: (rows, counts, tokens paid)."""
+    monkeypatch.setattr(refinements, "KINDS", ("style",))
+
+    def run(server: Misbehaving, count: int = 6, *, turns=(1, 1), seed=0, **options):
+        counts = Counts()
+
+        async def collect():
+            asked = Server(server.url, "m", tmp_path / "cache.sqlite", **{"retries": 0, **options})
+            try:
+                prompts = load_prompts(None)
+                found = [
+                    row
+                    async for row in refine(
+                        seeds(count), asked, prompts, NAMES, counts, seed=seed, turns=turns, window=8
+                    )
+                ]
+            finally:
+                tokens = asked.tokens
+                await asked.close()
+            return found, tokens
+
+        rows, tokens = asyncio.run(collect())
+        return rows, counts, tokens
+
+    return run
+
+
+# A server that behaves ------------------------------------------------------------------------------
+
+
+def test_each_seed_becomes_a_dialogue_in_the_order_of_the_seeds(serve, ask):
+    rows, counts, tokens = ask(serve(), 20)
+    assert [row["lines"] for row in rows] == [[number] for number in range(20)]
+    assert counts.kept == {"style": 20} and not counts.rejected and tokens == 2000
+    first = rows[0]
+    assert [message["role"] for message in first["messages"]] == ["user", "assistant"] * 2
+    assert first["messages"][1]["content"] == seeds(1)[0].translation
+    assert first["messages"][2]["content"] == GOOD["request"]
+    assert (first["type"], first["pair"], first["user_lang"], first["generator"]) == (
+        "style",
+        "de-en",
+        "en",
+        "m",
+    )
+
+
+def test_the_prompt_holds_the_text_the_dialogue_and_the_languages(serve, ask):
+    server = serve()
+    ask(server, 1)
+    (message,) = server.bodies[0]["messages"]
+    for part in (seeds(1)[0].source, seeds(1)[0].translation, seeds(1)[0].request, "German", "English"):
+        assert part in message["content"]
+    assert "$" not in message["content"]
+
+
+def test_many_requests_are_in_flight_and_no_more_than_allowed(serve, ask):
+    def slowly(number, body):
+        time.sleep(0.05)
+        return good(number, body)
+
+    server = serve(slowly)
+    ask(server, 16, requests_in_flight=4)
+    assert server.most_at_work == 4
+
+
+def test_what_was_answered_is_not_asked_or_paid_again(serve, ask):
+    server = serve()
+    first, _, paid = ask(server, 6)
+    again, _, still_paid = ask(server, 6)
+    assert again == first and still_paid == paid and len(server.bodies) == 6
+    more, _, _ = ask(server, 8)
+    assert more[:6] == first and len(server.bodies) == 8
+
+
+def test_a_run_that_dies_keeps_what_it_paid_for(serve, ask):
+    def dies(number, body):
+        return good(number, body) if number < 4 else (401, "{}")
+
+    server = serve(dies)
+    with pytest.raises(RunError, match="refuses m: 401"):
+        ask(server, 6, requests_in_flight=1)
+    server.behave = good
+    rows, _, tokens = ask(server, 6)
+    assert len(rows) == 6 and tokens == 600
+    asked = [body["messages"][0]["content"] for body in server.bodies]
+    assert all(asked.count(prompt) == 1 for prompt in asked[:4])  # those that were answered
+
+
+def test_the_budget_is_kept_over_runs(serve, ask):
+    server = serve()
+    rows, counts, tokens = ask(server, 6, budget_tokens=300, requests_in_flight=1)
+    assert len(rows) == 3 and counts.unasked == 3 and tokens == 300
+    rows, counts, tokens = ask(server, 6, budget_tokens=300)
+    assert len(rows) == 3 and counts.unasked == 3 and len(server.bodies) == 3
+
+
+def test_a_server_that_tells_no_usage_is_counted_by_length(serve, ask):
+    server = serve(lambda number, body: (200, completion(json.dumps(GOOD), tokens=None)))
+    _, _, tokens = ask(server, 1)
+    sent = server.bodies[0]["messages"][0]["content"]
+    assert tokens == (len(sent.encode()) + len(json.dumps(GOOD))) // 3
+
+
+# A server that does not -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_passes_is_tried_again(serve, ask, status):
+    def at_first(number, body):
+        return good(number, body) if number else (status, '{"error": {"message": "later"}}')
+
+    server = serve(at_first)
+    rows, counts, _ = ask(server, 1, retries=2)
+    assert len(rows) == 1 and not counts.rejected and len(server.bodies) == 2
+
+
+def failing_at_third(failure):
+    return lambda number, body: failure if number == 2 else good(number, body)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ((400, '{"error": {"message": "no"}}'), "status 400"),
+        ((500, "oops"), "status 500"),
+        ((200, completion('{"request": "Make it')), "no whole JSON object"),
+        ((200, completion("I would rather not.")), "no whole JSON object"),
+        ((200, completion('{"request": "More formal, please."}')), "no request and answer in it"),
+        ((200, completion('["request"]')), "no whole JSON object"),
+        ((200, completion(json.dumps(GOOD), finish="length")), "empty or cut off"),
+        ((200, completion("")), "empty or cut off"),
+        ((200, '{"choices": []}'), "broken answer"),
+        ((200, '{"choices": [{"mess'), "broken answer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value[1])[:40],
+)  # fmt: skip
+def test_one_bad_answer_costs_one_dialogue_and_is_counted(serve, ask, failure, reason):
+    rows, counts, _ = ask(serve(failing_at_third(failure)), 6, requests_in_flight=1)
+    assert len(rows) == 5 and counts.rejected == {reason: 1}
+
+
+def test_a_slow_answer_is_not_waited_for_without_end(serve, ask):
+    def hangs(number, body):
+        if number == 2:
+            time.sleep(3)
+        return good(number, body)
+
+    began = time.monotonic()
+    rows, counts, _ = ask(serve(hangs), 6, requests_in_flight=1, timeout_seconds=0.5)
+    assert len(rows) == 5 and counts.rejected == {"too slow": 1} and time.monotonic() - began < 3
+
+
+def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
+    server = serve(lambda number, body: (500, "oops"))
+    with pytest.raises(RunError, match="6 requests in a row had no answer from http://127.*: status 500"):
+        ask(server, 50, requests_in_flight=3)
+    assert len(server.bodies) < 20
+
+
+def test_where_nobody_listens_the_run_ends_in_words(serve, ask):
+    server = serve()
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(RunError, match="in a row had no answer from .*: no connection"):
+        ask(server, 20, requests_in_flight=2)
+
+
+def test_a_later_turn_that_fails_leaves_the_earlier_ones(serve, ask):
+    rows, counts, _ = ask(
+        serve(lambda number, body: good(number, body) if number == 0 else (400, "{}")), 1, turns=(3, 3)
+    )
+    assert len(rows[0]["messages"]) == 4 and counts.rejected == {"status 400": 1}
+
+
+def test_a_cache_that_is_no_database_is_named(tmp_path):
+    (tmp_path / "cache.sqlite").write_text("rows of something else, long enough to be no header at all")
+    with pytest.raises(UserError, match="cannot be used: .*cache.sqlite"):
+        Server("http://127.0.0.1:1/v1", "m", tmp_path / "cache.sqlite")
+
+
+# Checks ---------------------------------------------------------------------------------------------
+
+START = seeds(1)[0]
+MESSAGES = [
+    {"role": "user", "content": START.request},
+    {"role": "assistant", "content": START.translation},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "reason"),
+    [
+        ("style", {"request": "请让译文更正式一些。"}, "request in another language"),
+        ("style", {"answer": "Heute war auf der Straße und auf dem Weg sehr viel Eis."}, "answer in another language"),
+        ("style", {"answer": "there was ICE on the road, number 0, this morning"}, "answer is a copy"),
+        ("style", {"request": "Say: The road had ice on it.", "answer": "The road had ice on it."}, "request holds the answer"),
+        ("style", {"answer": "Ice."}, "answer far shorter or longer"),
+        ("style", {"answer": "There was ice. " * 20}, "answer far shorter or longer"),
+        ("length", {"request": "Make it shorter."}, "no one bound of length in the request"),
+        ("length", {"request": "In 5 to 7 words."}, "no one bound of length in the request"),
+        ("length", {"request": "Say it in at most 4 words.", "answer": "The road was icy today."}, "bound of length not met"),
+    ],
+)  # fmt: skip
+def test_a_turn_that_does_not_do_what_it_says_is_rejected(kind, changed, reason):
+    good_turn = {"request": "Say it in at most 6 words.", "answer": "The road was icy this morning."}
+    check_turn(good_turn, kind, START, MESSAGES)
+    with pytest.raises(Rejected, match=re.escape(reason)):
+        check_turn(good_turn | changed, kind, START, MESSAGES)
+
+
+def test_chinese_is_measured_in_characters():
+    start = Seed(0, "The road was icy.", "路上有冰。", "en", "zh", "en", "Translate.", {})
+    messages = [
+        {"role": "user", "content": "Translate."},
+        {"role": "assistant", "content": "今天早上的路上有很多的冰。"},
+    ]
+    turn = {"request": "At most 5 characters, please.", "answer": "路上有冰了。"}
+    check_turn(turn, "length", start, messages)
+    with pytest.raises(Rejected, match="bound of length not met"):
+        check_turn(turn | {"answer": "今天路上有冰。"}, "length", start, messages)
+
+
+@pytest.mark.parametrize("around", ["{}", "Sure!\n```json\n{}\n```", "{} Anything else?"])
+def test_words_around_the_object_do_not_matter(around):
+    assert parse_turn(around.replace("{}", json.dumps(GOOD))) == GOOD
+
+
+# Prompts --------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_of_ones_own_takes_the_place_of_the_built_in_one(tmp_path):
+    (tmp_path / "style.txt").write_text("Rewrite $translation for $$5.")
+    prompts = load_prompts(tmp_path)
+    assert prompts["style"].substitute(translation="this") == "Rewrite this for $5."
+    assert set(prompts) == set(refinements.KINDS) and "JSON" in prompts["length"].template
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("Rewrite $text.", r"unknown place: \$text"), ("Costs $ 5.", "a \\$ that names no place"), (b"\xff", "cannot be read")],
+)  # fmt: skip
+def test_a_prompt_that_cannot_be_filled_is_refused(tmp_path, text, what):
+    path = tmp_path / "grammar.txt"
+    path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text)
+    with pytest.raises(UserError, match=what):
+        load_prompts(tmp_path)

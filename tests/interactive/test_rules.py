@@ -1,0 +1,268 @@
+"""What dialogues promise, on many of them; and every gate refuses what it is there for."""
+
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interactive.parallel_text import NAMES, knowledge_of, pairs_of, recipe_of
+
+from fastling.interactive import gates
+from fastling.interactive.build import Slot, make_dialogue
+from fastling.interactive.constraints import items_to_keep, renderings, words_to_include
+from fastling.interactive.dialogue import Dialogue, Wish
+from fastling.interactive.drafts import _MAKERS, Draft, is_sound, make_draft
+from fastling.interactive.exclusion import Exclusion
+from fastling.interactive.pairs import Direction, Pair
+from fastling.interactive.phrasings import load_phrasings
+from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
+
+PAIRS = st.sampled_from([("de", "en"), ("zh", "en"), ("zh", "de")])
+SEEDS = st.integers(0, 10**6)
+many = settings(max_examples=60, deadline=None)
+
+
+def dialogue_of(languages, seed, kind=None):
+    """A dialogue as the builders write it, before any gate."""
+    knowledge, choose = knowledge_of(*languages), random.Random(seed)
+    start = choose.randrange(590)
+    pairs = directed(knowledge.corpus, pairs_of(*languages)[start : start + 3], choose.choice(languages))
+    for each in [kind] if kind else choose.sample(list(BUILDERS), len(BUILDERS)):
+        dialogue = Dialogue(knowledge, load_phrasings(choose.choice(languages)), choose)
+        if BUILDERS[each](dialogue, pairs):
+            if each != "continue_text":
+                follow_up(dialogue, pairs[1:])
+            return dialogue
+    return None
+
+
+@many
+@given(PAIRS, SEEDS)
+def test_what_the_rules_write_passes_every_gate(languages, seed):
+    assert gates.check_dialogue(dialogue_of(languages, seed)) is None
+
+
+@many
+@given(PAIRS, SEEDS)
+def test_every_answer_is_a_reference_or_says_something_about_one(languages, seed):
+    """Checked from the messages alone."""
+    knowledge = knowledge_of(*languages)
+    slot = Slot(pairs_of(*languages)[seed % 590 :][:3], list(BUILDERS), random.Random(seed))
+    slot.choose.shuffle(slot.kinds)
+    row = json.loads(make_dialogue(recipe_of(knowledge, seed), slot, Counter()).row)
+    texts = {text for pair in slot.pairs for text in pair[1:]}
+    answers = [each["content"] for each in row["messages"] if each["role"] == "assistant"]
+    for step, answer in zip(row["steps"], answers, strict=True):
+        if step == "no_change":
+            assert answer.split("\n", 1)[1] in texts
+        elif step not in ("which_words", "which_better"):
+            assert answer in texts
+    assert [each["role"] for each in row["messages"]] == ["user", "assistant"] * len(answers)
+    assert set(row["lines"]) <= {pair.line for pair in slot.pairs}
+    assert 1 <= len(answers) <= 4
+
+
+@many
+@given(PAIRS, SEEDS)
+def test_a_faulty_draft_differs_in_its_span_only(languages, seed):
+    knowledge, choose = knowledge_of(*languages), random.Random(seed)
+    pair = knowledge.corpus.directed(choose.choice(pairs_of(*languages)), choose.choice(languages))
+    draft = make_draft(pair, knowledge, choose)
+    text, reference = draft.text, pair.reference
+    assert text != reference
+    head, tail = draft.start, len(reference) - draft.start - len(draft.right)
+    assert (
+        text[:head] == reference[:head] and text[len(text) - tail :] == reference[head + len(draft.right) :]
+    )
+    assert len(text) == head + len(draft.wrong) + tail
+
+
+@pytest.mark.parametrize("kind", _MAKERS)
+def test_every_fault_is_what_its_name_says(kind):
+    knowledge, choose, found = knowledge_of("de", "en"), random.Random(1), 0
+    for number in range(300):
+        pair = knowledge.corpus.directed(choose.choice(pairs_of()), ("de", "en")[number % 2])
+        words = knowledge.cut(pair.reference, pair.target)
+        place = _MAKERS[kind](pair, words, knowledge, choose)
+        if not place or not is_sound(draft := Draft(kind, pair.reference, *place), words):
+            continue
+        found += 1
+        before, after = (Counter(re.findall(r"\w+|[.?]", text)) for text in (pair.reference, draft.text))
+        assert "  " not in draft.text and draft.text == draft.text.strip()
+        changed = (before - after, after - before)
+        if kind == "omission":
+            assert draft.wrong == "" and len(draft.text) < len(pair.reference)
+        elif kind in ("addition", "repetition"):
+            assert not changed[0] and changed[1]
+        elif kind == "order":
+            assert not changed[0] and not changed[1]
+        elif kind == "number":
+            assert draft.wrong.isdigit() and draft.right.isdigit() and len(draft.wrong) == len(draft.right)
+            assert draft.wrong not in pair.text
+        elif kind == "case":
+            assert draft.wrong == draft.right.lower() != draft.right
+        elif kind == "replacement":
+            assert changed[0].total() == changed[1].total() == 1 and draft.wrong not in pair.reference
+        else:
+            assert {draft.wrong, draft.right} == {"?", "."}
+    assert found > 20
+
+
+@many
+@given(PAIRS, SEEDS)
+def test_wishes_hold_in_every_later_version(languages, seed):
+    dialogue = dialogue_of(languages, seed, "include_words")
+    if dialogue is None:
+        return
+    assert dialogue.wishes
+    for wish in dialogue.wishes:
+        assert wish.words in dialogue.turns[wish.turn][0]  # asked for
+        for turn, pair in dialogue.versions:
+            if turn >= wish.turn and pair.line == wish.line:
+                assert wish.words in dialogue.turns[turn][1]
+
+
+def test_a_wish_binds_the_correction_of_a_later_draft():
+    later = [dialogue_of(("de", "en"), seed, "include_words") for seed in range(60)]
+    again = [each for each in later if each and each.steps[1:2] == ["correct_draft"]]
+    assert again
+    for dialogue in again:
+        first, second = dialogue.versions[:2]
+        assert first.pair == second.pair and gates.wishes_hold(dialogue)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_kind_begins_with_what_it_is_called(kind):
+    found = [dialogue for seed in range(30) if (dialogue := dialogue_of(("zh", "en"), seed, kind))]
+    assert len(found) > 5
+    for dialogue in found:
+        assert kind in dialogue.steps[:2]
+        if kind in NEEDS_TWO:
+            assert len(dialogue.lines) > 1
+        if kind == "which_better":
+            first = dialogue.turns[0][0]
+            assert dialogue.drafts[0].text in first and dialogue.pairs[0].reference in first
+            assert dialogue.drafts[0].span in dialogue.turns[0][1]
+        if kind == "switch_direction":
+            assert dialogue.pairs[0].origin == dialogue.pairs[1].target
+    if kind == "which_better":
+        order = [
+            each.turns[0][0].index(each.drafts[0].text) < each.turns[0][0].index(each.pairs[0].reference)
+            for each in found
+        ]
+        assert {True, False} == set(order)
+
+
+def test_words_to_ask_for_are_whole_meaningful_and_known_to_render_a_word():
+    knowledge, choose = knowledge_of("zh", "en"), random.Random(0)
+    for pair in directed(knowledge.corpus, pairs_of("zh", "en")[:200], "zh"):
+        words = words_to_include(pair, knowledge, choose)
+        assert len(words) <= 3 and [pair.reference.index(word) for word in words] == sorted(
+            pair.reference.index(word) for word in words
+        )
+        for word in words:
+            assert word in pair.reference.rstrip(".").split()
+            assert word.casefold() not in ("the", "with", "for") and word not in " ".join(NAMES)
+        assert set(words) <= {target for _, target in renderings(pair, knowledge)}
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "items"),
+    [
+        ("Er traf Frank Galicia im Jahr 2015.", "He met Frank Galicia in 2015.", ["Frank Galicia", "2015"]),
+        ("Er hat 1.000 Euro.", "He has 1,000 euros.", []),
+        ("Er hat 1.000 Euro.", "He has 1.000 euros.", []),
+        ("In der Stadt", "In the city", []),
+        ("Es sind 28-jährige.", "They are 28 years old.", []),
+        ("Der Film ist neu.", "Film is new.", []),
+        ("KGO meldet 15 und 15.", "KGO reports 15 and 15.", ["KGO"]),
+    ],
+)
+def test_items_to_keep(text, reference, items):
+    assert items_to_keep(Direction(1, "de", "en", text, reference)) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [("他在2015年遇到Frank Galicia。", ["Frank Galicia", "2015"]), ("有2015万人和Frank Galiciano。", [])],
+)
+def test_items_to_keep_of_chinese(text, items):
+    assert items_to_keep(Direction(1, "zh", "en", text, "He met Frank Galicia in 2015.")) == items
+
+
+# Gates ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "first", "second"),
+    [
+        ("empty-line", "", "Nothing is here."),
+        ("untranslated", "Letztes Jahr war gut für uns.", "letztes Jahr war gut für uns."),
+        ("too-short", "Ja.", "Yes, of course."),
+        ("too-long", "Das ist es. " * 100, "This is it. " * 100),
+        ("unfinished", "Letztes Jahr war gut,", "Last year was good,"),
+        ("unfinished", 'Er sagte: "Letztes Jahr war gut.', 'He said: "Last year was good."'),
+        ("damaged", "Letztes Jahr war sch?n für uns.", "Last year was nice for us."),
+        ("wrong-language", "Last year was good for us and them.", "Last year was also good for us all."),
+        (
+            "length-ratio",
+            "Das war ein gutes Jahr.",
+            "This was a good year for all of us, and we are very happy about it.",
+        ),
+        ("excluded", "Das war ein gutes Jahr.", "This was a good year."),
+        (None, "Das war ein schönes Jahr.", "This was a beautiful year."),
+    ],
+)
+def test_gates_of_pairs(reason, first, second):
+    exclusion = Exclusion(["THIS was a good year!"])
+    assert gates.check_pair(Pair(1, first, second), knowledge_of("de", "en"), exclusion) == reason
+
+
+def broken(reason: str) -> Dialogue:
+    """A dialogue with what a gate is there to refuse."""
+    kind = {"constraint-broken": "include_words", "constraint-not-in-the-source": "include_words"}.get(
+        reason, "correct_draft"
+    )
+    dialogue = next(
+        each
+        for seed in range(50)
+        if (each := dialogue_of(("de", "en"), seed, kind)) and (kind == "include_words" or each.pointed)
+    )
+    asked, answer = dialogue.turns[0]
+    if reason == "final-is-not-the-reference":
+        dialogue.turns[0] = (asked, answer[:-1] + "!")
+    elif reason == "draft-differs-elsewhere":
+        dialogue.drafts[0] = replace(dialogue.drafts[0], start=0, right="Nothing of the kind")
+    elif reason == "faulty-answer":
+        dialogue.turns.append(("And?", "Here:\n" + dialogue.drafts[0].text))
+    elif reason == "feedback-names-nothing":
+        dialogue.pointed.append((dialogue.drafts[0], "nowhere", ""))
+    elif reason == "constraint-broken":
+        dialogue.wishes.append(Wish(0, dialogue.pairs[0].line, "submarine"))
+    elif reason == "constraint-not-in-the-source":
+        dialogue.wishes.append(Wish(0, dialogue.pairs[0].line, dialogue.pairs[0].reference[-8:-2]))
+    else:
+        dialogue.turns.append(("And?", " "))
+    return dialogue
+
+
+@pytest.mark.parametrize("reason", gates.DIALOGUE_GATES)
+def test_gates_of_dialogues(reason):
+    assert gates.check_dialogue(broken(reason)) == reason
+
+
+def test_sentences_of_evaluation_sets_are_known_whole_and_in_part():
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    exclusion = Exclusion([long, "短句。", "一二三四五六七八九十甲乙丙丁戊己庚辛壬癸子丑寅卯"])
+    assert exclusion.holds(
+        "And then: Two, three, four five six seven eight nine ten eleven twelve thirteen fourteen!"
+    )
+    assert not exclusion.holds("two three four five six seven eight nine ten eleven twelve thirteen")
+    assert exclusion.holds("短句") and not exclusion.holds("短句子")
+    assert exclusion.holds("说三四五六七八九十甲乙丙丁戊己庚辛壬癸子丑")
+    assert not exclusion.holds("三四五六七八九十甲乙丙丁")
+    assert not Exclusion().holds(long)

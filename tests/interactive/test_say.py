@@ -1,0 +1,93 @@
+"""Sentences of phrasings: read, checked, and filled."""
+
+import random
+
+import pytest
+import yaml
+
+from fastling.errors import UserError
+from fastling.interactive.languages import LANGUAGES
+from fastling.interactive.phrasings import FAULTS, PLACEHOLDERS, VERDICTS, load_phrasings
+
+
+def content(**changes) -> dict:
+    """Phrasings that are good, but for the changes."""
+    good = {
+        key: [f"{key} " + " ".join(f"{{{hole}}}" for hole in sorted(holes))]
+        for key, holes in PLACEHOLDERS.items()
+    }
+    good |= {verdict: {fault: ["because of {span}"] for fault in FAULTS} for verdict in VERDICTS}
+    good |= {"languages": {code: code.upper() for code in LANGUAGES}, "list_separator": ", "}
+    return good | changes
+
+
+def load(folder, **changes):
+    (folder / "en.yaml").write_text(yaml.safe_dump(content(**changes), allow_unicode=True), encoding="utf-8")
+    return load_phrasings("en", folder, 1)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_phrasings_that_come_along_are_good(language):
+    phrasings = load_phrasings(language)
+    values = {"target": "de", "text": "T", "words": ["a", "b"], "draft": "D", "span": "S", "rendering": "R"}
+    values |= {"item": "I", "wrong": "W", "right": "G", "first": "1", "second": "2"}
+    for key in phrasings.lists:
+        holes = PLACEHOLDERS.get(key, {"span"})
+        said = phrasings.say(random.Random(0), key, **{name: values[name] for name in holes})
+        assert "{" not in said and "}" not in said
+
+
+def test_holes_are_filled_and_languages_named(tmp_path):
+    said = load(tmp_path).say(random.Random(0), "translate", target="de", text="{braces} stay")
+    assert said == "translate DE {braces} stay"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        ('Use "{words}".', 'Use "a", "b".'),
+        ("Use “{words}”!", "Use “a”, “b”!"),
+        ("Mit « {words} ».", "Mit « a », « b »."),
+        ("Use {words} only", "Use a, b only"),
+    ],
+)
+def test_each_word_of_a_list_has_its_own_quotation_marks(tmp_path, sentence, said):
+    phrasings = load(tmp_path, include_words=[sentence])
+    assert phrasings.say(random.Random(0), "include_words", words=["a", "b"]) == said
+
+
+def test_what_is_quoted_is_not_quoted_again(tmp_path):
+    phrasings = load(tmp_path, next_sentence=['And "{text}"?', "And this? {text}"])
+    said = {phrasings.say(random.Random(seed), "next_sentence", text='He said "no".') for seed in range(20)}
+    assert said == {'And this? He said "no".'}
+    plain = {phrasings.say(random.Random(seed), "next_sentence", text="It's no.") for seed in range(20)}
+    assert len(plain) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"keep": None}, "en.yaml: keep: is no list of sentences"),
+        ({"keep": ["{item}", ""]}, "en.yaml: keep: is no sentence: ''"),
+        ({"keep": ["Leave it."]}, "en.yaml: keep: lacks {item}: Leave it."),
+        ({"keep": ["{item} {text}"]}, "en.yaml: keep: has the unknown placeholder {text}: {item} {text}"),
+        ({"keep": ["{item"]}, "en.yaml: keep: expected '}' before end of string: {item"),
+        ({"keep": []}, "en.yaml: keep: has 0 different sentences; 1 are needed"),
+        ({"first_better": []}, "en.yaml: first_better: is no mapping"),
+        ({"first_better": {"order": ["{span}"]}}, "en.yaml: first_better.omission: is no list of sentences"),
+        ({"languages": {"en": "English"}}, "en.yaml: languages: must name en, zh, de, fr"),
+        ({"list_separator": 1}, "en.yaml: list_separator: must be text: 1"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(tmp_path, changes, said):
+    with pytest.raises(UserError) as raised:
+        load(tmp_path, **changes)
+    assert str(raised.value).splitlines()[0] == f"{tmp_path}/{said}"
+
+
+def test_a_file_that_is_no_yaml_is_told(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        load_phrasings("de", tmp_path, 1)
+    (tmp_path / "fr.yaml").write_text("- a list", encoding="utf-8")
+    with pytest.raises(UserError, match="holds no phrasings"):
+        load_phrasings("fr", tmp_path, 1)

@@ -1,0 +1,119 @@
+"""Where results go: whole or absent, nothing overwritten, whatever happens on the way."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from surgery.models import make_model
+
+from fastling.errors import RunError, UserError
+from fastling.surgery import folders
+from fastling.surgery.folders import Weights, digest, joint_digest, new_folder, write_weights
+
+
+def test_an_empty_folder_is_filled_and_any_other_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out", 0) as aside:
+        (aside / "a").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "out", 0):
+        pass
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "file", 0):
+        pass
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "link", 0):
+        pass
+
+
+def test_what_another_left_beside_is_not_deleted_and_what_a_killed_run_left_is(tmp_path):
+    beside = tmp_path / "out.tmp"
+    beside.mkdir()
+    (beside / "mine").write_text("mine")
+    with pytest.raises(UserError, match="is taken"), new_folder(tmp_path / "out", 0):
+        pass
+    assert (beside / "mine").read_text() == "mine"
+    (beside / ".unfinished").touch()
+    with new_folder(tmp_path / "out", 0) as aside:
+        assert not (aside / "mine").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_came_meanwhile_is_not_overwritten(tmp_path):
+    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "out", 0):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/mine").write_text("mine")
+    assert (tmp_path / "out/mine").read_text() == "mine" and not (tmp_path / "out.tmp").exists()
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="GiB free, and"), new_folder(tmp_path / "out", 2**60):
+        pytest.fail("went on")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), new_folder(tmp_path / "file/out", 0):
+        pass
+
+
+def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, monkeypatch):
+    original = folders.save_weights
+
+    def damaging(named, folder, **options):
+        original(((name, tensor + 1) for name, tensor in named), folder, **options)
+
+    monkeypatch.setattr(folders, "save_weights", damaging)
+    with pytest.raises(RunError, match="x was read back as something else"):
+        write_weights(iter([("x", torch.ones(3))]), tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("verb", ["delta", "merge"])
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, verb):
+    """A limit on the size of files stands for the full disk: the write fails in the middle."""
+    for seed, name in enumerate(("a", "b")):
+        make_model(tmp_path / name, seed=seed)
+    arguments = {
+        "delta": ["make", "--base", tmp_path / "a", "--target", tmp_path / "b"],
+        "merge": ["--models", tmp_path / "a", tmp_path / "b"],
+    }[verb]
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        f"from fastling.errors import run_command; from fastling.{verb} import main\n"
+        "sys.exit(run_command(main, sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_digests_know_name_dtype_shape_and_bytes_and_no_order():
+    one = torch.arange(6, dtype=torch.float16).view(2, 3)
+    others = [
+        digest("y", one),
+        digest("x", one.view(3, 2)),
+        digest("x", one.view(torch.int16)),
+        digest("x", one + 1),
+        digest("x", one.bfloat16()),
+    ]
+    assert len({digest("x", one), *others}) == 6
+    assert digest("x", one) == digest("x", one.t().contiguous().t())
+    assert (
+        joint_digest({"a": "1", "b": "2"}) == joint_digest({"b": "2", "a": "1"}) != joint_digest({"a": "1"})
+    )
+
+
+def test_an_index_of_another_kind_is_refused(tmp_path):
+    model = make_model(tmp_path / "a")
+    for content in ("[]", '{"weight_map": []}', '{"weight_map": {"x": 3}}'):
+        (model / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(UserError, match="index"):
+            Weights(model)

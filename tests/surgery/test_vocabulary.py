@@ -1,0 +1,384 @@
+"""Longer vocabularies: old text and old logits as they were, new rows as they were said to be."""
+
+import json
+import shutil
+
+import pytest
+import sentencepiece
+import torch
+import transformers
+from conftest import DEMO
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from surgery.models import SHAPE, logits_of, make_model, tensors_of
+from tokenizers import Tokenizer
+
+from fastling import load_pretrained
+from fastling.data import tokenizer_export
+from fastling.data.tokenizer import SentencePieceTokenizer, load_tokenizer
+from fastling.data.tokenizer_export import exact_tokenizer_json
+from fastling.errors import UserError
+from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
+from fastling.surgery.vocabulary import extend_model
+
+TOKENS = ["舒舟", " 艾", " 艾芳", "苍舒", "苍舒舟", "龘", "zq", "qzq", "qzqz", "nh"]
+"""Joints of pieces that the demo's tokenizer has, a letter that it lacks, and a leading space."""
+BYTE_TOKENS = ["龘龘", "<note>", " Übersetzung", "qzq"]
+OLD_TEXTS = [
+    "Hello, world!",
+    "  两个 空格\n",
+    "请把这句话译成德语：我们明天去。",
+    "😀 e\u0301",
+    "</s> <0x41>",
+    "",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_probing_strings():
+    every = tokenizer_export.probing_strings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_export, "probing_strings", lambda tokenizer: every(tokenizer, 1000))
+        patch.setattr("fastling.surgery.tokens.PROOF_STRINGS", 500)
+        yield
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory):
+    """A model with the demo's SentencePiece tokenizer, and the same with more tokens."""
+    folder = tmp_path_factory.mktemp("spm")
+    model = make_model(folder / "model", dtype=torch.float32)
+    added = add_tokens(model, TOKENS)
+    extend_model(model, folder / "out", added, "mean-of-pieces")
+    return model, folder / "out", added
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bytes")
+    model = make_model(
+        folder / "model", dtype=torch.float32, tokenizer="bytes", vocab_size=500, tie_word_embeddings=True
+    )
+    added = add_tokens(model, BYTE_TOKENS)
+    extend_model(model, folder / "out", added, "mean-of-pieces")
+    return model, folder / "out", added
+
+
+@pytest.fixture(params=["spm", "byte_level"])
+def case(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_old_text_keeps_its_ids_and_old_tokens_their_logits(case):
+    model, out, added = case
+    old, new = load_tokenizer(model), load_tokenizer(out)
+    assert new.encode(OLD_TEXTS) == old.encode(OLD_TEXTS)
+    for token_id in range(old.vocab_size):
+        assert new.piece(token_id) == old.piece(token_id)
+    ids = old.encode(["Hello, 我们 world"])[0]
+    before, after = logits_of(model, ids), logits_of(out, ids)
+    assert torch.equal(before, after[:, : before.shape[1]])
+    assert after.shape[1] == before.shape[1] + len(added.texts)
+
+
+def test_transformers_and_fastling_load_it_and_agree(case):
+    _, out, added = case
+    text = "a" + "b ".join(added.texts)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    ids = load_tokenizer(out).encode([text])[0]
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+    assert max(ids) >= added.first_id and theirs.decode(ids) == text
+    assert len(theirs) == added.first_id + len(added.texts)
+    ours = load_pretrained(out).logits(torch.tensor(ids), torch.tensor([0, len(ids)], dtype=torch.int32))
+    torch.testing.assert_close(ours, logits_of(out, ids), atol=1e-4, rtol=0)
+
+
+def test_new_rows_are_the_mean_of_what_the_text_was_until_now(case):
+    model, out, added = case
+    old = load_tokenizer(model)
+    before, after = tensors_of(model), tensors_of(out)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        if name not in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(after[name], tensor)
+            continue
+        assert torch.equal(after[name][: len(tensor)], tensor)
+        for number, text in enumerate(added.texts):
+            pieces = [old.piece(each) for each in added.parts[number]]
+            assert text == "".join(pieces).replace("▁", " ") or len(pieces) >= 3  # bytes spell it otherwise
+            expected = torch.stack([tensor[each].double() for each in added.parts[number]]).mean(0)
+            assert torch.equal(after[name][added.first_id + number], expected.float())
+
+
+def test_a_token_stands_for_its_text_anywhere(case):
+    _, out, added = case
+    tokenizer = load_tokenizer(out)
+    for number, text in enumerate(added.texts, added.first_id):
+        whole = f"我{text}你"
+        (ids,) = tokenizer.encode([whole])
+        assert tokenizer.decode([ids]) == [whole]
+        assert number in ids or text == "苍舒"
+
+
+def test_the_sentencepiece_model_and_its_tokenizer_json_agree(spm):
+    _, out, added = spm
+    model, built = (
+        SentencePieceTokenizer(out / "tokenizer.model"),
+        Tokenizer.from_file(str(out / "tokenizer.json")),
+    )
+    texts = [a + b + c for a in added.texts for b in ("", " ", "q", "苍") for c in added.texts]
+    assert model.encode(texts) == [each.ids for each in built.encode_batch(texts, add_special_tokens=False)]
+    config = json.loads((out / "config.json").read_text())
+    assert config["vocab_size"] == model.vocab_size == 2010
+
+
+letters = st.text(st.sampled_from("苍舒舟艾芳龘qz ab我▁<éinhe"), max_size=12)
+
+
+@given(text=letters)
+@example(text="inhe")
+@settings(max_examples=300, deadline=None)
+def test_only_text_with_a_new_token_in_it_reads_differently(spm, text):
+    model, out, added = spm
+    old, new = load_tokenizer(model / "tokenizer.model"), load_tokenizer(out)
+    (before,), (after,) = old.encode([text]), new.encode([text])
+    if not any(token in f" {text}".replace("▁", " ") for token in added.texts):
+        assert after == before
+    assert max(after, default=0) < 2010
+    # What is read is the same text, in fewer tokens.
+    assert new.decode([after]) == old.decode([before]) and len(after) <= len(before)
+    # Old merges come first: a new token is always put together from whole old ones.
+    parts = {2000 + number: parts for number, parts in enumerate(added.parts)}
+    assert [part for token in after for part in parts.get(token, [token])] == before
+
+
+def test_a_folders_own_tokenizer_json_keeps_what_it_adds(spm, tmp_path):
+    """Begin token, special tokens: all but the model is the folder's own."""
+    model = shutil.copytree(spm[0], tmp_path / "model")
+    fields = json.loads(exact_tokenizer_json(SentencePieceTokenizer(model / "tokenizer.model"), ()))
+    text, begin = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    fields["post_processor"] = {
+        "type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text, text],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }  # fmt: skip
+    (model / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    extend_model(model, tmp_path / "out", add_tokens(model, ["舒舟"]), "mean")
+    built = Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
+    assert built.encode("我舒舟").ids[0] == 1 and 2000 in built.encode("我舒舟").ids
+    fields["normalizer"] = None
+    (model / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be made to read text as the extended tokenizer.model does"):
+        add_tokens(model, ["舒舟"])
+
+
+@pytest.mark.parametrize(
+    "settings_of_it",
+    [{}, {"add_bos_token": False}, {"add_bos_token": True, "tokenizer_class": "LlamaTokenizer"}],
+    ids=str,
+)
+def test_transformers_puts_the_same_begin_token_as_before(spm, tmp_path, settings_of_it):
+    """A folder with tokenizer.model alone gets a tokenizer.json, which must not change that.
+
+    Where add_bos_token is not said, transformers 4 takes it as true, and so do we; 5 does not.
+    """
+    model = shutil.copytree(spm[0], tmp_path / "model")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (model / "tokenizer_config.json").write_text(json.dumps(special | settings_of_it))
+    extend_model(model, tmp_path / "out", add_tokens(model, ["舒舟"]), "mean")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    (plain,) = load_tokenizer(model).encode(["Hello 我们"])
+    begin = [1] if settings_of_it.get("add_bos_token", True) else []
+    assert tokenizer("Hello 我们")["input_ids"] == begin + plain
+    if "tokenizer_class" in settings_of_it:
+        before = transformers.AutoTokenizer.from_pretrained(model)
+        assert tokenizer("Hello 我们")["input_ids"] == before("Hello 我们")["input_ids"]
+
+
+# Pieces ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_pieces(tmp_path_factory):
+    """A SentencePiece BPE model of another language, trained on text that the demo has little of."""
+    folder = tmp_path_factory.mktemp("pieces")
+    words = "szczęście źródło żółw świat łódź książka gęś ćma jaźń chrząszcz brzmi w trzcinie".split()
+    lines = [" ".join(words[i:] + words[:i]) for i in range(len(words))] * 20
+    (folder / "text").write_text("\n".join(lines), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "new"), vocab_size=120, model_type="bpe",
+        byte_fallback=False, character_coverage=1.0, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    return folder / "new.model"
+
+
+def test_pieces_of_another_model(spm, other_pieces, tmp_path):
+    model = spm[0]
+    added = add_pieces(model, other_pieces)
+    extend_model(model, tmp_path / "out", added, "mean-of-pieces")
+    old, new = load_tokenizer(model), load_tokenizer(tmp_path / "out")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(other_pieces))
+    known = {old.piece(number) for number in range(old.vocab_size)}
+    normal = {
+        theirs.id_to_piece(i)
+        for i in range(len(theirs))
+        if not (theirs.is_control(i) or theirs.is_unknown(i))
+    }
+    assert {new.piece(number) for number in range(2000, new.vocab_size)} == normal - known
+    text = "szczęście źródło świat"
+    assert len(new.encode([text])[0]) < len(old.encode([text])[0])
+    assert new.decode(new.encode([text])) == [text]
+    assert new.encode(["Hello, 我们!"]) == old.encode(["Hello, 我们!"])
+    assert set(added.unreached) <= {text.replace(" ", "▁") for text in added.texts}
+
+
+# Initialisation --------------------------------------------------------------------------------------
+
+
+def rows_of(spm, tmp_path, init: str, **options):
+    model, _, added = spm
+    done = extend_model(model, tmp_path / "out", added, init, **options)
+    return tensors_of(model), tensors_of(tmp_path / "out"), added, done
+
+
+def test_the_mean_of_all(spm, tmp_path):
+    before, after, added, _ = rows_of(spm, tmp_path, "mean")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(after[name][2000], before[name].double().mean(0).float())
+        assert (after[name][2000:] == after[name][2000]).all()
+
+
+def test_a_copy(spm, tmp_path):
+    before, after, added, _ = rows_of(spm, tmp_path, "copy:▁a")
+    token = load_tokenizer(spm[0]).control_id("▁a")
+    assert (after["lm_head.weight"][2000:] == before["lm_head.weight"][token]).all()
+
+
+def test_the_zip_tie_approximation_is_the_mean_of_the_bytes(case, tmp_path):
+    model, _, added = case
+    extend_model(model, tmp_path / "out", added, "zip-tie-approximation")
+    before, after = tensors_of(model), tensors_of(tmp_path / "out")
+    name, tokenizer = "model.embed_tokens.weight", load_tokenizer(model)
+    for number, text in enumerate(added.texts, added.first_id):
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            ids = [tokenizer.control_id(f"<0x{byte:02X}>") for byte in text.encode()]
+        else:  # with no merges a byte-level model reads single bytes
+            fields = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+            fields["model"]["merges"] = []
+            ids = Tokenizer.from_str(json.dumps(fields)).encode(text).ids
+            assert len(ids) == len(text.encode())
+        expected = before[name][ids].double().mean(0).float()
+        assert torch.equal(after[name][number], expected)
+
+
+def test_without_byte_tokens_there_is_no_zip_tie(other_pieces, tmp_path):
+    model = make_model(tmp_path / "model", tokenizer="none", vocab_size=120)
+    shutil.copyfile(other_pieces, model / "tokenizer.model")
+    added = add_tokens(model, ["wś"])
+    with pytest.raises(UserError, match="has no tokens for single bytes"):
+        extend_model(model, tmp_path / "out", added, "zip-tie-approximation")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_files_that_are_no_objects_are_refused(case, tmp_path, name):
+    model = shutil.copytree(case[0], tmp_path / "model")
+    (model / name).write_text("[]")
+    with pytest.raises(UserError, match=name):
+        add_tokens(model, ["wqqs", "wqq", "wq"] if (model / "tokenizer.model").is_file() else ["wqqs"])
+
+
+def test_rows_are_padded_only_when_asked(spm, tmp_path):
+    before, after, added, done = rows_of(spm, tmp_path, "mean-of-pieces", multiple=64)
+    assert after["lm_head.weight"].shape == (2048, 16) and done["rows"] == 2048
+    assert torch.equal(after["lm_head.weight"][2047], before["lm_head.weight"].double().mean(0).float())
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 2048
+
+
+def test_rows_that_were_padding_are_taken_first(tmp_path):
+    model = make_model(tmp_path / "model", vocab_size=2003, dtype=torch.bfloat16)
+    added = add_tokens(model, ["舒舟", "艾芳"])
+    done = extend_model(model, tmp_path / "out", added, "copy:▁a")
+    assert (done["first_id"], done["rows_before"], done["rows"]) == (2000, 2003, 2003)
+    before, after = (tensors_of(each)["lm_head.weight"] for each in (model, tmp_path / "out"))
+    row = load_tokenizer(model).control_id("▁a")
+    assert torch.equal(after[:2000], before[:2000]) and torch.equal(after[2002], before[2002])
+    assert torch.equal(after[2001], before[row]) and after.dtype == torch.bfloat16
+
+
+# Refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (["▁a"], "'▁a' is in the vocabulary already"),
+        (["in"], "'in' is in the vocabulary already"),
+        (
+            ["舒舟艾芳"],
+            "cannot be reached by merging two pieces at a time; it comes out as 舒 + 舟 + 艾 + 芳",
+        ),
+        (["龘龘"], "cannot be made to read text"),  # SentencePiece merges letters that it has no piece for
+    ],
+)
+def test_tokens_that_cannot_be_added(spm, tokens, said):
+    with pytest.raises(UserError) as caught:
+        add_tokens(spm[0], tokens)
+    assert said in str(caught.value)
+
+
+def test_byte_level_tokens_that_cannot_be_added(byte_level):
+    for token in ("<|end|>", " the", "e"):
+        with pytest.raises(UserError, match="is in the vocabulary already"):
+            add_tokens(byte_level[0], [token])
+    with pytest.raises(UserError, match="is no SentencePiece model"):
+        add_pieces(byte_level[0], DEMO / "tokenizer.model")
+
+
+def test_a_tokenizer_json_that_would_put_spaces_after_added_tokens_is_refused(tmp_path):
+    model = make_model(tmp_path / "model")
+    text = exact_tokenizer_json(SentencePieceTokenizer(model / "tokenizer.model"), ())
+    (model / "tokenizer.json").write_text(text, encoding="utf-8")
+    (model / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"gives 'a舒舟b' back as 'a舒舟 b'"):
+        add_tokens(model, ["舒舟"])
+
+
+def test_files_of_tokens(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_bytes("\ufeff舒舟\r\n\n 艾芳\n".encode())
+    assert read_token_file(path) == ["舒舟", " 艾芳"]
+    for content, said in (
+        (b"", "holds no token"),
+        (b"a\na\n", "token 2 is given twice"),
+        (b"a\n  \n", "nothing but blanks"),
+        (b"\xff", "cannot be read"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            read_token_file(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_token_file(tmp_path / "nowhere")
+
+
+def test_what_does_not_fit_is_refused(spm, tmp_path):
+    model, _, added = spm
+    for init in ("copy:", "copy:nosuchtoken", "random", ""):
+        with pytest.raises(UserError, match="--init"):
+            extend_model(model, tmp_path / "out", added, init)
+    with pytest.raises(UserError, match="has 2000 tokens, and its embedding 1990 rows"):
+        extend_model(make_model(tmp_path / "small", vocab_size=1990), tmp_path / "out", added, "mean")
+    with pytest.raises(UserError, match="knows 2001 tokens"):
+        grown = shutil.copytree(model, tmp_path / "grown")
+        tokenizer = SentencePieceTokenizer(grown / "tokenizer.model")
+        built = Tokenizer.from_str(exact_tokenizer_json(tokenizer, ()))
+        built.add_special_tokens(["<|more|>"])
+        built.save(str(grown / "tokenizer.json"))
+        add_tokens(grown, ["舒舟"])
+    with pytest.raises(UserError, match="is no BPE model"):
+        unigram = make_model(tmp_path / "unigram", tokenizer="none", **{"vocab_size": SHAPE["vocab_size"]})
+        (tmp_path / "text").write_text("\n".join(["the quick brown fox jumps over a lazy dog"] * 50))
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(tmp_path / "text"), model_prefix=str(unigram / "tokenizer"), vocab_size=40,
+            model_type="unigram", hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+        add_tokens(unigram, ["舒舟"])
+    assert not (tmp_path / "out").exists()
