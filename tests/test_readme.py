@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 from conftest import DEMO, ROOT, run_python
+from interactive.parallel_text import write_corpus
+from safetensors.torch import load_file
 
 from fastling import config as settings
 from fastling.data.tokenizer import load_tokenizer
@@ -95,6 +97,35 @@ def test_a_kernel_can_be_used_alone():
     scope: dict = {}
     exec(compile(blocks("python")[0], "README.md", "exec"), scope)
     assert scope["weight"].grad.abs().sum() > 0 and scope["nll"].shape == (6,)
+
+
+@pytest.mark.slow
+def test_the_commands_of_baylings_recipe_work_in_order(user_folder):
+    """On a small llama-7b and 600 sentences a pair; only the batch is made smaller, to have a step of it."""
+    data = user_folder / "data"
+    for language in ("zh", "de"):
+        corpus = write_corpus(user_folder, language, "en")
+        for path, code in ((corpus.first, language), (corpus.second, "en")):
+            shutil.move(path, data / f"train.{code}")
+            (data / f"test.{code}").write_text("nothing of this is in the text\n")
+    (data / "alpaca.json").write_text(json.dumps([{"instruction": "Say hello.", "output": "Hello."}]))
+    shutil.copytree(ROOT / "configs", user_folder / "configs")
+    page = (ROOT / "configs" / "bayling.md").read_text(encoding="utf-8")
+    commands = "".join(re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)).splitlines()
+    assert [command.split()[0] for command in commands] == ["fastling"] * 2 + ["torchrun"] + ["fastling"] * 2
+    for command in commands:
+        if "fastling.train" in command:
+            command += " --train.global_batch_tokens 8192 --train.micro_batch_tokens 4096 --train.epochs 1"
+            command += " --train.precision fp32"
+        result = run_shell(command, user_folder)
+        assert result.returncode == 0, (command, result.stderr)
+    applied, trained = (
+        load_file(user_folder / folder / "model.safetensors")
+        for folder in ("bayling-7b", "runs/bayling-7b/export")
+    )
+    assert applied.keys() == trained.keys()
+    for name, weight in trained.items():
+        torch.testing.assert_close(applied[name], weight, atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.slow
