@@ -124,8 +124,9 @@ def _check_generator_options(options: argparse.Namespace) -> None:
     """Raises UserError for options that would have no effect, or that the others need."""
     given = {name for name, value in vars(options).items() if name.startswith("generator") and value}
     if not options.generator_url:
-        for name in sorted(given):
-            raise UserError(f"--{name.replace('_', '-')}", "has no effect without --generator-url")
+        if given:
+            name = min(given).replace("_", "-")
+            raise UserError(f"--{name}", "has no effect without --generator-url")
         return
     if not options.generator_model:
         raise UserError("--generator-model", "is not set", "Name a model of the server.")

@@ -24,7 +24,8 @@ from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import RunError, UserError, run_command
-from fastling.export_check import Check, check_export, digested
+from fastling.export_check import Check, check_export
+from fastling.model.digests import digested
 from fastling.model.huggingface import config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.model.safetensors_folder import save_weights

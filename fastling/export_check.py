@@ -1,9 +1,8 @@
 """Does a finished export say what was trained? Weights, token ids, template text, logits."""
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import PROOF_STRINGS, first_difference
+from fastling.model.digests import misread
 from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import SafetensorsFolder
@@ -43,20 +43,6 @@ class Check:
     name: str
     passed: bool | None
     result: str
-
-
-def digested(
-    named_tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype, digests: dict[str, str]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass tensors on in `dtype`, and note what each one is before it is written."""
-    for name, tensor in named_tensors:
-        tensor = tensor.to(dtype)
-        digests[name] = _digest(tensor)
-        yield name, tensor
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def check_export(
@@ -91,16 +77,8 @@ def _shape(folder: Path, shape: LlamaConfig) -> Check:
 
 
 def _weights(folder: Path, digests: Mapping[str, str]) -> Check:
-    source = SafetensorsFolder(folder)
-    try:
-        if source.shapes.keys() != digests.keys():
-            return Check("weights", False, "other tensors are in the files than were written")
-        for name, shape in source.shapes.items():
-            if _digest(source.read(name, 0, shape[0])) != digests[name]:
-                return Check("weights", False, f"{name} is not what was written")
-    finally:
-        source.close()
-    return Check("weights", True, "are bit for bit what was trained")
+    different = misread(folder, digests)
+    return Check("weights", different is None, different or "are bit for bit what was trained")
 
 
 def _token_ids(folder: Path, encoder: Encoder) -> Check:

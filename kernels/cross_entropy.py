@@ -85,7 +85,8 @@ def cross_entropy(
         labels_S: int64; rows with -100 are left out (zero loss, zero gradient). A label outside the
             vocabulary makes its loss NaN; it is never read as an address.
         weights_S: float32, not differentiated; None for the mean over the rows that are not left out.
-        overwrite_logits: write the gradient over the logits, which must be contiguous and no leaf.
+        overwrite_logits: the kernel may write the gradient over the logits, which must be contiguous and no
+            leaf; the plain version and torch.compile leave them as they are.
 
     Backward may run once: it scales the gradient that forward has formed. Raises ValueError in words.
     """

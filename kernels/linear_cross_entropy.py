@@ -9,9 +9,10 @@ plain sum, it forms both gradients in the forward pass, chunk by chunk, and back
 Three matrix products (6 * S * V * H flops), as in the plain version, and no recomputation; beside them each
 chunk's logits are written once, read twice and overwritten by their gradient.
 
-What is exact: logits and the loss are float32 (a bf16 logit of 20 is off by up to 0.06), the gradient
-is rounded to the weight's type only for its products, and the weight's gradient is summed over chunks
-in float32. Nothing waits for the device.
+What is exact: logits and the loss are float32 (a bf16 logit of 20 is off by up to 0.06; on a CPU, which has
+no such product, half-precision logits are rounded before they become float32), the gradient is rounded
+to the weight's type only for its products, and the weight's gradient is summed over chunks in float32.
+Nothing waits for the device.
 Shapes: S supervised rows, C rows of a chunk, H hidden, V vocab.
 """
 

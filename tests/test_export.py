@@ -24,7 +24,8 @@ from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import RunError, UserError
 from fastling.export import DTYPES, Export
-from fastling.export_check import check_export, digested
+from fastling.export_check import check_export
+from fastling.model.digests import digested
 from fastling.model.huggingface import hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
 

@@ -107,8 +107,6 @@ class Server:
     async def _send(self, request: dict) -> Answer:
         try:
             response = await self._client.chat.completions.create(**request)
-            choice = response.choices[0]
-            text, finish = choice.message.content or "", choice.finish_reason
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             words = f"{self.url} refuses {self.model}: {error.status_code}"
             raise RunError("--generator-url", words, "Check address, model and OPENAI_API_KEY.") from None
@@ -118,10 +116,13 @@ class Server:
             raise NoAnswer("no connection") from None
         except openai.APIStatusError as error:
             raise NoAnswer(f"status {error.status_code}") from None
-        except (openai.OpenAIError, json.JSONDecodeError, AttributeError, IndexError, TypeError):
+        except (openai.OpenAIError, json.JSONDecodeError):
             raise NoAnswer("broken answer") from None
-        if finish == "length":
-            text = ""  # kept as an answer without text: asked again it would be cut off again
+        if not getattr(response, "choices", None):  # a server may answer 200 with anything
+            raise NoAnswer("broken answer")
+        choice = response.choices[0]
+        # Cut off, it is kept as an answer without text: asked again it would be cut off again.
+        text = "" if choice.finish_reason == "length" else choice.message.content or ""
         return Answer(text, self._cost(request, text, response.usage))
 
     def _count_failure(self, reason: str) -> None:

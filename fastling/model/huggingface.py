@@ -83,8 +83,6 @@ def read_config(folder: str | Path) -> LlamaConfig:
         fix = "Give a Hugging Face folder (config.json) or Meta's original files (params.json)."
         raise UserError(str(folder), "holds no model: there is no config.json", fix)
     raw = read_json(file)
-    if not isinstance(raw, dict):
-        raise UserError(str(file), "holds no object, and so no model")
     if raw.get("model_type") not in MODEL_TYPES:
         supported = ", ".join(MODEL_TYPES)
         what = f"model_type {raw.get('model_type')!r} is not supported; these are: {supported}"

@@ -60,7 +60,7 @@ def _files_of(folder: Path) -> dict[Path, list[str] | None]:
     """Return the files of a model, each with the names it is said to hold (None: all in it)."""
     if (folder / _INDEX).is_file():
         holding: dict[Path, list[str] | None] = {}
-        for name, file in read_json(folder / _INDEX).get("weight_map", {}).items():
+        for name, file in _weight_map(folder / _INDEX).items():
             relative = PurePosixPath(file.replace("\\", "/"))
             if relative.is_absolute() or ".." in relative.parts or ":" in file:
                 raise UserError(str(folder / _INDEX), f"names a file outside its folder: {file}")
@@ -74,6 +74,13 @@ def _files_of(folder: Path) -> dict[Path, list[str] | None]:
         fix = "Convert it: transformers' save_pretrained writes safetensors."
         raise UserError(str(folder), "holds pickle files (.bin), which can run code", fix)
     raise UserError(str(folder), "holds no model.safetensors")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise UserError(str(index), "has no weight_map of tensors to files", "Download it again.")
+    return found
 
 
 def save_weights(
@@ -144,6 +151,9 @@ def _write_index(folder: Path, bytes_in_file: dict[str, dict[str, int]]) -> None
 def read_json(file: Path) -> dict:
     """Return the object in a JSON file; a UserError names the file that is not valid."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(str(file), f"is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(str(file), f"holds no JSON object: {str(found)[:40]}")
+    return found

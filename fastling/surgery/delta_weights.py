@@ -25,11 +25,11 @@ from torch import Tensor
 
 from fastling import files
 from fastling.errors import RunError, UserError
+from fastling.model.digests import digest
 from fastling.model.safetensors_folder import read_json
 from fastling.surgery.folders import (
     Weights,
     copy_small_files,
-    digest,
     joint_digest,
     narrowed,
     new_folder,
@@ -206,7 +206,7 @@ def _read_record(folder: Path) -> Record | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise UserError(str(path), f"is not of the format {FORMAT}", "A newer fastling may read it.")
     default = Record()
     for each in fields(Record):

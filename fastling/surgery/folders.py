@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastling import files
 from fastling.errors import RunError, UserError
+from fastling.model.digests import digested, misread
 from fastling.model.huggingface import read_config
 from fastling.model.meta_format import MetaFolder
 from fastling.model.safetensors_folder import SafetensorsFolder, save_weights
@@ -46,12 +47,7 @@ class Weights:
         self.folder = folder
         self.config = read_config(folder)
         is_meta = not (folder / "config.json").is_file()
-        try:
-            self._source = MetaFolder(folder) if is_meta else SafetensorsFolder(folder)
-        except (AttributeError, TypeError):  # valid JSON of another kind than an index
-            raise UserError(
-                str(folder), "has an index that is none", "Copy the whole folder again."
-            ) from None
+        self._source = MetaFolder(folder) if is_meta else SafetensorsFolder(folder)
         ignored = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
         self.shapes = {
             name: shape
@@ -103,13 +99,6 @@ class Weights:
 
 def _without(one: Weights, other: Weights) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, shape) for name, shape in one.shapes.items() if name not in other.shapes]
-
-
-def digest(name: str, tensor: Tensor) -> str:
-    """SHA-256 of a tensor: its name, dtype, shape and bytes."""
-    found = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-    found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def joint_digest(digests: Mapping[str, str]) -> str:
@@ -186,19 +175,7 @@ def write_weights(
     Raises RunError where the disk gives back something else.
     """
     digests: dict[str, str] = {}
-
-    def noted() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in named_tensors:
-            digests[name] = digest(name, tensor)
-            yield name, tensor
-
-    save_weights(noted(), folder, max_shard_bytes=SHARD_BYTES, dtype=dtype)
-    written = SafetensorsFolder(folder)
-    try:
-        for name, expected in digests.items():
-            tensor = written.read(name, 0, written.shapes[name][0])
-            if digest(name, tensor) != expected:
-                raise RunError(str(folder), f"{name} was read back as something else", "Check the disk.")
-    finally:
-        written.close()
+    save_weights(digested(named_tensors, dtype, digests), folder, max_shard_bytes=SHARD_BYTES, dtype=dtype)
+    if different := misread(folder, digests):
+        raise RunError(str(folder), different, "Check the disk.")
     return digests

@@ -301,10 +301,7 @@ def _built(path: Path, text: str) -> tokenizers.Tokenizer:
 
 def _fields_of(path: Path) -> dict:
     """What a JSON file beside a tokenizer says; nothing where there is none."""
-    fields = read_json(path) if path.is_file() else {}
-    if not isinstance(fields, dict):
-        raise UserError(str(path), "holds no object")
-    return fields
+    return read_json(path) if path.is_file() else {}
 
 
 def _back_and_forth(tokenizer: tokenizers.Tokenizer, text: str) -> str:

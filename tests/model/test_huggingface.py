@@ -132,6 +132,22 @@ def test_old_spellings_and_absent_keys(exported):
     assert read_config(exported.folder).sliding_window is None
 
 
+@pytest.mark.parametrize(
+    ("index", "what"),
+    [
+        ("[1]", "holds no JSON object: \\[1\\]"),
+        ("{}", "has no weight_map of tensors to files"),
+        ('{"weight_map": ["a"]}', "has no weight_map of tensors to files"),
+        ('{"weight_map": {"a": 1}}', "has no weight_map of tensors to files"),
+    ],
+)
+def test_an_index_that_is_valid_json_but_none_is_named(exported, index, what):
+    """Whoever opens the folder: to train, to export, or to take a difference."""
+    (exported.folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=what):
+        load_pretrained(exported.folder)
+
+
 def test_a_folder_without_a_model_and_broken_json(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
         load_pretrained(tmp_path)
@@ -459,7 +475,7 @@ def test_code_in_a_pth_file_does_not_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[1, 2]", "holds no object"),
+        ("[1, 2]", "holds no JSON object"),
         ('{"model_type": ["llama"]}', "is not supported"),
         ("HIDDEN", "wrong type|must be|does not divide"),
     ],

@@ -305,7 +305,7 @@ def edited(**changes):
     ("edit", "said"),
     [
         (edited(format="fastling-delta-9"), "is not of the format"),
-        (lambda content: [content], "is not of the format"),
+        (lambda content: [content], "holds no JSON object"),
         (edited(base=[]), "base is missing or of another kind"),
         (edited(weights="many"), "weights is missing or of another kind"),
         (edited(result_dtype="load"), "result_dtype is 'load'"),

@@ -10,8 +10,9 @@ from conftest import ROOT
 from surgery.models import make_model
 
 from fastling.errors import RunError, UserError
+from fastling.model.digests import digest
 from fastling.surgery import folders
-from fastling.surgery.folders import Weights, digest, joint_digest, new_folder, write_weights
+from fastling.surgery.folders import Weights, joint_digest, new_folder, write_weights
 
 
 def test_an_empty_folder_is_filled_and_any_other_left_alone(tmp_path):
@@ -69,7 +70,7 @@ def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, monkeypatch)
         original(((name, tensor + 1) for name, tensor in named), folder, **options)
 
     monkeypatch.setattr(folders, "save_weights", damaging)
-    with pytest.raises(RunError, match="x was read back as something else"):
+    with pytest.raises(RunError, match="x is not what was written"):
         write_weights(iter([("x", torch.ones(3))]), tmp_path, torch.float32)
 
 
