@@ -43,6 +43,7 @@ setup(
         "fastling.configs",
         "fastling.data",
         "fastling.demo",
+        "fastling.inference",
         "fastling.interactive",
         "fastling.interactive.phrasings",
         "fastling.interactive.prompts",

@@ -272,7 +272,7 @@ def _build(recipe: Recipe, options: argparse.Namespace, total: int, console: Con
 def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: Console) -> dict:
     try:
         from fastling.interactive.generate import write_generated
-        from fastling.interactive.server import Server
+        from fastling.remote import Server
     except ModuleNotFoundError as error:
         raise UserError(
             "--generator-url", f"needs the package {error.name}", "pip install 'fastling[dialogues]'"
@@ -289,6 +289,7 @@ def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: 
                 options.generator_url,
                 options.generator_model,
                 cache,
+                option="--generator",
                 budget_tokens=options.generator_budget_tokens,
                 requests_in_flight=options.generator_requests or 16,
             ),

@@ -172,6 +172,7 @@ class Export:
             "tokenizer_config.json": _json(tokenizer_config),
             "special_tokens_map.json": _json(special),
             "chat_template.jinja": chat_template,
+            "template.yaml": template.template.as_yaml(),
             "README.md": self.model_card(),
         }
 

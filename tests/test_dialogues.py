@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import DEMO, run_python
-from interactive.misbehaving_server import Misbehaving, completion
 from interactive.parallel_text import knowledge_of, recipe_of, sentences, write_corpus
+from misbehaving_server import Misbehaving, completion
 
 from fastling import dialogues
 from fastling.errors import run_command
@@ -361,7 +361,7 @@ def test_a_server_that_fails_leaves_no_file_but_what_was_answered(tmp_path, caps
 
 def test_without_the_client_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    monkeypatch.delitem(sys.modules, "fastling.interactive.server", raising=False)
+    monkeypatch.delitem(sys.modules, "fastling.remote", raising=False)
     monkeypatch.delitem(sys.modules, "fastling.interactive.generate", raising=False)
     monkeypatch.delitem(sys.modules, "fastling.interactive.refinements", raising=False)
     arguments = [

@@ -59,7 +59,7 @@ QUESTION = Conversation(
 )
 SMALL_FILES = {
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "chat_template.jinja", "README.md",
+    "special_tokens_map.json", "chat_template.jinja", "template.yaml", "README.md",
 }  # fmt: skip
 
 

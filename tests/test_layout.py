@@ -32,19 +32,21 @@ LAYERS = {
     # text
     "data": (("errors", "files"), ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch", "yaml")),
     "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
-    "interactive": (("errors",), ("numpy", "openai", "yaml")),
+    "remote": (("errors",), ("openai",)),
+    "interactive": (("errors", "remote"), ("numpy", "yaml")),
     # both
     "training": (
         ("config", "data", "errors", "files", "model", "ops", "prepare"),
         ("matplotlib", "numpy", "rich", "safetensors", "torch", "wandb"),
     ),
+    "inference": (("data", "errors", "model"), ("torch",)),
     "surgery": (
         ("data", "errors", "files", "model", "terminal"),
         ("numpy", "rich", "safetensors", "sentencepiece", "tokenizers", "torch"),
     ),
     "export_check": (("data", "model"), ("jinja2", "tokenizers", "torch", "transformers")),
     # the other verbs, which join them
-    "dialogues": (("errors", "interactive", "settings", "terminal"), ("rich",)),
+    "dialogues": (("errors", "interactive", "remote", "settings", "terminal"), ("rich",)),
     "preview": (("config", "data", "errors", "prepare"), ("numpy", "rich")),
     "export": (
         (

@@ -80,6 +80,14 @@ class Template:
     def _is_control(self, part: str) -> bool:
         return part in ("{bos}", "{eos}") or part in self.control_tokens
 
+    def as_yaml(self) -> str:
+        """The file that `load_template` reads back as the same template."""
+        fields = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
     def bind(self, bos: str | None, eos: str | None) -> "BoundTemplate":
         """Put in a tokenizer's own begin and end tokens. A missing bos is left out."""
         if eos is None and "{eos}" in self.assistant + self.user + self.system + self.begin:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastling.interactive.build import Recipe, Tally, distinct_pairs, whole_or_absent
 from fastling.interactive.gates import check_pair
 from fastling.interactive.refinements import Counts, Seed, load_prompts, refine
-from fastling.interactive.server import Server
+from fastling.remote import Server
 
 
 def write_generated(

@@ -19,7 +19,7 @@ from string import Template
 
 from fastling.errors import UserError
 from fastling.interactive.languages import reads_as, tidy, tokens
-from fastling.interactive.server import BudgetSpent, Message, NoAnswer, Server
+from fastling.remote import BudgetSpent, Message, NoAnswer, Server
 
 KINDS = ("style", "grammar", "length", "suggestion", "simulation")
 PLACES = {"source", "translation", "source_language", "target_language", "user_language", "dialogue"}

@@ -15,7 +15,7 @@ from fastling.data.conversation import Conversation, Refused, parse_row, read_ro
 from fastling.data.encoding import Encoder
 from fastling.data.packing import make_plan
 from fastling.data.store import Store
-from fastling.model.generation import generate
+from fastling.model.generation import Decoding, generate
 from fastling.model.llama import Llama
 from fastling.training.parallel import World
 
@@ -82,12 +82,12 @@ class HeldOut:
         generated = generate(
             model,
             [self.encoder.prompt_ids(question) for question, _ in self.questions],
-            max_new_tokens=self.config.evaluate.sample_tokens,
+            Decoding(max_new_tokens=self.config.evaluate.sample_tokens),
             stop_ids=set(self.encoder.stop_ids),
         )
         return [
-            Answer(question.turns[-1].content, self.encoder.answer(ids), reference)
-            for (question, reference), ids in zip(self.questions, generated, strict=True)
+            Answer(question.turns[-1].content, self.encoder.answer(completion.ids), reference)
+            for (question, reference), completion in zip(self.questions, generated, strict=True)
         ]
 
 

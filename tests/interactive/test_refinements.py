@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from interactive.misbehaving_server import Misbehaving, completion
+from misbehaving_server import Misbehaving, completion
 
 from fastling.errors import RunError, UserError
 from fastling.interactive import refinements
@@ -23,7 +23,7 @@ from fastling.interactive.refinements import (
     parse_turn,
     refine,
 )
-from fastling.interactive.server import Server
+from fastling.remote import Server
 
 NAMES = {"en": "English", "de": "German", "zh": "Chinese"}
 GOOD = {
@@ -74,7 +74,12 @@ def ask(tmp_path, monkeypatch):
         counts = Counts()
 
         async def collect():
-            asked = Server(server.url, "m", tmp_path / "cache.sqlite", **{"retries": 0, **options})
+            asked = Server(
+                server.url,
+                "m",
+                tmp_path / "cache.sqlite",
+                **{"option": "--generator", "retries": 0, **options},
+            )
             try:
                 prompts = load_prompts(None)
                 found = [
@@ -244,7 +249,7 @@ def test_a_later_turn_that_fails_leaves_the_earlier_ones(serve, ask):
 def test_a_cache_that_is_no_database_is_named(tmp_path):
     (tmp_path / "cache.sqlite").write_text("rows of something else, long enough to be no header at all")
     with pytest.raises(UserError, match="cannot be used: .*cache.sqlite"):
-        Server("http://127.0.0.1:1/v1", "m", tmp_path / "cache.sqlite")
+        Server("http://127.0.0.1:1/v1", "m", tmp_path / "cache.sqlite", option="--generator")
 
 
 # Checks ---------------------------------------------------------------------------------------------

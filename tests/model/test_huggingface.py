@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastling.errors import UserError
-from fastling.model.generation import generate
+from fastling.model.generation import Decoding, generate
 from fastling.model.huggingface import (
     config_json,
     hf_tensors,
@@ -265,7 +265,7 @@ def test_an_export_after_a_forward_holds_the_weights_not_their_bfloat16_copies(e
             model.logits(torch.arange(5), torch.tensor([0, 5], dtype=torch.int32))
         for name, tensor in hf_tensors(model):
             assert torch.equal(tensor, load_file(exported.folder / "model.safetensors")[name]), name
-        generate(model, [[1, 2]], max_new_tokens=2, stop_ids=set())
+        generate(model, [[1, 2]], Decoding(max_new_tokens=2), stop_ids=set())
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     finally:
         dist.destroy_process_group()

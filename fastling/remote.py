@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server: many requests in flight, answers kept on disk, a budget of tokens.
+"""A model behind an OpenAI-compatible server: many requests in flight, answers kept, a budget of tokens.
 
 Retries with growing pauses (429, 5xx, lost connections, time-outs) are the openai client's own. Every
 answer is written to the cache before it is used, so that a run that is stopped pays nothing twice: asked
@@ -40,6 +40,7 @@ class Server:
 
     Args:
         url: up to and including "/v1"; the key is the environment's OPENAI_API_KEY, if it is set.
+        option: how the verb's options about the server begin, for its errors.
         cache: a SQLite file, made if it is not there.
         budget_tokens: of all answers in the cache, those of earlier runs included; None for no bound.
 
@@ -52,12 +53,13 @@ class Server:
         model: str,
         cache: Path,
         *,
+        option: str,
         budget_tokens: int | None = None,
         requests_in_flight: int = 16,
         timeout_seconds: float = 120.0,
         retries: int = 6,
     ):
-        self.model, self.budget_tokens, self.url = model, budget_tokens, url
+        self.model, self.budget_tokens, self.url, self._option = model, budget_tokens, url, option
         self._failures, self._most_failures = 0, 2 * requests_in_flight  # in a row
         self._client = openai.AsyncOpenAI(
             base_url=url,
@@ -66,7 +68,7 @@ class Server:
             timeout=timeout_seconds,
         )
         self._in_flight = asyncio.Semaphore(requests_in_flight)
-        self._cache = _open_cache(cache)
+        self._cache = _open_cache(cache, option)
         (self.tokens,) = self._cache.execute("SELECT COALESCE(SUM(tokens), 0) FROM answers").fetchone()
 
     async def close(self) -> None:
@@ -109,7 +111,7 @@ class Server:
             response = await self._client.chat.completions.create(**request)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             words = f"{self.url} refuses {self.model}: {error.status_code}"
-            raise RunError("--generator-url", words, "Check address, model and OPENAI_API_KEY.") from None
+            raise RunError(f"{self._option}-url", words, "Check address, model and OPENAI_API_KEY.") from None
         except openai.APITimeoutError:
             raise NoAnswer("too slow") from None
         except openai.APIConnectionError:
@@ -130,7 +132,9 @@ class Server:
         self._failures += 1
         if self._failures >= self._most_failures:
             words = f"{self._failures} requests in a row had no answer from {self.url}: {reason}"
-            raise RunError("--generator-url", words, "What was answered is kept; the same command goes on.")
+            raise RunError(
+                f"{self._option}-url", words, "What was answered is kept; the same command goes on."
+            )
 
     def _cost(self, request: dict, text: str, usage) -> int:
         if usage is not None and usage.total_tokens:
@@ -139,11 +143,11 @@ class Server:
         return sum(len(each.encode()) for each in texts) // BYTES_PER_TOKEN
 
 
-def _open_cache(path: Path) -> sqlite3.Connection:
+def _open_cache(path: Path, option: str) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         cache = sqlite3.connect(path)
         cache.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT, tokens INTEGER)")
     except (OSError, sqlite3.Error) as error:
-        raise UserError("--generator-cache", f"cannot be used: {path}: {error}") from None
+        raise UserError(f"{option}-cache", f"cannot be used: {path}: {error}") from None
     return cache
