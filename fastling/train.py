@@ -124,7 +124,7 @@ class Run:
         waiting: Measured | None = None
         with TrainingProgress(self.console, len(self.loader), first) as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
-                measured = self._update(step, number)
+                measured = self.update(step, number)
                 if waiting:  # done by now, so that reading its numbers does not hold this step up
                     self._tell(waiting)
                 waiting = measured
@@ -153,7 +153,7 @@ class Run:
     def _is_due(self, number: int, every_steps: int) -> bool:
         return number % every_steps == 0 or number == len(self.loader)
 
-    def _update(self, step: Step, number: int) -> Measured:
+    def update(self, step: Step, number: int) -> Measured:
         """Forward and backward of every micro-batch, then one optimizer step. Asks the device nothing."""
         config, device = self.config, self.world.device
         num_sources = len(self.prepared.training.source_names)

@@ -1,0 +1,245 @@
+"""Data before training: python -m benchmarks.data [--data F --tokenizer F] [--rows N] --out F.jsonl
+
+- prepare: `fastling prepare` as a user runs it, on one process and on all cores, into an empty store: tokens
+  a second, and the peak memory of its largest process, for all rows and for a tenth of them;
+- peer: TRL's tokenization and packing of the same rows, on all cores, taking turns with prepare;
+- packing: a plan for a million conversations whose lengths are drawn from the data's: seconds, and how full;
+- loader: batches a second, made alone.
+
+The rows are the data's, again and again, with a number before the first message, until there are enough.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from itertools import count, islice
+from pathlib import Path
+
+import numpy
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing import describe_machine, now
+from benchmarks.training_case import Case, make_weights
+from fastling.config import Config
+from fastling.data.batches import Loader
+from fastling.data.conversation import Conversation, Refused, parse_row, read_rows
+from fastling.data.packing import make_plan
+from fastling.data.store import Store
+from fastling.errors import RunError, UserError, run_command
+from fastling.files import write_text
+from fastling.prepare import prepare_data
+
+CONVERSATIONS_TO_PACK = 1_000_000
+STEPS_TO_LOAD = 200
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(arguments)
+    machine = dataclasses.asdict(describe_machine(torch.device("cpu")))
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [{"bench": "data", "date": now(), **machine, **row} for row in measure(options, Path(scratch))]
+    print_rows(rows, Console())
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.out, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.data", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("fastling/demo/train.jsonl"), help="default: the demo's")
+    add("--tokenizer", default="fastling:demo/tokenizer.model", help="default: the demo's")
+    add("--template", default="bayling", help="default: %(default)s; TRL is compared with bayling only")
+    add("--rows", type=int, default=20_000, help="default: %(default)s")
+    add("--rounds", type=int, default=3, help="of prepare and its peer in turns (default: %(default)s)")
+    add("--sequence-length", type=int, default=2048, help="default: %(default)s")
+    add("--out", type=Path, help="file of JSON lines to add to")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:
+    case = Case(
+        "demo", str(folder / "rows.jsonl"), options.tokenizer, options.template, options.sequence_length
+    )
+    few = dataclasses.replace(case, data=str(folder / "few.jsonl"))
+    write_rows(options.data, Path(case.data), options.rows)
+    write_rows(options.data, Path(few.data), options.rows // 10)
+    cores = os.cpu_count() or 1
+    peers = options.template == "bayling" and find_spec("trl") is not None
+    if peers:
+        make_weights(case, folder)
+    runs: dict[str, list[dict]] = {}
+    for number in range(options.rounds):
+        runs.setdefault("one process", []).append(prepare(case, folder / f"one-{number}", workers=1))
+        runs.setdefault("all cores", []).append(prepare(case, folder / f"all-{number}", workers=cores))
+        runs.setdefault("a tenth of the rows", []).append(prepare(few, folder / f"few-{number}", workers=1))
+        if peers:
+            runs.setdefault("trl", []).append(trl(case, folder, cores))
+    for name, found in runs.items():
+        yield prepare_row(name, found, options.rows)
+    config = small_config(case, folder / "one-0", workers=1)
+    prepared = prepare_data(config, show_progress=False)
+    yield packing_row(prepared.training.document_tokens, options.sequence_length)
+    yield loader_row(prepared.training, prepared.plan, config)
+
+
+# Rows -----------------------------------------------------------------------------------------------
+
+
+def write_rows(data: Path, out: Path, number: int) -> None:
+    """As many conversations, in OpenAI's form, each different from all others."""
+    conversations = list(read_conversations(data))
+    if not conversations:
+        raise UserError(str(data), "holds no conversation")
+    numbered = (messages(each, around) for around in count() for each in conversations)
+    lines = (json.dumps({"messages": each}, ensure_ascii=False) + "\n" for each in islice(numbered, number))
+    write_text(out, "".join(lines))
+
+
+def read_conversations(data: Path) -> Iterator[Conversation]:
+    for row in read_rows(data):
+        try:
+            yield parse_row(row.payload)
+        except Refused:
+            continue
+
+
+def messages(conversation: Conversation, around: int) -> list[dict]:
+    turns = [{"role": turn.role, "content": turn.content.strip()} for turn in conversation.turns]
+    if around:
+        turns[0]["content"] = f"{around}. {turns[0]['content']}"
+    return turns
+
+
+# Prepare and its peer -------------------------------------------------------------------------------
+
+
+def small_config(case: Case, folder: Path, workers: int) -> Config:
+    """As few settings as prepare needs, with a store of its own."""
+    config = case.config(folder)
+    data = dataclasses.replace(config.data, workers=workers)
+    train = dataclasses.replace(config.train, steps=None, epochs=1)
+    return dataclasses.replace(config, data=data, train=train)
+
+
+def prepare(case: Case, folder: Path, workers: int) -> dict:
+    """Seconds, tokens and peak memory of one run of `fastling prepare`."""
+    folder.mkdir()
+    path = folder / "config.yaml"
+    write_text(path, small_config(case, folder, workers).as_yaml())
+    told = timed([sys.executable, "-m", "fastling.prepare", "--config", str(path), "--json"])
+    [ledger] = json.loads(told.pop("stdout"))["sources"].values()
+    return told | {"tokens": ledger["trained"] + ledger["masked"], "supervised_tokens": ledger["trained"]}
+
+
+def trl(case: Case, folder: Path, processes: int) -> dict:
+    """The same of TRL's tokenization and packing."""
+    cache = tempfile.mkdtemp(dir=folder)  # else it would find what it has done before
+    command = [sys.executable, "-m", "benchmarks.trl_data", str(folder), case.data, str(processes)]
+    command.append(str(case.sequence_length))
+    told = timed(command, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    counted = json.loads(told.pop("stdout").splitlines()[-1])
+    return told | counted | {"seconds": told["seconds"] - counted["counting_seconds"]}
+
+
+def timed(command: Sequence[str], **environment: str) -> dict:
+    """Run a command; seconds, and the peak of its largest process in MiB."""
+    program = "import json,resource,subprocess,sys,time;t=time.perf_counter();" + (
+        "r=subprocess.run(sys.argv[1:]).returncode;s=time.perf_counter()-t;"
+        "m=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss//1024;"
+        "print(json.dumps([r,s,m]),file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+    *said, last = done.stderr.strip().splitlines()
+    status, seconds, peak_mib = json.loads(last)
+    if status:
+        raise RunError(command[2], f"ended with status {status}: {said[-1] if said else ''}")
+    return {"stdout": done.stdout, "seconds": seconds, "peak_mib": peak_mib}
+
+
+def prepare_row(name: str, runs: Sequence[dict], rows: int) -> dict:
+    seconds = statistics.median(run["seconds"] for run in runs)
+    tokens = runs[0]["tokens"]
+    return {
+        "case": "prepare",
+        "provider": name,
+        "rows": rows // 10 if name.startswith("a tenth") else rows,
+        "tokens": tokens,
+        "supervised_tokens": runs[0]["supervised_tokens"],
+        "milliseconds": 1e3 * seconds,
+        "spread": 1e3 * (max(run["seconds"] for run in runs) - min(run["seconds"] for run in runs)),
+        "tokens_per_s": tokens / seconds,
+        "peak_mib": max(run["peak_mib"] for run in runs),
+    }
+
+
+# Packing and loading --------------------------------------------------------------------------------
+
+
+def packing_row(lengths: numpy.ndarray, capacity: int) -> dict:
+    drawn = numpy.random.default_rng(0).choice(lengths, CONVERSATIONS_TO_PACK)
+    sources = numpy.zeros(len(drawn), dtype=numpy.int64)
+    began = time.perf_counter()
+    plan = make_plan(drawn, sources, [1.0], capacity=capacity, seed=0, epochs=1)
+    seconds = time.perf_counter() - began
+    return {
+        "case": "packing",
+        "provider": "fastling",
+        "rows": len(drawn),
+        "milliseconds": 1e3 * seconds,
+        "fill": float(drawn.sum() / (len(plan) * capacity)),
+    }
+
+
+def loader_row(store: Store, plan, config: Config) -> dict:
+    packs = config.train.global_batch_tokens // config.data.sequence_length
+    loader = Loader(store, plan, global_packs=packs, ranks=1, rank=0, micro_batches=1, loss="token")
+    steps = min(STEPS_TO_LOAD, len(loader))
+    began = time.perf_counter()
+    tokens = sum(loader.step(number).tokens for number in range(steps))
+    seconds = time.perf_counter() - began
+    return {
+        "case": "loader",
+        "provider": "fastling",
+        "rows": steps,
+        "milliseconds": 1e3 * seconds,
+        "batches_per_s": steps / seconds,
+        "tokens_per_s": tokens / seconds,
+    }
+
+
+def print_rows(rows: Sequence[dict], console: Console) -> None:
+    table = Table("what", "who", "rows", "seconds", "tokens/s", "peak MiB", "besides")
+    for row in rows:
+        besides = {"fill": "{:.2%} full", "batches_per_s": "{:,.0f} batches/s"}
+        table.add_row(
+            row["case"],
+            row["provider"],
+            f"{row['rows']:,}",
+            f"{row['milliseconds'] / 1e3:.2f}",
+            f"{row['tokens_per_s']:,.0f}" if "tokens_per_s" in row else "",
+            f"{row['peak_mib']:,}" if "peak_mib" in row else "",
+            ", ".join(text.format(row[key]) for key, text in besides.items() if key in row),
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

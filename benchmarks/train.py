@@ -1,0 +1,280 @@
+"""Training beside its peers: python -m benchmarks.train [--size 41m] [--data F --tokenizer F] --out F.jsonl
+
+Every trainer starts from the same weights and takes the same packs in the same order, each in a process of
+its own; they take turns, a few steps at a time, so that a busy machine is busy for all. A trainer whose loss
+after the last step is not ours does other work: it is named, and its time is not reported.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing import describe_machine, now
+from benchmarks.trainers import TRAINERS
+from benchmarks.training_case import SIZES, Case, check_case, make_case
+from fastling.errors import RunError, UserError, run_command
+from fastling.model.huggingface import read_config
+from fastling.model.llama import Llama
+from fastling.prepare import Prepared
+from fastling.terminal import make_console
+from fastling.training.metrics import Work
+
+OURS = "fastling"
+WARM_UP = 2
+"""Steps whose time does not count."""
+TURN = 3
+"""Steps that a trainer makes before the next one's turn."""
+TOLERANCE = 0.02
+"""Of a loss at the last step, as a share of ours: bf16 rounds differently in another order."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    console = make_console()
+    case = Case(
+        size=options.size,
+        data=options.data,
+        tokenizer=options.tokenizer,
+        template=options.template,
+        sequence_length=options.sequence_length,
+        batch_tokens=options.batch_tokens,
+        micro_batch_tokens=options.micro_batch_tokens or options.batch_tokens,
+        steps=options.steps,
+    )
+    check_case(case)
+    names = choose(options.trainers)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepared = make_case(case, folder)
+        counts = count(prepared, case)
+        results = take_turns(names, folder, case, console)
+        rows = list(make_rows(case, counts, results, work_of(folder)))
+    print_rows(rows, Console())
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.out, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return int(any(row["status"] != "measured" for row in rows))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.train", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--size", default="41m", help=f"of the model: {', '.join(SIZES)} (default: %(default)s)")
+    add("--data", default="fastling:demo/train.jsonl", help="conversations (default: the demo's)")
+    add("--tokenizer", default="fastling:demo/tokenizer.model", help="default: the demo's")
+    add("--template", default="bayling", help="default: %(default)s")
+    add("--sequence-length", type=int, default=2048, help="tokens in a pack (default: %(default)s)")
+    add("--batch-tokens", type=int, default=8192, help="of a step (default: %(default)s)")
+    add("--micro-batch-tokens", type=int, help="at once, for fastling (default: a step's)")
+    add("--steps", type=int, default=20, help="of every trainer (default: %(default)s)")
+    add("--trainers", help=f"some of: {', '.join(TRAINERS)} (default: what can run here)")
+    add("--out", type=Path, help="file of JSON lines to add to")
+    options = parser.parse_args(arguments)
+    if options.steps <= WARM_UP:
+        raise UserError("--steps", f"must be > {WARM_UP}, which warm up: {options.steps}")
+    return options
+
+
+def choose(wanted: str | None) -> list[str]:
+    """Trainers by name; those that can run here where none is named. fastling is always one."""
+    if wanted is None:
+        return [name for name in TRAINERS if missing(name) is None]
+    names = [name.strip() for name in wanted.split(";")]
+    for name in names:
+        if name not in TRAINERS:
+            raise UserError("--trainers", f"no such trainer: {name}", "Names are separated by semicolons.")
+        if reason := missing(name):
+            raise UserError("--trainers", f"{name} cannot run here: {reason}")
+    return [OURS, *(name for name in names if name != OURS)]
+
+
+def missing(name: str) -> str | None:
+    trainer = TRAINERS[name]
+    if trainer.needs_gpu and not torch.cuda.is_available():
+        return "it needs a GPU"
+    return next(
+        (f"{package} is not installed" for package in trainer.packages if find_spec(package) is None), None
+    )
+
+
+# Runs -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Result:
+    """What a trainer told."""
+
+    settings: dict = dataclasses.field(default_factory=dict)
+    versions: dict = dataclasses.field(default_factory=dict)
+    steps: list[dict] = dataclasses.field(default_factory=list)
+    peak_gib: float = 0.0
+
+
+def take_turns(names: Sequence[str], folder: Path, case: Case, console: Console) -> dict[str, Result]:
+    """All trainers, a few steps at a time. Raises RunError for one that ends before it should."""
+    workers = {name: Worker(name, folder) for name in names}
+    try:
+        for name, worker in workers.items():
+            console.print(f"starting {name}")
+            worker.start()
+        for first in range(0, case.steps, TURN):
+            for worker in workers.values():
+                worker.make_steps(min(TURN, case.steps - first))
+            console.print(f"{min(first + TURN, case.steps)} of {case.steps} steps")
+        return {name: worker.end() for name, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+class Worker:
+    """A trainer's process, which does nothing unless told to."""
+
+    def __init__(self, name: str, folder: Path):
+        self.name, self.result = name, Result()
+        self.log = folder / f"{TRAINERS[name].run.__name__}.log"
+        command = [sys.executable, "-m", "benchmarks.trainers", name, str(folder)]
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            )
+
+    def _hear(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise RunError(self.name, f"ended early: {said[-1] if said else 'without a word'}")
+        return json.loads(line)
+
+    def _tell(self, words: str) -> None:
+        self.process.stdin.write(words + "\n")
+        self.process.stdin.flush()
+
+    def start(self) -> None:
+        """Wait until it has loaded what it needs."""
+        said = self._hear()
+        self.result.settings, self.result.versions = said["settings"], said["versions"]
+
+    def make_steps(self, number: int) -> None:
+        self._tell(f"steps {number}")
+        self.result.steps += [self._hear() for _ in range(number)]
+
+    def end(self) -> Result:
+        self._tell("end")
+        self.result.peak_gib = self._hear()["peak_gib"]
+        return self.result
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+# Numbers --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Tokens of one step, on average."""
+
+    tokens: float
+    supervised: float
+    squared: float
+    """Sum of squared lengths of conversations."""
+
+
+def count(prepared: Prepared, case: Case) -> Counts:
+    documents = prepared.plan.documents
+    lengths = prepared.training.document_tokens[documents].astype(float)
+    supervised = prepared.training.document_supervised[documents]
+    sums = (lengths.sum(), supervised.sum(), (lengths**2).sum())
+    return Counts(*(float(total) / case.steps for total in sums))
+
+
+def work_of(folder: Path) -> Work:
+    with torch.device("meta"):
+        return Work(Llama(read_config(folder / "model")))
+
+
+def make_rows(case: Case, counts: Counts, results: dict[str, Result], work: Work) -> Iterator[dict]:
+    """One row a trainer, JSON as it is kept."""
+    machine = dataclasses.asdict(
+        describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    )
+    needed = work.needed(counts.tokens, counts.supervised, counts.squared)
+    expected = results[OURS].steps[-1]["loss"]
+    for name, result in results.items():
+        row = {"bench": "train", "case": case.size, "provider": name, "date": now(), **machine}
+        row |= {"run": dataclasses.asdict(case), "settings": result.settings, "versions": result.versions}
+        row |= {"loss_at_step_1": result.steps[0]["loss"], "loss": result.steps[-1]["loss"]}
+        if abs(row["loss"] - expected) > TOLERANCE * expected:
+            yield row | {"status": f"other work: its loss is {row['loss']:.4f}, ours {expected:.4f}"}
+            continue
+        seconds = [step["seconds"] for step in result.steps[WARM_UP:]]
+        median = statistics.median(seconds)
+        row |= {"status": "measured", "milliseconds": 1e3 * median, "spread": spread(seconds)}
+        row |= {"tokens_per_s": counts.tokens / median, "memory_gib": result.peak_gib}
+        row |= {"supervised_tokens_per_s": counts.supervised / median}
+        row |= {"padded_tokens_per_s": case.batch_tokens / median}
+        row |= {"tflop_per_s": needed / median / 1e12, "parts": parts_of(result)}
+        yield row
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """From the first quartile to the third, in milliseconds."""
+    if len(seconds) < 2:
+        return 0.0
+    first, _, third = statistics.quantiles(seconds, n=4, method="inclusive")
+    return 1e3 * (third - first)
+
+
+def parts_of(result: Result) -> dict[str, float]:
+    """Median milliseconds of each part of a step, for a trainer that tells them."""
+    told = [step["parts"] for step in result.steps[WARM_UP:]]
+    return {name: 1e3 * statistics.median(parts[name] for parts in told) for name in told[0]}
+
+
+def print_rows(rows: Sequence[dict], console: Console) -> None:
+    ours = rows[0]
+    columns = ("trainer", "supervised tokens/s", "tokens/s", "ms a step", "GiB", "its time / ours", "loss")
+    table = Table(*columns, title=f"{ours['case']} on {ours['device']}, the same packs in turns")
+    for row in rows:
+        if row["status"] != "measured":
+            table.add_row(row["provider"], row["status"], *[""] * 4, f"{row['loss']:.4f}")
+            continue
+        table.add_row(
+            row["provider"],
+            f"{row['supervised_tokens_per_s']:,.0f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['milliseconds']:,.0f} ± {row['spread'] / 2:,.0f}",
+            f"{row['memory_gib']:.2f}",
+            f"{row['milliseconds'] / ours['milliseconds']:.2f} x",
+            f"{row['loss']:.4f}",
+        )
+    console.print(table)
+    total = sum(ours["parts"].values())
+    for name, milliseconds in ours["parts"].items():
+        console.print(f"  {name}: {milliseconds:,.0f} ms, {100 * milliseconds / total:.0f} %")
+    for row in rows:
+        console.print(f"{row['provider']}: {row['settings']} {row['versions']}", style="dim")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

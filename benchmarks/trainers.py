@@ -1,0 +1,255 @@
+"""The trainers that benchmarks.train puts side by side, each in a process of its own.
+
+    python -m benchmarks.trainers NAME FOLDER
+
+A process makes steps only while it is told to: a line "steps N" on its standard input lets it make N, each
+told as a line of JSON on its standard output; "end" asks for its peak memory and ends it.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.training_case import Case, read_case, read_packs
+from fastling.config import OTHER_NAMES, Config
+from fastling.settings import Settings
+from fastling.terminal import make_console
+from fastling.train import Run
+from fastling.training.metrics import Mark, memory_gib
+from fastling.training.parallel import open_world
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Finished(Exception):
+    """Nothing more is wanted."""
+
+
+class Gate:
+    """Where a trainer waits before every step, and tells its loss after it."""
+
+    def __init__(self):
+        self.out, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no result
+        self.credit = 0
+
+    def say(self, **fields) -> None:
+        print(json.dumps(fields), file=self.out, flush=True)
+
+    def begin(self) -> None:
+        while not self.credit:
+            word, _, number = (sys.stdin.readline() or "end").strip().partition(" ")
+            if word == "end":
+                self.say(peak_gib=memory_gib(DEVICE))
+                raise Finished
+            self.credit = int(number)
+        self.started = time.perf_counter()
+
+    def end(self, loss: float, parts: dict[str, float] | None = None) -> None:
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self.started
+        self.credit -= 1
+        self.say(loss=loss, seconds=seconds, parts=parts or {})
+
+
+def versions(*names: str) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+# fastling -------------------------------------------------------------------------------------------
+
+
+def ours(case: Case, folder: Path, gate: Gate) -> None:
+    """The run of config.yaml, as `fastling train` makes it."""
+    settings = Settings(Config, OTHER_NAMES)
+    settings.read_file(folder / "config.yaml")
+    with open_world(config := settings.build()) as world:
+        run = Run(config, world, make_console(quiet=True))
+        clock = Parts(run)
+        gate.say(settings={"micro_batches": run.loader.micro_batches, "sharding": "FSDP2"}, versions={})
+        steps = run.loader.steps()
+        for number in range(1, len(run.loader) + 1):
+            gate.begin()
+            clock.start()
+            step = next(steps)
+            clock.mark("data wait")
+            measured = run.update(step, number)
+            gate.end(float(measured.sums[0]), clock.seconds())
+        gate.begin()
+
+
+class Parts:
+    """Where a step's time goes, by hooks: what is neither waiting, forward nor optimizer is backward."""
+
+    def __init__(self, run: Run):
+        run.model.register_forward_pre_hook(lambda *_: self.mark("backward and clipping"))
+        run.model.register_forward_hook(lambda *_: self.mark("forward"))
+        run.optimizer.register_step_pre_hook(lambda *_: self.mark("backward and clipping"))
+        run.optimizer.register_step_post_hook(lambda *_: self.mark("optimizer"))
+
+    def start(self) -> None:
+        self.marks = [("", Mark(DEVICE))]
+
+    def mark(self, name: str) -> None:
+        """What passed since the last mark was `name`."""
+        self.marks.append((name, Mark(DEVICE)))
+
+    def seconds(self) -> dict[str, float]:
+        parts: dict[str, float] = {}
+        for (_, earlier), (name, later) in zip(self.marks, self.marks[1:], strict=False):
+            parts[name] = parts.get(name, 0.0) + later.seconds_since(earlier)
+        return parts
+
+
+# Peers ----------------------------------------------------------------------------------------------
+
+
+def trl(case: Case, folder: Path, gate: Gate, **options) -> None:
+    """TRL's SFTTrainer on the same packs, in the same order: packing "bfd", so padding-free."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Told(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            gate.begin()
+
+        def on_log(self, *_, logs: dict, **__):
+            if "loss" in logs:
+                gate.end(logs["loss"])
+
+    named = {
+        "packing": True,
+        "max_length": case.sequence_length,
+        "bf16": case.precision == "bf16",
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": case.packs,
+        "gradient_checkpointing": False,
+    } | options
+    arguments = SFTConfig(
+        output_dir=str(folder / "trl"),
+        max_steps=case.steps,
+        learning_rate=case.learning_rate,
+        lr_scheduler_type="constant",
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=DEVICE.type == "cpu",
+        **named,
+    )
+    attention = "flash_attention_2" if DEVICE.type == "cuda" else "sdpa"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=torch.float32, attn_implementation=attention
+    )
+    trainer = SFTTrainer(
+        model,
+        args=arguments,
+        train_dataset=Dataset.from_list(read_packs(folder)),
+        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        callbacks=[Told()],
+    )
+    gate.say(settings=named | {"attention": attention}, versions=versions("trl", "transformers"))
+    trainer.train()
+    gate.begin()
+
+
+def trl_defaults(case: Case, folder: Path, gate: Gate) -> None:
+    """The same with TRL's default of checkpointing activations."""
+    trl(case, folder, gate, gradient_checkpointing=True)
+
+
+def trl_liger(case: Case, folder: Path, gate: Gate) -> None:
+    """The same with Liger's kernels."""
+    trl(case, folder, gate, use_liger_kernel=True)
+
+
+ROWS_AT_ONCE = 4
+
+
+def plain(case: Case, folder: Path, gate: Gate) -> None:
+    """A loop as tutorials have it: transformers' model, one conversation a row, padded, autocast."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).to(DEVICE)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=case.learning_rate, betas=(0.9, 0.95), weight_decay=0
+    )
+    gate.say(settings={"rows_at_once": ROWS_AT_ONCE}, versions=versions("transformers"))
+    packs = read_packs(folder)
+    for step in range(case.steps):
+        gate.begin()
+        rows = [row for pack in packs[step * case.packs :][: case.packs] for row in conversations(pack)]
+        supervised = sum(label != -100 for _, labels in rows for label in labels[1:])
+        total = 0.0
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            inputs = {
+                name: value.to(DEVICE) for name, value in pad(rows[first : first + ROWS_AT_ONCE]).items()
+            }
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=case.precision == "bf16"):
+                loss = model(**inputs, num_items_in_batch=supervised).loss
+            loss.backward()
+            total += float(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        gate.end(total)
+    gate.begin()
+
+
+def conversations(pack: dict) -> Iterator[tuple[list[int], list[int]]]:
+    """(input ids, labels) of each conversation of a pack."""
+    start = 0
+    for length in pack["seq_lengths"]:
+        yield pack["input_ids"][start : start + length], pack["labels"][start : start + length]
+        start += length
+
+
+def pad(rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in rows)
+    filled = {"input_ids": 0, "labels": -100, "attention_mask": 0}
+    columns = {name: [] for name in filled}
+    for ids, labels in rows:
+        for name, values in (("input_ids", ids), ("labels", labels), ("attention_mask", [1] * len(ids))):
+            columns[name].append(values + [filled[name]] * (longest - len(values)))
+    return {name: torch.tensor(values) for name, values in columns.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    run: Callable[[Case, Path, Gate], None]
+    packages: tuple[str, ...] = ()
+    """Which it needs."""
+    needs_gpu: bool = False
+
+
+TRAINERS = {
+    "fastling": Trainer(ours),
+    "trl": Trainer(trl, ("trl",)),
+    "trl, its defaults": Trainer(trl_defaults, ("trl",)),
+    "trl + liger": Trainer(trl_liger, ("trl", "liger_kernel"), needs_gpu=True),
+    "plain loop, padded": Trainer(plain, ("transformers",)),
+}
+
+
+def main(name: str, folder: Path) -> None:
+    gate = Gate()
+    try:
+        TRAINERS[name].run(read_case(folder), folder, gate)
+    except Finished:
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

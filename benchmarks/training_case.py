@@ -1,0 +1,147 @@
+"""What every trainer of benchmarks.train is given: one folder with the same weights and the same packs.
+
+model/        the initial weights, as a Hugging Face folder
+config.yaml   the run, for fastling
+packs.jsonl   its packs in the order of the steps, for the others: input_ids, labels (-100 where masked,
+              not shifted) and seq_lengths of the documents
+case.json     what a peer needs to know besides
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from fastling.config import Checkpoint, Config, Data, Evaluate, Model, Optimizer, Source, Train
+from fastling.data.batches import IGNORED
+from fastling.data.store import Store
+from fastling.errors import UserError
+from fastling.export import make_export
+from fastling.files import write_text
+from fastling.model.llama import Llama
+from fastling.prepare import Prepared, make_encoder, prepare_data
+from fastling.training.build import model_config
+
+# Hidden, layers, heads, kv heads, ffn; the vocabulary is the tokenizer's.
+SIZES = {
+    "41m": (512, 8, 8, 8, 1376),
+    "1b": (2048, 16, 32, 8, 8192),
+    "7b": (4096, 32, 32, 32, 11008),
+    "8b": (4096, 32, 32, 8, 14336),
+    "demo": (192, 3, 6, 6, 512),
+}
+SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    size: str
+    data: str
+    tokenizer: str
+    template: str = "bayling"
+    sequence_length: int = 2048
+    batch_tokens: int = 8192
+    micro_batch_tokens: int = 8192
+    steps: int = 20
+    precision: str = "bf16"
+    learning_rate: float = 1e-3
+
+    @property
+    def packs(self) -> int:
+        """In a step."""
+        return self.batch_tokens // self.sequence_length
+
+    def config(self, folder: Path) -> Config:
+        """The run of this case, from the weights in `folder`."""
+        return Config(
+            run_dir=str(folder / "run"),
+            model=Model(pretrained=str(folder / "model")),
+            data=Data(
+                tokenizer=self.tokenizer,
+                template=self.template,
+                sequence_length=self.sequence_length,
+                sources=[Source(name="rows", path=self.data)],
+                store=str(folder / "store"),
+            ),
+            train=Train(
+                steps=self.steps,
+                global_batch_tokens=self.batch_tokens,
+                micro_batch_tokens=self.micro_batch_tokens,
+                precision=self.precision,
+            ),
+            optimizer=Optimizer(lr=self.learning_rate, schedule="constant", warmup_ratio=0.0),
+            evaluate=Evaluate(samples=0),
+            checkpoint=Checkpoint(),
+        )
+
+
+def make_case(case: Case, folder: Path) -> Prepared:
+    """Fill the folder. Raises UserError where the data makes too few packs for the steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = case.config(folder)
+    write_text(folder / "config.yaml", config.as_yaml())
+    make_weights(case, folder)
+    prepared = prepare_data(config)
+    _write_packs(prepared, folder / "packs.jsonl")
+    write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
+    return prepared
+
+
+def make_weights(case: Case, folder: Path) -> None:
+    """model/ in the folder: drawn from a seed, in float32, the embedding and the head apart."""
+    config = case.config(folder)
+    encoder = make_encoder(config)
+    fields = dict(zip(SHAPE, SIZES[case.size], strict=True))
+    scratch = dataclasses.replace(config, model=Model(**fields))
+    shape = model_config(scratch, encoder)
+    export = make_export(folder / "model", shape, encoder, config)
+    export.dtype = torch.float32
+    torch.manual_seed(config.seed)
+    export.rehearse()
+    export.write(Llama(shape))
+
+
+def _write_packs(prepared: Prepared, path: Path) -> None:
+    store, plan = prepared.training, prepared.plan
+    lines = (json.dumps(pack_row(store, plan.pack(number).tolist())) for number in range(len(plan)))
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def pack_row(store: Store, documents: list[int]) -> dict:
+    """One pack as TRL and transformers take it."""
+    ids, labels, lengths = [], [], []
+    for number in documents:
+        tokens, spans = store.document(number)
+        row = [IGNORED] * len(tokens)
+        for start, stop in spans.tolist():
+            row[start:stop] = tokens[start:stop].tolist()
+        ids += tokens.tolist()
+        labels += row
+        lengths.append(len(tokens))
+    return {"input_ids": ids, "labels": labels, "seq_lengths": lengths}
+
+
+def read_case(folder: Path) -> Case:
+    return Case(**json.loads((folder / "case.json").read_text(encoding="utf-8")))
+
+
+def read_packs(folder: Path) -> list[dict]:
+    with open(folder / "packs.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def check_case(case: Case) -> None:
+    """Raises UserError for what cannot be compared."""
+    if case.size not in SIZES:
+        raise UserError("--size", f"is none of {', '.join(SIZES)}: {case.size}")
+    if case.batch_tokens % case.sequence_length:
+        raise UserError("--batch-tokens", f"is no multiple of {case.sequence_length}: {case.batch_tokens}")

@@ -1,0 +1,61 @@
+"""Data before training: rows that differ, times of whole commands, and what they are of."""
+
+import json
+import sys
+
+import numpy
+import pytest
+from conftest import DEMO
+
+from benchmarks import data
+from fastling.data.conversation import parse_row, read_rows
+from fastling.errors import RunError, UserError, run_command
+
+
+def test_rows_are_the_datas_again_and_again_and_all_different(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    data.write_rows(DEMO / "held-out.jsonl", out, 100)
+    rows = [parse_row(row.payload) for row in read_rows(out)]
+    assert len(rows) == 100 == len({row.turns for row in rows})
+    own = list(data.read_conversations(DEMO / "held-out.jsonl"))
+    assert [row.turns for row in rows[: len(own)]] == [row.turns for row in own]
+    assert rows[len(own)].turns[0].content == f"1. {own[0].turns[0].content}"
+
+
+def test_a_file_without_conversations(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no conversation"):
+        data.write_rows(tmp_path / "empty.jsonl", tmp_path / "out.jsonl", 3)
+
+
+def test_a_command_is_timed_as_a_whole_with_the_peak_of_its_largest_process():
+    held = "import time; x = bytearray(300 * 2**20); time.sleep(0.3); print('said')"
+    told = data.timed([sys.executable, "-c", held])
+    assert told["stdout"] == "said\n"
+    assert 0.3 < told["seconds"] < 10
+    assert 300 < told["peak_mib"] < 400
+
+
+def test_a_command_that_fails_is_named_with_its_last_words():
+    with pytest.raises(RunError, match="ended with status 3: last words"):
+        data.timed([sys.executable, "-c", "import sys; print('last words', file=sys.stderr); sys.exit(3)"])
+
+
+def test_packing_says_how_full_packs_are(monkeypatch):
+    monkeypatch.setattr(data, "CONVERSATIONS_TO_PACK", 1000)
+    assert data.packing_row(numpy.array([5]), capacity=10)["fill"] == 1.0
+    assert data.packing_row(numpy.array([6]), capacity=10)["fill"] == 0.6
+
+
+@pytest.mark.slow
+def test_the_whole_on_the_demos_data(tmp_path, capsys):
+    out = tmp_path / "data.jsonl"
+    options = ["--rows", "400", "--rounds", "1", "--sequence-length", "512", "--template", "vicuna"]
+    options += ["--data", str(DEMO / "train.jsonl"), "--out", str(out)]
+    assert run_command(data.main, options) == 0
+    rows = {(row["case"], row["provider"]): row for row in map(json.loads, out.read_text().splitlines())}
+    whole, few = rows["prepare", "one process"], rows["prepare", "a tenth of the rows"]
+    assert whole["tokens"] == rows["prepare", "all cores"]["tokens"] > 5 * few["tokens"]
+    assert ("prepare", "trl") not in rows  # it is compared with another template only
+    assert rows["loader", "fastling"]["batches_per_s"] > 0
+    assert "prepare" in capsys.readouterr().out

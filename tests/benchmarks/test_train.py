@@ -1,0 +1,125 @@
+"""Training beside its peers: the same packs for all, and no time for who does other work."""
+
+import json
+
+import pytest
+from conftest import DEMO
+
+from benchmarks import train, trainers
+from benchmarks.train import Counts, Result
+from benchmarks.training_case import Case, make_case, read_packs
+from fastling.errors import RunError, UserError, run_command
+from fastling.model.llama import Llama
+from fastling.model.llama_config import LlamaConfig
+from fastling.training.metrics import Work
+
+DATA = {"data": str(DEMO / "train.jsonl"), "tokenizer": str(DEMO / "tokenizer.model")}
+SMALL = Case("demo", **DATA, sequence_length=256, batch_tokens=512, micro_batch_tokens=512, steps=3)
+
+
+def told(*losses: float, seconds: float = 1.0) -> Result:
+    parts = {"forward": seconds / 2}
+    return Result(steps=[{"loss": loss, "seconds": seconds, "parts": parts} for loss in losses], peak_gib=1.0)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Of ours, of a peer that is half as fast, and of one whose loss is not ours."""
+    results = {
+        "fastling": told(8.0, 7.0, 6.0, 5.0),
+        "slower": told(8.0, 7.1, 6.1, 5.05, seconds=2.0),
+        "other": told(8.0, 7.0, 6.0, 5.2, seconds=0.1),
+    }
+    shape = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    counts = Counts(tokens=500.0, supervised=200.0, squared=10_000.0)
+    return list(train.make_rows(SMALL, counts, results, Work(Llama(shape))))
+
+
+def test_speed_is_tokens_of_a_step_over_the_median_step(rows):
+    ours, slower, _ = rows
+    assert (ours["supervised_tokens_per_s"], ours["tokens_per_s"]) == (200.0, 500.0)
+    assert slower["supervised_tokens_per_s"] == 100.0
+    assert ours["padded_tokens_per_s"] == 512.0
+    assert ours["parts"] == {"forward": 500.0}
+
+
+def test_who_has_another_loss_has_no_time(rows):
+    other = rows[2]
+    assert other["status"] == "other work: its loss is 5.2000, ours 5.0000"
+    assert "milliseconds" not in other and "supervised_tokens_per_s" not in other
+
+
+def test_the_first_steps_do_not_count():
+    result = told(3.0, 2.0, 1.0)
+    for step in result.steps[: train.WARM_UP]:
+        step["seconds"] = 1e6
+    shape = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    rows = train.make_rows(SMALL, Counts(10.0, 5.0, 1.0), {"fastling": result}, Work(Llama(shape)))
+    assert next(rows)["milliseconds"] == 1000.0
+
+
+def test_peers_are_given_the_very_packs_that_fastling_takes(tmp_path):
+    prepared = make_case(SMALL, tmp_path)
+    packs = read_packs(tmp_path)
+    assert len(packs) == SMALL.steps * SMALL.packs == len(prepared.plan)
+    for number, pack in enumerate(packs):
+        documents = [prepared.training.document(each) for each in prepared.plan.pack(number).tolist()]
+        assert pack["input_ids"] == [token for tokens, _ in documents for token in tokens.tolist()]
+        assert pack["seq_lengths"] == [len(tokens) for tokens, _ in documents]
+        supervised = sum(int((spans[:, 1] - spans[:, 0]).sum()) for _, spans in documents)
+        assert sum(label != -100 for label in pack["labels"]) == supervised
+        pairs = zip(pack["input_ids"], pack["labels"], strict=True)
+        assert all(label in (-100, token) for token, label in pairs)
+
+
+def test_rows_of_the_padded_loop_hold_every_conversation_once():
+    pack = {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, -100, 5], "seq_lengths": [3, 2]}
+    rows = list(trainers.conversations(pack))
+    assert rows == [([1, 2, 3], [-100, 2, 3]), ([4, 5], [-100, 5])]
+    padded = trainers.pad(rows)
+    assert padded["input_ids"].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert padded["labels"].tolist() == [[-100, 2, 3], [-100, 5, -100]]
+    assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_a_trainer_that_cannot_run_here_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="trl cannot run here: trl is not installed"):
+        train.choose("trl")
+    with pytest.raises(UserError, match="no such trainer: axolotl"):
+        train.choose("axolotl")
+    assert train.choose(None) == ["fastling"]
+
+
+def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
+    make_case(SMALL, tmp_path)
+    (tmp_path / "packs.jsonl").write_text("{broken\n")
+    worker = train.Worker("plain loop, padded", tmp_path)
+    worker.start()
+    try:
+        with pytest.raises(RunError, match="plain loop, padded: ended early: json"):
+            worker.make_steps(1)
+    finally:
+        worker.stop()
+
+
+@pytest.mark.slow
+def test_all_trainers_that_are_here_do_the_same_work(tmp_path, capsys):
+    """fastling, the padded loop and, where it is installed, TRL: the same loss after every step."""
+    out = tmp_path / "train.jsonl"
+    arguments = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "1024", "--steps", "4"]
+    assert run_command(train.main, [*arguments, "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {"fastling", "plain loop, padded"} <= {row["provider"] for row in rows}
+    ours = rows[0]
+    for row in rows:
+        assert row["loss_at_step_1"] == pytest.approx(ours["loss_at_step_1"], rel=2e-3)
+        assert row["loss"] == pytest.approx(ours["loss"], rel=5e-3)
+        assert row["milliseconds"] > 0 and row["memory_gib"] > 0.1
+    assert set(ours["parts"]) == {"data wait", "forward", "backward and clipping", "optimizer"}
+    assert sum(ours["parts"].values()) == pytest.approx(ours["milliseconds"], rel=0.3)
+    assert "plain loop, padded" in capsys.readouterr().out
