@@ -128,7 +128,9 @@ def write_model(folder: Path, *, small: bool) -> None:
     LlamaForCausalLM(config).float().save_pretrained(folder)
 
 
-def providers(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], list[list[int]]]]:
+def providers(
+    case: Case, folder: Path, options: argparse.Namespace
+) -> dict[str, Callable[[], list[list[int]]]]:
     """By name, what answers the case's prompts, in their order and without stop ids."""
     sizes = sorted({min(size, case.prompts) for size in options.batch_sizes})
     found: dict[str, Callable[[], list[list[int]]]] = {}
@@ -226,7 +228,14 @@ def measure(case: Case, folder: Path, options: argparse.Namespace) -> list[dict]
 def peak_mib(case: Case, provider: str, folder: Path, options: argparse.Namespace) -> int:
     """Of a process that loads the model and answers once: resident memory, or a GPU's allocated."""
     command = [sys.executable, "-m", "benchmarks.generation", "--cases", case.name, "--only", provider]
-    command += ["--folder", str(folder), "--device", options.device, "--threads", str(torch.get_num_threads())]
+    command += [
+        "--folder",
+        str(folder),
+        "--device",
+        options.device,
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
     command += ["--batch-sizes", *map(str, options.batch_sizes), *["--rehearse"] * options.rehearse]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -2,18 +2,22 @@
 
 Every trainer starts from the same weights and takes the same packs in the same order, each in a process of
 its own; they take turns, a few steps at a time, so that a busy machine is busy for all. A trainer whose loss
-after the last step is not ours does other work: it is named, and its time is not reported.
+after the last step is not the first one's does other work: it is named, and its time is not reported.
+
+With --ladder fastling is put beside itself, from plain packing to everything it has, one after another, since
+a large model leaves no room for a second.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,16 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import describe_machine, now
-from benchmarks.trainers import TRAINERS
+from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
 from fastling.errors import RunError, UserError, run_command
-from fastling.model.huggingface import read_config
 from fastling.model.llama import Llama
 from fastling.prepare import Prepared
 from fastling.terminal import make_console
 from fastling.training.metrics import Work
 
-OURS = "fastling"
 WARM_UP = 2
 """Steps whose time does not count."""
 TURN = 3
@@ -52,15 +54,17 @@ def main(arguments: Sequence[str]) -> int:
         batch_tokens=options.batch_tokens,
         micro_batch_tokens=options.micro_batch_tokens or options.batch_tokens,
         steps=options.steps,
+        peers=not options.ladder,
     )
     check_case(case)
-    names = choose(options.trainers)
+    names = choose(options.trainers, LADDER if options.ladder else PEERS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepared = make_case(case, folder)
         counts = count(prepared, case)
-        results = take_turns(names, folder, case, console)
-        rows = list(make_rows(case, counts, results, work_of(folder)))
+        run = one_by_one if options.ladder else take_turns
+        results = run(names, folder, case, console)
+        rows = list(make_rows(case, counts, results, work_of(case, folder)))
     print_rows(rows, Console())
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--batch-tokens", type=int, default=8192, help="of a step (default: %(default)s)")
     add("--micro-batch-tokens", type=int, help="at once, for fastling (default: a step's)")
     add("--steps", type=int, default=20, help="of every trainer (default: %(default)s)")
-    add("--trainers", help=f"some of: {', '.join(TRAINERS)} (default: what can run here)")
+    add("--trainers", help=f"some of: {'; '.join(PEERS)} (default: what can run here)")
+    add("--ladder", action="store_true", help="fastling beside itself, one thing more at a time")
     add("--out", type=Path, help="file of JSON lines to add to")
     options = parser.parse_args(arguments)
     if options.steps <= WARM_UP:
@@ -88,17 +93,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def choose(wanted: str | None) -> list[str]:
-    """Trainers by name; those that can run here where none is named. fastling is always one."""
+def choose(wanted: str | None, known: Mapping[str, Trainer]) -> list[str]:
+    """Trainers by name; those that can run here where none is named. The first of all is always one."""
     if wanted is None:
-        return [name for name in TRAINERS if missing(name) is None]
+        return [name for name in known if missing(name) is None]
     names = [name.strip() for name in wanted.split(";")]
     for name in names:
-        if name not in TRAINERS:
+        if name not in known:
             raise UserError("--trainers", f"no such trainer: {name}", "Names are separated by semicolons.")
         if reason := missing(name):
             raise UserError("--trainers", f"{name} cannot run here: {reason}")
-    return [OURS, *(name for name in names if name != OURS)]
+    first = next(iter(known))
+    return [first, *(name for name in names if name != first)]
 
 
 def missing(name: str) -> str | None:
@@ -121,6 +127,7 @@ class Result:
     versions: dict = dataclasses.field(default_factory=dict)
     steps: list[dict] = dataclasses.field(default_factory=list)
     peak_gib: float = 0.0
+    error: str | None = None
 
 
 def take_turns(names: Sequence[str], folder: Path, case: Case, console: Console) -> dict[str, Result]:
@@ -140,12 +147,30 @@ def take_turns(names: Sequence[str], folder: Path, case: Case, console: Console)
             worker.stop()
 
 
+def one_by_one(names: Sequence[str], folder: Path, case: Case, console: Console) -> dict[str, Result]:
+    """Each alone; one that ends early, for want of memory perhaps, says so and holds up nobody."""
+    results = {}
+    for name in names:
+        worker = Worker(name, folder)
+        try:
+            worker.start()
+            worker.make_steps(case.steps)
+            results[name] = worker.end()
+            console.print(f"{name}: done")
+        except RunError as error:
+            results[name] = Result(error=error.what)
+            console.print(f"{name}: {error.what}", style="red")
+        finally:
+            worker.stop()
+    return results
+
+
 class Worker:
     """A trainer's process, which does nothing unless told to."""
 
     def __init__(self, name: str, folder: Path):
         self.name, self.result = name, Result()
-        self.log = folder / f"{TRAINERS[name].run.__name__}.log"
+        self.log = folder / f"{list(TRAINERS).index(name)}.log"
         command = [sys.executable, "-m", "benchmarks.trainers", name, str(folder)]
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -208,9 +233,9 @@ def count(prepared: Prepared, case: Case) -> Counts:
     return Counts(*(float(total) / case.steps for total in sums))
 
 
-def work_of(folder: Path) -> Work:
+def work_of(case: Case, folder: Path) -> Work:
     with torch.device("meta"):
-        return Work(Llama(read_config(folder / "model")))
+        return Work(Llama(case.llama_config(folder)))
 
 
 def make_rows(case: Case, counts: Counts, results: dict[str, Result], work: Work) -> Iterator[dict]:
@@ -219,13 +244,18 @@ def make_rows(case: Case, counts: Counts, results: dict[str, Result], work: Work
         describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     )
     needed = work.needed(counts.tokens, counts.supervised, counts.squared)
-    expected = results[OURS].steps[-1]["loss"]
+    finished = [result for result in results.values() if not result.error]
+    expected = finished[0].steps[-1]["loss"] if finished else math.nan
     for name, result in results.items():
         row = {"bench": "train", "case": case.size, "provider": name, "date": now(), **machine}
         row |= {"run": dataclasses.asdict(case), "settings": result.settings, "versions": result.versions}
+        if result.error:
+            yield row | {"status": result.error}
+            continue
         row |= {"loss_at_step_1": result.steps[0]["loss"], "loss": result.steps[-1]["loss"]}
         if abs(row["loss"] - expected) > TOLERANCE * expected:
-            yield row | {"status": f"other work: its loss is {row['loss']:.4f}, ours {expected:.4f}"}
+            words = f"other work: its loss is {row['loss']:.4f}, the first one's {expected:.4f}"
+            yield row | {"status": words}
             continue
         seconds = [step["seconds"] for step in result.steps[WARM_UP:]]
         median = statistics.median(seconds)
@@ -252,12 +282,12 @@ def parts_of(result: Result) -> dict[str, float]:
 
 
 def print_rows(rows: Sequence[dict], console: Console) -> None:
-    ours = rows[0]
-    columns = ("trainer", "supervised tokens/s", "tokens/s", "ms a step", "GiB", "its time / ours", "loss")
-    table = Table(*columns, title=f"{ours['case']} on {ours['device']}, the same packs in turns")
+    columns = ("trainer", "supervised tokens/s", "tokens/s", "ms a step", "GiB", "time / first", "loss")
+    table = Table(*columns, title=f"{rows[0]['case']} on {rows[0]['device']}, the same packs")
+    first = next((row for row in rows if row["status"] == "measured"), None)
     for row in rows:
         if row["status"] != "measured":
-            table.add_row(row["provider"], row["status"], *[""] * 4, f"{row['loss']:.4f}")
+            table.add_row(row["provider"], row["status"])
             continue
         table.add_row(
             row["provider"],
@@ -265,15 +295,14 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
             f"{row['tokens_per_s']:,.0f}",
             f"{row['milliseconds']:,.0f} ± {row['spread'] / 2:,.0f}",
             f"{row['memory_gib']:.2f}",
-            f"{row['milliseconds'] / ours['milliseconds']:.2f} x",
+            f"{row['milliseconds'] / first['milliseconds']:.2f}",
             f"{row['loss']:.4f}",
         )
     console.print(table)
-    total = sum(ours["parts"].values())
-    for name, milliseconds in ours["parts"].items():
-        console.print(f"  {name}: {milliseconds:,.0f} ms, {100 * milliseconds / total:.0f} %")
     for row in rows:
         console.print(f"{row['provider']}: {row['settings']} {row['versions']}", style="dim")
+        for name, milliseconds in row.get("parts", {}).items():
+            console.print(f"  {name}: {milliseconds:,.0f} ms, {milliseconds / row['milliseconds']:.1%}")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.training_case import Case, read_case, read_packs
 from fastling.config import OTHER_NAMES, Config
+from fastling.data.batches import Batch
+from fastling.model.llama import Llama
 from fastling.settings import Settings
 from fastling.terminal import make_console
 from fastling.train import Run
@@ -65,23 +68,56 @@ def versions(*names: str) -> dict[str, str]:
 # fastling -------------------------------------------------------------------------------------------
 
 
-def ours(case: Case, folder: Path, gate: Gate) -> None:
-    """The run of config.yaml, as `fastling train` makes it."""
+def ours(
+    case: Case, folder: Path, gate: Gate, *, head_on_all_rows: bool = False, **changes: dict[str, object]
+) -> None:
+    """The run of config.yaml as `fastling train` makes it, with changed sections of the config."""
     settings = Settings(Config, OTHER_NAMES)
     settings.read_file(folder / "config.yaml")
-    with open_world(config := settings.build()) as world:
+    config = settings.build()
+    for section, values in changes.items():
+        changed = dataclasses.replace(getattr(config, section), **values)
+        config = dataclasses.replace(config, **{section: changed})
+    if not case.peers:
+        Llama.reset_parameters = draw_on_device
+    with open_world(config) as world:
         run = Run(config, world, make_console(quiet=True))
         clock = Parts(run)
-        gate.say(settings={"micro_batches": run.loader.micro_batches, "sharding": "FSDP2"}, versions={})
+        told = {op: getattr(config.model, op) for op in ("kernels", "attention")} | changes
+        gate.say(settings=told | {"micro_batches": run.loader.micro_batches}, versions={})
         steps = run.loader.steps()
         for number in range(1, len(run.loader) + 1):
             gate.begin()
             clock.start()
             step = next(steps)
+            if head_on_all_rows:
+                step = dataclasses.replace(step, batches=[on_all_rows(batch) for batch in step.batches])
             clock.mark("data wait")
             measured = run.update(step, number)
             gate.end(float(measured.sums[0]), clock.seconds())
         gate.begin()
+
+
+@torch.no_grad()
+def draw_on_device(model: Llama) -> None:
+    """In place of `reset_parameters`, which draws on the CPU: minutes for billions of weights."""
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(float(name.endswith("weight")))
+        else:
+            parameter.normal_(std=model.config.initializer_range)
+
+
+def on_all_rows(batch: Batch) -> Batch:
+    """The same loss, with the head on every token: masked ones weigh nothing."""
+    rows = len(batch.tokens)
+    wide = {name: torch.zeros(rows, dtype=torch.int64) for name in ("sources", "pairs")}
+    weights = torch.zeros(rows).index_copy(0, batch.loss_index, batch.weights)
+    labels = batch.labels.clamp(min=0)
+    return dataclasses.replace(
+        batch, loss_index=torch.arange(rows), supervised_labels=labels, weights=weights, **wide
+    )
 
 
 class Parts:
@@ -234,13 +270,31 @@ class Trainer:
     needs_gpu: bool = False
 
 
-TRAINERS = {
+PEERS = {
     "fastling": Trainer(ours),
     "trl": Trainer(trl, ("trl",)),
     "trl, its defaults": Trainer(trl_defaults, ("trl",)),
     "trl + liger": Trainer(trl_liger, ("trl", "liger_kernel"), needs_gpu=True),
     "plain loop, padded": Trainer(plain, ("transformers",)),
 }
+
+
+def _rung(needs_gpu: bool = False, **changes) -> Trainer:
+    return Trainer(partial(ours, **changes), needs_gpu=needs_gpu)
+
+
+_PLAIN = {"kernels": "reference", "attention": "sdpa"}
+# Each rung has what the one before it has, and one thing more; the last three choose what is recomputed.
+LADDER = {
+    "packed": _rung(model=_PLAIN, head_on_all_rows=True),
+    "+ head on supervised rows": _rung(model=_PLAIN),
+    "+ FlashAttention": _rung(True, model=_PLAIN | {"attention": "auto"}),
+    "+ kernels": _rung(True, model={"kernels": "triton", "attention": "auto"}),
+    "+ compile": _rung(True, train={"compile": True}),
+    "+ compile, selective": _rung(True, train={"compile": True, "activation_checkpointing": "selective"}),
+    "+ compile, full": _rung(True, train={"compile": True, "activation_checkpointing": "full"}),
+}
+TRAINERS = PEERS | LADDER
 
 
 def main(name: str, folder: Path) -> None:

@@ -1,10 +1,10 @@
 """What every trainer of benchmarks.train is given: one folder with the same weights and the same packs.
 
-model/        the initial weights, as a Hugging Face folder
+model/        the initial weights, as a Hugging Face folder, for a case with peers
 config.yaml   the run, for fastling
 packs.jsonl   its packs in the order of the steps, for the others: input_ids, labels (-100 where masked,
               not shifted) and seq_lengths of the documents
-case.json     what a peer needs to know besides
+case.json     what a trainer needs to know besides
 """
 
 import dataclasses
@@ -13,31 +13,33 @@ from pathlib import Path
 
 import torch
 
-from fastling.config import Checkpoint, Config, Data, Evaluate, Model, Optimizer, Source, Train
+from fastling.config import Config, Data, Evaluate, Model, Optimizer, Source, Train
 from fastling.data.batches import IGNORED
 from fastling.data.store import Store
 from fastling.errors import UserError
 from fastling.export import make_export
 from fastling.files import write_text
 from fastling.model.llama import Llama
+from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import Prepared, make_encoder, prepare_data
 from fastling.training.build import model_config
 
-# Hidden, layers, heads, kv heads, ffn; the vocabulary is the tokenizer's.
-SIZES = {
-    "41m": (512, 8, 8, 8, 1376),
-    "1b": (2048, 16, 32, 8, 8192),
-    "7b": (4096, 32, 32, 32, 11008),
-    "8b": (4096, 32, 32, 8, 14336),
-    "demo": (192, 3, 6, 6, 512),
-}
 SHAPE = (
+    "vocab_size",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
     "intermediate_size",
 )
+# The last three are Llama-3.2-1B, LLaMA-7B and Llama-3-8B.
+SIZES = {
+    "demo": (2000, 192, 3, 6, 6, 512),
+    "41m": (32000, 512, 8, 8, 8, 1376),
+    "1b": (128256, 2048, 16, 32, 8, 8192),
+    "7b": (32000, 4096, 32, 32, 32, 11008),
+    "8b": (128256, 4096, 32, 32, 8, 14336),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +56,22 @@ class Case:
     steps: int = 20
     precision: str = "bf16"
     learning_rate: float = 1e-3
+    peers: bool = True
+    """Peers read the weights from a file. Without any, they are drawn on the device: seconds, not minutes."""
 
     @property
     def packs(self) -> int:
         """In a step."""
         return self.batch_tokens // self.sequence_length
 
+    def shape(self) -> Model:
+        return Model(**dict(zip(SHAPE, SIZES[self.size], strict=True)))
+
     def config(self, folder: Path) -> Config:
-        """The run of this case, from the weights in `folder`."""
+        """The run of this case, with its files in `folder`."""
         return Config(
             run_dir=str(folder / "run"),
-            model=Model(pretrained=str(folder / "model")),
+            model=Model(pretrained=str(folder / "model")) if self.peers else self.shape(),
             data=Data(
                 tokenizer=self.tokenizer,
                 template=self.template,
@@ -80,30 +87,39 @@ class Case:
             ),
             optimizer=Optimizer(lr=self.learning_rate, schedule="constant", warmup_ratio=0.0),
             evaluate=Evaluate(samples=0),
-            checkpoint=Checkpoint(),
         )
+
+    def llama_config(self, folder: Path) -> LlamaConfig:
+        """The model's shape, fitted to tokenizer and sequence length."""
+        config = self.config(folder)
+        return model_config(dataclasses.replace(config, model=self.shape()), make_encoder(config))
+
+
+def check_case(case: Case) -> None:
+    """Raises UserError for what cannot be compared."""
+    if case.size not in SIZES:
+        raise UserError("--size", f"is none of {', '.join(SIZES)}: {case.size}")
+    if case.batch_tokens % case.sequence_length:
+        raise UserError("--batch-tokens", f"is no multiple of {case.sequence_length}: {case.batch_tokens}")
 
 
 def make_case(case: Case, folder: Path) -> Prepared:
-    """Fill the folder. Raises UserError where the data makes too few packs for the steps."""
+    """Fill the folder. Raises UserError for data that cannot be prepared."""
     folder.mkdir(parents=True, exist_ok=True)
     config = case.config(folder)
     write_text(folder / "config.yaml", config.as_yaml())
-    make_weights(case, folder)
+    write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
+    if case.peers:
+        make_weights(case, folder)
     prepared = prepare_data(config)
     _write_packs(prepared, folder / "packs.jsonl")
-    write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
     return prepared
 
 
 def make_weights(case: Case, folder: Path) -> None:
     """model/ in the folder: drawn from a seed, in float32, the embedding and the head apart."""
-    config = case.config(folder)
-    encoder = make_encoder(config)
-    fields = dict(zip(SHAPE, SIZES[case.size], strict=True))
-    scratch = dataclasses.replace(config, model=Model(**fields))
-    shape = model_config(scratch, encoder)
-    export = make_export(folder / "model", shape, encoder, config)
+    config, shape = case.config(folder), case.llama_config(folder)
+    export = make_export(folder / "model", shape, make_encoder(config), config)
     export.dtype = torch.float32
     torch.manual_seed(config.seed)
     export.rehearse()
@@ -137,11 +153,3 @@ def read_case(folder: Path) -> Case:
 def read_packs(folder: Path) -> list[dict]:
     with open(folder / "packs.jsonl", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def check_case(case: Case) -> None:
-    """Raises UserError for what cannot be compared."""
-    if case.size not in SIZES:
-        raise UserError("--size", f"is none of {', '.join(SIZES)}: {case.size}")
-    if case.batch_tokens % case.sequence_length:
-        raise UserError("--batch-tokens", f"is no multiple of {case.sequence_length}: {case.batch_tokens}")

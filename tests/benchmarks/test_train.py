@@ -1,16 +1,20 @@
 """Training beside its peers: the same packs for all, and no time for who does other work."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 from conftest import DEMO
 
 from benchmarks import train, trainers
 from benchmarks.train import Counts, Result
 from benchmarks.training_case import Case, make_case, read_packs
+from fastling.data.batches import Normaliser, make_batch
 from fastling.errors import RunError, UserError, run_command
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
+from fastling.terminal import make_console
 from fastling.training.metrics import Work
 
 DATA = {"data": str(DEMO / "train.jsonl"), "tokenizer": str(DEMO / "tokenizer.model")}
@@ -47,7 +51,7 @@ def test_speed_is_tokens_of_a_step_over_the_median_step(rows):
 
 def test_who_has_another_loss_has_no_time(rows):
     other = rows[2]
-    assert other["status"] == "other work: its loss is 5.2000, ours 5.0000"
+    assert other["status"] == "other work: its loss is 5.2000, the first one's 5.0000"
     assert "milliseconds" not in other and "supervised_tokens_per_s" not in other
 
 
@@ -89,10 +93,10 @@ def test_rows_of_the_padded_loop_hold_every_conversation_once():
 def test_a_trainer_that_cannot_run_here_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(train, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="trl cannot run here: trl is not installed"):
-        train.choose("trl")
+        train.choose("trl", trainers.PEERS)
     with pytest.raises(UserError, match="no such trainer: axolotl"):
-        train.choose("axolotl")
-    assert train.choose(None) == ["fastling"]
+        train.choose("axolotl", trainers.PEERS)
+    assert train.choose(None, trainers.PEERS) == ["fastling"]
 
 
 def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
@@ -105,6 +109,27 @@ def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
             worker.make_steps(1)
     finally:
         worker.stop()
+
+
+def test_a_head_on_all_rows_gives_the_same_loss(tmp_path):
+    prepared = make_case(SMALL, tmp_path)
+    documents = prepared.plan.pack(0)
+    normaliser = Normaliser(prepared.training, "token")
+    batch = make_batch(prepared.training, documents, normaliser, normaliser.total(documents))
+    wide = trainers.on_all_rows(batch)
+    assert len(wide.loss_index) == len(batch.tokens) > len(batch.loss_index)
+    model = Llama(SMALL.llama_config(tmp_path))
+    with torch.no_grad():
+        assert float(model.loss(wide)) == pytest.approx(float(model.loss(batch)), rel=1e-5)
+
+
+def test_a_rung_that_ends_early_holds_up_nobody(tmp_path):
+    case = dataclasses.replace(SMALL, peers=False)
+    make_case(case, tmp_path)
+    broken, good = "trl + liger", "+ head on supervised rows"  # there are no weights for a peer
+    results = train.one_by_one([broken, good], tmp_path, case, make_console(quiet=True))
+    assert results[broken].error.startswith("ended early: ")
+    assert len(results[good].steps) == case.steps
 
 
 @pytest.mark.slow
@@ -123,3 +148,13 @@ def test_all_trainers_that_are_here_do_the_same_work(tmp_path, capsys):
     assert set(ours["parts"]) == {"data wait", "forward", "backward and clipping", "optimizer"}
     assert sum(ours["parts"].values()) == pytest.approx(ours["milliseconds"], rel=0.3)
     assert "plain loop, padded" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_rungs_of_the_ladder_do_the_same_work(tmp_path):
+    out = tmp_path / "ladder.jsonl"
+    arguments = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "512", "--steps", "3"]
+    assert run_command(train.main, [*arguments, "--ladder", "--out", str(out)]) == 0
+    first, second = [json.loads(line) for line in out.read_text().splitlines()][:2]
+    assert (first["provider"], second["provider"]) == ("packed", "+ head on supervised rows")
+    assert first["loss"] == pytest.approx(second["loss"], rel=5e-3)
