@@ -15,9 +15,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.timing import describe_machine, now
 from fastling.config import OTHER_NAMES, Config, Source
 from fastling.errors import RunError, UserError, run_command
 from fastling.files import write_text
@@ -42,7 +44,11 @@ def main(arguments: Sequence[str]) -> None:
     configs = make_arms(settings.build(), options.text, options.out)
     train_side_by_side(configs, options.out)
     rows = list(table_rows(options.out, [source.name for source in configs["single"].data.validation]))
-    write_text(options.out / "table.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    machine = dataclasses.asdict(
+        describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    )
+    kept = ({"bench": "interactive", "date": now(), **machine, **row} for row in rows)
+    write_text(options.out / "table.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
     Console().print(as_table(rows))
 
 
@@ -154,7 +160,9 @@ def table_rows(out: Path, names: Sequence[str]) -> Iterator[dict]:
 
 
 def as_table(rows: Sequence[dict]) -> Table:
-    table = Table("held-out loss", *ARMS, "single minus interactive")
+    table = Table(title="held-out loss; the difference is single's minus interactive's")
+    for name in ("held out", *ARMS, "difference"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
         numbers = [row[arm] for arm in ARMS]
         if "held_out" in row:

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from fastling import ops
+from fastling.model.cache import CacheStep
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.rotary import rotary_tables
 
@@ -33,6 +34,8 @@ class Documents:
     lengths: list[int] | None
     cos: Tensor
     sin: Tensor
+    cache: CacheStep | None = None
+    """In generation: what earlier tokens left behind. Then the documents are those that begin here."""
 
 
 class RMSNorm(nn.Module):
@@ -50,8 +53,9 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, layer_number: int):
         super().__init__()
+        self.layer_number = layer_number
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -71,14 +75,12 @@ class Attention(nn.Module):
             q_TND, k_TKD = ops.rotary(self.q_norm(q_TND), self.k_norm(k_TKD), *tables)
         else:
             q_TND, k_TKD, v_TKD = ops.rotary_qkv(qkv_TMD, self.num_heads, self.num_kv_heads, *tables)
-        out_TND = ops.attention(
-            q_TND,
-            k_TKD,
-            v_TKD,
-            documents.cu_seqlens,
-            documents.max_seqlen,
-            lengths=documents.lengths,
-        )
+        bounds = (documents.cu_seqlens, documents.max_seqlen)
+        if documents.cache is None:
+            out_TND = ops.attention(q_TND, k_TKD, v_TKD, *bounds, lengths=documents.lengths)
+        else:
+            qkv = (q_TND, k_TKD, v_TKD)
+            out_TND = documents.cache.attend(self.layer_number, *qkv, *bounds, documents.lengths)
         return self.o_proj(out_TND.flatten(1))
 
 
@@ -94,10 +96,10 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, layer_number: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, layer_number)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
@@ -122,7 +124,7 @@ class Llama(nn.Module):
             self.model = nn.ModuleDict(
                 {
                     "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-                    "layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers)),
+                    "layers": nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers)),
                     "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
                 }
             )
@@ -153,6 +155,7 @@ class Llama(nn.Module):
         loss_index: Tensor | None = None,
         weights: Tensor | None = None,
         logit_index: Tensor | None = None,
+        cache: CacheStep | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return (loss, nll) given labels, else logits.
 
@@ -163,10 +166,13 @@ class Llama(nn.Module):
             labels, weights: (S,) int64 and float32 of the rows loss_index (S,) int64: the loss is
                 the float32 sum of weights * nll, beside nll (S,) float32 detached.
             logit_index: rows whose logits are wanted; None for all, (T, V).
+            cache: keys and values of earlier tokens. The stream then begins with one token for each
+                document that goes on; cu_seqlens, max_seqlen and lengths are of those after it, which
+                begin; positions are of all.
 
         Raises UserError if a document is longer than the model can take.
         """
-        documents = self._documents(tokens, cu_seqlens, positions, max_seqlen, lengths)
+        documents = self._documents(tokens, cu_seqlens, positions, max_seqlen, lengths, cache)
         hidden_TH = self.model.embed_tokens(tokens)
         for layer in self.model.layers:
             hidden_TH = layer(hidden_TH, documents)
@@ -199,7 +205,7 @@ class Llama(nn.Module):
             weights=batch.weights,
         )
 
-    def _documents(self, tokens, cu_seqlens, positions, max_seqlen, lengths) -> Documents:
+    def _documents(self, tokens, cu_seqlens, positions, max_seqlen, lengths, cache) -> Documents:
         if lengths is None and max_seqlen is None:
             lengths = cu_seqlens.diff().tolist()
         if max_seqlen is None:
@@ -209,7 +215,8 @@ class Llama(nn.Module):
             num_tokens = len(tokens)
             starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=num_tokens)
             positions = torch.arange(num_tokens, dtype=torch.int32, device=tokens.device) - starts
-        return Documents(positions, cu_seqlens, max_seqlen, lengths, self.rotary_cos, self.rotary_sin)
+        tables = (self.rotary_cos, self.rotary_sin)
+        return Documents(positions, cu_seqlens, max_seqlen, lengths, *tables, cache)
 
     def reset_rotary(self) -> None:
         """Fill the rotary tables (P, D/2), in float32 on the model's device."""

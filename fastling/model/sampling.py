@@ -1,0 +1,139 @@
+"""How scores of the next token become a token: the rules of transformers, in their order.
+
+Repetition penalty (Keskar et al. 2019, over prompt and answer), temperature, top-k, top-p (Holtzman et al.
+2020), then a draw; or the likeliest token. Shapes: R rows, V vocab.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastling.model.decoding import Completion, Decoding
+
+
+class Advance(NamedTuple):
+    """What a step decided, for rows in order."""
+
+    tokens: list[int]
+    parents: list[int] | None
+    """The row that each row continues; None where each continues itself."""
+    completions: dict[int, Completion]
+    """Of the slots that are done."""
+
+
+class SeenTokens:
+    """Which tokens each row has in its prompt and answer, (rows, V) booleans, to penalise them."""
+
+    def __init__(self, rows: int, vocab_size: int, penalty: float, device: torch.device):
+        self.penalty = penalty
+        self.seen_RV = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
+
+    def begin(self, row: int, prompt: list[int], width: int = 1) -> None:
+        self.seen_RV[row : row + width] = False
+        self.seen_RV[row : row + width, prompt] = True
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        self.seen_RV[targets] = self.seen_RV[sources]
+
+    def add(self, tokens: list[int]) -> None:
+        rows = torch.arange(len(tokens), device=self.seen_RV.device)
+        self.seen_RV[rows, torch.tensor(tokens, device=self.seen_RV.device)] = True
+
+    def penalise(self, scores_RV: Tensor) -> Tensor:
+        """Divide positive scores of seen tokens by the penalty, multiply negative ones with it."""
+        penalised = torch.where(scores_RV < 0, scores_RV * self.penalty, scores_RV / self.penalty)
+        return torch.where(self.seen_RV[: len(scores_RV)], penalised, scores_RV)
+
+
+def probabilities(scores_RV: Tensor, decoding: Decoding) -> Tensor:
+    """(R, V) float32: softmax of what temperature, top-k and top-p leave; 0 for the rest.
+
+    top-k keeps all that tie with the k-th. top-p drops the least likely tokens as long as they add up to
+    no more than 1 - top_p, and keeps at least one.
+    """
+    scores_RV = scores_RV / decoding.temperature
+    if decoding.top_k:
+        kth_R1 = scores_RV.topk(min(decoding.top_k, scores_RV.shape[-1])).values[:, -1:]
+        scores_RV = scores_RV.masked_fill(scores_RV < kth_R1, float("-inf"))
+    if decoding.top_p < 1:
+        ascending_RV, order_RV = scores_RV.sort()
+        dropped_RV = ascending_RV.softmax(-1).cumsum(-1) <= 1 - decoding.top_p
+        dropped_RV[:, -1] = False
+        scores_RV = scores_RV.masked_fill(dropped_RV.scatter(1, order_RV, dropped_RV), float("-inf"))
+    return scores_RV.softmax(-1)
+
+
+def draw(probabilities_RV: Tensor, uniform_R: Tensor) -> Tensor:
+    """(R,) tokens by the inverse of the cumulative distribution; uniform (R,) float64 in [0, 1).
+
+    Never one of probability 0.
+    """
+    cumulative_RV = probabilities_RV.double().cumsum(-1)
+    total_R = cumulative_RV[:, -1]
+    wanted_R = torch.minimum(uniform_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
+    return torch.searchsorted(cumulative_RV, wanted_R[:, None], right=True)[:, 0]
+
+
+@dataclass
+class _Answer:
+    room: int
+    random: random.Random
+    ids: list[int] = field(default_factory=list)
+
+
+class Sampler:
+    """Greedy decoding and sampling: a slot is one row."""
+
+    width = 1
+
+    def __init__(self, decoding: Decoding, stop_ids: set[int], seen: SeenTokens | None):
+        self.decoding, self.stop_ids, self.seen = decoding, stop_ids, seen
+        self.answers: list[_Answer] = []
+
+    def admit(self, index: int, prompt: list[int], room: int) -> None:
+        """Begin prompt number `index` in the next slot, with room for `room` new tokens.
+
+        Its random numbers depend on the seed and on `index` alone, not on its neighbours.
+        """
+        if self.seen:
+            self.seen.begin(len(self.answers), prompt)
+        self.answers.append(_Answer(room, random.Random(f"{self.decoding.seed} {index}")))
+
+    def leave(self, slot: int) -> None:
+        """The last slot takes the place of one that is done."""
+        last = self.answers.pop()
+        if slot < len(self.answers):
+            self.answers[slot] = last
+            if self.seen:
+                self.seen.move([len(self.answers)], [slot])
+
+    def said(self, slot: int) -> list[int]:
+        """What is certain so far."""
+        return self.answers[slot].ids
+
+    def advance(self, logits_RV: Tensor) -> Advance:
+        """Choose a token for each row from its logits."""
+        tokens = self._choose(logits_RV.float())
+        if self.seen:
+            self.seen.add(tokens)
+        completions = {}
+        for slot, (answer, token) in enumerate(zip(self.answers, tokens, strict=True)):
+            if token in self.stop_ids:
+                completions[slot] = Completion(answer.ids, "stop")
+                continue
+            answer.ids.append(token)
+            if len(answer.ids) == answer.room:
+                completions[slot] = Completion(answer.ids, "length")
+        return Advance(tokens, None, completions)
+
+    def _choose(self, scores_RV: Tensor) -> list[int]:
+        if self.seen:
+            scores_RV = self.seen.penalise(scores_RV)
+        if not self.decoding.temperature:
+            return scores_RV.argmax(-1).tolist()
+        uniform = [answer.random.random() for answer in self.answers]
+        uniform_R = torch.tensor(uniform, dtype=torch.float64, device=scores_RV.device)
+        return draw(probabilities(scores_RV, self.decoding), uniform_R).tolist()
