@@ -11,6 +11,8 @@ VERBS = {
     "prepare": "tokenize, prove and pack the data; print the ledger of what is trained on",
     "preview": "show, token by token, what is trained on and what is not, and why",
     "train": "train a model (also under torchrun); resumes by itself",
+    "evaluate": "score translations, constraints, exams, dialogues, refinements, instructions",
+    "chat": "talk to a model in the terminal, or serve it with a page",
     "export": "write a trained run as a Hugging Face folder, and check that folder",
     "delta": "write a model as differences from its base; apply such differences",
     "extend": "add tokens to a model's vocabulary",

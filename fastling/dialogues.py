@@ -21,7 +21,7 @@ from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
 from fastling.interactive.knowledge import learn
 from fastling.interactive.languages import LANGUAGES, check_language
-from fastling.interactive.pairs import Corpus, make_corpus
+from fastling.interactive.pairs import Corpus, make_corpus, with_third
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
 from fastling.settings import Parser
@@ -38,15 +38,18 @@ MIX = {
     "switch_direction": 8.0,
     "which_words": 7.0,
 }
+SWITCH_TARGET = "switch_target"
+MIX_WITH_THIRD = MIX | {SWITCH_TARGET: 7.0}
+"""Shares of the types, without and with text in a third language."""
 RIGHT_DRAFTS = (0.1, 0.2)
 """Share of drafts that should need no change; with fewer a model always edits, with more it never does."""
 ENOUGH_DRAFTS = 100
 
 
-def parse_mix(text: str | None) -> dict[str, float]:
+def parse_mix(text: str | None, has_third: bool) -> dict[str, float]:
     """ "translate=3,keep=1" -> weights; what is not named is left out."""
     if text is None:
-        return dict(MIX)
+        return dict(MIX_WITH_THIRD if has_third else MIX)
     mix = {}
     for part in text.split(","):
         name, _, weight = part.partition("=")
@@ -61,6 +64,11 @@ def parse_mix(text: str | None) -> dict[str, float]:
     mix = {name: weight for name, weight in mix.items() if weight}
     if not mix:
         raise UserError("--mix", f"leaves nothing to build: {text}")
+    if SWITCH_TARGET in mix and not has_third:
+        fix = "Give text in a third language with --third and --third-lang."
+        raise UserError("--mix", f"{SWITCH_TARGET} needs --third", fix)
+    if has_third and SWITCH_TARGET not in mix:
+        raise UserError("--third", f"has no effect without {SWITCH_TARGET} in --mix")
     return mix
 
 
@@ -74,6 +82,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--target", type=Path, required=True, metavar="F", help="its translation, line by line")
     add("--source-lang", required=True, metavar="L", help=f"language of the source: {known}")
     add("--target-lang", required=True, metavar="L", help="language of the target")
+    add("--third", type=Path, metavar="F", help="the same in a third language, line by line")
+    add("--third-lang", metavar="L", help="language of the third file")
     add("--out", type=Path, required=True, metavar="F.jsonl", help="file of dialogues to write")
     add("--count", type=int, metavar="N", help="dialogues wanted (default: as many as the lines allow)")
     add("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: 0)")
@@ -84,7 +94,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"language the user writes in: {known}, or both of the pair's (default: both)",
     )
     shares = ",".join(f"{name}={weight:g}" for name, weight in MIX.items())
-    add("--mix", metavar="T=W,...", help=f"share of each type (default: {shares})")
+    third = f"with --third also {SWITCH_TARGET}={MIX_WITH_THIRD[SWITCH_TARGET]:g}"
+    add("--mix", metavar="T=W,...", help=f"share of each type (default: {shares}; {third})")
     add(
         "--exclude",
         type=Path,
@@ -130,7 +141,7 @@ def _check_generator_options(options: argparse.Namespace) -> None:
         return
     if not options.generator_model:
         raise UserError("--generator-model", "is not set", "Name a model of the server.")
-    for name in ("mix", "workers"):
+    for name in ("mix", "workers", "third"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name}", "has no effect with --generator-url")
     folder = options.generator_prompts
@@ -149,6 +160,12 @@ def check_options(options: argparse.Namespace) -> Corpus:
         if (number := getattr(options, name)) is not None and number < 1:
             raise UserError(f"--{name.replace('_', '-')}", f"must be > 0: {number}")
     corpus = make_corpus(options.source, options.target, source, target)
+    if options.third:
+        if not options.third_lang:
+            raise UserError("--third-lang", "is not set", "Name the language of the third file.")
+        corpus = with_third(corpus, options.third, check_language("--third-lang", options.third_lang))
+    elif options.third_lang:
+        raise UserError("--third-lang", "has no effect without --third")
     for path in options.exclude:
         if not path.is_file():
             raise UserError("--exclude", f"no such file: {path}")
@@ -163,7 +180,7 @@ def check_options(options: argparse.Namespace) -> Corpus:
 
 def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -> tuple[Recipe, int]:
     """Learn what the rules need of a corpus; and how many lines it has."""
-    mix = parse_mix(options.mix)
+    mix = parse_mix(options.mix, has_third=corpus.third is not None)
     languages = corpus.languages if options.user_lang == "both" else (options.user_lang,)
     phrasings = {language: load_phrasings(language) for language in languages}
     exclusion = read_exclusion(options.exclude)
@@ -196,17 +213,20 @@ def summary(tally: Tally, corpus: Corpus, out: Path) -> dict:
         "user_languages": dict(sorted(tally.user_languages.items())),
         "rejects": dict(tally.rejects.most_common()),
         "right_drafts": tally.right_drafts,
+        "distinct_3": {kind: round(share, 3) for kind, share in tally.diversity.shares.items()},
         "out": str(out),
     }
 
 
 def print_tables(tally: Tally, console: Console) -> None:
     table = Table(title=f"{tally.dialogues:,} dialogues of {tally.pairs:,} pairs", title_justify="left")
-    for name in ("type", "dialogues", "share", "turns of the kind"):
+    distinct = tally.diversity.shares
+    for name in ("type", "dialogues", "share", "turns of the kind", "distinct-3"):
         table.add_column(name, justify="left" if name == "type" else "right")
     for kind, number in tally.kinds.most_common():
         share = f"{100 * number / tally.dialogues:.1f} %"
-        table.add_row(kind, f"{number:,}", share, f"{tally.steps[kind]:,}")
+        varied = f"{distinct[kind]:.2f}" if kind in distinct else "-"
+        table.add_row(kind, f"{number:,}", share, f"{tally.steps[kind]:,}", varied)
     console.print(table)
     _print_rejects(tally.rejects, console)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import PROOF_STRINGS, first_difference
+from fastling.inference.chat_template import render
 from fastling.model.digests import misread
 from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama_config import LlamaConfig
@@ -86,16 +85,6 @@ def _token_ids(folder: Path, encoder: Encoder) -> Check:
     difference = first_difference(encoder.tokenizer, built)
     result = f"equal on {PROOF_STRINGS:,} strings" if difference is None else f"differ on {difference!r}"
     return Check("token ids", difference is None, result)
-
-
-def render(chat_template: str, conversation: Conversation, *, for_answer: bool) -> str:
-    """A chat template's text for a conversation, rendered in Jinja's sandbox as servers do."""
-    messages = [{"role": role, "content": content} for role, content in conversation.turns]
-    if conversation.system:
-        messages.insert(0, {"role": "system", "content": conversation.system})
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(chat_template)
-    return template.render(messages=messages, add_generation_prompt=for_answer)
 
 
 def _template_text(folder: Path, encoder: Encoder) -> Check:

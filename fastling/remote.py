@@ -9,9 +9,13 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import sqlite3
+from collections.abc import Set
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from string import Template
 
 import openai
 
@@ -19,6 +23,9 @@ from fastling.errors import RunError, UserError
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 BYTES_PER_TOKEN = 3  # for a server that does not tell its usage
+ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/\S*)?")
+OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+"""Where a model refuses a parameter by name: what is sent in its place."""
 
 
 class BudgetSpent(Exception):
@@ -44,7 +51,7 @@ class Server:
         cache: a SQLite file, made if it is not there.
         budget_tokens: of all answers in the cache, those of earlier runs included; None for no bound.
 
-    Raises UserError if the cache cannot be used.
+    Raises UserError if the address is none or the cache cannot be used.
     """
 
     def __init__(
@@ -60,7 +67,10 @@ class Server:
         retries: int = 6,
     ):
         self.model, self.budget_tokens, self.url, self._option = model, budget_tokens, url, option
+        if not ADDRESS.fullmatch(url):
+            raise UserError(f"{option}-url", f"is no address: {url}", "Such as http://127.0.0.1:8000/v1.")
         self._failures, self._most_failures = 0, 2 * requests_in_flight  # in a row
+        self._names: dict[str, str | None] = {}  # of parameters that this model refuses, the other ones
         self._client = openai.AsyncOpenAI(
             base_url=url,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
@@ -68,8 +78,7 @@ class Server:
             timeout=timeout_seconds,
         )
         self._in_flight = asyncio.Semaphore(requests_in_flight)
-        self._cache = _open_cache(cache, option)
-        (self.tokens,) = self._cache.execute("SELECT COALESCE(SUM(tokens), 0) FROM answers").fetchone()
+        self._cache, self.tokens = _open_cache(cache, option)
 
     async def close(self) -> None:
         await self._client.close()
@@ -101,14 +110,24 @@ class Server:
                 raise
         self._failures = 0
         self.tokens += answer.tokens
-        with self._cache:
-            row = (key, answer.text, answer.tokens)
-            self._cache.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", row)
+        self._keep(key, answer)
         return answer.text
+
+    def _keep(self, key: str, answer: Answer) -> None:
+        try:
+            with self._cache:
+                row = (key, answer.text, answer.tokens)
+                self._cache.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", row)
+        except sqlite3.Error as error:  # the disk is full, another process holds the file
+            raise RunError(
+                f"{self._option}-cache",
+                f"cannot be written: {error}",
+                "What was kept before is kept; the same command goes on.",
+            ) from None
 
     async def _send(self, request: dict) -> Answer:
         try:
-            response = await self._client.chat.completions.create(**request)
+            response = await self._create(request)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             words = f"{self.url} refuses {self.model}: {error.status_code}"
             raise RunError(f"{self._option}-url", words, "Check address, model and OPENAI_API_KEY.") from None
@@ -118,14 +137,23 @@ class Server:
             raise NoAnswer("no connection") from None
         except openai.APIStatusError as error:
             raise NoAnswer(f"status {error.status_code}") from None
-        except (openai.OpenAIError, json.JSONDecodeError):
+        except (openai.OpenAIError, ValueError, RecursionError):
             raise NoAnswer("broken answer") from None
-        if not getattr(response, "choices", None):  # a server may answer 200 with anything
-            raise NoAnswer("broken answer")
-        choice = response.choices[0]
-        # Cut off, it is kept as an answer without text: asked again it would be cut off again.
-        text = "" if choice.finish_reason == "length" else choice.message.content or ""
+        text = _text_of(response)
         return Answer(text, self._cost(request, text, response.usage))
+
+    async def _create(self, request: dict):
+        """Ask, and ask again without what the model refuses by name. Raises what the client raises."""
+        while True:
+            sent = {self._names.get(name, name): value for name, value in request.items()}
+            sent.pop(None, None)
+            try:
+                return await self._client.chat.completions.create(**sent)
+            except openai.BadRequestError as error:
+                refused = str(error.code).startswith("unsupported") and error.param
+                if refused not in OTHER_NAMES or refused not in sent:
+                    raise
+                self._names[refused] = OTHER_NAMES[refused]
 
     def _count_failure(self, reason: str) -> None:
         """One request may fail; a server that answers none is not asked for hours."""
@@ -137,17 +165,50 @@ class Server:
             )
 
     def _cost(self, request: dict, text: str, usage) -> int:
-        if usage is not None and usage.total_tokens:
-            return usage.total_tokens
+        told = getattr(usage, "total_tokens", None)
+        if isinstance(told, int) and told > 0:
+            return told
         texts = [message["content"] for message in request["messages"]] + [text]
         return sum(len(each.encode()) for each in texts) // BYTES_PER_TOKEN
 
 
-def _open_cache(path: Path, option: str) -> sqlite3.Connection:
+def _text_of(response) -> str:
+    """What was answered. Raises NoAnswer: a server may answer 200 with anything."""
+    try:
+        choice = response.choices[0]
+        content = choice.message.content
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise NoAnswer("broken answer") from None
+    if not isinstance(content, str | None):
+        raise NoAnswer("broken answer")
+    # Cut off, it is kept as an answer without text: asked again it would be cut off again.
+    text = "" if choice.finish_reason == "length" else content or ""
+    return text.encode("utf-8", "replace").decode()  # half a character can be said in JSON, but not kept
+
+
+def _open_cache(path: Path, option: str) -> tuple[sqlite3.Connection, int]:
+    """The file, and how many tokens its answers have cost."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         cache = sqlite3.connect(path)
         cache.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT, tokens INTEGER)")
+        (tokens,) = cache.execute("SELECT COALESCE(SUM(tokens), 0) FROM answers").fetchone()
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"{option}-cache", f"cannot be used: {path}: {error}") from None
-    return cache
+    return cache, tokens
+
+
+def read_prompt(path: Path | Traversable, places: Set[str], *, option: str) -> Template:
+    """A prompt with $places, out of a file that anyone can edit.
+
+    Raises UserError for a file that cannot be read or uses a place that is not filled.
+    """
+    try:
+        prompt = Template(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(option, f"cannot be read: {path}: {error}") from None
+    unknown = set(prompt.get_identifiers()) - places if prompt.is_valid() else set()
+    if unknown or not prompt.is_valid():
+        what = f"unknown place: ${sorted(unknown)[0]}" if unknown else "a $ that names no place"
+        raise UserError(str(path), what, f"Places are ${', $'.join(sorted(places))}; $$ is a dollar.")
+    return prompt

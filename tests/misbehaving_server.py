@@ -54,6 +54,18 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+@contextlib.contextmanager
+def serving(behave):
+    """A server at work until the block ends."""
+    server = Misbehaving(behave)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def completion(text: str, *, finish: str = "stop", tokens: int | None = 100) -> str:
     usage = tokens and {"prompt_tokens": tokens - 10, "completion_tokens": 10, "total_tokens": tokens}
     message = {"role": "assistant", "content": text}

@@ -38,7 +38,10 @@ def test_a_corpus_becomes_dialogues(tmp_path, capsys):
     said = capsys.readouterr()
     counts, rows = json.loads(said.out), rows_of(out)
     assert counts["dialogues"] == len(rows) > 250 and counts["pairs"] == {"zh-en": 600}
-    assert counts["types"].keys() == BUILDERS.keys() and sum(counts["types"].values()) == len(rows)
+    assert counts["types"].keys() == BUILDERS.keys() - {"switch_target"}
+    assert sum(counts["types"].values()) == len(rows) and not any("third_file" in row for row in rows)
+    assert counts["distinct_3"].keys() == counts["types"].keys() and "distinct-3" in said.err
+    assert all(0.1 < share <= 1 for share in counts["distinct_3"].values())
     assert counts["turns"] == sum(len(row["messages"]) for row in rows) / 2
     assert counts["user_languages"].keys() == {"zh", "en"} and counts["directions"].keys() == {
         "zh-en",
@@ -275,7 +278,7 @@ def test_real_text(tmp_path, capsys):
     corpus = Corpus(tmp_path / "text.zh", tmp_path / "text.en", "zh", "en")
     dialogues.main(options(corpus, tmp_path / "out.jsonl", "--json"))
     counts = json.loads(capsys.readouterr().out)
-    assert counts["dialogues"] > 700 and counts["types"].keys() == BUILDERS.keys()
+    assert counts["dialogues"] > 700 and counts["types"].keys() == BUILDERS.keys() - {"switch_target"}
 
 
 # With a model -----------------------------------------------------------------------------------------

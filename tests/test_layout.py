@@ -39,12 +39,20 @@ LAYERS = {
         ("config", "data", "errors", "files", "model", "ops", "prepare"),
         ("matplotlib", "numpy", "rich", "safetensors", "torch", "wandb"),
     ),
-    "inference": (("data", "errors", "model"), ("torch",)),
+    "inference": (("data", "errors", "model"), ("jinja2", "torch")),
+    "evaluation": (
+        ("data", "errors", "inference", "model", "remote", "settings"),
+        ("langdetect", "matplotlib", "numpy", "rich", "sacrebleu", "torch"),
+    ),
+    "serving": (
+        ("data", "errors", "files", "inference", "model"),
+        ("fastapi", "prompt_toolkit", "pydantic", "rich", "uvicorn"),
+    ),
     "surgery": (
         ("data", "errors", "files", "model", "terminal"),
         ("numpy", "rich", "safetensors", "sentencepiece", "tokenizers", "torch"),
     ),
-    "export_check": (("data", "model"), ("jinja2", "tokenizers", "torch", "transformers")),
+    "export_check": (("data", "inference", "model"), ("tokenizers", "torch", "transformers")),
     # the other verbs, which join them
     "dialogues": (("errors", "interactive", "remote", "settings", "terminal"), ("rich",)),
     "preview": (("config", "data", "errors", "prepare"), ("numpy", "rich")),
@@ -55,6 +63,8 @@ LAYERS = {
         ),
         ("rich", "torch", "yaml"),
     ),
+    "evaluate": (("errors", "evaluation", "files", "settings", "terminal"), ("rich",)),
+    "chat": (("errors", "inference", "model", "serving", "settings", "terminal"), ("rich", "torch")),
     "delta": (("errors", "settings", "surgery", "terminal"), ()),
     "extend": (("errors", "settings", "surgery", "terminal"), ()),
     "merge": (("errors", "settings", "surgery", "terminal"), ()),
@@ -289,8 +299,9 @@ def test_every_package_that_is_needed_is_declared():
                     [node.module] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names]
                 )
                 needed |= {module.partition(".")[0] for module in modules}
-    # triton comes with torch; openai is asked for by the one file that is read when a server is named
-    needed -= sys.stdlib_module_names | {"fastling", "triton", "openai"}
+    # triton comes with torch; the others by extras, whose absence the verbs that need them tell
+    extras = {"fastapi", "langdetect", "openai", "sacrebleu", "uvicorn"}
+    needed -= sys.stdlib_module_names | extras | {"fastling", "triton"}
     assert {names.get(name, name) for name in needed} <= declared
 
 

@@ -1,15 +1,19 @@
 """A trained folder as something to talk to: conversations in, answers out, by the ids that training saw."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from fastling.data.conversation import Conversation
 from fastling.data.encoding import Encoder
-from fastling.data.template import load_template
-from fastling.data.tokenizer import load_tokenizer
-from fastling.errors import UserError
+from fastling.data.template import Template, load_template
+from fastling.data.tokenizer import Tokenizer, load_tokenizer
+from fastling.errors import RunError, UserError
+from fastling.inference.chat_template import find_template
+from fastling.inference.streaming import TextStream
 from fastling.model.generation import Completion, Decoding, generate, stream
 from fastling.model.huggingface import load_pretrained
 from fastling.model.llama import Llama
@@ -18,17 +22,46 @@ from fastling.model.llama import Llama
 class ChatModel:
     """A model with the tokenizer and the template that it was trained with."""
 
-    def __init__(self, model: Llama, encoder: Encoder, name: str):
+    def __init__(self, model: Llama, encoder: Encoder, name: str, template_origin: str = ""):
         self.model, self.encoder, self.name = model, encoder, name
+        self.template_origin = template_origin
+        """In words, who says that it is this template."""
 
     @property
     def longest_sequence(self) -> int:
         """Tokens of prompt and answer together, at most."""
         return self.model.config.longest_sequence
 
+    @property
+    def stop_ids(self) -> set[int]:
+        return set(self.encoder.stop_ids)
+
     def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """What the model is fed for the next answer: the ids that training saw before it (P1)."""
-        return self.encoder.prompt_ids(conversation)
+        """What the model is fed for the next answer: the ids that training saw before it (P1).
+
+        Earlier answers are encoded anew from their text, as training did: the ids that were generated
+        may split that text otherwise. Raises UserError for a conversation that does not end with a
+        question, and for text that training would have refused: system text where the template has no
+        place for it, and text in which the tokenizer sees a control token whatever one does (P3).
+        """
+        if not conversation.turns or conversation.turns[-1].role != "user":
+            raise UserError("the conversation", "must end with a message of the user")
+        template = self.encoder.template
+        if conversation.system and not template.template.system:
+            raise UserError(
+                "the system text",
+                f"cannot be given: the template {template.name} has no place for it",
+                "Leave it out, or say it in the first question.",
+            )
+        ids = self.encoder.prompt_ids(conversation)
+        inserted = sum(segment.control for segment in template.render(conversation, for_answer=True))
+        if sum(token_id in self.encoder.control_ids for token_id in ids) != inserted:
+            raise UserError(
+                "the conversation",
+                "spells a control token that this tokenizer cannot take for text",
+                "Write it in another way, for example with a space in it.",
+            )
+        return ids
 
     def answer(self, conversations: Sequence[Conversation], decoding: Decoding) -> list[str]:
         """The next answer of each. Raises UserError for a conversation longer than the model takes."""
@@ -37,14 +70,55 @@ class ChatModel:
         return [self.text(completion) for completion in completions]
 
     def text(self, completion: Completion) -> str:
-        return self.encoder.answer(completion.ids)
+        """What was said, without white space around it."""
+        known = self.encoder.tokenizer.vocab_size  # an embedding may have rows that no token has
+        return self.encoder.answer([token_id for token_id in completion.ids if token_id < known])
 
     def stream_ids(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[int]:
+        """Each id as soon as it is known; to close the iterator ends the generation."""
         return stream(self.model, list(prompt), decoding, stop_ids=self.stop_ids)
 
+
+class StreamedAnswer:
+    """One answer in the making: iterate over it for its text, then read how it ended.
+
+    Leaving the loop early ends the generation; `text` is then what was given out, and
+    `finish_reason` None.
+    """
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        prompt: Sequence[int],
+        decoding: Decoding,
+        stop_strings: Sequence[str] = (),
+    ):
+        self._chat, self._prompt, self._decoding = chat, prompt, decoding
+        self._stream = TextStream(chat.encoder, stop_strings)
+        self.num_tokens = 0
+        """Generated, without the stop token."""
+        self.finish_reason: Literal["stop", "length"] | None = None
+
     @property
-    def stop_ids(self) -> set[int]:
-        return set(self.encoder.stop_ids)
+    def text(self) -> str:
+        return self._stream.text
+
+    def __iter__(self) -> Iterator[str]:
+        """A piece of text for every token, often an empty one, and the rest."""
+        with contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids:
+            for token_id in ids:
+                self.num_tokens += 1
+                yield self._stream.add(token_id)
+                if self._stream.stopped:
+                    break
+        rest = self._stream.end()
+        self.finish_reason = "stop" if self._stream.stopped or not self._is_full() else "length"
+        yield rest
+
+    def _is_full(self) -> bool:
+        """Whether the last token that may be was one of text: no stop token came."""
+        length = len(self._prompt) + self.num_tokens
+        return self.num_tokens >= self._decoding.max_new_tokens or length >= self._chat.longest_sequence
 
 
 def load_chat_model(
@@ -52,19 +126,50 @@ def load_chat_model(
 ) -> ChatModel:
     """A folder that fastling exported, a run folder that holds one, or any Hugging Face folder.
 
-    The template is the one the export names, unless `template` names another. Raises UserError where
-    the folder is none of these, or names no template.
+    The template is the one that `template` names, else the export's own, else the built-in one that
+    renders what the folder's chat template renders. Raises UserError where there is none of these, or
+    the folder holds no model.
     """
     export = folder / "export" if (folder / "export" / "config.json").is_file() else folder
     if not (export / "config.json").is_file():
         raise UserError("--model", f"holds no model: {folder}", "Name an export, or a run that has one.")
+    tokenizer = load_tokenizer(export)
+    found, origin = _choose_template(export, template, tokenizer)
+    device = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+    try:
+        model = load_pretrained(export, dtype=dtype, device=device)
+    except torch.OutOfMemoryError:
+        raise RunError("--model", f"does not fit into the memory of {device}: {folder}") from None
+    try:
+        encoder = Encoder(found, tokenizer, model.config.longest_sequence)
+    except UserError as error:
+        raise _about_option(error) from None
+    return ChatModel(model.eval(), encoder, folder.resolve().name, origin)
+
+
+def _choose_template(export: Path, named: str | None, tokenizer: Tokenizer) -> tuple[Template, str]:
     own = export / "template.yaml"
-    if template is None and not own.is_file():
-        raise UserError("--template", f"is needed: {folder} does not say how it was trained")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
-    model = load_pretrained(export, dtype=dtype, device=device)
-    encoder = Encoder(
-        load_template(template or str(own)), load_tokenizer(export), model.config.longest_sequence
-    )
-    return ChatModel(model.eval(), encoder, folder.resolve().name)
+    if named is not None:
+        try:
+            return load_template(named), "by --template"
+        except UserError as error:
+            raise _about_option(error) from None
+    if own.is_file():
+        return load_template(str(own)), "by the export's template.yaml"
+    found = find_template(export, tokenizer)
+    return found.template, f"which renders what {found.file} renders"
+
+
+def _about_option(error: UserError) -> UserError:
+    """An error about a config's `data.template`, said of the option that stands for it here."""
+    return UserError(error.where.replace("data.template", "--template"), error.what, error.fix)
+
+
+def _check_device(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError("--device", f"cannot be used: {device}: {reason}") from None
+    return device

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from fastling.interactive.dialogue import Dialogue
+from fastling.interactive.diversity import Diversity, own_words
 from fastling.interactive.exclusion import Exclusion
-from fastling.interactive.gates import check_dialogue, check_pair
+from fastling.interactive.gates import check_dialogue, check_pair, check_third
 from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.pairs import Corpus, Pair, fingerprint
 from fastling.interactive.phrasings import Phrasings
@@ -59,6 +60,8 @@ class Made(NamedTuple):
     pair: str
     row: str
     """As JSON, without the end of the line."""
+    requests: tuple[str, ...]
+    """What the user says, without the sentences of the corpus."""
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Tally:
     user_languages: Counter = field(default_factory=Counter)
     directions: Counter = field(default_factory=Counter)
     rejects: Counter = field(default_factory=Counter)
+    diversity: Diversity = field(default_factory=Diversity)
 
     @property
     def dialogues(self) -> int:
@@ -81,6 +85,7 @@ class Tally:
         self.steps.update(made.steps)
         self.user_languages[made.user_language] += 1
         self.directions[made.pair] += 1
+        self.diversity.add(made.kind, made.requests)
 
     @property
     def right_drafts(self) -> float:
@@ -136,13 +141,20 @@ def _made(recipe: Recipe, kind: str, dialogue: Dialogue, user_language: str) -> 
         "messages": dialogue.messages(),
         "type": kind,
         "steps": dialogue.steps,
+        "turns": dialogue.record(),
         "pair": pair,
         "user_lang": user_language,
         "source_file": corpus.first.name,
         "target_file": corpus.second.name,
         "lines": dialogue.lines,
     }
-    return Made(kind, tuple(dialogue.steps), user_language, pair, json.dumps(row, ensure_ascii=False))
+    if "switch_target" in dialogue.steps:
+        row["third_file"] = corpus.third.name
+    texts = [text for each in dialogue.pairs for text in (each.text, each.reference)]
+    texts += [draft.text for draft in dialogue.drafts]
+    requests = tuple(own_words(request, texts) for request, _ in dialogue.turns)
+    line = json.dumps(row, ensure_ascii=False)
+    return Made(kind, tuple(dialogue.steps), user_language, pair, line, requests)
 
 
 def even_mix(recipe: Recipe, sample: Sequence[Sequence[Pair]]) -> dict[str, float]:
@@ -150,10 +162,10 @@ def even_mix(recipe: Recipe, sample: Sequence[Sequence[Pair]]) -> dict[str, floa
     knowledge, choose = recipe.knowledge, random.Random(recipe.seed)
     phrasings = recipe.phrasings[min(recipe.phrasings)]
     good = [
-        (one, two)
+        [_with_good_third(pair, knowledge, Counter()) for pair in both]
         for run in sample
-        for one, two in zip(run, run[1:], strict=False)
-        if not any(check_pair(pair, knowledge, Exclusion()) for pair in (one, two))
+        for both in zip(run, run[1:], strict=False)
+        if not any(check_pair(pair, knowledge, Exclusion()) for pair in both)
     ]
     tried = [good[number * len(good) // TRIED] for number in range(min(TRIED, len(good)))]
     found = {}
@@ -187,7 +199,7 @@ def make_chunk(recipe: Recipe, pairs: Sequence[Pair], most: int | None) -> tuple
             if reason := check_pair(pair, recipe.knowledge, recipe.exclusion):
                 rejects[reason] += 1
             else:
-                good.append(pair)
+                good.append(_with_good_third(pair, recipe.knowledge, rejects))
         if good:
             dialogue = make_dialogue(recipe, slot._replace(pairs=good), rejects)
             if dialogue:
@@ -195,6 +207,14 @@ def make_chunk(recipe: Recipe, pairs: Sequence[Pair], most: int | None) -> tuple
             else:
                 rejects["no-kind-possible"] += 1
     return made, rejects
+
+
+def _with_good_third(pair: Pair, knowledge: Knowledge, rejects: Counter) -> Pair:
+    """The pair, without its third text where that is not good: the other two are used all the same."""
+    if not knowledge.corpus.third or not (reason := check_third(pair, knowledge)):
+        return pair
+    rejects[f"third-{reason}"] += 1
+    return pair._replace(third="")
 
 
 def _slots(recipe: Recipe, pairs: Sequence[Pair]) -> Iterator[Slot]:
@@ -274,9 +294,9 @@ def distinct_pairs(corpus: Corpus, tally: Tally) -> Iterator[tuple[int, list[Pai
     """(lines read so far, pairs that did not come before) of every so many lines."""
     seen: set[bytes] = set()
     chunk: list[Pair] = []
-    for number, first, second in corpus.lines():
-        pair = corpus.tidied(number, first, second)
-        key = fingerprint(pair[1:])
+    for number, lines in corpus.lines():
+        pair = corpus.tidied(number, lines)
+        key = fingerprint(pair.texts)
         tally.pairs += 1
         if pair.first and pair.second and key in seen:
             tally.rejects["duplicate"] += 1

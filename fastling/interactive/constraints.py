@@ -2,33 +2,60 @@
 
 import random
 import re
+from collections.abc import Sequence
 
 from fastling.interactive.knowledge import Knowledge
-from fastling.interactive.languages import HAN, is_stop_word
+from fastling.interactive.languages import HAN, Word, is_stop_word
 from fastling.interactive.pairs import Direction
 
 MOST_WORDS = 3
 """Words of one wish."""
-_NUMBER = r"(?<![\w.,:/-])\d{2,}(?![\w,:/-]|\.\d)"
-_NAME = r"(?<![\w&.-])[A-ZÀ-Þ][\w'’]*(?:[ -](?:& )?[A-ZÀ-Þ][\w'’]*)*(?![\w&-])"
+_NUMBER = r"(?<![\w.,:/-])(?<!\d\s)\d{2,}(?![\w,:/-]|\.\d|\s\d{3}(?!\d))"
+_JOINED = r"(?:& |(?:of|for|the|de|la|le|les|des|du|del|di|da|von|van|der|den|al|bin) )*"
+"""What stands inside a name in small letters: half of Jardín de la Unión is no name."""
+_NAME = rf"(?<![\w&.-])[A-ZÀ-Þ][\w'’]*(?:[ -]{_JOINED}[A-ZÀ-Þ][\w'’]*)*(?![\w&-])"
 _NUMBER_BY_CHINESE = r"(?<![A-Za-z0-9.,:/-])\d{2,}(?![A-Za-z0-9,:/%-]|\.\d|[万亿千百十])"
 _CANDIDATE = re.compile(f"{_NAME}|{_NUMBER}")
-_MID_SENTENCE = re.compile(r"[\w,;)] $")
+_TITLE = re.compile(r"^(?:Mr|Mrs|Ms|Dr|Sir|Mme|Mlle|MM?|Herr|Frau)\.? ")
+"""What is translated before a name."""
+_MID_SENTENCE = re.compile(r"(?:[\w,;)]|\b(?:Mr|Mrs|Ms|Dr|MM?)\.) $")
 
 
 def renderings(pair: Direction, knowledge: Knowledge) -> list[tuple[str, str]]:
     """(word of the text, word of the reference): sure links between words that can be named by themselves."""
-    found = []
-    for source, target in knowledge.links_of(pair):
+    found, links = [], knowledge.links_of(pair)
+    for source, target in links:
         if source.text.casefold() == target.text.casefold():
             continue  # a name, or a number
         if "de" in (pair.origin, pair.target) and not 0.5 <= len(source.text) / len(target.text) <= 2:
             continue  # Grönlandhai is more than shark
+        if _renders_more(source, target, pair, knowledge, links):
+            continue
         if knowledge.stands_alone(pair.text, source, pair.origin) and knowledge.stands_alone(
             pair.reference, target, pair.target
         ):
             found.append((source.text, target.text))
     return found
+
+
+def _renders_more(
+    source: Word, target: Word, pair: Direction, knowledge: Knowledge, links: Sequence[tuple[Word, Word]]
+) -> bool:
+    """Whether a word beside one of the two may belong to the link: 景区 is not scenic, but scenic area."""
+    linked = {word for link in links for word in link}
+    beside = [each for each in _neighbours(pair.text, pair.origin, source, knowledge) if each not in linked]
+    if any(knowledge.may_render(each, target, pair) for each in beside):
+        return True
+    beside = _neighbours(pair.reference, pair.target, target, knowledge)
+    return any(knowledge.may_render(source, each, pair) for each in beside if each not in linked)
+
+
+def _neighbours(text: str, language: str, word: Word, knowledge: Knowledge) -> list[Word]:
+    """The words of meaning right before and after one."""
+    words = knowledge.cut(text, language)
+    at = words.index(word)
+    near = (*words[max(0, at - 1) : at], *words[at + 1 : at + 2])
+    return [each for each in near if not is_stop_word(each.text, language)]
 
 
 def words_to_include(pair: Direction, knowledge: Knowledge, choose: random.Random) -> list[str]:
@@ -43,7 +70,9 @@ def items_to_keep(pair: Direction) -> list[str]:
     """Names and numbers that stand in text and reference alike."""
     return [
         item
-        for item in dict.fromkeys(match[0] for match in _CANDIDATE.finditer(_latin_side(pair)))
+        for item in dict.fromkeys(
+            _TITLE.sub("", match[0]) for match in _CANDIDATE.finditer(_latin_side(pair))
+        )
         if _is_worth_keeping(item, pair)
     ]
 

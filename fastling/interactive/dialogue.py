@@ -10,6 +10,9 @@ from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.pairs import Direction
 from fastling.interactive.phrasings import Phrasings
 
+SENDING_DRAFTS = ("correct_draft", "which_better")
+"""Steps whose turn shows a faulty draft."""
+
 
 class Wish(NamedTuple):
     """Words that every translation of a line must hold, from a turn on."""
@@ -73,3 +76,28 @@ class Dialogue:
             for turn in self.turns
             for role, content in zip(("user", "assistant"), turn, strict=True)
         ]
+
+    def record(self) -> list[dict | None]:
+        """What is known of each turn, so that other answers can be scored; None where no text is translated.
+
+        line, language: of the text that is asked for, which is the answer without its lead and a line feed.
+        errors, where the user sends a draft: what to put in place of what in the reference to get the draft;
+        `start` in characters. constraints: words that the text must hold, since which turn, and as what step.
+        """
+        senders = [turn for turn, step in enumerate(self.steps) if step in SENDING_DRAFTS]
+        drafts = dict(zip(senders, self.drafts, strict=True))
+        turns: list[dict | None] = [None] * len(self.turns)
+        for turn, pair in self.versions:
+            known: dict = {"line": pair.line, "language": pair.target}
+            if lead := self.turns[turn][1].removesuffix(pair.reference).removesuffix("\n"):
+                known["lead"] = lead
+            if turn in drafts:
+                known["errors"] = [drafts[turn].record()]
+            elif self.steps[turn] == "no_change":
+                known["errors"] = []
+            if bound := [wish for wish in self.wishes if wish.line == pair.line and wish.turn <= turn]:
+                known["constraints"] = [
+                    {"words": wish.words, "turn": wish.turn, "step": self.steps[wish.turn]} for wish in bound
+                ]
+            turns[turn] = known
+        return turns

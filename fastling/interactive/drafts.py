@@ -29,6 +29,7 @@ _WEIGHTS = {
     "case": 1,
     "punctuation": 1,
 }
+_MARK = re.compile(r"[\"“”„«»「」()（）《》]")
 MOST_OMITTED = 8
 """Words that a draft that breaks off may lack."""
 
@@ -54,6 +55,10 @@ class Draft:
     def span(self) -> str:
         """The words that a reason names: those that are wrong, are missing, or stand twice."""
         return (self.right if self.kind in ("omission", "repetition") else self.wrong).strip()
+
+    def record(self) -> dict:
+        """The fault, as a row of dialogues keeps it."""
+        return {"kind": self.kind, "start": self.start, "wrong": self.wrong, "right": self.right}
 
 
 def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> Draft | None:
@@ -99,7 +104,12 @@ def _omission(
         run = _run(text, words, language, choose, choose.randint(1, 3))
     if not run or all(is_stop_word(word.text, language) for word in run):
         return None
+    linked = {rendering.start for _, rendering in knowledge.links_of(pair)}
+    if linked and not any(word.start in linked for word in run):
+        return None  # perhaps the source does not say it either
     start, end = run[0].start, run[-1].end
+    if _MARK.search(text[start:end]):
+        return None  # of a pair that opens or closes elsewhere
     if language == "zh":
         if text[start - 1].isdigit() or text[end : end + 1].isdigit() or not _solid(run[0], language):
             return None
@@ -117,7 +127,10 @@ def _addition(
 ) -> Place | None:
     """Join to a word another one that the source does not speak of."""
     word = _content_word(pair, words, knowledge, choose)
-    other = word and knowledge.similar_word(word.text, pair, choose)
+    if not word or not _ends_phrase(pair.reference, words, word, pair.target):
+        return None
+    beside = (AND[pair.target].strip(), _beside(words, word)[1])
+    other = knowledge.similar_word(word.text, pair, beside, choose)
     if not other:
         return None
     return word.end, AND[pair.target] + other, ""
@@ -127,7 +140,7 @@ def _number(
     pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
 ) -> Place | None:
     """Change one digit."""
-    numbers = [word for word in words if word.text[0].isdigit() and word.text.isascii()]
+    numbers = [word for word in words if re.fullmatch(r"[0-9][0-9.,:\s]*", word.text)]
     if not numbers:
         return None
     word = choose.choice(numbers)
@@ -174,16 +187,18 @@ def _replacement(
 ) -> Place | None:
     """Put another word of the corpus, of like form and frequency, in place of one."""
     word = _content_word(pair, words, knowledge, choose)
-    other = word and knowledge.similar_word(word.text, pair, choose)
+    other = word and knowledge.similar_word(word.text, pair, _beside(words, word), choose)
     return (word.start, other, word.text) if other else None
 
 
 def _case(
     pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
 ) -> Place | None:
-    """Write a name, in German also a noun, in small letters."""
+    """Write a name, in German also a noun, in small letters: a word that is never written so."""
+    small = knowledge.small[pair.target]
     found = [word for word in words[1:] if word.text[0].isupper() and word.text[1:].islower()]
     found = [word for word in found if _inside(pair.reference, word) and len(word.text) > 2]
+    found = [word for word in found if word.text.lower() not in small]
     if pair.target == "zh" or not found:
         return None
     word = choose.choice(found)
@@ -241,6 +256,20 @@ def _content_word(
         able = [word for word in able if _inside(text, word) and _whole(text, word.start, word.end)]
     able = [word for word in able if word.start in linked] or able
     return choose.choice(able) if able else None
+
+
+def _beside(words: Sequence[Word], word: Word) -> tuple[str, str]:
+    """The words before and after one; nothing at the edge of the text."""
+    at = words.index(word)
+    return words[at - 1].text if at else "", words[at + 1].text if at + 1 < len(words) else ""
+
+
+def _ends_phrase(text: str, words: Sequence[Word], word: Word, language: str) -> bool:
+    """Whether punctuation or a function word follows, so that another word can be joined to this one."""
+    following = _beside(words, word)[1]
+    if not following or is_stop_word(following, language):
+        return True
+    return bool(re.match(r"\s*[^\w\s]", text[word.end :]))
 
 
 def _solid(word: Word, language: str) -> bool:

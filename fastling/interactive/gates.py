@@ -1,16 +1,19 @@
 """What a pair and a dialogue must pass. Each gate is one function that names nothing but its own reason.
 
 The rules build what is true; the gates check it again, from the finished text, because a rule may be wrong.
+No gate asks a quality estimator whether the last version is better than a draft: that needs a neural model,
+and here the last version is a human one and the draft was made faulty.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from fastling.interactive.constraints import is_meant
 from fastling.interactive.dialogue import Dialogue
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.knowledge import Knowledge
-from fastling.interactive.languages import HAN, reads_as
+from fastling.interactive.languages import HAN, reads_as, tokens
 from fastling.interactive.pairs import Corpus, Pair
 
 SHORTEST = {"zh": 4}
@@ -19,6 +22,8 @@ LONGEST = 1000
 """Characters of a sentence."""
 LEAST_RATIO, MOST_RATIO = 0.5, 2.0
 """Of the corpus's median ratio of lengths."""
+NEAR_COPY = 0.7
+"""Share of the words that a third text may have in common with one of the other two."""
 _UNFINISHED = frozenset(",;:，；：、(（-–—")
 _DAMAGE = re.compile(rf"\ufffd|[{HAN}]\?[{HAN}]|[a-zà-ÿ]\?[a-zà-ÿ]")
 
@@ -27,7 +32,7 @@ _DAMAGE = re.compile(rf"\ufffd|[{HAN}]\?[{HAN}]|[a-zà-ÿ]\?[a-zà-ÿ]")
 
 
 def is_empty(pair: Pair) -> bool:
-    return not (pair.first and pair.second)
+    return not all(pair.texts)
 
 
 def is_copy(pair: Pair) -> bool:
@@ -35,17 +40,17 @@ def is_copy(pair: Pair) -> bool:
 
 
 def is_too_short(pair: Pair, corpus: Corpus) -> bool:
-    sides = zip(pair[1:], corpus.languages, strict=True)
+    sides = zip(pair.texts, corpus.languages, strict=True)
     return any(len(text) < SHORTEST.get(language, SHORTEST_LATIN) for text, language in sides)
 
 
 def is_too_long(pair: Pair) -> bool:
-    return max(map(len, pair[1:])) > LONGEST
+    return max(map(len, pair.texts)) > LONGEST
 
 
 def is_unfinished(pair: Pair) -> bool:
     """Whether a line was cut: it ends in a comma, or opens a quotation that it does not close."""
-    return any(text[-1] in _UNFINISHED or not _quotes_match(text) for text in pair[1:])
+    return any(text[-1] in _UNFINISHED or not _quotes_match(text) for text in pair.texts)
 
 
 def _quotes_match(text: str) -> bool:
@@ -53,12 +58,14 @@ def _quotes_match(text: str) -> bool:
         return False
     if "„" in text:  # German closes with what English opens with
         return text.count("„") == text.count("“") + text.count("”")
-    return text.count("“") == text.count("”") and text.count("「") == text.count("」")
+    return text.count("“") == text.count("”") and all(
+        text.count(one) == text.count(other) for one, other in ("「」", "«»")
+    )
 
 
 def is_damaged(pair: Pair) -> bool:
     """Whether characters were lost: a question mark inside a word."""
-    return any(_DAMAGE.search(text) for text in pair[1:])
+    return any(_DAMAGE.search(text) for text in pair.texts)
 
 
 def is_in_another_language(pair: Pair, corpus: Corpus) -> bool:
@@ -66,14 +73,34 @@ def is_in_another_language(pair: Pair, corpus: Corpus) -> bool:
     return not (reads_as(pair.first, first, second) and reads_as(pair.second, second, first))
 
 
-def has_odd_length(pair: Pair, knowledge: Knowledge) -> bool:
-    ratio = len(pair.second) / len(pair.first) / knowledge.length_ratio
+def has_odd_length(pair: Pair, median_ratio: float) -> bool:
+    ratio = len(pair.second) / len(pair.first) / median_ratio
     return not LEAST_RATIO <= ratio <= MOST_RATIO
 
 
 def check_pair(pair: Pair, knowledge: Knowledge, exclusion: Exclusion) -> str | None:
-    """Why a pair is not used, or None."""
+    """Why a pair is not used, or None. A sentence held out in any of the languages is held out in all."""
+    if reason := _check_texts(pair, knowledge.corpus, knowledge.length_ratio):
+        return reason
+    return "excluded" if any(exclusion.holds(text) for text in pair[1:] if text) else None
+
+
+def check_third(pair: Pair, knowledge: Knowledge) -> str | None:
+    """Why the third text of a good pair is not used, or None."""
     corpus = knowledge.corpus
+    beside = corpus._replace(second=corpus.third, second_language=corpus.third_language)
+    if reason := _check_texts(pair._replace(second=pair.third), beside, knowledge.third_ratio):
+        return reason
+    return "untranslated" if any(is_near_copy(pair.third, text) for text in pair.texts) else None
+
+
+def is_near_copy(text: str, other: str) -> bool:
+    """Whether most words of a text stand in the other one as well."""
+    words = [Counter(word.text.casefold() for word in tokens(each)) for each in (text, other)]
+    return (words[0] & words[1]).total() > NEAR_COPY * max(each.total() for each in words)
+
+
+def _check_texts(pair: Pair, corpus: Corpus, median_ratio: float) -> str | None:
     if is_empty(pair):
         return "empty-line"
     if is_copy(pair):
@@ -88,10 +115,8 @@ def check_pair(pair: Pair, knowledge: Knowledge, exclusion: Exclusion) -> str | 
         return "damaged"
     if is_in_another_language(pair, corpus):
         return "wrong-language"
-    if has_odd_length(pair, knowledge):
+    if has_odd_length(pair, median_ratio):
         return "length-ratio"
-    if exclusion.holds(pair.first) or exclusion.holds(pair.second):
-        return "excluded"
     return None
 
 

@@ -1,20 +1,23 @@
 """What the rules must know of a corpus, learned from a sample of it in seconds."""
 
+import itertools
 import random
 import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from fastling.interactive.alignment import Links, learn_links
-from fastling.interactive.languages import Word, is_stop_word
+from fastling.interactive.languages import ELISION, Word, is_stop_word
+from fastling.interactive.neighbours import Neighbours
 from fastling.interactive.pairs import Corpus, Direction, Pair
 from fastling.interactive.words import Lexicon, learn_lexicon
 
 NEAR = 0.15
 """How far, as a share of the words of like form, the frequency of a replacement may lie."""
+TRIED = 40
+"""Words that are tried for a replacement."""
 RUNNING_TEXT = 1.5
 """How much more two neighbouring lines must have in common than two distant ones."""
 COMMON = 0.01
@@ -35,10 +38,16 @@ class Knowledge:
     """By language that is translated from: `links` from the first one, `reverse` from the second."""
     alike: Mapping[str, Mapping[str, Sequence[str]]]
     """Language -> form of a word -> the words of that form, by frequency."""
+    neighbours: Mapping[str, Neighbours]
+    """Language -> beside what the words of `alike` were seen."""
+    small: Mapping[str, frozenset[str]]
+    """Language -> words that were seen in small letters as well as with a capital, in small letters."""
     topical: Mapping[str, frozenset[str]]
     """Language -> words that tell what a text is about."""
     length_ratio: float
     """Characters of the second language for one of the first: the median."""
+    third_ratio: float
+    """Characters of the third language for one of the first: the median."""
     running_text: bool
     """Whether neighbouring lines belong together."""
 
@@ -52,8 +61,19 @@ class Knowledge:
         found = links.between([word.text for word in source], [word.text for word in target])
         return [(source[one], target[other]) for one, other in found]
 
-    def similar_word(self, word: str, pair: Direction, choose: random.Random) -> str | None:
-        """A word of like form and frequency that cannot be right in the pair's reference."""
+    def may_render(self, source: Word, target: Word, pair: Direction) -> bool:
+        """Whether a word of a text could be rendered by one of its reference."""
+        links = self.links if pair.origin == self.corpus.first_language else self.reverse
+        return links.may_render(source.text, target.text)
+
+    def similar_word(
+        self, word: str, pair: Direction, beside: tuple[str, str], choose: random.Random
+    ) -> str | None:
+        """A word of like form and frequency that cannot be right in the pair's reference.
+
+        It was seen beside the words between which it is to stand, and of those that were, it is used most as
+        the right word is: a mistake that a reader could make.
+        """
         words = self.alike[pair.target].get(form_of(word, pair.target), ())
         links = self.links if pair.origin == self.corpus.first_language else self.reverse
         if word not in words or len(words) < 4:
@@ -61,19 +81,24 @@ class Knowledge:
         at, reach = words.index(word), max(4, round(NEAR * len(words)))
         near = words[max(0, at - reach) : at + reach + 1]
         source = [each.text for each in self.cut(pair.text, pair.origin)]
-        for _ in range(6):
-            other = choose.choice(near)
+        neighbours, able = self.neighbours[pair.target], []
+        for other in choose.sample(near, min(TRIED, len(near))):
             kin = set(other) & set(word) if pair.target == "zh" else other[:3] == word[:3]
-            if kin or other in pair.reference or any(links.may_render(each, other) for each in source):
+            if kin or other in pair.reference or not neighbours.fits(other, *beside):
                 continue
-            return other
-        return None
+            if not any(links.may_render(each, other) for each in source):
+                able.append(other)
+        return max(able, key=lambda other: neighbours.likeness(word, other), default=None)
 
     def belong_together(self, before: Direction, after: Direction) -> bool:
-        """Whether two neighbouring lines speak of the same."""
-        topical = self.topical[before.origin]
-        words = {word.text.casefold() for word in self.cut(before.text, before.origin)} & topical
-        return any(word.text.casefold() in words for word in self.cut(after.text, before.origin))
+        """Whether two neighbouring lines speak of the same: they have words in common in both languages."""
+        return self._share_topic(before.text, after.text, before.origin) and self._share_topic(
+            before.reference, after.reference, before.target
+        )
+
+    def _share_topic(self, before: str, after: str, language: str) -> bool:
+        words = {word.text.casefold() for word in self.cut(before, language)} & self.topical[language]
+        return any(word.text.casefold() in words for word in self.cut(after, language))
 
     def stands_alone(self, text: str, word: Word, language: str) -> bool:
         """Whether a word can be asked for by itself: whole, meaningful, there once, no part of a name."""
@@ -86,6 +111,8 @@ class Knowledge:
             known = self.lexicons[language].cost
             return len(word.text) < 4 or not (word.text[:2] in known or word.text[2:] in known)
         before, after = text[: word.start], text[word.end :]
+        if language == "fr":
+            before = ELISION.sub("", before)
         if re.search(r"[\w'’-]$", before) or re.match(r"[\w-]|['’]\w", after):
             return False
         if word.text[0].isupper():
@@ -110,7 +137,8 @@ def learn(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> Knowledge:
         corpus.second_language: [pair.second for pair in pairs],
     }
     lexicons = {
-        language: learn_lexicon(texts[language]) if language == "zh" else Lexicon() for language in texts
+        language: learn_lexicon(texts[language]) if language == "zh" else Lexicon(language=language)
+        for language in texts
     }
     cut = {
         language: [[word.text for word in lexicons[language].cut(text)] for text in texts[language]]
@@ -118,18 +146,28 @@ def learn(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> Knowledge:
     }
     first, second = corpus.languages
     links = learn_links(list(zip(cut[first], cut[second], strict=True)))
-    ratios = [len(pair.second) / len(pair.first) for pair in pairs]
+    alike = {language: _alike(cut[language], language) for language in texts}
     topical = {language: _topical(cut[language], language) for language in texts}
     return Knowledge(
         corpus=corpus,
         lexicons=lexicons,
         links=links,
         reverse=links.reversed(),
-        alike={language: _alike(cut[language], language) for language in texts},
+        alike=alike,
+        neighbours={
+            language: Neighbours(cut[language], itertools.chain(*alike[language].values()))
+            for language in texts
+        },
+        small={language: _small(cut[language]) for language in texts},
         topical=topical,
-        length_ratio=statistics.median(ratios) if ratios else 1.0,
+        length_ratio=_median_ratio([pair.texts for pair in pairs]),
+        third_ratio=_median_ratio([(pair.first, pair.third) for pair in pairs if pair.third]),
         running_text=_is_running_text(sample, lexicons[second], topical[second]),
     )
+
+
+def _median_ratio(texts: Sequence[tuple[str, str]]) -> float:
+    return statistics.median(len(two) / len(one) for one, two in texts) if texts else 1.0
 
 
 def _alike(sentences: Sequence[Sequence[str]], language: str) -> dict[str, list[str]]:
@@ -140,6 +178,11 @@ def _alike(sentences: Sequence[Sequence[str]], language: str) -> dict[str, list[
         if able and not is_stop_word(word, language):
             found.setdefault(form_of(word, language), []).append(word)
     return found
+
+
+def _small(sentences: Sequence[Sequence[str]]) -> frozenset[str]:
+    words = {word for sentence in sentences for word in sentence}
+    return frozenset(word.lower() for word in words if word[0].isupper()) & words
 
 
 def _topical(sentences: Sequence[Sequence[str]], language: str) -> frozenset[str]:
@@ -158,7 +201,7 @@ def _is_running_text(sample: Sequence[Sequence[Pair]], lexicon: Lexicon, topical
     lines = [
         {word.text.casefold() for word in lexicon.cut(pair.second)} & topical for run in runs for pair in run
     ]
-    ends = set(accumulate(len(run) for run in runs))
+    ends = set(itertools.accumulate(len(run) for run in runs))
     near = [bool(lines[at - 1] & lines[at]) for at in range(1, len(lines)) if at not in ends]
     half = len(lines) // 2
     far = [bool(lines[at] & lines[at + half]) for at in range(len(lines) - half)]

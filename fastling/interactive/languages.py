@@ -17,7 +17,7 @@ STOP_WORDS = {
         "many may me might more most much must my no nor not now of off on once one only onto or other "
         "our out over own per said same say says she should since so some such than that the their them "
         "then there these they this those though through thus to too two under until up upon us very via "
-        "was we well were what when where which while who whom whose why will with within without would "
+        "told was we well were what when where which while who whom whose why will with within without would "
         "yet you your"
     ),
     "de": (
@@ -27,19 +27,20 @@ STOP_WORDS = {
         "einem einen einer eines er es etwa etwas euch für gegen gibt hab habe haben hat hatte hatten "
         "hier ich ihm ihn ihnen ihr ihre ihrem ihren ihrer im immer in ins ist ja jede jedem jeden jeder "
         "jedes jedoch kann kein keine keinen können könnte konnte man mehr mein meine mich mir mit muss "
-        "müssen nach nicht nichts noch nun nur ob oder ohne schon sehr sein seine seinem seinen seiner "
-        "seit sich sie sind so sogar soll sollen sollte sondern sowie über um und uns unter vom von vor "
-        "war waren was weil wenn wer werden wie wieder will wir wird wo worden wurde wurden würde würden "
+        "müssen nach nicht nichts noch nun nur ob oder ohne sagt sagte sagten schon sehr sein seine "
+        "seinem seinen seiner seit sich sie sind so sogar soll sollen sollte sondern sowie über um und "
+        "uns unter vom von vor war waren was weil wenn wer werden wie wieder will wir wird wo worden "
+        "wurde wurden würde würden "
         "zu zum zur zwei zwischen"
     ),
     "fr": (
-        "à afin ai ainsi alors après au aucun aussi autre autres aux avait avant avec avoir c car ce ceci "
+        "a à afin ai ainsi alors après au aucun aussi autre autres aux avait avant avec avoir c car ce ceci "
         "cela celle celui ces cet cette ceux chaque chez comme d dans de depuis des deux dont du elle "
         "elles en encore entre est et étaient était été être eu eux fait il ils j je l la le les leur "
         "leurs lors lui ma mais me même mes moi moins mon n ne ni non nos notre nous on ont ou où par "
         "parce pas pendant peu peut plus pour pourquoi qu quand que quel quelle qui quoi s sa sans se "
         "selon sera ses si soit son sont sous sur ta te tout toute toutes tous très trop tu un une vers "
-        "vos votre vous y"
+        "vos votre vous y jusqu lorsqu puisqu quoiqu"
     ),
     "zh": (
         "的 了 在 是 和 与 及 也 就 都 而 这 那 一 有 我 你 他 她 它 们 我们 "
@@ -65,6 +66,13 @@ AND = {"en": " and ", "de": " und ", "fr": " et ", "zh": "和"}
 HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 _FULL_WIDTH = "\u3000-\u303f\uff01-\uff65“”‘’…—"
 _TOKEN = re.compile(rf"\d+(?:[.,:]\d+)*|[{HAN}]+|[^\W\d_{HAN}]+(?:[-'’][^\W\d_{HAN}]+)*")
+_FRENCH_NUMBER = r"\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)(?:,\d+)?"
+_FRENCH_TOKEN = re.compile(f"{_FRENCH_NUMBER}|{_TOKEN.pattern}")
+_ELIDED_WORD = r"(?:[cdjlmnst]|(?:jus|lors|puis|quoi)?qu)"
+_ELIDED = re.compile(rf"{_ELIDED_WORD}(?=['’].)", re.IGNORECASE)
+ELISION = re.compile(rf"(?<!\w){_ELIDED_WORD}['’]$", re.IGNORECASE)
+"""The end of a text after which a French word begins without a space: l’, qu’."""
+_NO_BREAK_SPACES = "\u00a0\u202f"
 _HAN = re.compile(f"[{HAN}]")
 _HAN_SPACES = re.compile(
     rf"(?<=[{HAN}])\s+(?=[{HAN}{_FULL_WIDTH}])|(?<=[{_FULL_WIDTH}])\s+(?=[{HAN}{_FULL_WIDTH}])|"
@@ -97,13 +105,28 @@ def tidy(text: str, language: str) -> str:
     """One line without what only a corpus has: entities, double spaces, spaces inside Chinese."""
     if "&" in text:
         text = html.unescape(text)
-    text = _SPACES.sub(" ", text.replace("\ufeff", "").replace("\u200b", "")).strip()
+    text = text.replace("\ufeff", "").replace("\u200b", "")
+    text = _SPACES.sub(_no_break_space if language == "fr" else " ", text).strip()
     return _HAN_SPACES.sub("", text) if language == "zh" else text
 
 
-def tokens(text: str) -> list[Word]:
-    """Words and numbers of a text; Chinese stays in runs, for a lexicon to cut."""
-    return [Word(match[0], match.start()) for match in _TOKEN.finditer(text)]
+def _no_break_space(spaces: re.Match[str]) -> str:
+    """One space for several; French has no-break spaces inside « » and numbers, and before : ; ! ?"""
+    return next((space for space in spaces[0] if space in _NO_BREAK_SPACES), " ")
+
+
+def tokens(text: str, language: str = "") -> list[Word]:
+    """Words and numbers of a text; Chinese stays in runs, for a lexicon to cut; l’école is two words."""
+    if language != "fr":
+        return [Word(match[0], match.start()) for match in _TOKEN.finditer(text)]
+    found = []
+    for match in _FRENCH_TOKEN.finditer(text):
+        word, start = match[0], match.start()
+        if elided := _ELIDED.match(word):
+            found.append(Word(elided[0], start))
+            word, start = word[elided.end() + 1 :], start + elided.end() + 1
+        found.append(Word(word, start))
+    return found
 
 
 def is_stop_word(word: str, language: str) -> bool:

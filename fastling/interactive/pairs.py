@@ -1,4 +1,4 @@
-"""Two files of parallel lines -> pairs of sentences, read as a stream."""
+"""Two or three files of parallel lines -> pairs of sentences, read as a stream."""
 
 import gzip
 import hashlib
@@ -18,9 +18,16 @@ class Pair(NamedTuple):
     """A sentence and its translation."""
 
     line: int
-    """In both files, counted from 1."""
+    """In all files, counted from 1."""
     first: str
     second: str
+    third: str = ""
+    """The same in a third language, where there is one."""
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What is translated into each other."""
+        return self.first, self.second
 
 
 class Direction(NamedTuple):
@@ -32,15 +39,19 @@ class Direction(NamedTuple):
     """Codes of languages."""
     text: str
     reference: str
+    third: str = ""
+    """The same in the corpus's third language, or nothing."""
 
 
 class Corpus(NamedTuple):
-    """Two files, line by line translations of each other."""
+    """Two files, line by line translations of each other, and perhaps a third one in a third language."""
 
     first: Path
     second: Path
     first_language: str
     second_language: str
+    third: Path | None = None
+    third_language: str = ""
 
     @property
     def name(self) -> str:
@@ -52,36 +63,37 @@ class Corpus(NamedTuple):
 
     def directed(self, pair: Pair, origin: str) -> Direction:
         if origin == self.first_language:
-            return Direction(pair.line, origin, self.second_language, pair.first, pair.second)
-        return Direction(pair.line, origin, self.first_language, pair.second, pair.first)
+            return Direction(pair.line, origin, self.second_language, *pair[1:])
+        return Direction(pair.line, origin, self.first_language, pair.second, pair.first, pair.third)
 
-    def tidied(self, number: int, first: str, second: str) -> Pair:
-        return Pair(number, tidy(first, self.first_language), tidy(second, self.second_language))
+    def tidied(self, number: int, lines: Sequence[str]) -> Pair:
+        languages = (*self.languages, self.third_language)
+        return Pair(number, *(tidy(line, each) for line, each in zip(lines, languages, strict=False)))
 
-    def lines(self) -> Iterator[tuple[int, str, str]]:
-        """(number, line, line) of both files. Raises UserError for no text, and for different lengths."""
-        sides = zip_longest(read_lines(self.first), read_lines(self.second))
-        for number, (first, second) in enumerate(sides, start=1):
-            if first is None or second is None:
-                shorter = self.first if first is None else self.second
-                longer = self.second if first is None else self.first
+    def lines(self) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """(number, the line in each file). Raises UserError for no text, and for different lengths."""
+        paths = (self.first, self.second, *((self.third,) if self.third else ()))
+        for number, lines in enumerate(zip_longest(*map(read_lines, paths)), start=1):
+            if None in lines:
+                shorter = paths[lines.index(None)]
+                longer = next(path for path, line in zip(paths, lines, strict=True) if line is not None)
                 raise UserError(
                     str(shorter),
                     f"ends after {number - 1:,} lines, and {longer} goes on",
                     "Give files in which the same line is the same sentence.",
                 )
-            yield number, first, second
+            yield number, lines
 
     def sample(self, total: int) -> list[list[Pair]]:
         """Runs of neighbouring pairs, spread evenly over the files of so many lines."""
         runs = min(SAMPLED_RUNS, -(-total // RUN_LENGTH))
         found: list[list[Pair]] = [[] for _ in range(runs)]
-        for number, first, second in self.lines():
+        for number, lines in self.lines():
             # The run that begins last at or before this line.
             run = ((number - 1) * runs + runs - 1) // total if total else 0
             run = min(run, runs - 1)
             if number - 1 - run * total // runs < RUN_LENGTH:
-                found[run].append(self.tidied(number, first, second))
+                found[run].append(self.tidied(number, lines))
         return found
 
 
@@ -109,6 +121,19 @@ def make_corpus(source: Path, target: Path, source_language: str, target_languag
     if source.samefile(target):
         raise UserError("--target", f"is the file of the source: {target}", "Give its translation.")
     return Corpus(source, target, source_language, target_language)
+
+
+def with_third(corpus: Corpus, third: Path, language: str) -> Corpus:
+    """The corpus with a third file. Raises UserError for what cannot be one."""
+    if language in corpus.languages:
+        side = ("source", "target")[corpus.languages.index(language)]
+        raise UserError("--third-lang", f"is the language of the {side}: {language}")
+    if not third.is_file():
+        raise UserError("--third", f"no such file: {third}")
+    for side, path in zip(("source", "target"), (corpus.first, corpus.second), strict=True):
+        if third.samefile(path):
+            raise UserError("--third", f"is the file of the {side}: {third}", "Give a third translation.")
+    return corpus._replace(third=third, third_language=language)
 
 
 def fingerprint(texts: Sequence[str]) -> bytes:

@@ -25,6 +25,7 @@ PLACEHOLDERS = {
     "next_sentence": {"text"},
     "include_words": {"words"},
     "keep": {"item"},
+    "keep_number": {"item"},
     "correct_draft": {"target", "text", "draft"},
     "wrong_span": {"wrong"},
     "replace_span": {"wrong", "right"},
@@ -36,6 +37,8 @@ PLACEHOLDERS = {
     "no_change": set(),
     "rendered_by": {"span", "rendering"},
 }
+FOREIGN = ("translate", "correct_draft")
+"""Lists with more sentences for a language that is not the user's own: who is learning it, who knows none."""
 FAULTS = ("omission", "addition", "number", "repetition", "order", "replacement", "punctuation", "case")
 VERDICTS = ("first_better", "second_better")
 OPTIONAL = {"target", "origin"}
@@ -55,18 +58,20 @@ class Phrasings:
 
     language: str
     lists: Mapping[str, tuple[str, ...]]
-    """By key; reasons by "first_better.omission"."""
+    """By key; reasons by "first_better.omission", more for a foreign language by "foreign.translate"."""
     names: Mapping[str, str]
     """Language code -> its name in this language."""
     separator: str
 
     def say(self, choose: random.Random, key: str, **values: str | Sequence[str]) -> str:
         """One of a key's sentences with its holes filled; languages by their codes, words as a list."""
+        able = self.lists[key]
+        if values.get("target", self.language) != self.language:
+            able += self.lists.get(f"foreign.{key}", ())
         for name in OPTIONAL & values.keys():
             values[name] = self.names[values[name]]
         # What has quotation marks itself is not put in quotation marks.
         quoting = {name for name, value in values.items() if isinstance(value, str) and _MARK.search(value)}
-        able = self.lists[key]
         if quoting:
             able = tuple(text for text in able if not quoting & _quoted_holes(text)) or able
         text = choose.choice(able)
@@ -104,6 +109,11 @@ def load_phrasings(language: str, folder: Path = FOLDER, fewest: int = FEWEST) -
     lists = {
         key: _sentences(path, key, content.get(key), holes, fewest) for key, holes in PLACEHOLDERS.items()
     }
+    foreign = content.get("foreign")
+    if not isinstance(foreign, dict):
+        raise UserError(f"{path}: foreign", "is no mapping", "Give lists by key.")
+    for key in FOREIGN:
+        lists[f"foreign.{key}"] = _sentences(path, f"foreign.{key}", foreign.get(key), PLACEHOLDERS[key], 1)
     for verdict in VERDICTS:
         reasons = content.get(verdict)
         if not isinstance(reasons, dict):

@@ -17,6 +17,9 @@ WHICH_WORDS_AGAIN, WISH_AGAIN, DRAFT_AGAIN, POINTING = 0.25, 0.3, 0.25, 0.5
 """How often a dialogue asks about words of its last answer, wishes again, sends a draft of a sentence that
 a wish is about, and says where a draft is wrong."""
 
+SAY_ANEW = ("correct_draft", "no_change", "which_better", "switch_target")
+"""Steps after which "and this one?" would not say what is to be done."""
+
 Builder = Callable[[Dialogue, Sequence[Direction]], bool]
 
 
@@ -90,6 +93,19 @@ def switch_direction(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
     return True
 
 
+def switch_target(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
+    """The same sentence in the two other languages, one after the other."""
+    pair = pairs[0]
+    if not pair.third:
+        return False
+    languages = [(pair.target, pair.reference), (dialogue.knowledge.corpus.third_language, pair.third)]
+    dialogue.choose.shuffle(languages)
+    first, second = (pair._replace(target=language, reference=text) for language, text in languages)
+    _ask(dialogue, "translate", first)
+    dialogue.add_version("switch_target", [dialogue.say("switch_target", target=second.target)], second)
+    return True
+
+
 def which_words(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
     _ask(dialogue, "translate", pairs[0])
     return _ask_which_words(dialogue, 1 if dialogue.choose.random() < 0.6 else 2)
@@ -104,6 +120,7 @@ BUILDERS: dict[str, Builder] = {
     "which_better": which_better,
     "continue_text": continue_text,
     "switch_direction": switch_direction,
+    "switch_target": switch_target,
     "which_words": which_words,
 }
 NEEDS_TWO = frozenset({"continue_text", "switch_direction"})
@@ -117,16 +134,17 @@ def opposite(pair: Direction) -> Direction:
 def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
     """Go on: perhaps about words of the last answer, then with the lines that are not used yet."""
     choose = dialogue.choose
-    comparing = dialogue.steps[-1] == "which_better"  # of which of the two would be asked?
-    if not comparing and "which_words" not in dialogue.steps and choose.random() < WHICH_WORDS_AGAIN:
+    # Of which of two drafts would be asked, and nothing is known of the words of a third language.
+    no_words = dialogue.steps[-1] in ("which_better", "switch_target")
+    if not no_words and "which_words" not in dialogue.steps and choose.random() < WHICH_WORDS_AGAIN:
         _ask_which_words(dialogue, 1)
     for pair in pairs:
         if len(dialogue.turns) >= MOST_TURNS or pair.line in dialogue.lines:
             continue
         last = dialogue.pairs[-1]
         pair = pair if pair.origin == last.origin else opposite(pair)
-        # Who compared or corrected drafts has to say anew what is wanted.
-        translated = dialogue.steps[-1] not in ("correct_draft", "no_change", "which_better")
+        # Who compared or corrected drafts, or asked for another language, has to say anew what is wanted.
+        translated = dialogue.steps[-1] not in SAY_ANEW
         how = "next_sentence" if translated else "translate"
         again = choose.random() < WISH_AGAIN
         words = choose.random() < 0.7
@@ -149,7 +167,8 @@ def _ask(dialogue: Dialogue, how: str, pair: Direction, *, words: bool = False, 
         if not items:
             return False
         wishes = [choose.choice(items)]
-        requests.append(dialogue.say("keep", item=wishes[0]))
+        key = "keep_number" if wishes[0][0].isdigit() else "keep"
+        requests.append(dialogue.say(key, item=wishes[0]))
     dialogue.wish(pair, wishes)
     step = "include_words" if words else "keep" if item else how
     dialogue.add_version(step, requests, pair)

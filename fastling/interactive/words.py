@@ -25,9 +25,10 @@ _RUN = re.compile(f"[{HAN}]+")
 
 
 class Lexicon:
-    """Cuts text into words. Without words of its own it cuts Chinese into characters."""
+    """Cuts text of a language into words. Without words of its own it cuts Chinese into characters."""
 
-    def __init__(self, counts: Counter[str] | None = None):
+    def __init__(self, counts: Counter[str] | None = None, language: str = "zh"):
+        self.language = language
         counts = counts or Counter()
         total = math.log(sum(counts.values()) + 1)
         self.cost = {word: total - math.log(count) for word, count in counts.items()}
@@ -45,7 +46,7 @@ class Lexicon:
 
     def _cut(self, text: str) -> list[Word]:
         found = []
-        for token in tokens(text):
+        for token in tokens(text, self.language):
             if is_chinese(token.text):
                 start = token.start
                 for piece in self._cut_run(token.text):

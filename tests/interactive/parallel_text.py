@@ -34,31 +34,55 @@ WHO = {
         "der Fahrer",
     ),
     "zh": ("市长", "老师", "医生", "农民", "律师", "画家", "歌手", "司机"),
+    "fr": (
+        "le maire",
+        "l’enseignant",
+        "le médecin",
+        "l’agriculteur",
+        "l’avocat",
+        "le peintre",
+        "le chanteur",
+        "le conducteur",
+    ),
 }
 DID = {
     "en": ("visited", "painted", "described", "cleaned", "opened", "bought"),
     "de": ("besuchte", "malte", "beschrieb", "reinigte", "eröffnete", "kaufte"),
+    "fr": ("a visité", "a peint", "a décrit", "a nettoyé", "a ouvert", "a acheté"),
     "zh": ("参观了", "画了", "描述了", "打扫了", "开放了", "购买了"),
 }
 WHAT = {
     "en": ("museum", "garden", "library", "bridge", "bakery", "theatre", "school", "market"),
     "de": ("Museum", "Garten", "Bibliothek", "Brücke", "Bäckerei", "Theater", "Schule", "Markt"),
+    "fr": (
+        "le musée",
+        "le jardin",
+        "la bibliothèque",
+        "le pont",
+        "la boulangerie",
+        "le théâtre",
+        "l’école",
+        "le marché",
+    ),
     "zh": ("博物馆", "花园", "图书馆", "大桥", "面包店", "剧院", "学校", "市场"),
 }
 WHEN = {
     "en": ("yesterday", "today", "recently", "eventually", "formerly", "once"),
     "de": ("gestern", "heute", "neulich", "schließlich", "früher", "einst"),
+    "fr": ("hier", "aujourd’hui", "récemment", "finalement", "auparavant", "jadis"),
     "zh": ("昨天", "今日", "最近", "最终", "以前", "曾经"),
 }
 WHICH = {
     "en": ("big", "small", "new", "old", "red", "green"),
     "de": ("große", "kleine", "neue", "alte", "rote", "grüne"),
+    "fr": ("immense", "minuscule", "moderne", "antique", "rouge", "verdâtre"),
     "zh": ("大", "小", "新", "旧", "红", "绿"),
 }
 PARTS = (WHO, DID, WHAT, WHEN, WHICH)
 SHAPES = {
     "en": "In {town}, {0} {1} the {4} {2} {3} with {name} for {number} days.",
     "de": "In {town} {1} {0} die {4} {2} {3} mit {name} für {number} Tage.",
+    "fr": "À {town}\u00a0: {3}, {0} {1} {2} {4} qu’on aime, avec {name}, pendant {number} jours.",
     "zh": "在{town}，{3}{0}{1}{4}{2}{end}{name}，用了{number}天。",
 }
 ENDS = ("，同行者是", "，陪同者有", "里有", "旁边是", "并看望", "时遇见")
@@ -84,26 +108,31 @@ def sentences(count: int = 600) -> dict[str, list[str]]:
     return found
 
 
-def write_corpus(folder: Path, source: str = "de", target: str = "en", count: int = 600) -> Corpus:
-    corpus = Corpus(folder / f"text.{source}", folder / f"text.{target}", source, target)
-    for path, language in zip(corpus[:2], corpus.languages, strict=True):
+def write_corpus(
+    folder: Path, source: str = "de", target: str = "en", count: int = 600, third: str = ""
+) -> Corpus:
+    corpus = corpus_of(source, target, third, folder)
+    paths = (corpus.first, corpus.second, corpus.third) if third else (corpus.first, corpus.second)
+    for path, language in zip(paths, (source, target, third), strict=False):
         path.write_text("\n".join(sentences(count)[language]) + "\n", encoding="utf-8")
     return corpus
 
 
-@functools.cache
-def knowledge_of(source: str = "de", target: str = "en") -> Knowledge:
-    """What is learned from the sentences of two languages."""
-    corpus = Corpus(Path(f"text.{source}"), Path(f"text.{target}"), source, target)
-    return learn(corpus, [pairs_of(source, target)])
+def corpus_of(source: str, target: str, third: str = "", folder: Path = Path()) -> Corpus:
+    corpus = Corpus(folder / f"text.{source}", folder / f"text.{target}", source, target)
+    return corpus._replace(third=folder / f"text.{third}", third_language=third) if third else corpus
 
 
 @functools.cache
-def pairs_of(source: str = "de", target: str = "en") -> list[Pair]:
-    texts = sentences()
-    return [
-        Pair(number, *both) for number, both in enumerate(zip(texts[source], texts[target], strict=True), 1)
-    ]
+def knowledge_of(source: str = "de", target: str = "en", third: str = "") -> Knowledge:
+    """What is learned from the sentences of two languages, and how long those of a third are."""
+    return learn(corpus_of(source, target, third), [pairs_of(source, target, third)])
+
+
+@functools.cache
+def pairs_of(source: str = "de", target: str = "en", third: str = "") -> list[Pair]:
+    sides = [sentences()[language] for language in (source, target, third) if language]
+    return [Pair(number, *texts) for number, texts in enumerate(zip(*sides, strict=True), 1)]
 
 
 def recipe_of(knowledge: Knowledge, seed: int = 0, excluded=(), **mix: float) -> Recipe:

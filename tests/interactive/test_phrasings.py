@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fastling.interactive.phrasings import FOREIGN
+
 FOLDER = Path(__file__).parents[2] / "fastling" / "interactive" / "phrasings"
 LANGUAGES = ("en", "zh", "de", "fr")
 FAULTS = ("omission", "addition", "number", "repetition", "order", "replacement", "punctuation", "case")
 
 # Key: the placeholders of each of its strings, and how many strings there are at least.
 LISTS = {
-    "translate": ({"target", "text"}, 45),
+    "translate": ({"target", "text"}, 40),
     "next_sentence": ({"text"}, 22),
     "include_words": ({"words"}, 22),
     "keep": ({"item"}, 22),
-    "correct_draft": ({"target", "text", "draft"}, 22),
+    "keep_number": ({"item"}, 22),
+    "correct_draft": ({"target", "text", "draft"}, 20),
     "wrong_span": ({"wrong"}, 22),
     "replace_span": ({"wrong", "right"}, 22),
     "which_better": ({"target", "text", "first", "second"}, 22),
@@ -56,6 +59,8 @@ def lists_of(language):
     table = phrasings(language)
     for key, (placeholders, least) in LISTS.items():
         yield key, placeholders, least, table[key]
+    for key, strings in table["foreign"].items():
+        yield f"foreign.{key}", LISTS[key][0], 2, strings
     for key in VERDICTS:
         for fault in FAULTS:
             yield f"{key}.{fault}", {"span"}, VERDICTS_EACH, table[key][fault]
@@ -83,7 +88,8 @@ def fill(language, placeholders, phrase, target="de"):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_file_has_all_keys_and_no_others(language):
     table = phrasings(language)
-    assert set(table) == {"languages", "list_separator", *LISTS, *VERDICTS}
+    assert set(table) == {"languages", "list_separator", "foreign", *LISTS, *VERDICTS}
+    assert set(table["foreign"]) == set(FOREIGN)
     assert list(table["languages"]) == list(LANGUAGES)
     assert len(set(table["languages"].values())) == len(LANGUAGES)
     assert table["list_separator"] == ("、" if language == "zh" else ", ")
@@ -234,3 +240,33 @@ def test_both_forms_of_address_occur(language):
     everything = "\n".join(phrase for _, _, phrase in strings_of(language))
     for form in forms[language]:
         assert len(re.findall(form, everything)) >= 10, form
+
+
+OF_A_LEARNER = {
+    "en": r"(?:my|taking) \{target\}|only reads \{target\}",
+    "zh": r"我的?(?:在学|自己的)?\{target\}(?:不够|没把握)|我在学\{target\}|老师说我的\{target\}|只看得懂\{target\}",
+    "de": r"[Mm]ein(?:em)? \{target\}|lerne gerade \{target\}|spricht nur \{target\}",
+    "fr": r"mon \{target\}|des cours|débrouille",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nobody_calls_the_language_that_they_write_foreign(language):
+    found = [
+        name
+        for name, _, phrase in strings_of(language)
+        if name.split(".")[-1] in FOREIGN and re.search(OF_A_LEARNER[language], phrase)
+    ]
+    assert found and all(name.startswith("foreign.") for name in found)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_who_finds_no_fault_does_not_say_whose_draft_it_is(language):
+    """It may be a colleague's."""
+    yours = {
+        "en": r"\b[Yy]our\b|\b[Yy]ou (?:got|wrote)|Well done",
+        "zh": "您的|你的|你写|你第",
+        "de": r"\b(?:dein|Ihr)e?\b|[Gg]ut gemacht",
+        "fr": r"\b[Vv]otre\b|\b[Tt]a\b|tu l’as|Bravo",
+    }
+    assert not [each for each in phrasings(language)["no_change"] if re.search(yours[language], each)]

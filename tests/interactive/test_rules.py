@@ -21,7 +21,18 @@ from fastling.interactive.pairs import Direction, Pair
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
 
-PAIRS = st.sampled_from([("de", "en"), ("zh", "en"), ("zh", "de")])
+PAIRS = st.sampled_from(
+    [
+        ("de", "en"),
+        ("zh", "en"),
+        ("zh", "de"),
+        ("fr", "en"),
+        ("zh", "fr"),
+        ("de", "fr"),
+        ("zh", "en", "de"),
+        ("de", "en", "fr"),
+    ]
+)
 SEEDS = st.integers(0, 10**6)
 many = settings(max_examples=60, deadline=None)
 
@@ -30,9 +41,10 @@ def dialogue_of(languages, seed, kind=None):
     """A dialogue as the builders write it, before any gate."""
     knowledge, choose = knowledge_of(*languages), random.Random(seed)
     start = choose.randrange(590)
-    pairs = directed(knowledge.corpus, pairs_of(*languages)[start : start + 3], choose.choice(languages))
+    pairs = pairs_of(*languages)[start : start + 3]
+    pairs = directed(knowledge.corpus, pairs, choose.choice(languages[:2]))
     for each in [kind] if kind else choose.sample(list(BUILDERS), len(BUILDERS)):
-        dialogue = Dialogue(knowledge, load_phrasings(choose.choice(languages)), choose)
+        dialogue = Dialogue(knowledge, load_phrasings(choose.choice(languages[:2])), choose)
         if BUILDERS[each](dialogue, pairs):
             if each != "continue_text":
                 follow_up(dialogue, pairs[1:])
@@ -70,7 +82,7 @@ def test_every_answer_is_a_reference_or_says_something_about_one(languages, seed
 @given(PAIRS, SEEDS)
 def test_a_faulty_draft_differs_in_its_span_only(languages, seed):
     knowledge, choose = knowledge_of(*languages), random.Random(seed)
-    pair = knowledge.corpus.directed(choose.choice(pairs_of(*languages)), choose.choice(languages))
+    pair = knowledge.corpus.directed(choose.choice(pairs_of(*languages)), choose.choice(languages[:2]))
     draft = make_draft(pair, knowledge, choose)
     text, reference = draft.text, pair.reference
     assert text != reference
@@ -109,7 +121,7 @@ def test_every_fault_is_what_its_name_says(kind):
             assert changed[0].total() == changed[1].total() == 1 and draft.wrong not in pair.reference
         else:
             assert {draft.wrong, draft.right} == {"?", "."}
-    assert found > 20
+    assert found > 15
 
 
 @many
@@ -137,7 +149,7 @@ def test_a_wish_binds_the_correction_of_a_later_draft():
 
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_a_kind_begins_with_what_it_is_called(kind):
-    found = [dialogue for seed in range(30) if (dialogue := dialogue_of(("zh", "en"), seed, kind))]
+    found = [dialogue for seed in range(30) if (dialogue := dialogue_of(("zh", "en", "de"), seed, kind))]
     assert len(found) > 5
     for dialogue in found:
         assert kind in dialogue.steps[:2]

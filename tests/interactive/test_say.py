@@ -7,7 +7,7 @@ import yaml
 
 from fastling.errors import UserError
 from fastling.interactive.languages import LANGUAGES
-from fastling.interactive.phrasings import FAULTS, PLACEHOLDERS, VERDICTS, load_phrasings
+from fastling.interactive.phrasings import FAULTS, FOREIGN, PLACEHOLDERS, VERDICTS, load_phrasings
 
 
 def content(**changes) -> dict:
@@ -16,6 +16,7 @@ def content(**changes) -> dict:
         key: [f"{key} " + " ".join(f"{{{hole}}}" for hole in sorted(holes))]
         for key, holes in PLACEHOLDERS.items()
     }
+    good["foreign"] = {key: [f"abroad {good[key][0]}"] for key in FOREIGN}
     good |= {verdict: {fault: ["because of {span}"] for fault in FAULTS} for verdict in VERDICTS}
     good |= {"languages": {code: code.upper() for code in LANGUAGES}, "list_separator": ", "}
     return good | changes
@@ -32,14 +33,19 @@ def test_the_phrasings_that_come_along_are_good(language):
     values = {"target": "de", "text": "T", "words": ["a", "b"], "draft": "D", "span": "S", "rendering": "R"}
     values |= {"item": "I", "wrong": "W", "right": "G", "first": "1", "second": "2"}
     for key in phrasings.lists:
-        holes = PLACEHOLDERS.get(key, {"span"})
+        holes = PLACEHOLDERS.get(key.removeprefix("foreign."), {"span"})
         said = phrasings.say(random.Random(0), key, **{name: values[name] for name in holes})
         assert "{" not in said and "}" not in said
 
 
 def test_holes_are_filled_and_languages_named(tmp_path):
-    said = load(tmp_path).say(random.Random(0), "translate", target="de", text="{braces} stay")
-    assert said == "translate DE {braces} stay"
+    phrasings = load(tmp_path)
+    said = {
+        phrasings.say(random.Random(n), "translate", target="de", text="{braces} stay") for n in range(20)
+    }
+    assert said == {"translate DE {braces} stay", "abroad translate DE {braces} stay"}
+    own = {phrasings.say(random.Random(n), "translate", target="en", text="T") for n in range(20)}
+    assert own == {"translate EN T"}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,8 @@ def test_what_is_quoted_is_not_quoted_again(tmp_path):
         ({"keep": ["{item} {text}"]}, "en.yaml: keep: has the unknown placeholder {text}: {item} {text}"),
         ({"keep": ["{item"]}, "en.yaml: keep: expected '}' before end of string: {item"),
         ({"keep": []}, "en.yaml: keep: has 0 different sentences; 1 are needed"),
+        ({"foreign": None}, "en.yaml: foreign: is no mapping"),
+        ({"foreign": {"translate": ["{text}"]}}, "en.yaml: foreign.correct_draft: is no list of sentences"),
         ({"first_better": []}, "en.yaml: first_better: is no mapping"),
         ({"first_better": {"order": ["{span}"]}}, "en.yaml: first_better.omission: is no list of sentences"),
         ({"languages": {"en": "English"}}, "en.yaml: languages: must name en, zh, de, fr"),

@@ -1,0 +1,199 @@
+"""`fastling chat`: talk to a model in the terminal, or serve it: an OpenAI-compatible endpoint and a page."""
+
+import argparse
+import dataclasses
+import json
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastling.errors import UserError, run_command
+from fastling.inference.chat_model import ChatModel, load_chat_model
+from fastling.inference.context import default_max_new_tokens
+from fastling.model.generation import Decoding
+from fastling.serving.gate import is_loopback
+from fastling.serving.session import Session
+from fastling.serving.terminal import Chat, make_prompt, talk_by_lines, talk_in_terminal, write_to_stdout
+from fastling.settings import Parser
+from fastling.terminal import make_console
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ONLY_WITH_WEB = ("host", "port", "token")
+DECODING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    usage = "fastling chat --model DIR [--web] [options]"
+    description = (
+        "Talk to a model in the terminal, line by line from a pipe, or with --web on a page. "
+        "The model is fed the ids that training saw."
+    )
+    parser = Parser("fastling chat", description, usage)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="DIR", help="an export, a run, or a Hugging Face folder")
+    add("--template", metavar="T", help="a name or a YAML file (default: as the model was trained)")
+    add("--system", metavar="TEXT", help="what the model is to be (default: the template's own text)")
+    add("--max-new-tokens", type=int, metavar="N", help="of an answer (default: 512, or half the context)")
+    add(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="0 takes the likeliest token, 0.7 varies (default: 0, as the export says)",
+    )
+    add("--top-p", type=float, metavar="X", help="draw from the likeliest tokens of this share in all")
+    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1 hinders repeating (default: 1)")
+    add("--seed", type=int, metavar="N", help="of what is drawn (default: another one each time)")
+    add("--device", metavar="D", help="such as cpu or cuda:1 (default: cuda where there is one)")
+    add("--dtype", choices=DTYPES, help="numbers of the weights (default: bf16 on cuda, fp32 on cpu)")
+    add(
+        "--json",
+        action="store_true",
+        help="at the end, the conversation as one JSON object on stdout; with --web, at the start, the url",
+    )
+    add = parser.add_argument_group("serving").add_argument
+    add(
+        "--web",
+        action="store_true",
+        help="serve a page, and OpenAI's chat completions under /v1, until Ctrl-C",
+    )
+    add("--host", metavar="H", help="address to listen on (default: 127.0.0.1, for this machine only)")
+    add("--port", type=int, metavar="N", help="0 for any that is free (default: 8000)")
+    add("--token", metavar="T", help="what users must know; needed where others can connect")
+    return parser.parse_args(arguments)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raises UserError for the first option that cannot be right or has no effect."""
+    if not options.web:
+        for name in ONLY_WITH_WEB:
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name}", "has no effect without --web")
+    elif options.system is not None:
+        raise UserError("--system", "has no effect with --web", "The page has a field for it.")
+    port = options.port
+    if port is not None and not 0 <= port <= 65535:
+        raise UserError("--port", f"must be from 0 to 65535: {port}")
+    if options.web:
+        check_access(options)
+
+
+def check_access(options: argparse.Namespace) -> None:
+    """Raises UserError where anyone could use the model unasked."""
+    token = options.token
+    if token is not None and (not token.isascii() or not token.isprintable() or " " in token or not token):
+        raise UserError("--token", "must be printable ASCII without spaces")
+    if token is None and not is_loopback(options.host or "127.0.0.1"):
+        raise UserError(
+            "--token",
+            f"is needed to listen on {options.host}: others can connect there",
+            "Make one up, such as: --token $(openssl rand -hex 16)",
+        )
+
+
+def make_decoding(options: argparse.Namespace) -> Decoding:
+    """Raises UserError for what cannot be right, or has no effect because nothing is drawn."""
+    given = {name: getattr(options, name) for name in DECODING if getattr(options, name) is not None}
+    if options.temperature and options.seed is None:
+        given["seed"] = secrets.randbelow(2**31)
+    try:
+        return Decoding(**given)
+    except UserError as error:
+        option = error.where.replace("decoding.", "--").replace("_", "-")
+        raise UserError(option, error.what, error.fix) from None
+
+
+def with_room(decoding: Decoding, options: argparse.Namespace, chat: ChatModel) -> Decoding:
+    """With as many tokens for an answer as the model allows. Raises UserError where none are left to ask."""
+    if options.max_new_tokens is None:
+        return dataclasses.replace(decoding, max_new_tokens=default_max_new_tokens(chat))
+    if options.max_new_tokens >= chat.longest_sequence:
+        what = f"leaves no room for a question: the model takes {chat.longest_sequence} tokens in all"
+        raise UserError("--max-new-tokens", f"{what}: {options.max_new_tokens}")
+    return decoding
+
+
+def talk(session: Session, prompt: Callable[[], str] | None, as_json: bool, console: Console) -> int:
+    """Chat until the end of stdin; status 1 where a line of a pipe could not be carried out."""
+    write = sys.stderr.write if as_json and not prompt else write_to_stdout
+    chat = Chat(session, console, write)
+    try:
+        if prompt:
+            talk_in_terminal(chat, prompt)
+        else:
+            talk_by_lines(chat)
+    finally:
+        if as_json:
+            shown = {
+                "model": session.chat.name,
+                "template": session.chat.encoder.template.name,
+                "messages": session.messages(),
+                "finish_reasons": session.finish_reasons,
+                "failures": chat.failures,
+            }
+            print(json.dumps(shown, ensure_ascii=False))
+    return 1 if chat.failures and not prompt else 0
+
+
+def load(options: argparse.Namespace, console: Console) -> ChatModel:
+    """The model, and a line about it."""
+    with console.status(f"loading {options.model}"):
+        chat = load_chat_model(
+            options.model,
+            template=options.template,
+            dtype=DTYPES.get(options.dtype),
+            device=options.device,
+        )
+    template = f"template {chat.encoder.template.name} ({chat.template_origin})"
+    chosen = f"temperature {options.temperature:g}" if options.temperature else "greedy"
+    console.print(
+        f"{chat.name}: {template}, context {chat.longest_sequence} tokens, {chosen}", soft_wrap=True
+    )
+    return chat
+
+
+def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> None:
+    """Serve until Ctrl-C. Raises UserError where the packages for it are not installed."""
+    try:
+        from fastling.serving.server import listen, run_server
+    except ModuleNotFoundError as error:
+        raise UserError("--web", f"needs the package {error.name}", "pip install 'fastling[chat]'") from None
+    host = options.host or "127.0.0.1"
+    with listen(host, 8000 if options.port is None else options.port) as listening:
+        chat = load(options, console)
+
+        def ready(url: str) -> None:
+            page = f"{url}/#token={options.token}" if options.token else url
+            console.print(f"page: {page}", soft_wrap=True)
+            console.print(f"OpenAI-compatible endpoint: {url}/v1 (Ctrl-C ends it)", soft_wrap=True)
+            if options.json:
+                print(json.dumps({"url": url, "model": chat.name}), flush=True)
+
+        run_server(chat, with_room(decoding, options, chat), host, options.token, listening, ready)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse_options(arguments)
+    check_options(options)
+    decoding = make_decoding(options)
+    console = make_console()
+    if options.web:
+        serve(options, decoding, console)
+        return 0
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    prompt = make_prompt() if is_terminal else None
+    if not is_terminal:
+        sys.stdout.reconfigure(encoding="utf-8")
+    chat = load(options, console)
+    session = Session(chat, with_room(decoding, options, chat))
+    if options.system:
+        session.set_system(options.system)
+    return talk(session, prompt, options.json, console)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""`fastling evaluate`: scores outputs that are given, or that a model makes first; and the report of all."""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastling import files
+from fastling.errors import UserError, run_command
+from fastling.evaluation.result import Result, TableData
+from fastling.settings import Parser
+from fastling.terminal import make_console
+
+
+class Kind(NamedTuple):
+    """A kind of evaluation: fastling/evaluation/<name>.py holds it."""
+
+    summary: str
+    usage: str
+    """What it cannot go without."""
+
+
+KINDS = {
+    "translation": Kind(
+        "BLEU, chrF and, by a command of yours, COMET",
+        "--references F --target-lang L (--hypotheses F | --model DIR --sources F)",
+    ),
+    "constrained": Kind(
+        "share of the words asked for that are in the translations, and BLEU",
+        "--target-lang L (--predictions F | --model DIR --questions F)",
+    ),
+    "exam": Kind(
+        "accuracy on multiple choice and cloze, in AGIEval's format",
+        "--questions F [F ...] (--predictions F [F ...] | --model DIR)",
+    ),
+    "dialogue": Kind(
+        "pairwise judging of multi-turn answers by a model behind a server",
+        "--questions F (--answers F | --model DIR) --baseline F --judge-url U",
+    ),
+    "refinement": Kind(
+        "what a model does to a draft when asked to correct it",
+        "--questions F (--predictions F | --model DIR)",
+    ),
+    "instructions": Kind(
+        "instructions over several turns and languages, checked by rules (Multi-IF)",
+        "--questions F (--predictions F | --model DIR)",
+    ),
+    "report": Kind("one page of results that --out has kept", "--results F [F ...] --report F.html"),
+}
+
+
+def usage() -> str:
+    lines = [
+        "usage: fastling evaluate KIND [options]",
+        "",
+        "Score outputs that are given, or that a model makes first.",
+        "",
+        *(f"  {name:<13} {kind.summary}" for name, kind in KINDS.items()),
+        "",
+        "fastling evaluate KIND --help shows the options of a kind. All have --out F.json, --report F.html",
+        "and --json, which prints the scores as one JSON object on stdout.",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    name, *rest = arguments
+    if name not in KINDS:
+        fix = f"The kinds are: {', '.join(KINDS)}."
+        raise UserError("fastling evaluate", f"unknown kind: {name}", fix)
+    console = make_console()
+    if name == "report":
+        _report(_report_options(rest), console)
+        return
+    module = _load(name)
+    options = _parse(name, module, rest)
+    result = module.evaluate(options, console)
+    _deliver(result, options, console)
+
+
+def _load(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"fastling.evaluation.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("fastling"):
+            raise
+        needs = f"needs the package {error.name}"
+        raise UserError(f"fastling evaluate {name}", needs, "pip install 'fastling[eval]'") from None
+
+
+def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        f"fastling evaluate {name}", module.DESCRIPTION, f"fastling evaluate {name} {KINDS[name].usage}"
+    )
+    parser.set_defaults(kind=name)
+    module.add_options(parser)
+    group = parser.add_argument_group("what becomes of the result")
+    group.add_argument("--out", type=Path, metavar="F.json", help="file to keep it in, for a report too")
+    group.add_argument("--json", action="store_true", help="print it as one JSON object on stdout")
+    group.add_argument("--report", type=Path, metavar="F.html", help="page with its tables and plots")
+    options = parser.parse_args(arguments)
+    _check_file("--out", options.out, (".json",))
+    _check_file("--report", options.report, (".html", ".htm"))
+    return options
+
+
+def _check_file(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
+    """Before hours of work, not after it."""
+    if path is None:
+        return
+    if path.suffix not in endings:
+        raise UserError(option, f"must end in {endings[0]}: {path}")
+    if path.is_dir():
+        raise UserError(option, f"is a folder: {path}")
+    if not path.parent.is_dir():
+        raise UserError(option, f"no such folder: {path.parent}", "Make it first.")
+
+
+def _deliver(result: Result, options: argparse.Namespace, console: Console) -> None:
+    """Words to stderr; the numbers to stdout and into the files that were asked for."""
+    for table in result.tables:
+        console.print(_as_rich(table))
+    for note in result.notes:
+        console.print(note, soft_wrap=True, markup=False)
+    kept = result.as_json()
+    if options.out:
+        files.write_text(options.out, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
+    if options.report:
+        from fastling.evaluation.report_page import page_of
+
+        files.write_text(options.report, page_of([(options.report.stem, kept)]))
+    for path in (options.out, options.report):
+        if path:
+            console.print(f"written: {path}", soft_wrap=True, markup=False)
+    if options.json:
+        print(json.dumps({"kind": result.kind, **result.scores}, ensure_ascii=False))
+    if result.failure:
+        raise result.failure
+
+
+def _as_rich(data: TableData) -> Table:
+    table = Table(title=Text(data.title), title_justify="left")
+    for number, name in enumerate(data.columns):
+        table.add_column(Text(name), justify="right" if number else "left")
+    for row in data.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _report_options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        "fastling evaluate report",
+        "Write one page of the results that --out has kept, of one model or of several.",
+        f"fastling evaluate report {KINDS['report'].usage}",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="F.json",
+        help="files of --out; their names name them",
+    )
+    parser.add_argument("--report", type=Path, required=True, metavar="F.html", help="page to write")
+    options = parser.parse_args(arguments)
+    _check_file("--report", options.report, (".html", ".htm"))
+    return options
+
+
+def _report(options: argparse.Namespace, console: Console) -> None:
+    from fastling.evaluation.report_page import page_of, read_result
+
+    results = [(path.stem, read_result(path)) for path in options.results]
+    files.write_text(options.report, page_of(results))
+    console.print(f"written: {options.report}", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

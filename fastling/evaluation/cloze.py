@@ -1,0 +1,117 @@
+"""Whether a text gives the answer to a cloze question: exact after normalisation, or the same number."""
+
+import re
+import unicodedata
+from fractions import Fraction
+
+ANNOUNCEMENT = re.compile(
+    r"(?:\b(?:answers?|result|value)\s*(?:is|are|:|=)(?:\s*:)?|(?:答案|结果)(?:应该|应|就)?(?:是|为)?\s*:?|填(?:入|写)?:?)",
+    re.I,
+)
+UNITS = re.compile(
+    r"(?<=[0-9})])(?:cm|mm|km|m|kg|g|s|min|h|degrees?|dollars?|units?|°|平方米|立方米|厘米|千米|米|度|元|个|人|种|次"
+    r"|分|秒|天|岁)$"
+)
+"""Behind a number: who leaves one out, or adds one, gives the same answer."""
+ATOM = r"(?:\\?[a-z]+\{[^{}]*\}|\\[a-z]+|[0-9.]+|[a-z])+"
+
+
+def is_right(text: str, answer: str) -> bool | None:
+    """Whether the text gives the answer, all its blanks in their order; None if it announces none.
+
+    Several blanks stand between semicolons in `answer`. A text of one line is its own announcement.
+    """
+    wanted = [normalize(part) for part in _blanks(unicodedata.normalize("NFKC", answer))]
+    given = _given(text, len(wanted))
+    if given is None:
+        return None
+    for parts in given:
+        normal = [normalize(part) for part in parts]
+        if len(normal) == len(wanted) and all(map(_equal, normal, wanted)):
+            return True
+    return False
+
+
+def _given(text: str, blanks: int) -> list[list[str]] | None:
+    """What a text may be giving, as its parts: the last boxes, else behind the last announcement."""
+    text = unicodedata.normalize("NFKC", text).strip()
+    boxes = _boxes(text)
+    if boxes:
+        return [boxes[-blanks:], *_readings(boxes[-1])]
+    announced = [match.end() for match in ANNOUNCEMENT.finditer(text)]
+    if announced:
+        rest = text[announced[-1] :].strip()
+        return _readings(re.split(r"\n|。|\.(?=\s|$)", rest)[0]) if rest else None
+    return _readings(text) if text and "\n" not in text else None
+
+
+def _readings(said: str) -> list[list[str]]:
+    """One answer; several between semicolons; several between commas outside of brackets."""
+    return [[said], _blanks(said), _split_outside_of_brackets(said)]
+
+
+def _blanks(text: str) -> list[str]:
+    return [part for part in text.split(";") if part.strip()]
+
+
+def _split_outside_of_brackets(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in re.sub(r"\s+and\s+|和", ",", text):
+        depth += (character in "([{") - (character in ")]}")
+        if character in ",、" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part.strip()]
+
+
+def _boxes(text: str) -> list[str]:
+    """The insides of all \\boxed{...}, braces within them included."""
+    found = []
+    for match in re.finditer(r"\\boxed\s*\{", text):
+        depth, stop = 1, match.end()
+        while stop < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[stop], 0)
+            stop += 1
+        if not depth:
+            found.append(text[match.end() : stop - 1])
+    return found
+
+
+def normalize(text: str) -> str:
+    """One spelling of a formula: no marks of LaTeX that do not show, no spaces, no end mark."""
+    text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("–", "-")
+    text = re.sub(
+        r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[,;:! ()\[\]]|\*\*|[$\s]", "", text
+    )
+    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
+    text = re.sub(r"\\(?:mathrm|text|mathbf|rm|operatorname)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\^(?:\{\\circ\}|\\circ)|°", "°", text).replace("\\%", "%")
+    text = text.replace("√", "\\sqrt").replace("π", "\\pi").replace("∞", "\\infty").replace("∪", "\\cup")
+    text = re.sub(r"\\(sqrt|frac)(\d)(?=\d)", r"\\\1{\2}", text)
+    text = re.sub(r"\\sqrt\(?([0-9a-z]+)\)?", r"\\sqrt{\1}", text)
+    text = re.sub(r"(\\frac\{[^{}]*\})(\d)", r"\1{\2}", text)
+    text = text.strip("。.,;:!'\"“”")
+    # What stands above and below becomes a/b where neither needs brackets.
+    return re.sub(rf"\\frac\{{(-?{ATOM})\}}\{{({ATOM})\}}", r"\1/\2", text)
+
+
+def _equal(given: str, wanted: str) -> bool:
+    """Two normalised formulas, or numbers; a name before "=" may be added, a unit added or left out."""
+    if "=" not in wanted:
+        given = re.sub(r"^\\?[a-zA-Z](?:\([a-z]\))?=", "", given)
+    if given == wanted:
+        return True
+    given, wanted = UNITS.sub("", given), UNITS.sub("", wanted)
+    number = _number(given)
+    return given == wanted or (number is not None and number == _number(wanted))
+
+
+def _number(text: str) -> Fraction | None:
+    """Of a plain number, a fraction or percents."""
+    match = re.fullmatch(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?(%?)", text)
+    if not match or not (match[2] or match[3]) or (match[4] and not int(match[4])):
+        return None
+    value = Fraction((match[2] or "0").replace(",", "") + (match[3] or ""))
+    value = value / int(match[4] or 1) / (100 if match[5] else 1)
+    return -value if match[1] == "-" else value

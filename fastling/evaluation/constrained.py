@@ -1,0 +1,203 @@
+"""Translations that had to include words: how many did, in percent, and their BLEU.
+
+As the paper counts: a constraint is met where it occurs in the output, case and all. It is met by a part
+of a word then, and one stretch of output may meet two constraints; the counts by whole words, our own,
+allow neither.
+"""
+
+import argparse
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from fastling.errors import UserError
+from fastling.evaluation.answering import (
+    Question,
+    add_limit,
+    add_model_options,
+    answer_questions,
+    check_source,
+    failures_of,
+    model_name,
+)
+from fastling.evaluation.bleu import (
+    check_target_language,
+    notes_of_scores,
+    one_line,
+    score_translations,
+    table_of_scores,
+)
+from fastling.evaluation.records import Record, read_records
+from fastling.evaluation.result import Result, TableData
+from fastling.evaluation.translation import add_user_language, check_user_language, request
+from fastling.settings import Parser
+
+DESCRIPTION = (
+    "Count the words asked for that occur in the translations, in percent: by word, and by sentence with all "
+    "of them. A prediction is a row with tgt (the reference), constraint (a list of words) and hypo."
+)
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of scripts in which a word's neighbours are written without a space, or endings are (Korean)."""
+
+
+class Row(NamedTuple):
+    reference: str
+    constraints: tuple[str, ...]
+
+
+class Shares(NamedTuple):
+    """In percent."""
+
+    of_words: float
+    of_sentences: float
+    """With all their words."""
+
+
+def add_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--predictions", type=Path, metavar="F", help="JSON lines with tgt, constraint and hypo")
+    add("--questions", type=Path, metavar="F", help="with --model: JSON lines with src, tgt and constraint")
+    add("--target-lang", required=True, metavar="L", help="language of the translations: zh, ja, de, ...")
+    add_user_language(parser)
+    add_limit(parser)
+    add_model_options(parser)
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> Result:
+    """Raises UserError for options and rows that cannot be right, before a model is asked."""
+    check_target_language(options.target_lang)
+    check_source(options, "predictions")
+    check_user_language(options)
+    if options.model and not options.questions:
+        raise UserError("--questions", "is needed with --model")
+    if options.questions and not options.model:
+        raise UserError("--questions", "has no effect without --model", "--predictions hold the constraints.")
+    records = read_records(options.questions or options.predictions)[: options.limit]
+    rows = [_row(record) for record in records]
+    if options.model:
+        outputs, counts, notes = _translate(options, records, rows, console)
+    else:
+        outputs, counts, notes = [record.text("hypo") for record in records], {}, ()
+    scores, tables = _score(options, rows, outputs, console)
+    notes = (
+        *notes,
+        *notes_of_scores(scores),
+        "by whole words, our own count: NFKC, whole words where words are spaced, longest first, no two in "
+        f"one place; by it the references themselves reach {scores['reference_whole_word_accuracy']:.2f} %",
+    )
+    return Result("constrained", scores | counts, tables, notes)
+
+
+def _row(record: Record) -> Row:
+    constraints = record.fields.get("constraint")
+    if not isinstance(constraints, list) or not constraints:
+        what = "lacks constraint" if constraints is None else "constraint must be a list with a word or more"
+        raise UserError(record.location, what, 'Write "constraint": ["word", ...].')
+    if not all(isinstance(each, str) and each.strip() for each in constraints):
+        raise UserError(record.location, "constraint must hold words that are text and not empty")
+    return Row(record.text("tgt"), tuple(constraints))
+
+
+def _translate(
+    options: argparse.Namespace, records: Sequence[Record], rows: Sequence[Row], console: Console
+) -> tuple[list[str], dict[str, int], tuple[str, ...]]:
+    user_language = options.user_lang or "en"
+    questions = [
+        Question((_request(record.text("src"), row.constraints, options.target_lang, user_language),))
+        for record, row in zip(records, rows, strict=True)
+    ]
+    answers = answer_questions(options, questions, console)
+    counts, notes = failures_of(answers)
+    return [one_line(answer.text) for [answer] in answers], counts, notes
+
+
+def _request(source: str, constraints: Sequence[str], target_language: str, user_language: str) -> str:
+    """The paper's two lines."""
+    asked = {"en": "Make sure to include these words: ", "zh": "确保包含这些词："}[user_language]
+    return f"{request(source, target_language, user_language)}\n{asked}{', '.join(constraints)}"
+
+
+def _score(
+    options: argparse.Namespace, rows: Sequence[Row], outputs: Sequence[str], console: Console
+) -> tuple[dict, tuple[TableData, ...]]:
+    references = [row.reference for row in rows]
+    wanted = [row.constraints for row in rows]
+    with console.status("scoring"):
+        bleu = score_translations(outputs, references, options.target_lang)
+    plain = shares([occurring(words, text) for words, text in zip(wanted, outputs, strict=True)])
+    whole = shares([as_whole_words(words, text) for words, text in zip(wanted, outputs, strict=True)])
+    ceiling = shares([as_whole_words(words, text) for words, text in zip(wanted, references, strict=True)])
+    scores = {
+        "target_lang": options.target_lang,
+        "constraints": sum(map(len, wanted)),
+        "word_accuracy": plain.of_words,
+        "sentence_accuracy": plain.of_sentences,
+        "whole_word_accuracy": whole.of_words,
+        "whole_word_sentence_accuracy": whole.of_sentences,
+        "reference_whole_word_accuracy": ceiling.of_words,
+        **bleu,
+    }
+    name = model_name(options.model) if options.model else options.predictions.name
+    table = TableData(
+        f"{name}: {scores['constraints']:,} constraints in {len(rows):,} sentences, share met in percent",
+        ("counted", "by word", "by sentence"),
+        (
+            ("as the paper does: occurs in the output", *(f"{share:.2f}" for share in plain)),
+            ("by whole words, no two in one place", *(f"{share:.2f}" for share in whole)),
+        ),
+    )
+    return scores, (table, table_of_scores(bleu, f"translation into {options.target_lang}"))
+
+
+def occurring(constraints: Sequence[str], text: str) -> list[bool]:
+    """Which constraints occur in the output, case-sensitive: the paper's count."""
+    return [constraint in text for constraint in constraints]
+
+
+def as_whole_words(constraints: Sequence[str], text: str) -> list[bool]:
+    """Which constraints occur as whole words, each in a place of its own; the longest choose first."""
+    text = _normalize(text)
+    free = [True] * len(text)
+    met = [False] * len(constraints)
+    normalized = [_normalize(constraint) for constraint in constraints]
+    for number in sorted(range(len(constraints)), key=lambda number: -len(normalized[number])):
+        constraint = normalized[number]
+        start = text.find(constraint)
+        while start >= 0:
+            stop = start + len(constraint)
+            if all(free[start:stop]) and _stands_alone(text, start, stop):
+                free[start:stop] = [False] * len(constraint)
+                met[number] = True
+                break
+            start = text.find(constraint, start + 1)
+    return met
+
+
+def _normalize(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _stands_alone(text: str, start: int, stop: int) -> bool:
+    """Whether no letter that is written together with its edges stands beside text[start:stop]."""
+    beginning = start == 0 or not _joined(text[start - 1], text[start])
+    return beginning and (stop == len(text) or not _joined(text[stop - 1], text[stop]))
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether two neighbouring characters belong to one word, as far as spaces tell words apart."""
+    return all(
+        (unicodedata.category(each)[0] in "LNM") and not UNSPACED.match(each) for each in (left, right)
+    )
+
+
+def shares(met: Sequence[Sequence[bool]]) -> Shares:
+    """Of all constraints, and of all sentences, in percent."""
+    words = [each for sentence in met for each in sentence]
+    return Shares(100 * sum(words) / len(words), 100 * sum(map(all, met)) / len(met))

@@ -1,0 +1,230 @@
+"""`fastling evaluate dialogue`: answers of several turns, judged pairwise against those of a baseline.
+
+As the BayLing paper does on BayLing-80: a judge scores both answers of a pair; reported are wins, ties and
+losses, and the ratio of the sums of scores.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastling.data.conversation import read_rows
+from fastling.errors import UserError
+from fastling.evaluation.answering import (
+    Question,
+    add_limit,
+    add_model_options,
+    answer_questions,
+    check_source,
+    failures_of,
+)
+from fastling.evaluation.result import Result
+from fastling.settings import Parser
+
+DESCRIPTION = "Judge answers of one or more turns against a baseline's, through an OpenAI-compatible server."
+PAPERS_JUDGE = "gpt-4"
+ANSWER_FORMS = '"answers": [..], "choices": [{"turns": [..]}], "messages": [..] or "text": [..]'
+
+
+def add_options(parser: Parser) -> None:
+    """Files, judge, and the model that answers where no answers are given."""
+    add = parser.add_argument
+    add("--questions", type=Path, required=True, metavar="F", help='rows: question_id, "text" or "turns"')
+    add("--answers", type=Path, metavar="F", help=f"rows: question_id and {ANSWER_FORMS}".replace("%", "%%"))
+    add("--baseline", type=Path, required=True, metavar="F", help="answers to compare with, likewise")
+    add("--judge-url", required=True, metavar="U", help="of an OpenAI-compatible server, up to /v1")
+    add("--judge-model", default=PAPERS_JUDGE, metavar="M", help=f"who judges (default: {PAPERS_JUDGE})")
+    add(
+        "--judge-cache",
+        type=Path,
+        metavar="F",
+        help="where its answers are kept, so that none is paid twice "
+        "(default: beside --out or --answers, .judge.sqlite)",
+    )
+    add("--judge-budget-tokens", type=int, metavar="N", help="of all answers kept, prompts included")
+    add("--judge-requests", type=int, default=16, metavar="N", help="in flight at a time (default: 16)")
+    add(
+        "--judge-timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds for one answer (default: 120)",
+    )
+    add(
+        "--judge-prompts",
+        type=Path,
+        metavar="DIR",
+        help="holds a prompt of your own, named as in fastling/evaluation/prompts: dialogue.txt",
+    )
+    add_model_options(parser)
+    add_limit(parser)
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> Result:
+    """Read or make the answers, have them judged, and count. Raises UserError, RunError."""
+    _check_options(options)
+    try:
+        from fastling.evaluation.judge import Pair, judge_pairs, load_prompt
+        from fastling.evaluation.judge_summary import summarize
+        from fastling.remote import Server
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "--judge-url", f"needs the package {error.name}", "pip install 'fastling[eval]'"
+        ) from None
+    prompt = load_prompt(options.judge_prompts)
+    questions = read_questions(options.questions)
+    baseline = read_answers(options.baseline, questions)
+    ours, failed, notes = _our_answers(options, questions, console)
+    questions = {key: asked for key, asked in questions.items() if key in ours}
+    pairs = [Pair(key, *asked, ours[key], baseline[key]) for key, asked in questions.items()]
+    with _progress(console) as progress:
+        task = progress.add_task("judging", total=len(pairs))
+        judgements, failures, tokens = judge_pairs(
+            pairs,
+            lambda: Server(
+                options.judge_url,
+                options.judge_model,
+                _cache(options),
+                option="--judge",
+                budget_tokens=options.judge_budget_tokens,
+                requests_in_flight=options.judge_requests,
+                timeout_seconds=options.judge_timeout,
+            ),
+            prompt,
+            lambda tokens: progress.update(task, advance=1, description=f"judging, {tokens:,} tokens"),
+        )
+    if failures.stopped and not judgements:
+        raise failures.stopped
+    result = summarize(pairs, judgements, failures, judge=options.judge_model, tokens=tokens)
+    return replace(result, scores=result.scores | failed, notes=result.notes + notes)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    check_source(options, "answers")
+    for name in ("judge_budget_tokens", "judge_requests", "judge_timeout"):
+        number = getattr(options, name)
+        if number is not None and not 0 < number < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')}", f"must be > 0: {number:g}")
+
+
+def _cache(options: argparse.Namespace) -> Path:
+    beside = getattr(options, "out", None) or options.answers or Path("dialogue")
+    return options.judge_cache or beside.with_name(beside.name + ".judge.sqlite")
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _our_answers(
+    options: argparse.Namespace, questions: dict, console: Console
+) -> tuple[dict[str, tuple[str, ...]], dict, tuple[str, ...]]:
+    """Answers by question_id, given or made; and what went wrong where a model made them, with notes."""
+    if options.answers:
+        return read_answers(options.answers, questions), {}, ()
+    asked = dict(list(questions.items())[: options.limit])
+    answered = answer_questions(options, [Question(turns) for _, turns in asked.values()], console)
+    counts, notes = failures_of(answered)
+    texts = [tuple(answer.text for answer in answers) for answers in answered]
+    return dict(zip(asked, texts, strict=True)), {"answers": counts}, notes
+
+
+# Files ----------------------------------------------------------------------------------------------
+
+
+def read_questions(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """question_id -> (category, turns). Raises UserError with file and line."""
+    questions = {}
+    for where, key, row in _rows(path):
+        turns = _texts(row.get("text", row.get("turns")))
+        if not turns or not all(turn.strip() for turn in turns):
+            raise UserError(where, "asks nothing", 'Expected "text": a question, or a list of one a turn.')
+        category = row.get("category") or "none"
+        if not isinstance(category, str):
+            raise UserError(where, f"category must be text: {category!r:.80}")
+        questions[key] = (category, turns)
+    if not questions:
+        raise UserError(str(path), "holds no question")
+    return questions
+
+
+def read_answers(path: Path, questions: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
+    """question_id -> one answer a turn, for all questions. Raises UserError with file and line.
+
+    An answer may be empty. Of a row that holds several of the forms, the first in ANSWER_FORMS counts.
+    """
+    answers = {}
+    for where, key, row in _rows(path):
+        if key not in questions:
+            raise UserError(where, f"answers a question that is not asked: {key:.80}")
+        found = _answers_of(where, row)
+        if len(found) != len(questions[key][1]):
+            raise UserError(where, f"holds {len(found)} answers; the turns are {len(questions[key][1])}")
+        answers[key] = found
+    missing = [key for key in questions if key not in answers]
+    if missing:
+        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        what = f"{len(missing)} of {len(questions)} questions have no answer: {named:.200}"
+        raise UserError(str(path), what, "Nothing was judged yet; an empty answer is a row with empty text.")
+    return answers
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str, dict]]:
+    """(file:line, question_id, row); ids are text or whole numbers, 1 and "1" being the same."""
+    seen: dict[str, str] = {}
+    for row in read_rows(path):
+        try:
+            record = json.loads(row.payload.decode()) if isinstance(row.payload, bytes) else row.payload
+        except (ValueError, RecursionError) as error:
+            raise UserError(row.location, f"is no JSON: {str(error)[:80]}") from None
+        if not isinstance(record, dict):
+            raise UserError(row.location, f"must be an object: {type(record).__name__}")
+        key = record.get("question_id")
+        if isinstance(key, bool) or not isinstance(key, int | str) or not str(key).isprintable():
+            raise UserError(row.location, "has no question_id", "A whole number or text.")
+        key = str(key)
+        if key in seen:
+            raise UserError(row.location, f"question_id {key:.80} is given twice", f"First in {seen[key]}.")
+        seen[key] = row.location
+        yield row.location, key, record
+
+
+def _answers_of(where: str, row: dict) -> tuple[str, ...]:
+    if "answers" in row:
+        found = _texts(row["answers"])
+    elif "choices" in row:  # as FastChat writes
+        choices = row["choices"]
+        if isinstance(choices, list) and len(choices) > 1:
+            raise UserError(where, f"holds {len(choices)} choices", "Keep the one that is to be judged.")
+        one = choices[0] if isinstance(choices, list) and choices else None
+        found = _texts(one.get("turns")) if isinstance(one, dict) else None
+    elif "messages" in row:
+        messages = row["messages"] if isinstance(row["messages"], list) else [None]
+        said = [message for message in messages if _get(message, "role") == "assistant"]
+        found = _texts([_get(message, "content") for message in said])
+    else:
+        found = _texts(row.get("text"))
+    if found is None:
+        raise UserError(where, "holds no answers", f"Expected {ANSWER_FORMS}.")
+    return found
+
+
+def _get(record: Any, name: str) -> Any:
+    return record.get(name) if isinstance(record, dict) else None
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    """One text or several; None for anything else, half characters among it."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return None
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        return None
+    return tuple(texts)

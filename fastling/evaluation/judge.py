@@ -1,0 +1,213 @@
+"""Pairs of conversations before a judge: both orders of each, scores from 1 to 10, what failed and why.
+
+A judge favours a place: the answer shown first, often. So each pair is shown in both orders, and what is
+compared is the mean of an answer's two scores. A pair that lacks a score in one order is not judged at all.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from fastling.errors import RunError, UserError
+from fastling.evaluation.judge_scores import HIGHEST, LOWEST, Scores, Unreadable, parse_scores
+from fastling.remote import BudgetSpent, NoAnswer, Server, read_prompt
+
+PROMPT = "dialogue.txt"
+PLACES = {"conversation_1", "conversation_2", "mark"}
+ATTEMPTS = 3
+"""How often a judge is asked, all in all, until its answer holds two scores."""
+TEMPERATURES = (0.0, 0.7, 0.7)  # at 0 a judge would write the same again
+MOST_TOKENS = 2048  # some think before they score
+NOTHING_SAID = "[no answer]"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One user, two assistants: `ours` is judged against `baseline`; one answer a turn."""
+
+    question_id: str
+    category: str
+    turns: tuple[str, ...]
+    ours: tuple[str, ...]
+    baseline: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores of one pair as (ours, baseline): shown with ours first, and with ours second."""
+
+    ours_first: Scores
+    ours_second: Scores
+    asked: bool = True
+    """False where an answer is empty, which needs no judge."""
+
+    @property
+    def mean(self) -> Scores:
+        """Of ours and of the baseline, exact."""
+        first, second = self.ours_first, self.ours_second
+        return (first[0] + second[0]) / 2, (first[1] + second[1]) / 2
+
+    @property
+    def signs(self) -> tuple[int, int]:
+        """Who wins in each order: 1 ours, -1 the baseline, 0 neither."""
+        return _sign(self.ours_first), _sign(self.ours_second)
+
+    @property
+    def sign(self) -> int:
+        """Who wins by the mean of both orders."""
+        return _sign(self.mean)
+
+
+@dataclass
+class Failures:
+    """What did not come to a score."""
+
+    unreadable: Counter = field(default_factory=Counter)  # answers of the judge, by reason; asked again
+    excluded: dict[str, str] = field(default_factory=dict)  # question -> why it has no judgement
+    budget_spent: bool = False  # questions that are neither judged nor excluded were left unasked
+    stopped: RunError | None = None  # the same, since the server cannot be used any more
+
+
+def load_prompt(folder: Path | None) -> Template:
+    """The judge's prompt, of `folder` or built in. Raises UserError for one that shows no conversations."""
+    if folder and not (folder / PROMPT).is_file():
+        raise UserError("--judge-prompts", f"holds no {PROMPT}: {folder}")
+    built_in = resources.files("fastling.evaluation") / "prompts" / PROMPT
+    prompt = read_prompt(folder / PROMPT if folder else built_in, PLACES, option="--judge-prompts")
+    for place in ("conversation_1", "conversation_2"):
+        if place not in prompt.get_identifiers():
+            raise UserError("--judge-prompts", f"never shows ${place}: {folder / PROMPT}")
+    return prompt
+
+
+def judge_pairs(
+    pairs: Sequence[Pair],
+    open_server: Callable[[], Server],
+    prompt: Template,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> tuple[dict[str, Judgement], Failures, int]:
+    """Judgements by question_id in the order of the pairs, what failed, and the tokens of all answers kept.
+
+    `progress` is told the tokens after each pair. A server that cannot be used any more, or a spent budget,
+    ends the asking, not the counting of what was judged.
+    """
+    failures = Failures()
+
+    async def judge_all() -> tuple[list[Judgement | None], int]:
+        server = open_server()  # within the loop that its client belongs to
+
+        async def judge_one(pair: Pair) -> Judgement | None:
+            judgement = await _judge(pair, server, prompt, failures)
+            progress(server.tokens)
+            return judgement
+
+        try:
+            tasks = [asyncio.ensure_future(judge_one(pair)) for pair in pairs]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            return await _end(tasks, failures), server.tokens
+        finally:
+            await server.close()
+
+    judgements, tokens = asyncio.run(judge_all())
+    found = {
+        pair.question_id: judgement
+        for pair, judgement in zip(pairs, judgements, strict=True)
+        if judgement is not None
+    }
+    return found, failures, tokens
+
+
+async def _end(tasks: list[asyncio.Task], failures: Failures) -> list[Judgement | None]:
+    """Results of tasks that are done; the others are cancelled."""
+    for task in tasks:
+        task.cancel()  # does nothing to one that is done
+    found = []
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, RunError):
+            failures.stopped = failures.stopped or outcome
+        elif isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+            raise outcome
+        found.append(outcome if isinstance(outcome, Judgement) else None)
+    return found
+
+
+async def _judge(pair: Pair, server: Server, prompt: Template, failures: Failures) -> Judgement | None:
+    """Raises RunError where no pair could be judged any more."""
+    if decided := _without_asking(pair):
+        return decided
+    shown = [
+        fill(prompt, pair.turns, pair.ours, pair.baseline),
+        fill(prompt, pair.turns, pair.baseline, pair.ours),
+    ]
+    if shown[0] == shown[1]:
+        shown.pop()  # equal answers: one question, and equal scores
+    answers = await asyncio.gather(*(_ask(server, text, failures) for text in shown))
+    reasons = [answer for answer in answers if isinstance(answer, str)]
+    if reasons:
+        failures.excluded[pair.question_id] = reasons[0]
+        return None
+    if None in answers:
+        failures.budget_spent = True
+        return None
+    first, second = answers[0], answers[-1]
+    return Judgement(ours_first=first, ours_second=(second[1], second[0]))
+
+
+async def _ask(server: Server, text: str, failures: Failures) -> Scores | str | None:
+    """Scores of the one shown first and the other; why there are none; None if the budget is spent."""
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        try:
+            answer = await server.ask(
+                [{"role": "user", "content": text}],
+                temperature=TEMPERATURES[attempt],
+                seed=attempt,
+                most_tokens=MOST_TOKENS,
+            )
+            return parse_scores(answer)
+        except Unreadable as error:
+            reason = str(error)
+            failures.unreadable[reason] += 1
+        except NoAnswer as error:
+            return str(error)
+        except BudgetSpent:
+            return None
+    return reason
+
+
+def _without_asking(pair: Pair) -> Judgement | None:
+    """Who said nothing at all has the lowest score, and who said something then has the highest."""
+    ours, baseline = ("".join(answers).strip() for answers in (pair.ours, pair.baseline))
+    if ours and baseline:
+        return None
+    low, high = Fraction(LOWEST), Fraction(HIGHEST)
+    scores = (high if ours else low, high if baseline else low)
+    return Judgement(scores, scores, asked=False)
+
+
+def fill(prompt: Template, turns: Sequence[str], first: Sequence[str], second: Sequence[str]) -> str:
+    """The prompt with two conversations in it, each part behind a mark that no answer can know."""
+    mark = hashlib.sha256("\x00".join((*turns, *first, *second)).encode()).hexdigest()[:8]
+    conversations = {
+        f"conversation_{number}": _render(mark, number, turns, answers)
+        for number, answers in ((1, first), (2, second))
+    }
+    return prompt.substitute(conversations, mark=mark)
+
+
+def _render(mark: str, number: int, turns: Sequence[str], answers: Sequence[str]) -> str:
+    parts = []
+    for turn, (question, answer) in enumerate(zip(turns, answers, strict=True), start=1):
+        parts.append(f"[{mark} user to Assistant {number}, turn {turn}]\n{question}")
+        parts.append(f"[{mark} Assistant {number}, turn {turn}]\n{answer.strip() or NOTHING_SAID}")
+    return "\n\n".join(parts)
+
+
+def _sign(scores: Scores) -> int:
+    return (scores[0] > scores[1]) - (scores[0] < scores[1])

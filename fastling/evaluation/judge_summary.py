@@ -1,0 +1,193 @@
+"""Judgements of pairs -> wins, ties, losses, the ratio of scores, how far the judge can be believed."""
+
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy
+
+from fastling.errors import RunError
+from fastling.evaluation.judge import ATTEMPTS, HIGHEST, LOWEST, Failures, Judgement, Pair
+from fastling.evaluation.result import Result, TableData
+
+RESAMPLES, SEED = 1000, 0
+VERDICTS = {1: "win", 0: "tie", -1: "loss"}
+COLUMNS = ("questions", "judged", "win", "tie", "loss", "score", "baseline", "ratio", "orders disagree")
+
+
+def summarize(
+    pairs: Sequence[Pair], judgements: dict[str, Judgement], failures: Failures, *, judge: str, tokens: int
+) -> Result:
+    """Of all pairs and by category. What was not judged is in no count but `questions`."""
+    categories: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        categories.setdefault(pair.category, []).append(pair)
+    by_category = {name: _counts(members, judgements) for name, members in categories.items()}
+    overall = _counts(pairs, judgements)
+    found = list(judgements.values())
+    unasked = len(pairs) - len(found) - len(failures.excluded)
+    scores = {
+        **overall,
+        "score_ratio_interval": ratio_interval(found),
+        "agreed_win": sum(each.signs == (1, 1) for each in found),
+        "agreed_loss": sum(each.signs == (-1, -1) for each in found),
+        "first_place_advantage": _first_place_advantage(found),
+        "complete": len(found) == len(pairs),
+        "excluded": _sorted(Counter(failures.excluded.values())),
+        "unasked": unasked,
+        "parse_failures": failures.unreadable.total(),
+        "parse_failure_reasons": _sorted(failures.unreadable),
+        "empty": {
+            "ours": sum(_empty(pair.ours) for pair in pairs),
+            "baseline": sum(_empty(pair.baseline) for pair in pairs),
+        },
+        "judge": judge,
+        "judge_tokens": tokens,
+        "categories": by_category,
+        "pairs": [_record(pair, judgements.get(pair.question_id), failures) for pair in pairs],
+    }
+    rows = [(name, *_cells(counts)) for name, counts in by_category.items()]
+    tables = [TableData(f"judged by {judge}", ("category", *COLUMNS), (*rows, ("all", *_cells(overall))))]
+    failed = Counter(failures.excluded.values()) + Counter({"not asked": unasked})
+    if failed.total():
+        reasons = tuple((reason, str(count)) for reason, count in _sorted(+failed).items())
+        tables.append(TableData("not judged", ("reason", "questions"), reasons))
+    failure = _failure(scores, failures)
+    return Result("dialogue", scores, tuple(tables), tuple(_notes(scores)), failure)
+
+
+def _failure(scores: dict, failures: Failures) -> RunError | None:
+    """What is left to do for a whole result. What was judged is scored all the same."""
+    if failures.stopped:
+        return failures.stopped
+    if failures.budget_spent:
+        what = f"is spent: {scores['unasked']} of {scores['questions']} questions are not judged"
+        return RunError(
+            "--judge-budget-tokens", what, "What was judged is kept; the same command with more goes on."
+        )
+    if not scores["judged"]:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in scores["excluded"].items())
+        return RunError(
+            "--judge-url", f"no question could be judged: {reasons}", "Try another judge or prompt."
+        )
+    return None
+
+
+def _sorted(counter: Counter) -> dict[str, int]:
+    """The most frequent first; not in the order in which answers happened to come."""
+    return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _counts(pairs: Sequence[Pair], judgements: dict[str, Judgement]) -> dict:
+    """n, verdicts, means and ratio (percent) of some pairs; None for what nothing tells."""
+    found = [judgements[pair.question_id] for pair in pairs if pair.question_id in judgements]
+    verdicts = Counter(each.sign for each in found)
+    ours, baseline = (sum((each.mean[side] for each in found), Fraction()) for side in (0, 1))
+    asked = [each for each in found if each.asked]
+    disagree = sum(each.signs[0] != each.signs[1] for each in asked)
+    return {
+        "questions": len(pairs),
+        "judged": len(found),
+        **{name: verdicts[sign] for sign, name in VERDICTS.items()},
+        "score": float(ours / len(found)) if found else None,
+        "baseline_score": float(baseline / len(found)) if found else None,
+        "score_ratio": float(100 * ours / baseline) if found else None,
+        "orders_disagree": disagree,
+        "position_bias": 100 * disagree / len(asked) if asked else None,
+    }
+
+
+def ratio_interval(judgements: Sequence[Judgement]) -> list[float] | None:
+    """95 % bootstrap interval (percentiles) of the ratio in percent, over the questions."""
+    if len(judgements) < 2:
+        return None
+    means_N2 = numpy.array([[float(score) for score in each.mean] for each in judgements])
+    count = len(means_N2)
+    drawn_RN = numpy.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
+    sums_R2 = means_N2[drawn_RN].sum(axis=1)
+    low, high = numpy.percentile(100 * sums_R2[:, 0] / sums_R2[:, 1], [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def _first_place_advantage(judgements: Sequence[Judgement]) -> float | None:
+    """By how many points the answer that is shown first is scored higher than the other, on average."""
+    gains = [
+        (each.ours_first[0] - each.ours_first[1] + each.ours_second[1] - each.ours_second[0]) / 2
+        for each in judgements
+        if each.asked
+    ]
+    return float(sum(gains) / len(gains)) if gains else None
+
+
+def _empty(answers: Sequence[str]) -> int:
+    """Turns without a word."""
+    return sum(not answer.strip() for answer in answers)
+
+
+def _record(pair: Pair, judgement: Judgement | None, failures: Failures) -> dict:
+    record = {"question_id": pair.question_id, "category": pair.category}
+    if judgement is None:
+        return record | {"verdict": None, "reason": failures.excluded.get(pair.question_id, "not asked")}
+    first, second = judgement.ours_first, judgement.ours_second
+    return record | {
+        "verdict": VERDICTS[judgement.sign],
+        "scores": [float(first[0]), float(second[0])],  # with ours shown first, with ours shown second
+        "baseline_scores": [float(first[1]), float(second[1])],
+    }
+
+
+def _cells(counts: dict) -> tuple[str, ...]:
+    def shown(name: str, unit: str = "", digits: int = 1) -> str:
+        return "-" if counts[name] is None else f"{counts[name]:.{digits}f}{unit}"
+
+    numbers = (str(counts[name]) for name in ("questions", "judged", "win", "tie", "loss"))
+    return (
+        *numbers,
+        shown("score", digits=2),
+        shown("baseline_score", digits=2),
+        shown("score_ratio", " %"),
+        shown("position_bias", " %"),
+    )
+
+
+def _notes(scores: dict) -> list[str]:
+    notes = [
+        "Every pair is shown in both orders; a win is a higher mean of the two scores, the ratio is of the "
+        "sums of these means. Scores of another judge, prompt or baseline cannot be compared with them."
+    ]
+    if scores["score_ratio_interval"]:
+        low, high = scores["score_ratio_interval"]
+        notes.append(
+            f"The ratio is {scores['score_ratio']:.1f} %, 95 % interval {low:.1f} to {high:.1f} "
+            f"({RESAMPLES} bootstrap resamples of the questions, seed {SEED})."
+        )
+    if scores["position_bias"] is not None:
+        split = scores["judged"] - scores["agreed_win"] - scores["agreed_loss"]
+        notes.append(
+            f"The verdicts of the two orders differ on {scores['orders_disagree']} questions; the answer "
+            f"shown first gets {scores['first_place_advantage']:+.2f} points. If a win must be one in both "
+            f"orders: {scores['agreed_win']} wins, {split} ties, {scores['agreed_loss']} losses."
+        )
+    if scores["parse_failures"]:
+        notes.append(
+            f"{scores['parse_failures']} answers of the judge held no two scores from {LOWEST} to {HIGHEST}; "
+            f"each was asked for again, up to {ATTEMPTS} times in all, with another seed and temperature."
+        )
+    if scores["excluded"]:
+        excluded = sum(scores["excluded"].values())
+        notes.append(
+            f"{excluded} questions are in no score, for want of a score in either order; "
+            "the same command asks again where the judge did not answer."
+        )
+    if scores["unasked"]:
+        notes.append(f"Not whole: {scores['unasked']} of {scores['questions']} questions were not asked.")
+    if any(scores["empty"].values()):
+        notes.append(
+            f"Empty answers, by turns: {scores['empty']['ours']}, the baseline's "
+            f"{scores['empty']['baseline']}. Who answers no turn of a question has the score {LOWEST}, who "
+            f"answers one then {HIGHEST}; the judge is not asked."
+        )
+    notes.append(
+        "An answer may hold words to the judge; it is marked as material, which not every judge heeds."
+    )
+    return notes

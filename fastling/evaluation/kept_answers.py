@@ -1,0 +1,104 @@
+"""A model's answers in a file, each written as soon as it is there: a run that is stopped asks nothing twice.
+
+JSON lines. The first says what the answers are answers to: {"fingerprint": {...}}; each further one is
+{"question", "turn", "text", "finish_reason"}, in the order in which they were finished.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fastling.errors import UserError
+
+OPENING = b'{"fingerprint": '
+
+
+class Answer(NamedTuple):
+    """What the model said in one turn."""
+
+    text: str
+    finish_reason: str
+    """stop; length: cut at --max-new-tokens or at the end of the context; too-long: the prompt does not
+    fit the context; refused: an earlier answer cannot be fed back. The last two have no text."""
+
+
+class KeptAnswers:
+    """The answers of a file, and the file open for more. Close it at the end."""
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, object], turns: Sequence[int]):
+        """Take up the file, or begin it. `turns` is the number of turns of each question.
+
+        A last line that was cut short is dropped. Raises UserError for a file that holds something else,
+        or answers to something else.
+        """
+        self.path, self._turns = path, turns
+        self._answers: dict[tuple[int, int], Answer] = {}
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole and not OPENING.startswith(content[: len(OPENING)]):
+            raise self._foreign(1)
+        first, *rest = whole.split(b"\n")[:-1] or [b""]
+        if whole:
+            self._check_fingerprint(first, fingerprint)
+        for number, line in enumerate(rest, start=2):
+            self._read(number, line)
+        self._file = open(path, "ab")
+        self._file.truncate(len(whole))
+        if not whole:
+            self._write({"fingerprint": fingerprint})
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, question: int, turn: int) -> Answer | None:
+        return self._answers.get((question, turn))
+
+    def add(self, question: int, turn: int, answer: Answer) -> None:
+        self._answers[question, turn] = answer
+        self._write({"question": question, "turn": turn, **answer._asdict()})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, row: Mapping[str, object]) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._file.flush()
+
+    def _check_fingerprint(self, line: bytes, wanted: Mapping[str, object]) -> None:
+        row = self._parse(1, line)
+        found = row.get("fingerprint")
+        if not isinstance(found, dict):
+            raise self._foreign(1)
+        others = [name for name in wanted if found.get(name) != wanted[name]]
+        if others:
+            what = f"holds answers to something else; different: {', '.join(others)}"
+            fix = "Repeat the command that began it, or name another file with --keep-answers."
+            raise UserError(str(self.path), what, fix)
+
+    def _read(self, number: int, line: bytes) -> None:
+        row = self._parse(number, line)
+        question, turn = row.get("question"), row.get("turn")
+        answer = Answer(row.get("text"), row.get("finish_reason"))
+        right = (
+            all(type(each) is int for each in (question, turn))
+            and all(isinstance(each, str) for each in answer)
+            and 0 <= question < len(self._turns)
+            and 0 <= turn < self._turns[question]
+        )
+        if not right:
+            raise self._foreign(number)
+        self._answers[question, turn] = answer
+
+    def _parse(self, number: int, line: bytes) -> dict:
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise self._foreign(number) from None
+        if not isinstance(row, dict):
+            raise self._foreign(number)
+        return row
+
+    def _foreign(self, number: int) -> UserError:
+        what = "is no line of a file of kept answers"
+        return UserError(f"{self.path}:{number}", what, "Name another file with --keep-answers.")

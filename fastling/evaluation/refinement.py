@@ -1,0 +1,324 @@
+"""Revising drafts over several turns, measured on dialogues of `fastling dialogues` that training left out.
+
+A dialogue's users send drafts with known errors, and right ones; they ask for words that later answers must
+keep. The rows say where and what (`turns`). Definitions, all of the version that `version_of` finds in an
+answer, by tokens as revision.py says:
+
+- fix rate: errors of which the wrong tokens are gone and the right ones there, of all errors.
+- harm rate: right tokens of faulty drafts that are in no longest common subsequence with the version.
+- over-edit ratio: TER of the version / TER of the reference, both with the draft as TER's reference text, so
+  that both count edits of the same text. 1 is ideal, below 1 too little, the median is reported.
+- no-op accuracy: right drafts that come back unchanged, of all right drafts.
+- gain: mean chrF of the versions - mean chrF of the drafts, to the references; a bootstrap over dialogues,
+  1,000 times, gives its 95 % interval.
+- retention at turn t: of words asked for before turn t, binding at t, and there when they were asked for,
+  those that are there after turn t. Forgetting is 1 - retention.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+from rich.console import Console
+
+from fastling.data.conversation import Refused, parse_row
+from fastling.errors import UserError
+from fastling.evaluation.answering import Question, add_limit, add_model_options, check_source
+from fastling.evaluation.conversation_answers import Asked, answers_to, percent, read_name
+from fastling.evaluation.records import Record, read_records
+from fastling.evaluation.result import Result, TableData
+from fastling.evaluation.revision import (
+    Draft,
+    Error,
+    chrf,
+    edit_rate,
+    holds,
+    is_fixed,
+    is_unchanged,
+    lost_tokens,
+    make_draft,
+    signatures,
+    tokens,
+    version_of,
+)
+from fastling.settings import Parser
+
+DESCRIPTION = "How drafts are revised over turns: errors fixed, the rest left alone, earlier wishes kept."
+RESAMPLES, SEED = 1000, 0
+_REMEDY = "Write the dialogues with `fastling dialogues`, from rules; it records what each turn holds."
+
+
+class Wish(NamedTuple):
+    """Words that a version must hold, since a turn (from 0)."""
+
+    words: str
+    turn: int
+    any_case: bool
+
+
+class Known(NamedTuple):
+    """What a row says of the text that one turn asks for."""
+
+    draft: Draft | None
+    wishes: tuple[Wish, ...]
+
+
+class Dialogue(NamedTuple):
+    """A row of the questions."""
+
+    asked: Asked
+    turns: tuple[Known | None, ...]
+
+
+def add_options(parser: Parser) -> None:
+    """--questions and where the answers come from."""
+    parser.add_argument(
+        "--questions", type=Path, required=True, metavar="F.jsonl", help="dialogues of `fastling dialogues`"
+    )
+    parser.add_argument(
+        "--predictions", type=Path, metavar="F.jsonl", help='rows of "id" and "answers", one a user turn'
+    )
+    add_model_options(parser)
+    add_limit(parser)
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> Result:
+    """Score answers to the dialogues that have a draft or a wish in them.
+
+    Each turn is asked with the answers given before it as history, as a user would meet them: a wish that
+    was missed once is not put right for the turns after it.
+    """
+    check_source(options, "predictions")
+    dialogues, passed_over = read_dialogues(options.questions)
+    if options.model is not None:
+        dialogues = dialogues[: options.limit]
+    answers = answers_to(options, [each.asked for each in dialogues], "id", console)
+    scores = score(dialogues, answers.texts) | {"passed_over": passed_over} | answers.counts
+    notes = [
+        "fix rate and harm rate take other right words for wrong ones: they compare with one reference",
+        "letter case counts; each turn has the answers before it as history",
+        signatures(),
+        *answers.notes,
+    ]
+    if passed_over:
+        notes.append(f"{passed_over:,} dialogues have no draft and no wish, and were passed over")
+    return Result("refinement", scores, _tables(scores), tuple(notes))
+
+
+# Reading --------------------------------------------------------------------------------------------
+
+
+def read_dialogues(path: Path) -> tuple[list[Dialogue], int]:
+    """The dialogues that can be measured, and how many cannot. Raises UserError for rows that are none."""
+    dialogues, passed_over = [], 0
+    for record in read_records(path):
+        dialogue = _read_dialogue(record)
+        if any(known and (known.draft or known.wishes) for known in dialogue.turns):
+            dialogues.append(dialogue)
+        else:
+            passed_over += 1
+    if not dialogues:
+        raise UserError(str(path), "holds no dialogue with a draft or a wish", _REMEDY)
+    return dialogues, passed_over
+
+
+def _read_dialogue(record: Record) -> Dialogue:
+    location, row = record
+    name = read_name(row, "id", location)
+    try:
+        conversation = parse_row(row)
+    except Refused as refused:
+        raise UserError(location, f"no conversation: {refused.reason} {refused.detail}".strip()) from None
+    said = [turn.content for turn in conversation.turns]
+    requests, answers, turns = said[::2], said[1::2], row.get("turns")
+    if not isinstance(turns, list) or not len(turns) == len(requests) == len(answers):
+        raise UserError(location, "has no record of its turns, or of more or fewer of them", _REMEDY)
+    known = []
+    for number, (request, answer, turn) in enumerate(zip(requests, answers, turns, strict=True)):
+        try:
+            known.append(_read_turn(turn, number, request, answer))
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(location, f"turn {number + 1} is no record: {what:.200}", _REMEDY) from None
+    question = Question(tuple(requests), conversation.system)
+    return Dialogue(Asked(name, question), tuple(known))
+
+
+def _read_turn(turn: Any, number: int, request: str, answer: str) -> Known | None:
+    """Raises KeyError, TypeError and ValueError for a record that is wrong or does not fit the messages."""
+    if turn is None:
+        return None
+    lead = _typed(turn.get("lead", ""), str) if isinstance(turn, dict) else _typed(turn, dict)
+    if lead and not answer.startswith(lead + "\n"):
+        raise ValueError(f"the answer does not begin with the lead {lead!r}")
+    reference = answer[len(lead) + 1 :] if lead else answer
+    wishes = []
+    for wish in _typed(turn.get("constraints", []), list):
+        since = _typed(wish["turn"], int)
+        if not 0 <= since <= number:
+            raise ValueError(f"a constraint of turn {since}, which does not come before")
+        wishes.append(Wish(_typed(wish["words"], str), since, any_case=wish["step"] != "keep"))
+        if not holds(reference, wishes[-1].words, any_case=wishes[-1].any_case):
+            raise ValueError(f"the reference lacks {wishes[-1].words!r}")
+    if "errors" not in turn:
+        return Known(None, tuple(wishes))
+    errors = [
+        Error(*(_typed(error[name], kind) for name, kind in Error.__annotations__.items()))
+        for error in _typed(turn["errors"], list)
+    ]
+    draft = make_draft(reference, errors)
+    if draft.text not in request:
+        raise ValueError(f"the draft is not in the user's turn: {draft.text[:80]!r}")
+    return Known(draft, tuple(wishes))
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{str(value)[:80]!r} should be of the type {kind.__name__}")
+    return value
+
+
+# Scoring --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """Counts over all dialogues."""
+
+    errors: Counter = field(default_factory=Counter)
+    fixed: Counter = field(default_factory=Counter)
+    """Both by kind of error."""
+    right_tokens: int = 0
+    lost: int = 0
+    right_drafts: int = 0
+    unchanged: int = 0
+    ratios: list[float] = field(default_factory=list)
+    """Over-edit ratio of every faulty draft."""
+    chrf: list[list[tuple[float, float]]] = field(default_factory=list)
+    """(draft, version) of every faulty draft, by dialogue."""
+    wished: int = 0
+    granted: int = 0
+    """Wishes when they are uttered."""
+    bound: Counter = field(default_factory=Counter)
+    kept: Counter = field(default_factory=Counter)
+    """Earlier wishes that were granted, by the turn (from 1) that they bind; those kept there."""
+
+
+def score(dialogues: Sequence[Dialogue], answers: Sequence[Sequence[str]]) -> dict:
+    """All numbers, rates in percent; None for a rate of nothing."""
+    tally = Tally()
+    for dialogue, texts in zip(dialogues, answers, strict=True):
+        tally.chrf.append([])
+        granted: dict[tuple[str, int], bool] = {}
+        for number, (known, answer) in enumerate(zip(dialogue.turns, texts, strict=True)):
+            if known:
+                version = version_of(answer, known.draft.text) if known.draft else answer
+                if known.draft:
+                    _add_draft(tally, known.draft, version)
+                _add_wishes(tally, known.wishes, version, number, granted)
+    return {"dialogues": len(dialogues)} | _rates(tally)
+
+
+def _add_draft(tally: Tally, draft: Draft, version: str) -> None:
+    if not draft.faults:
+        tally.right_drafts += 1
+        tally.unchanged += is_unchanged(version, draft.text)
+        return
+    of_version, of_reference = tokens(version), tokens(draft.reference)
+    for fault in draft.faults:
+        tally.errors[fault.kind] += 1
+        tally.fixed[fault.kind] += is_fixed(fault, of_reference, of_version)
+    tally.right_tokens += len(draft.right_tokens)
+    tally.lost += lost_tokens(draft, of_version)
+    tally.ratios.append(edit_rate(version, draft.text) / edit_rate(draft.reference, draft.text))
+    tally.chrf[-1].append((chrf(draft.text, draft.reference), chrf(version, draft.reference)))
+
+
+def _add_wishes(
+    tally: Tally, wishes: Sequence[Wish], version: str, number: int, granted: dict[tuple[str, int], bool]
+) -> None:
+    for wish in wishes:
+        met = holds(version, wish.words, any_case=wish.any_case)
+        if wish.turn == number:
+            tally.wished += 1
+            tally.granted += met
+            granted[wish.words, wish.turn] = met
+        elif granted.get((wish.words, wish.turn)):
+            tally.bound[number + 1] += 1
+            tally.kept[number + 1] += met
+
+
+def _rates(tally: Tally) -> dict:
+    pairs = [pair for of_dialogue in tally.chrf for pair in of_dialogue]
+    before, after = numpy.mean(pairs, axis=0).tolist() if pairs else (None, None)
+    return {
+        "drafts": len(pairs),
+        "errors": tally.errors.total(),
+        "fix_rate": percent(tally.fixed.total(), tally.errors.total()),
+        "harm_rate": percent(tally.lost, tally.right_tokens),
+        "over_edit_ratio": float(numpy.median(tally.ratios)) if tally.ratios else None,
+        "over_edited": percent(sum(ratio > 2 for ratio in tally.ratios), len(tally.ratios)),
+        "right_drafts": tally.right_drafts,
+        "no_op_accuracy": percent(tally.unchanged, tally.right_drafts),
+        "chrf_of_drafts": before,
+        "chrf_of_versions": after,
+        "gain": after - before if pairs else None,
+        "gain_interval": interval(tally.chrf) if pairs else None,
+        "wishes": tally.wished,
+        "wishes_granted": percent(tally.granted, tally.wished),
+        "retention": percent(tally.kept.total(), tally.bound.total()),
+        "retention_by_turn": {
+            str(turn): {"retention": percent(tally.kept[turn], bound), "wishes": bound}
+            for turn, bound in sorted(tally.bound.items())
+        },
+        "kinds": {
+            kind: {"fix_rate": percent(tally.fixed[kind], count), "errors": count}
+            for kind, count in sorted(tally.errors.items())
+        },
+    }
+
+
+def interval(pairs: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
+    """95 % of the gain (mean second - mean first), dialogues drawn anew with their drafts 1,000 times."""
+    gains = numpy.array([sum(after - before for before, after in each) for each in pairs if each])
+    counts = numpy.array([len(each) for each in pairs if each])
+    drawn = numpy.random.default_rng(SEED).integers(len(gains), size=(RESAMPLES, len(gains)))
+    means = gains[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return [float(edge) for edge in numpy.percentile(means, (2.5, 97.5))]
+
+
+# Tables ---------------------------------------------------------------------------------------------
+
+
+def _tables(scores: dict) -> tuple[TableData, ...]:
+    low, high = scores["gain_interval"] or (None, None)
+    rows = (
+        ("errors fixed, %", _cell(scores["fix_rate"]), f"{scores['errors']:,} errors"),
+        ("right tokens lost, %", _cell(scores["harm_rate"]), f"{scores['drafts']:,} faulty drafts"),
+        ("over-edit ratio, median", _cell(scores["over_edit_ratio"], 2), "1 is ideal"),
+        ("edited over twice as much, %", _cell(scores["over_edited"]), f"{scores['drafts']:,} faulty drafts"),
+        ("right drafts unchanged, %", _cell(scores["no_op_accuracy"]), f"{scores['right_drafts']:,} drafts"),
+        ("gain in chrF", _cell(scores["gain"]), f"{scores['drafts']:,} faulty drafts"),
+        ("gain in chrF, 95 % from", _cell(low), f"{RESAMPLES:,} resamples"),
+        ("gain in chrF, 95 % to", _cell(high), f"{RESAMPLES:,} resamples"),
+        ("wishes granted, %", _cell(scores["wishes_granted"]), f"{scores['wishes']:,} wishes"),
+        *(
+            (f"earlier wishes kept in turn {turn}, %", _cell(kept["retention"]), f"{kept['wishes']:,} wishes")
+            for turn, kept in scores["retention_by_turn"].items()
+        ),
+    )
+    kinds = tuple(
+        (kind, _cell(found["fix_rate"]), f"{found['errors']:,}") for kind, found in scores["kinds"].items()
+    )
+    return (
+        TableData("refinement", ("measure", "value", "of"), rows),
+        TableData("errors fixed by kind", ("kind", "fixed, %", "errors"), kinds),
+    )
+
+
+def _cell(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

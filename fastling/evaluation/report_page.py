@@ -1,0 +1,166 @@
+"""One page of results: tables and plots, beside the paper's figures, marked as the paper's.
+
+The page stands alone: plots are SVG in it, and it asks for nothing from anywhere. All text is escaped.
+"""
+
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from fastling.errors import UserError
+from fastling.evaluation.result import TableData
+
+PAPER = "the paper's (arXiv 2306.10968), BayLing-13B"
+
+
+class PaperFigure(NamedTuple):
+    """A figure that the paper publishes; ours is not measured in the same way."""
+
+    kinds: tuple[str, ...]
+    percent: float
+    words: str
+
+
+PAPER_FIGURES = (
+    PaperFigure(("translation",), 95, "of GPT-4 on single-turn translation (automatic)"),
+    PaperFigure(("constrained", "refinement"), 96, "of GPT-3.5-turbo on interactive translation (human)"),
+    PaperFigure(("dialogue",), 89, "of GPT-3.5-turbo on BayLing-80"),
+)
+# What is plotted of each kind: key of the scores, and its name. All in percent.
+PLOTTED = {
+    "translation": (("bleu", "BLEU"), ("chrf", "chrF2"), ("chrf_plus_plus", "chrF2++")),
+    "constrained": (
+        ("word_accuracy", "words met"), ("sentence_accuracy", "sentences with all met"), ("bleu", "BLEU"),
+    ),
+    "exam": (("accuracy", "accuracy"), ("random_guess", "random guess"), ("answered", "answered")),
+}  # fmt: skip
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c1c1c}"
+    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
+    "caption{text-align:left;font-weight:600;padding:.3rem 0}td,th{padding:.25rem .8rem;text-align:right;"
+    "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left;padding-left:0}"
+    ".notes{color:#555}.paper{background:#f5efe0;padding:.6rem 1rem;border-left:4px solid #b8862b}"
+    ".wide{overflow-x:auto}svg{max-width:100%;height:auto}h2{margin-top:2.5rem}"
+)
+
+
+def read_result(path: Path) -> dict:
+    """What --out kept. Raises UserError for a file that is nothing of the kind."""
+    fix = "Give files that --out of an evaluation wrote."
+    try:
+        result = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", fix) from None
+    except (ValueError, RecursionError):
+        raise UserError(str(path), "is no JSON", fix) from None
+    if not isinstance(result, dict) or not isinstance(result.get("kind"), str):
+        raise UserError(str(path), "is no result of an evaluation", fix)
+    try:
+        _tables(result)
+        _notes(result)
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise UserError(str(path), "has tables or notes of another form", fix) from None
+    return result
+
+
+def _tables(result: dict) -> list[TableData]:
+    tables = [TableData(each["title"], each["columns"], each["rows"]) for each in result.get("tables", ())]
+    for table in tables:
+        cells = [table.title, *table.columns, *(cell for row in table.rows for cell in row)]
+        if not all(isinstance(cell, str) for cell in cells):
+            raise TypeError
+    return tables
+
+
+def _notes(result: dict) -> list[str]:
+    notes = list(result.get("notes", ()))
+    if not all(isinstance(note, str) for note in notes):
+        raise TypeError
+    return notes
+
+
+def page_of(results: Sequence[tuple[str, dict]]) -> str:
+    """The page of (name, what --out keeps), as HTML."""
+    kinds = list(dict.fromkeys(result["kind"] for _, result in results))
+    parts = [_section(kind, [each for each in results if each[1]["kind"] == kind]) for kind in kinds]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>Evaluation</title><style>{STYLE}</style></head><body>\n<h1>Evaluation</h1>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _section(kind: str, results: Sequence[tuple[str, dict]]) -> str:
+    parts = [f"<h2>{html.escape(kind.capitalize())}</h2>", _plot(kind, results)]
+    for number, (name, result) in enumerate(results, start=1):
+        parts.append(f"<h3>{number}. {html.escape(name)}</h3>")
+        parts += [_table(table) for table in _tables(result)]
+        parts += [f'<p class="notes">{html.escape(note)}</p>' for note in _notes(result)]
+    for figure in PAPER_FIGURES:
+        if kind in figure.kinds:
+            parts.append(
+                f'<p class="paper"><b>{figure.percent:g} %</b> {html.escape(figure.words)}: {PAPER}, as its '
+                "public summaries give it. Not measured here, and not on the scale of the numbers above.</p>"
+            )
+    return "\n".join(part for part in parts if part)
+
+
+def _table(table: TableData) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
+    )
+    caption = f"<caption>{html.escape(table.title)}</caption>"
+    return f'<div class="wide"><table>{caption}<tr>{head}</tr>{rows}</table></div>'
+
+
+def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:
+    """Bars of a kind's headline numbers, a group each, a colour for each result by its number; SVG."""
+    wanted = PLOTTED.get(kind) or _percentages(results)
+    bars = [(key, shown) for key, shown in wanted if any(_number(result, key) for _, result in results)]
+    if not bars:
+        return ""
+    figure = Figure(figsize=(9, 0.9 + 0.34 * len(bars) * (len(results) + 0.6)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(results)
+    for number, (_, result) in enumerate(results):
+        values = [_number(result, key) or 0.0 for key, _ in bars]
+        places = [group + number * height for group in range(len(bars))]
+        drawn = axes.barh(places, values, height=0.9 * height, label=f"{number + 1}.")
+        axes.bar_label(drawn, fmt="%.1f", padding=3)
+    middle = 0.4 - height / 2
+    axes.set_yticks([group + middle for group in range(len(bars))], [shown for _, shown in bars])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("percent, measured here")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(results) > 1:
+        axes.legend(frameon=False)
+    drawing = io.StringIO()
+    # No text of a user's is in the plot: matplotlib's fonts have no Chinese, and $ begins a formula there.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": kind}):
+        figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
+    svg = drawing.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _percentages(results: Sequence[tuple[str, dict]]) -> list[tuple[str, str]]:
+    """Of a kind without a list: the headline numbers that may be percentages, by their keys."""
+    keys = dict.fromkeys(
+        key for _, result in results for key, value in result.items() if type(value) is float
+    )
+    within = [key for key in keys if all(0 <= (_number(result, key) or 0) <= 100 for _, result in results)]
+    return [(key, key.replace("_", " ")) for key in within[:8]]
+
+
+def _number(result: dict, key: str) -> float | None:
+    value = result.get(key)
+    return float(value) if type(value) in (int, float) else None

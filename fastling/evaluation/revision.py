@@ -1,0 +1,222 @@
+"""A revised draft against its reference: were the errors mended, was anything else harmed.
+
+All is counted in tokens, so that no number inside a longer one is taken for it: a run of digits, a run of
+letters, one character of a script that writes no spaces, any other sign. Letter case counts.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sacrebleu.metrics import CHRF, TER
+
+from fastling.evaluation.characters import HAN, JOINERS, KANA, MARKS, SOUTH_EAST_ASIAN
+
+MOST_LEAD = 40
+"""Characters of words like "Here it is:" that stand before a version on its line."""
+LIKE_THE_DRAFT = 0.5
+"""Of the similarity of the most similar lines of an answer; lines below it are no version."""
+_ALONE = f"[{HAN}{KANA}{SOUTH_EAST_ASIAN}]"
+_LETTER = rf"(?!{_ALONE})[^\W\d_][{MARKS}{JOINERS}]*"
+_TOKEN = re.compile(rf"{_ALONE}[{MARKS}]*|\d+|(?:{_LETTER})+|\S[{MARKS}{JOINERS}]*")
+_LEAD = re.compile(rf"(\**)[^:：\n]{{1,{MOST_LEAD}}}(?:(?::\1|:)(?=\s)|：\1|：)\s*(?=\S)")
+_WRAPPERS = (("**", "**"), ("*", "*"), ("`", "`"), ('"', '"'), ("“", "”"), ("「", "」"), ("«", "»"))
+_ter = TER(case_sensitive=True)
+_chrf = CHRF()
+
+
+class Error(NamedTuple):
+    """What makes a draft of a reference: put `wrong` in place of `right`, which starts at a character."""
+
+    kind: str
+    start: int
+    wrong: str
+    right: str
+
+
+class Fault(NamedTuple):
+    """An error in tokens: whole ones, on both sides."""
+
+    kind: str
+    wrong: tuple[str, ...]
+    right: tuple[str, ...]
+    beside: str
+    """The token before it (or after it, at the start), which tells an empty place from an empty text."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A text to revise, with all that is wrong with it."""
+
+    text: str
+    reference: str
+    faults: tuple[Fault, ...]
+    right_tokens: tuple[str, ...]
+    """Tokens of the draft outside all faults; the reference has them, too."""
+
+
+def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
+    """The draft that errors make of a reference. Raises ValueError for errors that cannot be."""
+    text, places, last = "", [], 0
+    for error in sorted(errors, key=lambda error: error.start):
+        end = error.start + len(error.right)
+        within = last <= error.start <= len(reference)
+        if not within or reference[error.start : end] != error.right:
+            raise ValueError(f"{error.right!r} is not at {error.start} of the reference, or errors overlap")
+        text += reference[last : error.start]
+        places.append([error.start, end, len(text), len(text) + len(error.wrong)])
+        text, last = text + error.wrong, end
+    text += reference[last:]
+    ours, theirs = _spans(text), _spans(reference)
+    for place in places:
+        _widen(place, theirs, ours)
+    if any(one[1] > two[0] or one[3] > two[2] for one, two in zip(places, places[1:], strict=False)):
+        raise ValueError("two errors are in one word; make them one")
+    faults = []
+    for error, place in zip(sorted(errors, key=lambda error: error.start), places, strict=True):
+        wrong, right = tokens(text[place[2] : place[3]]), tokens(reference[place[0] : place[1]])
+        if wrong == right:
+            raise ValueError(f"an error that changes nothing: {error.wrong!r} for {error.right!r}")
+        beside = (tokens(reference[: place[0]])[-1:] or tokens(reference[place[1] :])[:1] or [""])[0]
+        faults.append(Fault(error.kind, tuple(wrong), tuple(right), beside))
+    outside = [
+        token
+        for token, start, end in ours
+        if not any(start < place[3] and end > place[2] for place in places)
+    ]
+    return Draft(text, reference, tuple(faults), tuple(outside))
+
+
+def _widen(place: list[int], theirs: Sequence[tuple], ours: Sequence[tuple]) -> None:
+    """Move the ends of an error, on both sides alike, until they cut no token."""
+
+    def cuts(spans: Sequence[tuple], at: int) -> bool:
+        return any(start < at < end for _, start, end in spans)
+
+    while cuts(theirs, place[0]) or cuts(ours, place[2]):
+        place[0], place[2] = place[0] - 1, place[2] - 1
+    while cuts(theirs, place[1]) or cuts(ours, place[3]):
+        place[1], place[3] = place[1] + 1, place[3] + 1
+
+
+def _spans(text: str) -> list[tuple[str, int, int]]:
+    return [(unicodedata.normalize("NFC", match[0]), *match.span()) for match in _TOKEN.finditer(text)]
+
+
+def tokens(text: str) -> list[str]:
+    """The tokens of a text, each in NFC."""
+    return [token for token, _, _ in _spans(text)]
+
+
+# The version in an answer ---------------------------------------------------------------------------
+
+
+def version_of(answer: str, draft: str) -> str:
+    """The revised text in an answer that may say more: "Here it is:" before, a list of changes after it.
+
+    It is the last run of as many lines as the draft has whose chrF to the draft (never to the reference)
+    is at least half of the highest of any run; then without a lead that ends in a colon, is no part of the
+    draft and leaves a colon behind if the draft begins with one; and without quotation marks or asterisks
+    around it that the draft has not.
+    """
+    lines = [line.strip() for line in answer.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("```")]
+    count = max(1, sum(bool(line.strip()) for line in draft.splitlines()))
+    runs = ["\n".join(lines[at : at + count]) for at in range(max(1, len(lines) - count + 1))]
+    runs = [_bare(run, draft) for run in runs]
+    if len(runs) == 1:
+        return runs[0]
+    likeness = [chrf(run, draft) for run in runs]
+    least = LIKE_THE_DRAFT * max(likeness)
+    return next(run for run, like in zip(reversed(runs), reversed(likeness), strict=True) if like >= least)
+
+
+def _bare(text: str, draft: str) -> str:
+    """A version without a lead on its line and without what it is wrapped in."""
+    text = _unwrapped(text, draft)
+    lead = _LEAD.match(text)
+    if lead and lead[0].strip(":：* ") not in draft:
+        rest = text[lead.end() :]
+        text = rest if _LEAD.match(rest) or not _LEAD.match(draft) else text
+    return _unwrapped(text, draft)
+
+
+def _unwrapped(text: str, draft: str) -> str:
+    for opening, closing in _WRAPPERS:
+        inner = text[len(opening) : -len(closing)]
+        whole = len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing)
+        if whole and closing not in inner and not draft.startswith(opening):
+            text = inner.strip()
+    return text
+
+
+# Measures -------------------------------------------------------------------------------------------
+
+
+def is_fixed(fault: Fault, reference: Sequence[str], version: Sequence[str]) -> bool:
+    """Whether the wrong tokens are gone and the right ones there: as seldom and as often as in the reference.
+
+    So a reference that has the wrong tokens elsewhere, or the right ones twice, misleads nobody. Where
+    nothing is right but to leave something out, the token beside it must still be there.
+    """
+    gone = not fault.wrong or count_runs(version, fault.wrong) <= count_runs(reference, fault.wrong)
+    if not fault.right:
+        return gone and (fault.beside in version if fault.beside else True)
+    return gone and count_runs(version, fault.right) >= count_runs(reference, fault.right)
+
+
+def count_runs(text: Sequence[str], run: Sequence[str]) -> int:
+    """How often tokens follow each other like this, overlaps counted."""
+    return sum(list(text[at : at + len(run)]) == list(run) for at in range(len(text) - len(run) + 1))
+
+
+def lost_tokens(draft: Draft, version: Sequence[str]) -> int:
+    """Right tokens of the draft that are in no longest common subsequence with its revision."""
+    return len(draft.right_tokens) - common_length(draft.right_tokens, version)
+
+
+def common_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Of a longest common subsequence; a bit a token of `first` (Hyyrö 2004), so that long ones are quick."""
+    places: dict[str, int] = {}
+    for at, token in enumerate(first):
+        places[token] = places.get(token, 0) | 1 << at
+    full = open_bits = (1 << len(first)) - 1
+    for token in second:
+        matched = open_bits & places.get(token, 0)
+        open_bits = ((open_bits + matched) | (open_bits - matched)) & full
+    return len(first) - open_bits.bit_count()
+
+
+def edit_rate(text: str, draft: str) -> float:
+    """TER of a text, in percent of the tokens of the draft: how much editing made it of the draft."""
+    return _ter.sentence_score(" ".join(tokens(text)), [" ".join(tokens(draft))]).score
+
+
+def chrf(text: str, reference: str) -> float:
+    """chrF2 of one text, 0 to 100."""
+    return _chrf.sentence_score(text, [reference]).score
+
+
+def signatures() -> str:
+    """How sacrebleu counts chrF and TER here; TER is given our tokens."""
+    for metric in (_chrf, _ter):
+        metric.corpus_score(["-"], [["-"]])  # a signature names the number of references it has seen
+    return f"chrF2 {_chrf.get_signature()}; TER {_ter.get_signature()}, on tokens of fastling"
+
+
+def is_unchanged(version: str, draft: str) -> bool:
+    """Up to the encoding of accents, and spaces."""
+    return _plain(version) == _plain(draft)
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def holds(text: str, words: str, *, any_case: bool) -> bool:
+    """Whether a text holds words, as whole tokens."""
+    if any_case:
+        text, words = text.casefold(), words.casefold()
+    return count_runs(tokens(text), tokens(words)) > 0

@@ -1,0 +1,136 @@
+"""Translations against references: BLEU and chrF by sacrebleu, and COMET by a command of the user's."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+
+from fastling.errors import RunError, UserError
+from fastling.evaluation.answering import (
+    Question,
+    add_limit,
+    add_model_options,
+    answer_questions,
+    check_source,
+    failures_of,
+    model_name,
+)
+from fastling.evaluation.bleu import (
+    LANGUAGES,
+    check_target_language,
+    notes_of_scores,
+    one_line,
+    score_translations,
+    table_of_scores,
+)
+from fastling.evaluation.comet import check_command, comet
+from fastling.evaluation.records import check_same_number, read_lines
+from fastling.evaluation.result import Result, TableData
+from fastling.settings import Parser
+
+DESCRIPTION = "Score translations by BLEU and chrF, with the tokenizer of the target language, and by COMET."
+
+
+def add_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--references", type=Path, required=True, metavar="F", help="text, one sentence a line")
+    add("--hypotheses", type=Path, metavar="F", help="the translations, line by line")
+    add("--sources", type=Path, metavar="F", help="what was translated: for --model and COMET")
+    add("--target-lang", required=True, metavar="L", help="language of the references: zh, ja, de, ...")
+    add("--bootstrap", type=int, metavar="N", help="resample N times for intervals of 95 %% (default: none)")
+    add("--comet-command", metavar="C", help="comet-score, with its path and options, for COMET too")
+    add_user_language(parser)
+    add_limit(parser)
+    add_model_options(parser)
+
+
+def add_user_language(parser: Parser) -> None:
+    """--user-lang, in which a model is asked."""
+    parser.add_argument(
+        "--user-lang", choices=("en", "zh"), help="with --model: language it is asked in (default: en)"
+    )
+
+
+def check_user_language(options: argparse.Namespace) -> None:
+    if options.user_lang and not options.model:
+        raise UserError("--user-lang", "has no effect without --model")
+
+
+def request(source: str, target_language: str, user_language: str) -> str:
+    """How the paper's evaluation asks for a translation."""
+    names = LANGUAGES[target_language]
+    if user_language == "zh":
+        return f"提供这句话的{names.chinese}翻译：{source}"
+    return f"Provide the {names.english} translation for this sentence: {source}"
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> Result:
+    """Raises UserError for options and files that cannot be right, before a model is asked."""
+    command = _check(options)
+    references = read_lines(options.references)
+    sources = read_lines(options.sources) if options.sources else None
+    if sources is not None:
+        check_same_number(options.sources, sources, "sources", options.references, references)
+    if options.model:
+        references, sources = references[: options.limit], sources[: options.limit]
+        hypotheses, counts, notes = _translate(options, sources, console)
+    else:
+        hypotheses, counts, notes = read_lines(options.hypotheses), {}, ()
+        check_same_number(options.hypotheses, hypotheses, "hypotheses", options.references, references)
+    with console.status("scoring"):
+        scores = score_translations(
+            hypotheses, references, options.target_lang, bootstrap=options.bootstrap or 0
+        )
+    scores = {"target_lang": options.target_lang, **scores, **counts}
+    name = model_name(options.model) if options.model else options.hypotheses.name
+    table = table_of_scores(scores, f"{name}: {len(references):,} sentences into {options.target_lang}")
+    result = Result("translation", scores, (table,), (*notes, *notes_of_scores(scores)))
+    return _with_comet(result, command, sources, hypotheses, references, console) if command else result
+
+
+def _check(options: argparse.Namespace) -> list[str] | None:
+    """The words of COMET's command."""
+    check_target_language(options.target_lang)
+    check_source(options, "hypotheses")
+    check_user_language(options)
+    if options.bootstrap is not None and options.bootstrap < 2:
+        raise UserError("--bootstrap", f"must be at least 2: {options.bootstrap}")
+    needs = "--model" if options.model else "--comet-command" if options.comet_command else None
+    if needs and not options.sources:
+        raise UserError("--sources", f"is needed with {needs}")
+    if options.sources and not needs:
+        raise UserError("--sources", "has no effect without --model or --comet-command")
+    return None if options.comet_command is None else check_command(options.comet_command)
+
+
+def _translate(
+    options: argparse.Namespace, sources: list[str], console: Console
+) -> tuple[list[str], dict[str, int], tuple[str, ...]]:
+    requests = [request(source, options.target_lang, options.user_lang or "en") for source in sources]
+    answers = answer_questions(options, [Question((text,)) for text in requests], console)
+    counts, notes = failures_of(answers)
+    return [one_line(answer.text) for [answer] in answers], counts, notes
+
+
+def _with_comet(
+    result: Result,
+    command: list[str],
+    sources: list[str],
+    hypotheses: list[str],
+    references: list[str],
+    console: Console,
+) -> Result:
+    """The result with COMET in it, or with the reason why not: BLEU is not lost with it."""
+    try:
+        with console.status("COMET"):
+            found = comet(command, sources, hypotheses, references)
+    except RunError as error:
+        scores = result.scores | {"comet": None}
+        return dataclasses.replace(result, scores=scores, failure=error)
+    table = TableData(
+        "COMET, as its command gives it",
+        ("model", "score"),
+        ((found["comet_model"], f"{found['comet']:.4f}"),),
+    )
+    return dataclasses.replace(result, scores=result.scores | found, tables=(*result.tables, table))

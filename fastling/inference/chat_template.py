@@ -1,0 +1,126 @@
+"""Which of the built-in templates a folder's chat template is, found out by rendering both."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from fastling.data.conversation import Conversation, Turn
+from fastling.data.template import TEMPLATES, Template
+from fastling.data.tokenizer import Tokenizer
+from fastling.errors import UserError
+
+# Without white space around the messages: many chat templates trim them, which changes no other text.
+SAMPLES = (
+    Conversation((Turn("user", "Good morning!"),)),
+    Conversation((Turn("user", "翻译：早上好"), Turn("assistant", "Good morning 😀"))),
+    Conversation(
+        (
+            Turn("user", "Say it in German."),
+            Turn("assistant", "Guten Morgen!"),
+            Turn("user", "Shorter\nplease"),
+        ),
+        system="Answer briefly.",
+    ),
+)
+
+
+class FoundTemplate(NamedTuple):
+    """A built-in template, and the file whose chat template renders the same."""
+
+    template: Template
+    file: str
+
+
+def find_template(folder: Path, tokenizer: Tokenizer) -> FoundTemplate:
+    """The built-in template that says in every sample what the folder's own chat template says.
+
+    Raises UserError where the folder has no chat template, or none agrees.
+    """
+    chat_template, file = _read_chat_template(folder)
+    special = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
+    for template in TEMPLATES.values():
+        if _agrees(template, tokenizer, chat_template, special):
+            return FoundTemplate(template, file)
+    raise UserError(
+        "--template",
+        f"is needed: {folder / file} says what none of the built-in templates says",
+        f"Give one of {', '.join(TEMPLATES)}, or a YAML file that is like the one the model learned.",
+    )
+
+
+def _read_chat_template(folder: Path) -> tuple[str, str]:
+    """(chat template, name of its file): the file of its own first, as servers do."""
+    try:
+        path = folder / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text(encoding="utf-8"), path.name
+        path = folder / "tokenizer_config.json"
+        if path.is_file():
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            named = fields.get("chat_template") if isinstance(fields, dict) else None
+            if isinstance(named, list):  # several with names
+                named = next(
+                    (each.get("template") for each in named if _is_default(each)),
+                    None,
+                )
+            if isinstance(named, str):
+                return named, path.name
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(path), f"cannot be read: {error}") from None
+    raise UserError(
+        "--template",
+        f"is needed: {folder} does not say how its model was trained",
+        f"Give one of {', '.join(TEMPLATES)}, or a YAML file.",
+    )
+
+
+def _is_default(named: object) -> bool:
+    return isinstance(named, dict) and named.get("name") == "default"
+
+
+def _agrees(template: Template, tokenizer: Tokenizer, chat_template: str, special: Mapping[str, str]) -> bool:
+    try:
+        bound = template.bind(tokenizer.bos, tokenizer.eos)
+    except UserError:
+        return False
+    if any(tokenizer.control_id(token) is None for token in bound.control_tokens):
+        return False
+    for conversation in SAMPLES:
+        for_answer = conversation.turns[-1].role == "user"
+        expected = "".join(segment.text for segment in bound.render(conversation, for_answer=for_answer))
+        try:
+            rendered = render(chat_template, conversation, special, for_answer=for_answer)
+        except Exception:  # whatever somebody's template stumbles over: it does not say this
+            return False
+        if rendered != expected:
+            return False
+    return True
+
+
+def render(
+    chat_template: str,
+    conversation: Conversation,
+    special: Mapping[str, str] | None = None,
+    *,
+    for_answer: bool,
+) -> str:
+    """A chat template's text for a conversation, in Jinja's sandbox, with transformers' settings.
+
+    `special` has the names of tokens that the template may use, such as bos_token; ours spell them out.
+    """
+    messages = [{"role": role, "content": content} for role, content in conversation.turns]
+    if conversation.system:
+        messages.insert(0, {"role": "system", "content": conversation.system})
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise
+    template = environment.from_string(chat_template)
+    return template.render(messages=messages, add_generation_prompt=for_answer, **(special or {}))
+
+
+def _raise(message: str) -> None:
+    raise ValueError(message)

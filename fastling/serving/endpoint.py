@@ -1,0 +1,237 @@
+"""The application: OpenAI's models and chat completions over one model, and the page."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import HTTPException
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+
+from fastling.inference.chat_model import ChatModel, StreamedAnswer
+from fastling.model.generation import Decoding
+from fastling.serving.gate import error_body
+from fastling.serving.request import ApiError, ChatRequest, read_request, to_decoding, to_prompt
+from fastling.serving.worker import Busy, Ending, Job, Worker, in_words
+
+PAGE = Path(__file__).parent / "page"
+LARGEST_BODY = 4 * 2**20
+"""Bytes."""
+BODY_TIMEOUT_S = 15.0
+"""For the whole body of a request."""
+LOOK_FOR_CLIENT_S = 0.25
+"""How often it is seen whether somebody still waits for a whole answer."""
+RETRY_AFTER_S = 2
+
+
+class Endpoint:
+    """One model and what it takes to answer for it over HTTP."""
+
+    def __init__(self, chat: ChatModel, defaults: Decoding, worker: Worker):
+        self.chat, self.defaults, self.worker = chat, defaults, worker
+        self.created = int(time.time())
+        # Reading and encoding a large body takes a second of a core: outside the event loop, one at a time.
+        self._encoding = asyncio.Semaphore(1)
+
+    def model(self) -> dict:
+        """The model as OpenAI lists it; its context as vLLM does."""
+        return {
+            "id": self.chat.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "fastling",
+            "max_model_len": self.chat.longest_sequence,
+            "max_new_tokens": self.defaults.max_new_tokens,
+        }
+
+    def check_name(self, name: str) -> None:
+        if name != self.chat.name:
+            message = f"there is no model {name[:80]!r}; this server has {self.chat.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def _read(self, body: bytes) -> tuple[ChatRequest, list[int]]:
+        asked = read_request(body)
+        self.check_name(asked.model)
+        return asked, to_prompt(self.chat, asked)
+
+    async def complete(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = await read_body(request)
+        async with self._encoding:
+            asked, prompt = await asyncio.to_thread(self._read, body)
+        decoding = to_decoding(asked, self.defaults, len(prompt), self.chat.longest_sequence)
+        job = Job(StreamedAnswer(self.chat, prompt, decoding, asked.stop_strings))
+        try:
+            self.worker.submit(job)
+        except Busy:
+            raise ApiError(
+                429,
+                "too many requests wait for an answer; try again",
+                "server_busy",
+                code="server_busy",
+                headers={"retry-after": str(RETRY_AFTER_S)},
+            ) from None
+        identifier = f"chatcmpl-{secrets.token_hex(12)}"
+        head = {"id": identifier, "created": int(time.time()), "model": self.chat.name}
+        if asked.stream:
+            return _EventStream(job, _events(job, head, asked, len(prompt)))
+        try:
+            text = await _whole(job, request)
+        finally:
+            job.cancel()
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": job.answer.finish_reason}
+        return JSONResponse(
+            {
+                **head,
+                "object": "chat.completion",
+                "choices": [choice],
+                "usage": _usage(len(prompt), job.answer.num_tokens),
+            }
+        )
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events of a job; whichever way the response ends, so does the job."""
+
+    def __init__(self, job: Job, events: AsyncIterator[str]):
+        super().__init__(events, media_type="text/event-stream")
+        self.job = job
+
+    async def __call__(self, scope, receive, send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.job.cancel()
+
+
+async def _events(job: Job, head: dict, asked: ChatRequest, prompt_length: int) -> AsyncIterator[str]:
+    """The chunks of an answer: its role, its text as it comes, its end, and what it cost if asked for."""
+    usage = {"usage": None} if asked.include_usage else {}
+
+    def chunk(choices: list[dict], usage: dict = usage) -> str:
+        return _event({**head, "object": "chat.completion.chunk", "choices": choices, **usage})
+
+    def choice(delta: dict, finish_reason: str | None = None) -> list[dict]:
+        return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
+
+    yield chunk(choice({"role": "assistant", "content": ""}))
+    try:
+        async for piece in job.pieces():
+            yield chunk(choice({"content": piece}))
+    except Exception as error:
+        yield _event(error_body(in_words(error), "server_error"))
+        return
+    yield chunk(choice({}, job.answer.finish_reason))
+    if asked.include_usage:
+        yield chunk([], {"usage": _usage(prompt_length, job.answer.num_tokens)})
+    yield "data: [DONE]\n\n"
+
+
+def _event(content: dict) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+async def _whole(job: Job, request: Request) -> str:
+    """The whole text of an answer. Raises ApiError where the model fails, or where nobody waits any more."""
+
+    async def gather() -> str:
+        return "".join([piece async for piece in job.pieces()])
+
+    gathering = asyncio.ensure_future(gather())
+    try:
+        while not (await asyncio.wait({gathering}, timeout=LOOK_FOR_CLIENT_S))[0]:
+            if await request.is_disconnected():
+                raise ApiError(499, "the client has gone")
+        return gathering.result()
+    except ApiError:
+        raise
+    except Exception as error:
+        raise ApiError(503 if isinstance(error, Ending) else 500, in_words(error), "server_error") from None
+    finally:
+        gathering.cancel()
+
+
+def _usage(prompt_length: int, num_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_length,
+        "completion_tokens": num_tokens,
+        "total_tokens": prompt_length + num_tokens,
+    }
+
+
+async def read_body(request: Request) -> bytes:
+    """A body of bounded size in bounded time; raises ApiError 413 or 408 as soon as it is neither."""
+    announced = request.headers.get("content-length", "0")
+    too_large = ApiError(
+        413,
+        f"the body is larger than {LARGEST_BODY} bytes",
+        code="request_too_large",
+        headers={"connection": "close"},  # what is still to come is not read
+    )
+    if not announced.isdigit() or int(announced) > LARGEST_BODY:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > LARGEST_BODY:
+                    raise too_large
+    except TimeoutError:
+        message = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
+        raise ApiError(408, message, code="request_timeout", headers={"connection": "close"}) from None
+    return bytes(body)
+
+
+def make_application(chat: ChatModel, defaults: Decoding, worker: Worker) -> FastAPI:
+    """The routes; without FastAPI's own pages, which load scripts from elsewhere."""
+    endpoint = Endpoint(chat, defaults, worker)
+    application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _handle_errors(application)
+
+    @application.get("/v1/models")
+    async def models() -> dict:
+        return {"object": "list", "data": [endpoint.model()]}
+
+    @application.get("/v1/models/{name}")
+    async def model(name: str) -> dict:
+        endpoint.check_name(name)
+        return endpoint.model()
+
+    @application.post("/v1/chat/completions")
+    async def completions(request: Request) -> Response:
+        return await endpoint.complete(request)
+
+    for path, name in (("/", "index.html"), ("/chat.css", "chat.css"), ("/chat.js", "chat.js")):
+        application.add_api_route(path, _file_route(PAGE / name), methods=["GET"])
+    return application
+
+
+def _file_route(path: Path):
+    async def send_file() -> FileResponse:
+        return FileResponse(path)
+
+    return send_file
+
+
+def _handle_errors(application: FastAPI) -> None:
+    """Every error in OpenAI's shape; of one in this code the client learns nothing but that it was."""
+
+    @application.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @application.exception_handler(HTTPException)
+    @application.exception_handler(404)
+    @application.exception_handler(405)
+    async def not_found(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"there is no {request.method} {request.url.path[:80]}"
+        return JSONResponse(error_body(message, code="not_found"), error.status_code)
+
+    @application.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(error_body("the server failed; its log says how", "server_error"), 500)

@@ -1,0 +1,190 @@
+"""Chat in a terminal, with editing and history; or line by line from a pipe, for scripts."""
+
+import contextlib
+import signal
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from fastling.errors import UserError
+from fastling.serving.session import Session
+
+COMMANDS = ("/system", "/retry", "/reset", "/save", "/help", "/quit")
+HELP = """\
+/system TEXT  tell the model what it is to be; without TEXT: nothing of the kind any more
+/retry        take back the newest answer and ask again
+/reset        forget what was said; the system text stays
+/save FILE    write the conversation to FILE.jsonl, a row of training data
+/help         show this
+/quit         leave; Ctrl-D does, too
+Enter sends, Alt-Enter (or Esc, then Enter) begins a new line, the arrow up brings back a question,
+Ctrl-C stops an answer. To send a text that begins with /, write // there."""
+
+
+class Chat:
+    """Carries out what is typed, one entry at a time; answers go to stdout, words to the console."""
+
+    def __init__(self, session: Session, console: Console, write: Callable[[str], object]):
+        self.session, self.console, self.write = session, console, write
+        self._told_of_dropped = False
+        self.failures = 0
+        """Entries that could not be carried out."""
+
+    def enter(self, entry: str) -> bool:
+        """Carry out an entry. False where it was to leave. What is wrong with it is said, not raised."""
+        try:
+            if entry.startswith("/") and not entry.startswith("//"):
+                return self._command(*_split(entry))
+            if entry.strip():
+                self._answer(self.session.ask(_checked(entry.removeprefix("/"))))
+        except UserError as error:
+            self.failures += 1
+            self._say(str(error))
+        return True
+
+    def _command(self, name: str, rest: str) -> bool:
+        argument = rest.strip()
+        if name not in COMMANDS:
+            fix = "/help shows them; // sends a text that begins with /."
+            raise UserError(name[:40], "is no command", fix)
+        if name not in ("/system", "/save") and argument:
+            raise UserError(name, f"takes nothing after it: {argument[:40]}")
+        if name == "/quit":
+            return False
+        if name == "/help":
+            self._say(HELP)
+        elif name == "/reset":
+            self.session.reset()
+            self._told_of_dropped = False
+            self._say("everything said is forgotten")
+        elif name == "/system":
+            self.session.set_system(_checked(argument))
+            self._say("the system text is set" if argument else "no system text of yours any more")
+        elif name == "/retry":
+            if self.session.decoding.temperature == 0:
+                self._say("(greedy: the same words give the same answer; --temperature 0.7 varies it)")
+            self._answer(self.session.ask_again())
+        elif not argument:
+            raise UserError("/save", "needs the name of a file", "Such as /save talk.jsonl.")
+        else:
+            self.session.save(Path(argument).expanduser())
+            self._say(f"saved to {argument}")
+        return True
+
+    def _answer(self, answer: Iterator[str]) -> None:
+        said = False
+        with _interruptible() as stopped, contextlib.closing(answer) as pieces:
+            for piece in pieces:
+                if not said:
+                    self._tell_of_dropped()
+                said = said or bool(piece)
+                self.write(piece)
+                if stopped():
+                    break
+        self.write("\n")
+        if not said:
+            self._say("(the model said nothing, so it is as if nothing had been asked)")
+        elif stopped():
+            self._say("(stopped; what was said is kept)")
+        elif self.session.finish_reasons[-1] == "length":
+            self._say(f"(cut at {self.session.decoding.max_new_tokens} tokens, see --max-new-tokens)")
+
+    def _tell_of_dropped(self) -> None:
+        if self.session.dropped and not self._told_of_dropped:
+            self._told_of_dropped = True
+            self._say("(the context is full: from here on the model no longer sees the oldest turns)")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True, style="dim" if text.startswith("(") else None)
+
+
+def _split(entry: str) -> tuple[str, str]:
+    name, _, rest = entry.partition(" ")
+    return name.strip(), rest
+
+
+def _checked(text: str) -> str:
+    """Raises UserError for what is no text: bytes of another encoding, as a terminal hands them on."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError("what was typed", f"is not UTF-8 at character {error.start}") from None
+    return text
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once sets what this yields; twice, it interrupts as usual."""
+    came = []
+
+    def note(number: int, frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def harmless(text: str) -> str:
+    """Text for a terminal: what would steer it (colours, cursor, title, clipboard) is shown instead."""
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) != "Cc" else "\ufffd"
+        for character in text
+    )
+
+
+def write_to_stdout(text: str) -> None:
+    """Write and flush; made harmless where a person's terminal reads it."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def talk_by_lines(chat: Chat) -> None:
+    """Carry out each line of stdin, until it ends. Raises UserError for a line that is not UTF-8."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            entry = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise UserError(f"stdin:{number}", f"is not UTF-8 at byte {error.start}") from None
+        if not chat.enter(entry):
+            return
+
+
+def make_prompt() -> Callable[[], str]:
+    """What reads an entry from the keyboard, with editing and history, by prompt_toolkit.
+
+    Raises UserError where that package is not installed.
+    """
+    try:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import InMemoryHistory
+        from prompt_toolkit.key_binding import KeyBindings
+    except ModuleNotFoundError:
+        raise UserError(
+            "fastling chat", "needs the package prompt_toolkit", "pip install 'fastling[chat]'"
+        ) from None
+    bindings = KeyBindings()
+    bindings.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    session = PromptSession(history=InMemoryHistory(), multiline=True, key_bindings=bindings)
+    return lambda: session.prompt("> ", prompt_continuation="  ")
+
+
+def talk_in_terminal(chat: Chat, prompt: Callable[[], str]) -> None:
+    """Carry out what is typed, until Ctrl-D or /quit."""
+    chat.console.print("Enter sends, Ctrl-C stops an answer, Ctrl-D leaves; /help shows the rest.")
+    while True:
+        try:
+            if not chat.enter(prompt()):
+                return
+        except KeyboardInterrupt:  # of a line half typed, or twice during an answer
+            chat.write("\n")
+        except EOFError:
+            return

@@ -1,0 +1,242 @@
+"""Answers of a model: kept as they come, never asked twice, and none lost to a kill -9."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, run_python
+
+from fastling.data.conversation import Conversation, Turn
+from fastling.errors import UserError
+from fastling.evaluation.answering import (
+    Answer,
+    Question,
+    add_limit,
+    add_model_options,
+    answer_questions,
+    check_source,
+    failures_of,
+)
+from fastling.evaluation.kept_answers import KeptAnswers
+from fastling.inference.chat_model import load_chat_model
+from fastling.model.generation import Decoding
+from fastling.settings import Parser
+from fastling.terminal import make_console
+
+QUESTIONS = [
+    Question(("Hello there!",)),
+    Question(("提供这句话的英语翻译：你好。", "再短一些")),
+    Question(("x " * 20, "And again?", "Once more 🙂")),
+    Question(("And in French?",), history=(Turn("user", "Say it."), Turn("assistant", "It."))),
+    Question(("Hello?",), system="You are brief."),
+]
+
+
+@pytest.fixture
+def options(tmp_path, tiny_export):
+    """Options of a command line, as parsed."""
+
+    def parse(*arguments, model=True) -> argparse.Namespace:
+        parser = Parser("test", "")
+        parser.add_argument("--given")
+        add_limit(parser)
+        add_model_options(parser)
+        ours = ["--model", str(tiny_export), "--keep-answers", str(tmp_path / "kept.jsonl")] if model else []
+        parsed = parser.parse_args([*ours, *(["--max-new-tokens", "12"] if model else []), *arguments])
+        parsed.kind, parsed.out = "translation", None
+        return parsed
+
+    return parse
+
+
+def ask(options, questions=QUESTIONS):
+    return answer_questions(options, questions, make_console(quiet=True))
+
+
+def test_every_turn_is_answered_with_the_answers_before_it_as_history(options, tiny_export):
+    answers = ask(options())
+    chat = load_chat_model(tiny_export)
+    assert [len(turns) for turns in answers] == [1, 2, 3, 1, 1]
+    for question, given in zip(QUESTIONS, answers, strict=True):
+        turns = list(question.history)
+        for text, answer in zip(question.turns, given, strict=True):
+            turns.append(Turn("user", text))
+            alone = chat.answer([Conversation(tuple(turns), question.system)], Decoding(max_new_tokens=12))
+            assert answer.text == alone[0] and answer.finish_reason in ("stop", "length")
+            turns.append(Turn("assistant", answer.text))
+
+
+def test_what_is_kept_is_not_asked_again(options, tmp_path, monkeypatch):
+    first = ask(options())
+    monkeypatch.setattr("fastling.model.generation._Generation._step", None)  # no token can be made
+    assert ask(options()) == first
+
+
+def test_a_cut_last_line_is_dropped_and_asked_again(options, tmp_path):
+    first, path = ask(options()), tmp_path / "kept.jsonl"
+    whole = path.read_bytes()
+    for cut in (1, 20, len(whole.split(b"\n")[-2]) + 1, len(whole) - 5, len(whole)):
+        path.write_bytes(whole[:-cut])
+        assert ask(options()) == first
+        assert sorted(path.read_bytes().split(b"\n")) == sorted(whole.split(b"\n"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "questions", "named"),
+    [
+        (["--beams", "2"], QUESTIONS, "decoding.beams"),
+        (["--temperature", "1", "--seed", "3"], QUESTIONS, "decoding.temperature, decoding.seed"),
+        ([], QUESTIONS[:-1], "questions"),
+        (["--template", "vicuna"], QUESTIONS, "template or tokenizer"),
+    ],
+)
+def test_answers_to_something_else_are_refused_by_name(options, arguments, questions, named):
+    ask(options())
+    with pytest.raises(UserError, match=named) as caught:
+        ask(options(*arguments), questions)
+    assert "--keep-answers" in caught.value.fix
+
+
+def test_answers_of_another_model_are_refused(options, tmp_path, tiny_export):
+    ask(options())
+    path = tmp_path / "kept.jsonl"
+    first, *rest = path.read_text().splitlines()
+    row = json.loads(first)
+    row["fingerprint"]["model"] = "0" * 64
+    path.write_text("\n".join([json.dumps(row), *rest]) + "\n")
+    with pytest.raises(UserError, match="different: model"):
+        ask(options())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not ours\n",
+        b"[]\n",
+        b"{}\n",
+        b"\xff\xfe\n",
+        b"no end",
+        b'{"fingerprint": 3}\n',
+        b"[" * 10**5 + b"\n",
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_a_file_of_something_else_is_refused_and_left_alone(options, tmp_path, content):
+    path = tmp_path / "kept.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"kept\.jsonl"):
+        ask(options())
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "line", [b"[]", b'{"question": 99, "turn": 0}', b'{"question": true}', b"\xff", b"x"]
+)
+def test_a_broken_line_in_the_middle_is_named(options, tmp_path, line):
+    ask(options())
+    path = tmp_path / "kept.jsonl"
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    number = path.read_bytes().count(b"\n")
+    with pytest.raises(UserError, match=rf"kept\.jsonl:{number}: "):
+        ask(options())
+
+
+def test_a_question_beyond_the_context_is_counted_and_the_others_answered(options):
+    long = Question(("word " * 400, "And then?"))
+    answers = ask(options(), [QUESTIONS[0], long, QUESTIONS[1]])
+    assert answers[1] == [Answer("", "too-long")] * 2
+    assert all(answer.finish_reason != "too-long" for turns in (answers[0], answers[2]) for answer in turns)
+    counts, notes = failures_of(answers)
+    assert counts["too_long"] == 2 and "2 of 5" in notes[0]
+
+
+def test_a_prompt_that_leaves_room_for_one_token_is_asked(options, tiny_export):
+    chat = load_chat_model(tiny_export)
+    texts = ["!?" * number + "." * rest for number in range(20, 120) for rest in (0, 1)]
+    lengths = {len(chat.prompt_ids(Conversation((Turn("user", text),)))): text for text in texts}
+    longest = max(length for length in lengths if length < chat.longest_sequence)
+    assert longest > chat.longest_sequence - 4
+    [[answer]] = ask(options(), [Question((lengths[longest],))])
+    assert answer.finish_reason != "too-long"
+
+
+def test_a_question_that_cannot_be_asked_is_named_before_any_is(options, tmp_path):
+    path = tmp_path / "plain.yaml"  # a template without a place for system text
+    path.write_text('user: "Q: {content}\\n"\nassistant: "A: {content}{eos}"\n')
+    with pytest.raises(UserError, match="question 2"):
+        ask(options("--template", str(path)), [QUESTIONS[0], QUESTIONS[-1]])
+    assert not (tmp_path / "kept.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--beams", "2"], ["--limit", "3"], ["--seed", "1"], ["--keep-answers", "x"], ["--template", "vicuna"]],
+    ids=" ".join,
+)
+def test_an_option_of_the_model_without_a_model_is_an_error(options, arguments):
+    with pytest.raises(UserError, match=f"{arguments[0]}: has no effect without --model"):
+        check_source(options("--given", "x", *arguments, model=False), "given")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--beams", "0"], "--beams"), (["--beams", "2", "--temperature", "1"], "--beams"),
+        (["--top-p", "0.5"], "--top-p"), (["--seed", "4"], "--seed"), (["--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--temperature", "nan"], "--temperature"), (["--limit", "0"], "--limit"), (["--cache-gib", "0"], "--cache-gib"),
+        (["--cache-gib", "inf"], "--cache-gib"), (["--given", "x"], "--given"),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_named(options, arguments, named):
+    with pytest.raises(UserError, match=f"^{named}: "):
+        check_source(options(*arguments), "given")
+
+
+def test_given_outputs_or_a_model_is_needed(options):
+    with pytest.raises(UserError, match="--given: is needed, or --model"):
+        check_source(options(model=False), "given")
+
+
+def command(tmp_path, tiny_export):
+    return [
+        "fastling.evaluate", "translation", "--model", tiny_export, "--sources", tmp_path / "s.txt",
+        "--references", tmp_path / "s.txt", "--target-lang", "en", "--max-new-tokens", "60",
+        "--keep-answers", tmp_path / "kept.jsonl", "--json",
+    ]  # fmt: skip
+
+
+def test_after_kill_9_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, tiny_export):
+    lines = [f"This is sentence {number}, 第{number}句。" for number in range(120)]
+    (tmp_path / "s.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    words = [sys.executable, "-m", *map(str, command(tmp_path, tiny_export))]
+    kept = tmp_path / "kept.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not kept.exists() or kept.read_bytes().count(b"\n") < 10:
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = kept.read_bytes()
+    before = before[: before.rfind(b"\n") + 1]
+    assert before.count(b"\n") < 121, "nothing was left to do"
+    done = run_python(*command(tmp_path, tiny_export))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["sentences"] == 120
+    after = kept.read_bytes()
+    assert after.startswith(before)
+    rows = [json.loads(line) for line in after.splitlines()[1:]]
+    assert sorted(row["question"] for row in rows) == list(range(120))
+
+
+def test_an_answer_is_in_the_file_as_soon_as_it_is_there(tmp_path):
+    path = tmp_path / "kept.jsonl"
+    kept = KeptAnswers(path, {"questions": "x"}, [1])
+    kept.add(0, 0, Answer("你好", "stop"))
+    assert "你好" in path.read_text(encoding="utf-8")
+    kept.close()

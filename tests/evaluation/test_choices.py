@@ -1,0 +1,160 @@
+"""What is read out of an answer to a multiple-choice question: a table of texts as systems write them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastling.evaluation.choices import extract_choice
+
+CITIES = ("Paris", "London", "Berlin", "Rome")
+UNCLEAR = ""
+
+# (text, letters); the letters that are clearly chosen, or UNCLEAR
+ENGLISH = [
+    ("C", "C"), ("(C)", "C"), ("C.", "C"), ("C)", "C"), ("[C]", "C"), ("c", "C"), ("(c)", "C"), ("  C \n", "C"),
+    ("**C**", "C"), ("**(C)**", "C"), ("`C`", "C"), ("$C$", "C"), ('"C"', "C"), ("C!", "C"), ("Option C", "C"),
+    ("\\boxed{C}", "C"), ("$\\boxed{\\text{C}}$", "C"), ("So we get \\boxed{(C)}.", "C"), ("<b>C</b>", "C"),
+    ("The answer is (B)", "B"), ("The answer is (B).", "B"), ("The answer is B", "B"), ("the answer is b.", "B"),
+    ("Answer: b", "B"), ("Answer: B", "B"), ("ANSWER: B", "B"), ("Answer B", "B"), ("Answer\n\nB", "B"),
+    ("**Answer:** B", "B"), ("**Answer: (B) London**", "B"), ("Answer: B. London", "B"), ("answer = B", "B"),
+    ("The correct answer is: B", "B"), ("The correct option is B.", "B"), ("The best choice is (B).", "B"),
+    ("My final answer is B because of the second line.", "B"), ("The answer is option B.", "B"),
+    ("The answer to this question is (B).", "B"), ("The answer should be B", "B"), ("Final answer B", "B"),
+    ("The answer is most likely B.", "B"), ("The answer must be B, since A is too early.", "B"),
+    ("I think B", "B"), ("I think it's B.", "B"), ("I would choose B.", "B"), ("I'd go with (B).", "B"),
+    ("I would select option B", "B"), ("Therefore, B.", "B"), ("Thus, (B) is correct.", "B"), ("It is B.", "B"),
+    ("B is correct.", "B"), ("B is the correct answer.", "B"), ("Choice B is correct. Choices A and C are incorrect.", "B"),
+    ("Option B is the best choice here.", "B"), ("B. London", "B"), ("B) London is the capital of England.", "B"),
+    ("(B) because it rains there", "B"), ("B: London", "B"), ("B\n\nExplanation: A is too far south.", "B"),
+    ("It rains a lot.\nThe river is the Thames.\n\nB", "B"), ("London", "B"), ("london.", "B"),
+    ("The answer is London.", "B"), ("The correct answer is: London", "B"), ("Answer: **London**", "B"),
+    ("The answer is A. Wait, no: the answer is B.", "B"), ("Is it A? No. The answer is B.", "B"),
+    ("(A) is wrong. (C) is wrong. (D) is wrong. The answer is (B).", "B"), ("The answer is not A but B.", "B"),
+    ("At first I thought A. But A is wrong, so the answer is B.", "B"), ("A is incorrect. B is correct.", "B"),
+    ("If the answer is A, it never rains. So the answer is B.", "B"), ("The answer isn't A. The answer is B.", "B"),
+    ("The answer is B, not A.", "B"), ("The answer is (B) because (A), (C) and (D) are wrong.", "B"),
+    ("I would not choose A. I would choose B.", "B"), ("The answer is A because B is wrong", "A"),
+    ("The answer is a.", "A"), ("The answer is A", "A"), ("The answer is (A) Paris, a city.", "A"), ("A. Paris", "A"),
+    ("A", "A"), ("The answer is A Paris", "A"), ("Let me think about Paris (A) and London (B). Answer: (A)", "A"),
+    ("A and C", "AC"), ("A, C", "AC"), ("AC", "AC"), ("A C", "AC"), ("(A)(C)", "AC"), ("A, C and D", "ACD"),
+    ("The answer is A and C.", "AC"), ("Answer: ACD", "ACD"), ("The correct answers are (A) and (D).", "AD"),
+    ("Both A and C are correct.", "AC"), ("The answer is both A and C.", "AC"), ("\\boxed{ACD}", "ACD"),
+    ("A & C", "AC"), ("Step 1: (A) no.\nStep 2: (B) yes.\nSo the answer is: (B)", "B"),
+    # nothing that can be counted on
+    ("", UNCLEAR), ("   \n", UNCLEAR), (".", UNCLEAR), ("I do not know.", UNCLEAR), ("I think so.", UNCLEAR),
+    ("A cat sat on the mat.", UNCLEAR), ("A", "A"), ("A city in France.", UNCLEAR), ("The answer is A cat.", UNCLEAR),
+    ("The answer is a city.", UNCLEAR), ("The answer is complicated.", UNCLEAR), ("I cannot answer.", UNCLEAR),
+    ("Because.", UNCLEAR), ("not A", UNCLEAR), ("Not B.", UNCLEAR), ("The answer is not A.", UNCLEAR),
+    ("The answer isn't B", UNCLEAR), ("I would not choose A.", UNCLEAR), ("A is wrong.", UNCLEAR),
+    ("A or B", UNCLEAR), ("The answer is A or B.", UNCLEAR), ("A/B", UNCLEAR), ("either (A) or (B)", UNCLEAR),
+    ("The answer is either A or C", UNCLEAR), ("Answer: A, B or C", UNCLEAR), ("\\boxed{A or B}", UNCLEAR),
+    ("A\nB\nC\nD", UNCLEAR), ("(A) Paris (B) London (C) Berlin (D) Rome", UNCLEAR),
+    ("A. Paris\nB. London\nC. Berlin\nD. Rome", UNCLEAR), ("Is it A?", UNCLEAR), ("The answer is A?", UNCLEAR),
+    ("Answer: (A) Paris (B) London (C) Berlin (D) Rome", UNCLEAR), ("E", UNCLEAR), ("The answer is (E).", UNCLEAR),
+    ("If the answer is A, what follows?", UNCLEAR), ("Why is the answer B?", UNCLEAR), ("Madrid", UNCLEAR),
+    ("The answer is BAD.", UNCLEAR), ("Vitamin C is healthy.", UNCLEAR), ("Plan B failed.", UNCLEAR),
+    ("A is correct. C is correct.", UNCLEAR), ("Paris or London", UNCLEAR), ("None of the above.", UNCLEAR),
+    ("The answer is B-flat.", UNCLEAR), ("The set A = {1, 2} is closed.", UNCLEAR), ("Therefore A = B.", UNCLEAR),
+    ("The passage mentions Paris (A) and Rome (D).", UNCLEAR), ("The answer is 42.", UNCLEAR), ("I", UNCLEAR),
+]  # fmt: skip
+CHINESE = [
+    ("答案是选项(D)。", "D"), ("答案是选项（D）。", "D"), ("答案是D", "D"), ("答案：D", "D"), ("答案:D", "D"), ("答案为Ｄ。", "D"),
+    ("正确答案：C", "C"), ("正确答案是 C。", "C"), ("正确答案是选项C", "C"), ("【答案】C", "C"), ("**答案**：C", "C"),
+    ("答案应该是C", "C"), ("答案应为C项。", "C"), ("选 A", "A"), ("选A", "A"), ("选A。", "A"), ("故选A。", "A"),
+    ("故选：A", "A"), ("因此选择A。", "A"), ("应选A", "A"), ("应该选择选项A。", "A"), ("我选（A）", "A"), ("本题选A项", "A"),
+    ("我认为是B", "B"), ("我认为应该是B。", "B"), ("所以答案是B。", "B"), ("因此，正确的选项是B。", "B"), ("综上，B。", "B"),
+    ("（Ｂ）", "B"), ("Ⓑ", "B"), ("Ｂ．", "B"), ("B、伦敦", "B"), ("B。因为下雨", "B"), ("选项B正确", "B"), ("B项正确。", "B"),
+    ("B是正确的。", "B"), ("B是正确答案。", "B"), ("A错误，B正确，C错误，D错误。", "B"), ("B符合题意", "B"),
+    ("选项A错误，选项B错误，选项D错误，故选C。", "C"), ("答案不是A而是B", "B"), ("不选A，选B。", "B"), ("如果选A，则矛盾。所以选B。", "B"),
+    ("答案是A。不对，重新计算，答案是B。", "B"), ("A项说法错误；B项说法错误；故答案为D", "D"), ("答案：\nD", "D"), ("答案\nD", "D"),
+    ("解：由题意得x=2，故选 D .", "D"), ("答案是 (D) Rome", "D"), ("根据材料，答案是Rome。", "D"), ("答案为\\boxed{D}", "D"),
+    ("答案是AD", "AD"), ("选ABD", "ABD"), ("故选：AC．", "AC"), ("答案：A、C", "AC"), ("A和C", "AC"), ("A、C都正确", "AC"),
+    ("正确答案是A和C。", "AC"), ("选项A与C正确", "AC"), ("The answer is 选项B。", "B"),
+    # nothing that can be counted on
+    ("不知道。", UNCLEAR), ("答案不是A。", UNCLEAR), ("不选A", UNCLEAR), ("不应选A", UNCLEAR), ("A错误", UNCLEAR), ("A不正确", UNCLEAR),
+    ("A或B", UNCLEAR), ("答案是A或B", UNCLEAR), ("选A还是B？", UNCLEAR), ("选A吗？", UNCLEAR), ("选项A提到了巴黎。", UNCLEAR),
+    ("答案是A型血", UNCLEAR), ("集合A包含于B", UNCLEAR), ("所以A=B", UNCLEAR), ("A正确，C正确", UNCLEAR), ("以上都不对", UNCLEAR),
+    ("如果选A，结果会怎样", UNCLEAR), ("为什么选A", UNCLEAR), ("选项", UNCLEAR), ("我们来逐一分析每个选项。", UNCLEAR), ("答案：", UNCLEAR),
+    ("选E", UNCLEAR), ("首先，选项A说的是巴黎，选项B说的是伦敦", UNCLEAR),
+]  # fmt: skip
+# Written after the rules were, to see what they miss; what was missed then mended some of them.
+LATER = [
+("Based on the passage, the correct answer is (C) Berlin.","C"),("Sure! The answer is D. Let me know if you need more.","D"),("根据题意，本题应选择选项 B，因为伦敦位于英国。","B"),
+("A选项不符合，B选项不符合，C选项符合题意，因此答案选C。","C"),("答案选C","C"),("答案是“C”","C"),("正确答案为：（D）Rome。","D"),("The right answer would be option (A): Paris.","A"),
+("### Answer\n(D)","D"),("Let's think step by step. A is in France, B is in England. The question asks for Germany. So C.","C"),("So, the answer is:\n\n**B**","B"),
+("因此，选项D是正确的。","D"),("选项 C 是最合适的答案。","C"),("My answer: C","C"),("The final answer is $\\boxed{\\textbf{(B)}}$.","B"),("Hence the correct option is (A).","A"),
+("The answer is C) Berlin","C"),("B is the best answer.","B"),("The only correct statement is B.","B"),("We can eliminate A, C, and D. The answer is therefore B.","B"),
+("I'm not sure, but I think the answer is D.","D"),("It cannot be A. It cannot be B. I would pick D.","D"),("Neither A nor B is correct.",""),("None of A, B, C is right, so D","D"),
+("Option A: Paris. Option B: London.",""),("The correct answer is not listed.",""),("A. Incorrect.\nB. Correct.\nC. Incorrect.\nD. Incorrect.","B"),("A: wrong; B: wrong; C: right; D: wrong","C"),
+("答案：无",""),("这道题的答案是C选项，即柏林。","C"),("此题选D","D"),("本题答案为A。","A"),("由此可知，B项正确，故本题选B。","B"),("综上所述，正确选项为C。","C"),("我不能确定答案是A还是B。",""),
+("As an AI language model, I cannot see the image.",""),("Both B and D could be right.",""),("The answer is A, B, C, and D.","ABCD"),("answer:c","C"),("ans: B","B"),("(D) is the right choice.","D"),("D is right","D"),
+("Therefore, the answer is option C, Berlin.","C"),("The passage says Paris is in France. Therefore London is wrong.",""),("Answer is B","B"),("Correct: B","B"),("B. ","B"),("The city is Berlin.",""),("Is the answer B? Yes, the answer is B.","B"),
+("选择：D","D"),("所以，答案是：**D. Rome**","D"),("因为A错，所以选B","B"),("不能选A，也不能选B，只能选C","C"),("A、B、D错误，C正确","C"),("A、B错误，C、D正确","CD"),("C，因为柏林是德国首都","C"),("C 因为柏林是德国首都","C"),
+("The answer is definitely not A; it's C.","C"),("The answer: (B), i.e. London","B"),("正确的是B","B"),("正确的是B和C","BC"),("下列说法正确的是D","D"),("Ans. C","C"),("Choice C.","C"),("D because it's in Italy","D"),("答案就是A","A"),("选B吧","B"),("应该是C吧","C")
+]  # fmt: skip
+MISSED = [("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Berlin is the city.", "C")]
+"""Clear to a person and not read: counted as unanswered, which is the side to err on."""
+
+
+@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER)
+def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
+    choice = extract_choice(text, CITIES)
+    assert choice == (frozenset(letters) if letters else None), choice
+
+
+@pytest.mark.parametrize(("text", "letters"), MISSED)
+def test_what_is_missed_is_unanswered_and_no_other_letter(text, letters):
+    assert extract_choice(text, CITIES) in (None, frozenset(letters))
+
+
+def test_the_table_is_large_and_has_both_kinds_in_both_languages():
+    for table, least in ((ENGLISH, 120), (CHINESE, 75)):
+        assert len(table) >= least
+        assert sum(letters == UNCLEAR for _, letters in table) >= 20
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["L", "S"]), max_size=60))
+def test_a_text_without_letters_chooses_nothing(text):
+    assert extract_choice(text, CITIES) is None
+
+
+@given(st.text(max_size=200), st.integers(2, 26))
+def test_any_text_is_read_without_an_error_and_only_letters_of_options_come_out(text, num_options):
+    choice = extract_choice(text, [f"option number {number}" for number in range(num_options)])
+    assert choice is None or choice <= {chr(ord("A") + number) for number in range(num_options)}
+
+
+@given(
+    st.sampled_from("ABCD"),
+    st.sampled_from(["The answer is ({}).", "答案是选项({})。", "{}", "故选{}。", "Answer: {}"]),
+)
+def test_each_letter_is_read_alike(letter, form):
+    assert extract_choice(form.format(letter), CITIES) == {letter}
+
+
+def test_a_long_answer_is_read_in_linear_time():
+    """A small model repeats itself up to its limit."""
+    import time
+
+    start = time.monotonic()
+    for unit in (
+        "A ",
+        "A, ",
+        "the answer is ",
+        "(",
+        "选",
+        "not A but ",
+        "A or ",
+        "\\boxed{",
+        "I think that ",
+    ):
+        extract_choice(unit * 3000, CITIES)
+    assert time.monotonic() - start < 5
+
+
+def test_an_option_that_is_a_letter_is_not_taken_for_another():
+    assert extract_choice("The answer is $a$.", ["x", "$a$", "b", "c"]) == {"B"}
+
+
+def test_options_of_the_same_text_are_not_told_apart_by_it():
+    assert extract_choice("Paris", ["Paris", "Paris", "Rome"]) is None

@@ -1,0 +1,101 @@
+"""Models that say what a test wants them to, by the real tokenizer and template, and servers of them."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fastling.data.encoding import Encoder
+from fastling.data.template import load_template
+from fastling.data.tokenizer import load_tokenizer
+from fastling.inference.chat_model import ChatModel
+from fastling.model.generation import Decoding
+from fastling.model.llama import Llama, LlamaConfig
+from fastling.serving.server import listen, make_server
+from fastling.serving.worker import Worker
+
+TOKENIZER = Path(__file__).parents[2] / "fastling" / "demo" / "tokenizer.model"
+
+
+class Parrot(ChatModel):
+    """Says `says(question)`, token by token, with a pause before each."""
+
+    def __init__(self, says=lambda question: f"You said: {question}", *, pause_s=0.0, context=2048):
+        tokenizer = load_tokenizer(TOKENIZER)
+        with torch.device("meta"):
+            model = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=context))
+        super().__init__(model, Encoder(load_template("bayling"), tokenizer, context), "parrot")
+        self.says, self.pause_s = says, pause_s
+        self.fed: list[list[int]] = []
+        """Prompts, as the model got them."""
+        self.decodings: list[Decoding] = []
+        self.ended = 0
+        """Answers that ended, one way or another."""
+        self.tokens = 0
+        """Generated in all."""
+
+    def stream_ids(self, prompt, decoding) -> Iterator[int]:
+        self.fed.append(list(prompt))
+        self.decodings.append(decoding)
+        text = self.encoder.tokenizer.decode([list(prompt)])[0]
+        question = text.rpartition("### Instruction:\n")[2].removesuffix("\n### Response:\n")
+        room = min(decoding.max_new_tokens, self.longest_sequence - len(prompt))
+        try:
+            [ids] = self.encoder.tokenizer.encode([self.says(question)])
+            for token_id in ids[:room]:
+                time.sleep(self.pause_s)
+                self.tokens += 1
+                yield token_id
+        finally:
+            self.ended += 1
+
+
+class Running:
+    """A server in a thread."""
+
+    def __init__(self, chat: ChatModel, defaults: Decoding, worker: Worker, token: str | None, host: str):
+        self.chat, self.worker = chat, worker
+        listening = threading.Event()
+
+        def ready(url: str) -> None:
+            self.url = url
+            listening.set()
+
+        self.server = make_server(chat, defaults, worker, host=host, token=token, ready=ready)
+        self.thread = threading.Thread(target=self._run, args=(host,), daemon=True)
+        self.thread.start()
+        assert listening.wait(20)
+
+    def _run(self, host: str) -> None:
+        with listen(host, 0) as listening:
+            asyncio.run(self.server.serve(sockets=[listening]))
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
+@contextlib.contextmanager
+def serving(chat, *, defaults=None, token=None, most_waiting=8, host="127.0.0.1") -> Iterator[Running]:
+    """A real server on a free port, until the block ends."""
+    worker = Worker(most_waiting)
+    running = Running(chat, defaults or Decoding(max_new_tokens=64), worker, token, host)
+    try:
+        yield running
+    finally:
+        worker.end()
+        running.server.should_exit = True
+        running.thread.join(20)
+        assert not running.thread.is_alive()
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    """Until something holds; fails when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)

@@ -1,0 +1,109 @@
+"""`fastling evaluate` as a user runs it: kinds, files, JSON, the page, and what is left when COMET fails."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+from conftest import run_python
+
+from fastling import evaluate
+from fastling.errors import RunError, UserError
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("hypotheses", "references", "sources"):
+        (tmp_path / name).write_text("Das ist gut so.\nUnd das auch.\n")
+    return "translation --hypotheses hypotheses --references references --target-lang de".split()
+
+
+def test_every_kind_has_a_file_with_the_three_things_it_needs():
+    for name in evaluate.KINDS.keys() - {"report"}:
+        assert importlib.util.find_spec(f"fastling.evaluation.{name}"), name
+        module = importlib.import_module(f"fastling.evaluation.{name}")
+        assert module.DESCRIPTION.strip() and callable(module.add_options) and callable(module.evaluate)
+
+
+@pytest.mark.parametrize("name", evaluate.KINDS)
+def test_help_of_every_kind_fits_and_shows_its_options(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and shown.startswith(f"usage: fastling evaluate {name} ")
+    assert "--report" in shown
+    assert all(len(line) <= 100 for line in shown.splitlines()[1:])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=str)
+def test_without_a_kind_the_kinds_are_shown(arguments, capsys):
+    evaluate.main(arguments)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in evaluate.KINDS) and max(map(len, shown.splitlines())) <= 100
+
+
+def test_an_unknown_kind_is_an_error_that_lists_them():
+    with pytest.raises(UserError, match="unknown kind: translate") as caught:
+        evaluate.main(["translate"])
+    assert "translation" in caught.value.fix
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(files, monkeypatch):
+    for module in [name for name in sys.modules if name.startswith(("sacrebleu", "fastling.evaluation."))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    with pytest.raises(UserError, match="needs the package sacrebleu") as caught:
+        evaluate.main(files)
+    assert caught.value.fix == "pip install 'fastling[eval]'"
+
+
+def test_the_command_prints_words_to_stderr_and_one_json_object_to_stdout(files, tmp_path):
+    done = run_python(
+        "fastling.evaluate", *files, "--json", "--out", "r.json", "--report", "r.html", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    scores = json.loads(line)
+    assert scores["kind"] == "translation" and scores["bleu"] == 100
+    assert "chrF2++" in done.stderr and "written: r.html" in done.stderr
+    kept = json.loads((tmp_path / "r.json").read_text())
+    assert {name: kept[name] for name in scores} == scores and kept["tables"]
+    assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+def test_several_results_become_one_page(files, tmp_path):
+    for name in ("one.json", "two.json"):
+        evaluate.main([*files, "--out", name])
+    evaluate.main(["report", "--results", "one.json", "two.json", "--report", "page.html"])
+    page = (tmp_path / "page.html").read_text()
+    assert "1. one" in page and "2. two" in page
+    with pytest.raises(UserError, match=r"page\.html: is no JSON"):
+        evaluate.main(["report", "--results", "page.html", "--report", "page.html"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--out", "r.txt"], "--out: must end in .json"), (["--report", "r.pdf"], "--report: must end in .html"),
+        (["--out", "no/r.json"], "--out: no such folder"), (["--report", "no/r.html"], "--report: no such folder"),
+        (["--bootstraps", "3"], "unknown setting: bootstraps"), (["--out", "d.json"], "--out: is a folder"),
+    ],
+)  # fmt: skip
+def test_where_nothing_can_be_written_is_told_before_the_work(files, tmp_path, arguments, named):
+    (tmp_path / "d.json").mkdir()
+    with pytest.raises(UserError, match=named):
+        evaluate.main([*files, *arguments])
+
+
+def test_a_comet_that_fails_ends_with_status_1_after_the_scores_are_delivered(files, tmp_path, capsys):
+    script = tmp_path / "comet"
+    script.write_text(f"#!{sys.executable}\nimport sys; sys.exit('no such model')")
+    script.chmod(0o755)
+    comet = ["--comet-command", str(script), "--sources", "sources", "--json", "--out", "r.json"]
+    with pytest.raises(RunError, match="no such model"):
+        evaluate.main([*files, *comet])
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["bleu"] == 100 and scores["comet"] is None
+    assert json.loads((tmp_path / "r.json").read_text())["bleu"] == 100
