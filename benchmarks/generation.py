@@ -217,8 +217,8 @@ def measure(case: Case, folder: Path, options: argparse.Namespace) -> list[dict]
             "prompts": case.prompts,
             "new_tokens": num_tokens,
             "tokens_per_s": round(num_tokens / measurement.milliseconds * 1e3, 1),
-            "milliseconds": round(measurement.milliseconds, 1),
-            "spread": round(measurement.spread, 1),
+            "milliseconds": round(measurement.milliseconds, 3),
+            "spread": round(measurement.spread, 3),
             "peak_mib": peak_mib(case, name, folder, options),
         }
         for name, measurement in measured.items()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fastling.errors import UserError, run_command
@@ -25,7 +24,7 @@ from fastling.interactive.pairs import Corpus, make_corpus, with_third
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
 from fastling.settings import Parser
-from fastling.terminal import make_console
+from fastling.terminal import make_console, make_progress
 
 MIX = {
     "translate": 24.0,
@@ -268,13 +267,8 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(found, ensure_ascii=False))
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
 def _build(recipe: Recipe, options: argparse.Namespace, total: int, console: Console) -> dict:
-    with _progress(console) as progress:
+    with make_progress(console) as progress:
         task = progress.add_task("building dialogues, by line", total=total)
         tally = write_dialogues(
             recipe,
@@ -298,7 +292,7 @@ def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: 
             "--generator-url", f"needs the package {error.name}", "pip install 'fastling[dialogues]'"
         ) from None
     cache = options.generator_cache or options.out.with_name(options.out.name + ".answers.sqlite")
-    with _progress(console) as progress:
+    with make_progress(console) as progress:
         task = progress.add_task("asking for turns, by line", total=total)
         tally, counts, tokens = write_generated(
             recipe,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
+
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import PROOF_STRINGS, first_difference

@@ -3,6 +3,7 @@
 import sys
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 WIDTH_OF_A_FILE = 120
 
@@ -11,3 +12,9 @@ def make_console(*, quiet: bool = False) -> Console:
     """A console on stderr; where that is a file or a pipe, wide enough not to cut numbers."""
     width = None if sys.stderr.isatty() else WIDTH_OF_A_FILE
     return Console(stderr=True, quiet=quiet, width=width, highlight=False)
+
+
+def make_progress(console: Console) -> Progress:
+    """A bar that counts, on a terminal only; it is gone when all is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

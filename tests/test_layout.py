@@ -41,7 +41,7 @@ LAYERS = {
     ),
     "inference": (("data", "errors", "model"), ("jinja2", "torch")),
     "evaluation": (
-        ("data", "errors", "inference", "model", "remote", "settings"),
+        ("data", "errors", "inference", "model", "remote", "settings", "terminal"),
         ("langdetect", "matplotlib", "numpy", "rich", "sacrebleu", "torch"),
     ),
     "serving": (

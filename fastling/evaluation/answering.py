@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastling.data.conversation import Conversation, Turn
 from fastling.errors import RunError, UserError
 from fastling.evaluation.kept_answers import Answer, KeptAnswers
 from fastling.model.decoding import Decoding
 from fastling.settings import Parser
+from fastling.terminal import make_progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and given outputs need none of it
     from fastling.inference.chat_model import ChatModel
@@ -254,8 +254,7 @@ def _answer_turn(
 @contextmanager
 def _progress(console: Console, total: int, done: int) -> Iterator:
     """A bar on a terminal; gives a function that counts one answer."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with make_progress(console) as progress:
         task = progress.add_task("answering", total=total, completed=done)
         yield lambda: progress.advance(task)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastling.data.conversation import read_rows
 from fastling.errors import UserError
@@ -26,6 +25,7 @@ from fastling.evaluation.answering import (
 )
 from fastling.evaluation.result import Result
 from fastling.settings import Parser
+from fastling.terminal import make_progress
 
 DESCRIPTION = "Judge answers of one or more turns against a baseline's, through an OpenAI-compatible server."
 PAPERS_JUDGE = "gpt-4"
@@ -83,7 +83,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
     ours, failed, notes = _our_answers(options, questions, console)
     questions = {key: asked for key, asked in questions.items() if key in ours}
     pairs = [Pair(key, *asked, ours[key], baseline[key]) for key, asked in questions.items()]
-    with _progress(console) as progress:
+    with make_progress(console) as progress:
         task = progress.add_task("judging", total=len(pairs))
         judgements, failures, tokens = judge_pairs(
             pairs,
@@ -116,11 +116,6 @@ def _check_options(options: argparse.Namespace) -> None:
 def _cache(options: argparse.Namespace) -> Path:
     beside = getattr(options, "out", None) or options.answers or Path("dialogue")
     return options.judge_cache or beside.with_name(beside.name + ".judge.sqlite")
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _our_answers(

@@ -17,9 +17,8 @@ from itertools import islice
 from pathlib import Path
 from string import Template
 
-from fastling.errors import UserError
 from fastling.interactive.languages import reads_as, tidy, tokens
-from fastling.remote import BudgetSpent, Message, NoAnswer, Server
+from fastling.remote import BudgetSpent, Message, NoAnswer, Server, read_prompt
 
 KINDS = ("style", "grammar", "length", "suggestion", "simulation")
 PLACES = {"source", "translation", "source_language", "target_language", "user_language", "dialogue"}
@@ -63,14 +62,7 @@ def load_prompts(folder: Path | None) -> dict[str, Template]:
     for kind in KINDS:
         built_in = resources.files("fastling.interactive") / "prompts" / f"{kind}.txt"
         chosen = folder / f"{kind}.txt" if folder and (folder / f"{kind}.txt").exists() else built_in
-        try:
-            prompts[kind] = Template(chosen.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError("--generator-prompts", f"cannot be read: {chosen}: {error}") from None
-        unknown = set(prompts[kind].get_identifiers()) - PLACES
-        if unknown or not prompts[kind].is_valid():
-            what = f"unknown place: ${sorted(unknown)[0]}" if unknown else "a $ that names no place"
-            raise UserError(str(chosen), what, f"Places are ${', $'.join(sorted(PLACES))}; $$ is a dollar.")
+        prompts[kind] = read_prompt(chosen, PLACES, option="--generator-prompts")
     return prompts
 
 
