@@ -41,9 +41,10 @@ def blocks(language: str) -> list[str]:
 
 
 def test_every_command_is_of_a_known_kind():
-    first, second, third = blocks("bash")
+    first, second, evaluating, third = blocks("bash")
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
     assert len(second.splitlines()) == 4
+    assert {line.split()[1] for line in evaluating.splitlines()} == {"evaluate", "chat"}
     assert [line.split("#")[0].strip() for line in third.splitlines()] == KERNEL_COMMANDS
     assert len(blocks("slurm")) == 1
 
@@ -73,11 +74,11 @@ def user_folder(tmp_path):
     return tmp_path
 
 
-def run_shell(command: str, cwd: Path) -> subprocess.CompletedProcess:
+def run_shell(command: str, cwd: Path, **options) -> subprocess.CompletedProcess:
     """Run a line as a shell would, with this interpreter's fastling and torchrun, on 2 processes for 8."""
     words = shlex.split(command.replace("--nproc_per_node 8", "--nproc_per_node 2"))
     programs = {"fastling": ["fastling"], "torchrun": ["torch.distributed.run"]}
-    return run_python(*programs[words[0]], *words[1:], cwd=cwd)
+    return run_python(*programs[words[0]], *words[1:], cwd=cwd, **options)
 
 
 @pytest.mark.slow
@@ -91,6 +92,24 @@ def test_the_commands_for_your_own_data_work_in_order(user_folder):
     python.write_text(blocks("python")[-1] + "\nassert logits.shape[0] == 5\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, python], cwd=user_folder, env=environment, check=True)
+
+
+@pytest.mark.slow
+def test_the_commands_to_evaluate_and_to_talk_work_in_order(user_folder):
+    """All but the last, whose server tests/test_chat.py asks with OpenAI's own client."""
+    (user_folder / "models" / "llama-7b").rename(user_folder / "my-model")
+    for language, lines in (("zh", "大家早上好。\n"), ("en", "Good morning to all of you.\n")):
+        (user_folder / "data" / f"test.{language}").write_text(lines, encoding="utf-8")
+    *commands, talk, serve = blocks("bash")[2].splitlines()
+    for command in commands:
+        result = run_shell(command, user_folder)
+        assert result.returncode == 0, (command, result.stderr)
+        if "--json" in command:
+            assert json.loads(result.stdout.splitlines()[-1])["bleu"] == pytest.approx(100)
+    assert (user_folder / "report.html").stat().st_size > 1000
+    said = run_shell(f"{talk} --max-new-tokens 2", user_folder, input="你好\n/quit\n")
+    assert said.returncode == 0, said.stderr
+    assert serve == f"{talk} --web"
 
 
 def test_a_kernel_can_be_used_alone():
