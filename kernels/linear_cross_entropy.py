@@ -10,8 +10,9 @@ Three matrix products (6 * S * V * H flops), as in the plain version, and no rec
 chunk's logits are written once, read twice and overwritten by their gradient.
 
 What is exact: logits and the loss are float32 (a bf16 logit of 20 is off by up to 0.06; on a CPU, which has
-no such product, half-precision logits are rounded before they become float32), the gradient is rounded
-to the weight's type only for its products, and the weight's gradient is summed over chunks in float32.
+no such product, half-precision logits and each chunk's share of the weight's gradient are rounded before
+they become float32), the gradient is rounded to the weight's type only for its products, and the weight's
+gradient is summed over chunks in float32.
 Nothing waits for the device.
 Shapes: S supervised rows, C rows of a chunk, H hidden, V vocab.
 """
@@ -258,11 +259,14 @@ def _product_into(out_CV: Tensor, left_CH: Tensor, right_HV: Tensor) -> None:
 
 
 def _add_product_float32(total_VH: Tensor, left_VC: Tensor, right_CH: Tensor, *, beta: int) -> None:
-    """total = beta * total + left @ right; on CUDA a half-precision product that adds in float32."""
+    """total = beta * total + left @ right, beta 0 or 1; on CUDA a half-precision product adds in float32."""
     if right_CH.is_cuda and right_CH.dtype != torch.float32:
         torch.addmm(total_VH, left_VC, right_CH, beta=beta, out_dtype=torch.float32, out=total_VH)
-    else:
-        total_VH.addmm_(left_VC.float(), right_CH.float(), beta=beta)
+    elif right_CH.dtype == torch.float32:
+        total_VH.addmm_(left_VC, right_CH, beta=beta)
+    else:  # a float32 product of converted halves would take twice as long
+        product_VH = left_VC @ right_CH
+        total_VH.add_(product_VH) if beta else total_VH.copy_(product_VH)
 
 
 # For torch.compile ---------------------------------------------------------------------------------

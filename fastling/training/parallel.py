@@ -123,8 +123,9 @@ def shard(model: Llama, config: Config, world: World) -> Llama:
     fully_shard(model, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
+            if world.size > 1:  # else FSDP would copy all gradients once more, to divide them by 1
+                module.set_gradient_divide_factor(1.0)
     return model
 
 
