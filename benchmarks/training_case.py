@@ -90,9 +90,11 @@ class Case:
         )
 
     def llama_config(self, folder: Path) -> LlamaConfig:
-        """The model's shape, fitted to tokenizer and sequence length."""
-        config = self.config(folder)
-        return model_config(dataclasses.replace(config, model=self.shape()), make_encoder(config))
+        """The model's shape, fitted to tokenizer and sequence length; a larger vocabulary makes it larger."""
+        config, shape = self.config(folder), self.shape()
+        encoder = make_encoder(config)
+        shape = dataclasses.replace(shape, vocab_size=max(shape.vocab_size, encoder.tokenizer.vocab_size))
+        return model_config(dataclasses.replace(config, model=shape), encoder)
 
 
 def check_case(case: Case) -> None:
