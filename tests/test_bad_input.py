@@ -272,6 +272,7 @@ def run(tmp_path_factory, broken) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_after_a_mistake_the_mended_config_trains(run):
     """What a failed start left in the run folder did not disturb the next one."""
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

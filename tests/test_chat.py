@@ -74,6 +74,7 @@ def test_with_json_the_conversation_is_one_object_on_stdout(export, piped):
     assert "/nonsense: is no command" in err and first in err
 
 
+@pytest.mark.slow
 def test_a_line_that_is_not_utf8_is_named_and_what_was_said_is_still_printed(export):
     command = [sys.executable, "-m", "fastling.chat", "--model", export, "--max-new-tokens", "4", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C"}
@@ -200,6 +201,7 @@ def start_server(export, *options: str) -> tuple[subprocess.Popen, dict]:
     return process, json.loads(process.stdout.readline())
 
 
+@pytest.mark.slow
 def test_a_served_model_answers_as_in_the_terminal_until_ctrl_c(export):
     process, said = start_server(export, "--token", "sesame", "--max-new-tokens", "8")
     try:

@@ -76,6 +76,7 @@ def test_bad_arguments(arguments, said):
     assert said in str(caught.value) and caught.value.exit_status == 2
 
 
+@pytest.mark.slow
 def test_as_a_program(tmp_path):
     places = ["--base", tmp_path, "--target", tmp_path, "--out", tmp_path / "out"]
     done = run_python("fastling.delta", "make", *places)

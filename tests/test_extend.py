@@ -63,6 +63,7 @@ def test_bad_arguments(arguments, tmp_path, more, said):
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.tmp").exists()
 
 
+@pytest.mark.slow
 def test_as_a_program(arguments, tmp_path):
     done = run_python(
         "fastling.extend", "--model", tmp_path, "--out", tmp_path / "x", "--tokens", tmp_path / "tokens.txt"

@@ -72,6 +72,7 @@ def test_bad_arguments(family, tmp_path, arguments, said):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_as_a_program(family, tmp_path):
     done = run_python("fastling.merge", "--models", *paths(family, "a", "b"), "--out", family / "c")
     assert done.returncode == 2 and "exists already" in done.stderr and "Traceback" not in done.stderr

@@ -24,6 +24,8 @@ from fastling.kernels.cases import MODELS, OPS
 from fastling.kernels.cross_entropy import IGNORE_INDEX
 from fastling.kernels.swiglu import swiglu, swiglu_reference
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 FIELDS = (
     "bench case provider pass device driver torch triton commit dirty date milliseconds spread host_microseconds "
     "bytes flops floor_milliseconds ratio_to_floor max_error peak_extra_mib copy_gb_s matrix_tflops samples command"

@@ -13,6 +13,8 @@ from benchmarks.report import Judgement
 from benchmarks.workloads import SHAPES, Workload
 from fastling.errors import UserError
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 SHAPE = SHAPES[0]
 NORM = Workload("rms_norm", SHAPE)
 HEAD = Workload("linear_cross_entropy", SHAPE, 45)

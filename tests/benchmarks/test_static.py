@@ -18,6 +18,8 @@ from fastling.kernels import runtime
 from fastling.kernels.cases import MODELS, OPS, Op
 from fastling.kernels.runtime import tl, triton
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 SHAPE = replace(MODELS["llama3-8b"], name="row")  # x is (8192, 4096)
 RAGGED = replace(SHAPE, name="ragged", hidden=4095)
 

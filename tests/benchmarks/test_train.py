@@ -99,6 +99,7 @@ def test_a_trainer_that_cannot_run_here_is_refused_by_name(monkeypatch):
     assert train.choose(None, trainers.PEERS) == ["fastling"]
 
 
+@pytest.mark.slow
 def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
     make_case(SMALL, tmp_path)
     (tmp_path / "packs.jsonl").write_text("{broken\n")
@@ -123,6 +124,7 @@ def test_a_head_on_all_rows_gives_the_same_loss(tmp_path):
         assert float(model.loss(wide)) == pytest.approx(float(model.loss(batch)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rung_that_ends_early_holds_up_nobody(tmp_path):
     case = dataclasses.replace(SMALL, peers=False)
     make_case(case, tmp_path)

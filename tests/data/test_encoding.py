@@ -117,6 +117,7 @@ def check_against_oracle(kind, template, by_hand, system, turns, budget=10**6) -
     return result
 
 
+@pytest.mark.slow
 def test_a_thousand_conversations_are_encoded_as_a_server_would(kinds, own_template, by_hand):
     seen = collections.Counter()
 

@@ -29,6 +29,8 @@ from fastling.errors import UserError
 from fastling.export import Export
 from fastling.model.llama import LlamaConfig
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 # SentencePiece ------------------------------------------------------------------------------------
 
 EXACT = {

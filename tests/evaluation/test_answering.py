@@ -210,6 +210,7 @@ def command(tmp_path, tiny_export):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, tiny_export):
     lines = [f"This is sentence {number}, 第{number}句。" for number in range(120)]
     (tmp_path / "s.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")

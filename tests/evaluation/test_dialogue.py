@@ -27,6 +27,8 @@ from fastling.evaluation.dialogue import read_answers, read_questions
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 REAL = Path(os.environ.get("FASTLING_DATA", "/nowhere")) / "bayling-80"
 
 

@@ -20,6 +20,8 @@ from fastling.evaluation.judge import ATTEMPTS, Judgement, Pair, fill, judge_pai
 from fastling.evaluation.judge_scores import Unreadable, parse_scores
 from fastling.remote import Server
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 # What a judge writes --------------------------------------------------------------------------------
 
 

@@ -25,6 +25,8 @@ from fastling.interactive.refinements import (
 )
 from fastling.remote import Server
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 NAMES = {"en": "English", "de": "German", "zh": "Chinese"}
 GOOD = {
     "request": "Please make the answer a little more formal than it is.",

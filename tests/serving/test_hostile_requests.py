@@ -12,6 +12,8 @@ from fastling.model.generation import Decoding
 from fastling.serving import endpoint, server
 from fastling.serving.gate import is_loopback
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 ASK = {"model": "parrot", "messages": [{"role": "user", "content": "x"}]}
 
 

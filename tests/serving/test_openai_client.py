@@ -11,6 +11,8 @@ from fastling.inference.chat_model import load_chat_model
 from fastling.inference.context import default_max_new_tokens
 from fastling.model.generation import Decoding
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 
 @pytest.fixture(scope="module")
 def running():

@@ -14,6 +14,8 @@ from fastling.model.digests import digest
 from fastling.surgery import folders
 from fastling.surgery.folders import Weights, joint_digest, new_folder, write_weights
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 
 def test_an_empty_folder_is_filled_and_any_other_left_alone(tmp_path):
     (tmp_path / "out").mkdir()

@@ -135,6 +135,7 @@ def test_the_sentencepiece_model_and_its_tokenizer_json_agree(spm):
 letters = st.text(st.sampled_from("苍舒舟艾芳龘qz ab我▁<éinhe"), max_size=12)
 
 
+@pytest.mark.slow
 @given(text=letters)
 @example(text="inhe")
 @settings(max_examples=300, deadline=None)
