@@ -92,6 +92,12 @@ def add_tokens(folder: Path, texts: Sequence[str]) -> NewTokens:
         return _into_json(folder, texts)
     pieces = [text.replace(" ", "▁") for text in texts]
     extended, unreached = _extended(model, pieces)
+    letters = {piece.piece for piece in extended.pieces}
+    for text, piece in zip(texts, pieces, strict=True):
+        # SentencePiece merges letters that it has no piece for; a tokenizer.json makes bytes of them first.
+        if lacking := [letter for letter in piece if letter not in letters]:
+            what = f"{text!r} has a letter that is no token itself: {lacking[0]}"
+            raise UserError("--tokens", what, "Add the letter as a token, too, or leave it out.")
     if unreached:
         found = " + ".join(_alone(extended).encode(unreached[0], out_type=str))
         what = f"{unreached[0]!r} cannot be reached by merging two pieces at a time; it comes out as {found}"

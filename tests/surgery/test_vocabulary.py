@@ -317,7 +317,8 @@ def test_rows_that_were_padding_are_taken_first(tmp_path):
             ["舒舟艾芳"],
             "cannot be reached by merging two pieces at a time; it comes out as 舒 + 舟 + 艾 + 芳",
         ),
-        (["龘龘"], "cannot be made to read text"),  # SentencePiece merges letters that it has no piece for
+        (["龘龘"], "'龘龘' has a letter that is no token itself: 龘"),
+        (["艾龘", "舒舟"], "'艾龘' has a letter that is no token itself: 龘"),
     ],
 )
 def test_tokens_that_cannot_be_added(spm, tokens, said):
