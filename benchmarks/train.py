@@ -244,11 +244,13 @@ def make_rows(case: Case, counts: Counts, results: dict[str, Result], work: Work
         describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     )
     needed = work.needed(counts.tokens, counts.supervised, counts.squared)
+    names = {"data": Path(case.data).name, "tokenizer": Path(case.tokenizer).name}
+    described = dataclasses.asdict(case) | names
     finished = [result for result in results.values() if not result.error]
     expected = finished[0].steps[-1]["loss"] if finished else math.nan
     for name, result in results.items():
         row = {"bench": "train", "case": case.size, "provider": name, "date": now(), **machine}
-        row |= {"run": dataclasses.asdict(case), "settings": result.settings, "versions": result.versions}
+        row |= {"run": described, "settings": result.settings, "versions": result.versions}
         if result.error:
             yield row | {"status": result.error}
             continue
