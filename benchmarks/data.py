@@ -154,24 +154,20 @@ def trl(case: Case, folder: Path, processes: int) -> dict:
 
 
 def timed(command: Sequence[str], **environment: str) -> dict:
-    """Run a command; seconds, and the peak of its largest process in MiB."""
-    program = "import json,resource,subprocess,sys,time;t=time.perf_counter();" + (
-        "r=subprocess.run(sys.argv[1:]).returncode;s=time.perf_counter()-t;"
-        "m=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss//1024;"
-        "print(json.dumps([r,s,m]),file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
-    )
-    *said, last = done.stderr.strip().splitlines()
-    status, seconds, peak_mib = json.loads(last)
-    if status:
-        raise RunError(command[2], f"ended with status {status}: {said[-1] if said else ''}")
-    return {"stdout": done.stdout, "seconds": seconds, "peak_mib": peak_mib}
+    """Run a command; what it prints, its seconds, and the peak of its largest process in MiB."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=out, stderr=errors, env=os.environ | environment)
+        _, status, usage = os.wait4(process.pid, 0)  # of this process and those that it waited for
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for file in (out, errors):
+            file.seek(0)
+        said = errors.read().strip().splitlines()
+        if process.returncode:
+            words = f"ended with status {process.returncode}: {said[-1] if said else ''}"
+            raise RunError(command[2], words)
+        return {"stdout": out.read(), "seconds": seconds, "peak_mib": usage.ru_maxrss // 1024}
 
 
 def prepare_row(name: str, runs: Sequence[dict], rows: int) -> dict:

@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks.timing import describe_machine, now
 from fastling.config import OTHER_NAMES, Config, Source
 from fastling.errors import RunError, UserError, run_command
+from fastling.evaluation.records import read_records
 from fastling.files import write_text
 from fastling.interactive.languages import tidy
 from fastling.interactive.pairs import read_lines
@@ -105,6 +106,8 @@ def single_turns(dialogues: Sequence[dict], text: Path) -> Iterator[dict]:
         origin, target = row["pair"].split("-")
         phrasings = load_phrasings(row["user_lang"])
         for number in row["lines"]:
+            if number > min(map(len, sides.values())):
+                raise UserError("--text", f"has no line {number} for {row['id']}: {text}", "Other files?")
             question, answer = (tidy(sides[side][number - 1], side) for side in (origin, target))
             choose = random.Random(f"{corpus} {number}")
             asked = phrasings.say(choose, "translate", target=target, text=question)
@@ -115,12 +118,12 @@ def single_turns(dialogues: Sequence[dict], text: Path) -> Iterator[dict]:
 def read_dialogues(source: Source) -> list[dict]:
     """Rows as `fastling dialogues` writes them. Raises UserError for other rows."""
     needed = {"id", "type", "pair", "user_lang", "source_file", "target_file", "lines"}
-    rows = [json.loads(line) for line in Path(source.path).read_text(encoding="utf-8").splitlines()]
-    for number, row in enumerate(rows, start=1):
-        if missing := needed - row.keys():
-            where = f"{source.path}:{number}"
-            raise UserError(where, f"lacks {min(missing)}", "Give a file that `fastling dialogues` wrote.")
-    return rows
+    records = read_records(Path(source.path))
+    for record in records:
+        if missing := needed - record.fields.keys():
+            fix = "Give a file that `fastling dialogues` wrote."
+            raise UserError(record.location, f"lacks {min(missing)}", fix)
+    return [record.fields for record in records]
 
 
 # Runs -----------------------------------------------------------------------------------------------
