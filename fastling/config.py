@@ -41,7 +41,7 @@ class Model:
     (params.json, consolidated.*.pth). Leave out to train from scratch with the shape below."""
     kernels: Literal["auto", "triton", "reference"] = "auto"
     """Implementation of the fused operations."""
-    attention: Literal["auto", "flash3", "flash2", "torch", "xformers", "sdpa"] = "auto"
+    attention: Literal["auto", "flash3", "flash2", "torch", "xformers", "tiled", "sdpa"] = "auto"
     """Attention backend; a named one is used or refused, never swapped."""
     model_type: Literal["llama", "mistral", "qwen2", "qwen3"] | None = None
     """From scratch: the family (default llama)."""

@@ -35,7 +35,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Picked:
-    kernels: str = "chunked"  # triton, or plain PyTorch: with the loss in chunks, or all as its reference
+    kernels: str = "tiled"  # triton, or plain PyTorch: by tiles and the loss in chunks, or as the references
     attention: str = "auto"
 
 
@@ -67,45 +67,50 @@ def configure(
         raise UserError("model.kernels", f"'triton' cannot run here: {missing}", "auto picks what can run")
     # Interpreted kernels are for tests, which name them.
     if kernels == "auto":
-        kernels = "chunked" if missing or device.type != "cuda" else "triton"
-        why = missing or "needs a CUDA device" if kernels == "chunked" else "fewest bytes moved"
+        kernels = "tiled" if missing or device.type != "cuda" else "triton"
+        why = missing or "needs a CUDA device" if kernels == "tiled" else "fewest bytes moved"
     else:
         why = "named in the config"
     _picked = _Picked(kernels, attention)
     _attention_backends.clear()
-    pointwise = "triton" if kernels == "triton" else "reference"
-    loss_why = "never holds all logits" if kernels == "chunked" else why
+    loss = ("chunked", "never holds all logits") if kernels == "tiled" else (kernels, why)
     return [
-        *(Choice(op, pointwise, why) for op in ("rms_norm", "rotary", "swiglu")),
-        Choice("linear_cross_entropy", kernels, loss_why),
+        *(Choice(op, kernels, why) for op in ("rms_norm", "rotary", "swiglu")),
+        Choice("linear_cross_entropy", *loss),
         Choice("attention", backend, attention_reason),
     ]
 
 
-def _fuses() -> bool:
-    """Whether a norm or SwiGLU runs as a Triton kernel: torch.compile fuses the plain one as well."""
-    return _picked.kernels == "triton" and not torch.compiler.is_compiling()
+def _options() -> dict[str, bool]:
+    return {"tiled": _picked.kernels == "tiled"}
+
+
+def _is_plain() -> bool:
+    """Whether a norm or SwiGLU is left to PyTorch: torch.compile fuses the plain one as well."""
+    return _picked.kernels == "reference" or torch.compiler.is_compiling()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise the last dimension: (..., H) and weight (H,) -> (..., H) in x.dtype."""
-    run = norm_kernels.rms_norm if _fuses() else norm_kernels.rms_norm_reference
-    return run(x, weight, eps)
+    if _is_plain():
+        return norm_kernels.rms_norm_reference(x, weight, eps)
+    return norm_kernels.rms_norm(x, weight, eps, **_options())
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (norm of x + residual, x + residual)."""
-    run = norm_kernels.add_rms_norm if _fuses() else norm_kernels.add_rms_norm_reference
-    return run(x, residual, weight, eps)
+    if _is_plain():
+        return norm_kernels.add_rms_norm_reference(x, residual, weight, eps)
+    return norm_kernels.add_rms_norm(x, residual, weight, eps, **_options())
 
 
 def rotary(
     q_TND: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, positions_T: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys by positions (T,) with float32 tables (P, D/2); may overwrite them."""
-    if _picked.kernels == "triton":
-        return rotary_kernels.rotary(q_TND, k_TKD, cos, sin, positions_T, in_place=True)
-    return tuple(rotary_kernels.rotary_reference(x, cos, sin, positions_T) for x in (q_TND, k_TKD))
+    if _picked.kernels == "reference":
+        return tuple(rotary_kernels.rotary_reference(x, cos, sin, positions_T) for x in (q_TND, k_TKD))
+    return rotary_kernels.rotary(q_TND, k_TKD, cos, sin, positions_T, in_place=True, **_options())
 
 
 def rotary_qkv(
@@ -113,14 +118,16 @@ def rotary_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take (T, N + 2K, D) apart into rotated queries and keys, and values; may overwrite it."""
     arguments = (qkv_TMD, num_heads, num_kv_heads, cos, sin, positions_T)
-    if _picked.kernels == "triton":
-        return rotary_kernels.rotary_qkv(*arguments, in_place=True)
-    return rotary_kernels.rotary_qkv_reference(*arguments)
+    if _picked.kernels == "reference":
+        return rotary_kernels.rotary_qkv_reference(*arguments)
+    return rotary_kernels.rotary_qkv(*arguments, in_place=True, **_options())
 
 
 def swiglu(gate_up_T2F: Tensor) -> Tensor:
     """silu(gate) * up: (T, 2F) -> (T, F)."""
-    return (swiglu_kernels.swiglu if _fuses() else swiglu_kernels.swiglu_reference)(gate_up_T2F)
+    if _is_plain():
+        return swiglu_kernels.swiglu_reference(gate_up_T2F)
+    return swiglu_kernels.swiglu(gate_up_T2F, **_options())
 
 
 def linear_cross_entropy(
@@ -132,7 +139,7 @@ def linear_cross_entropy(
 
 _LOSSES = {
     "triton": loss_kernels.linear_cross_entropy,
-    "chunked": loss_kernels.chunked_linear_cross_entropy,
+    "tiled": loss_kernels.chunked_linear_cross_entropy,
     "reference": loss_kernels.linear_cross_entropy_reference,
 }
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from fastling.kernels import accept
+from fastling.kernels.tiled_attention import tiled_attention
 
 
 def attention(
@@ -36,7 +37,7 @@ def attention(
     the device (a sync) where they are not given. Raises ValueError in words.
     """
     _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths)
-    if backend != "sdpa" and not torch.compiler.is_compiling():
+    if backend not in ("tiled", "sdpa") and not torch.compiler.is_compiling():
         _check_alignment(backend, q_TND=q_TND, k_TKD=k_TKD, v_TKD=v_TKD)
     return _BACKENDS[backend](q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
 
@@ -75,6 +76,8 @@ def available(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
     """None if `backend` can run such tensors here, else what is missing, in words."""
     if backend == "sdpa":
         return None
+    if backend == "tiled":
+        return None if device.type == "cpu" else "is for a CPU"
     if device.type != "cuda":
         return "needs a CUDA device"
     module = _MODULES[backend]
@@ -177,6 +180,12 @@ def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     return torch.cat(outputs)
 
 
+def _tiled(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
+    if torch.compiler.is_compiling():
+        return _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
+    return tiled_attention(q_TND, k_TKD, v_TKD, cu_seqlens.diff().tolist() if lengths is None else lengths)
+
+
 def _repeat_kv(k_TKD: Tensor, v_TKD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     """For backends without grouped-query attention: each kv head copied to its query heads."""
     group = num_heads // k_TKD.shape[1]
@@ -189,6 +198,7 @@ _BACKENDS: dict[str, Callable] = {
     "flash2": _flash2,
     "torch": _torch_varlen,
     "xformers": _xformers,
+    "tiled": _tiled,
     "sdpa": _sdpa,
 }
 _MODULES = {

@@ -31,7 +31,8 @@ from fastling.kernels.cross_entropy import (
     scale_in_place,
 )
 
-CPU_CHUNK_BYTES = 64 * 2**20
+CPU_CHUNK_BYTES = 256 * 2**20
+CPU_TILE_BYTES = 2**20  # of float32 logits: what a core's cache holds while they become their gradient
 GPU_CHUNK_BYTES = 2 * 2**30
 GPU_MEMORY_SHARE = 32  # of a smaller GPU, a chunk takes this part
 
@@ -92,6 +93,8 @@ def _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dt
     # Asked here because inside an autograd.Function gradients always look disabled.
     grad_enabled = torch.is_grad_enabled()
     needs_hidden, needs_weight = (grad_enabled and x.requires_grad for x in (hidden_SH, weight_VH))
+    if not (uses_triton or hidden_SH.is_cuda):
+        logits_dtype = weight_VH.dtype  # wider ones would be rounded to it all the same
     if chunk_bytes is None:
         row_bytes = weight_VH.shape[0] * logits_dtype.itemsize
         chunk_bytes = _default_chunk_bytes(hidden_SH, weight_VH, needs_weight, row_bytes)
@@ -169,7 +172,7 @@ def _forward(
     # One chunk's product is rounded to the weight's type once; several are summed in float32.
     many = needs_weight and len(chunks) > 1
     total_VH = torch.empty_like(grad_weight_VH, dtype=torch.float32) if many else grad_weight_VH
-    form_gradient = _rows_and_gradient if uses_triton else _rows_and_gradient_reference
+    form_gradient = _rows_and_gradient if uses_triton else _rows_and_gradient_in_tiles
     loss.zero_()
     for rows in chunks:
         hidden_CH = hidden_SH[rows]
@@ -227,25 +230,37 @@ def _rows_and_gradient(
     return row_C, nll_C, grad_CV
 
 
-def _rows_and_gradient_reference(
+def _rows_and_gradient_in_tiles(
     logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, dtype: torch.dtype, needs_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The kernel's work in PyTorch, with its care near p_y = 1; overwrites float32 logits."""
+    """The kernel's work in PyTorch; overwrites the logits, and on a CPU goes through them while in cache."""
+    num_rows, vocab_size = logits_CV.shape
+    tile_bytes = logits_CV.nbytes * 2 if logits_CV.is_cuda else CPU_TILE_BYTES
     valid_C = labels_C != IGNORE_INDEX
     labels_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
     weights_C = weights_C.where(valid_C, 0)
+    nll_C = torch.empty_like(weights_C)
+    grad_CV = None
+    if needs_gradient:
+        grad_CV = logits_CV if logits_CV.dtype == dtype else torch.empty_like(logits_CV, dtype=dtype)
+    for rows in _row_chunks(num_rows, 4 * vocab_size, tile_bytes):
+        grad_tile = None if grad_CV is None else grad_CV[rows]
+        nll_C[rows] = _tile_nll(logits_CV[rows], labels_C1[rows], weights_C[rows], grad_tile)
+    nll_C = nll_C.where(valid_C, 0)
+    return weights_C * nll_C, nll_C, grad_CV
+
+
+def _tile_nll(logits_CV: Tensor, labels_C1: Tensor, weights_C: Tensor, grad_CV: Tensor | None) -> Tensor:
+    """Return nll (C,) and fill in the gradient of weights * nll, with the kernel's care near p_y = 1."""
     shifted_CV = logits_CV.float().sub_(logits_CV.amax(dim=1, keepdim=True))
     label_shifted_C1 = shifted_CV.gather(1, labels_C1)
     exponentials_CV = shifted_CV.exp_().scatter_(1, labels_C1, 0.0)
     others_C1 = exponentials_CV.sum(dim=1, keepdim=True)
     total_C1 = others_C1 + label_shifted_C1.exp()
-    nll_C1 = torch.log1p(others_C1 + label_shifted_C1.expm1()) - label_shifted_C1
-    nll_C = nll_C1.squeeze(1).where(valid_C, 0)
-    if not needs_gradient:
-        return weights_C * nll_C, nll_C, None
-    scale_C1 = weights_C.unsqueeze(1) / total_C1
-    gradient_CV = exponentials_CV.mul_(scale_C1).scatter_(1, labels_C1, -others_C1 * scale_C1)
-    return weights_C * nll_C, nll_C, gradient_CV.to(dtype)
+    if grad_CV is not None:
+        scale_C1 = weights_C.unsqueeze(1) / total_C1
+        grad_CV.copy_(exponentials_CV.mul_(scale_C1).scatter_(1, labels_C1, -others_C1 * scale_C1))
+    return (torch.log1p(others_C1 + label_shifted_C1.expm1()) - label_shifted_C1).squeeze(1)
 
 
 def _product_into(out_CV: Tensor, left_CH: Tensor, right_HV: Tensor) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastling.kernels import accept, runtime
+from fastling.kernels import accept, runtime, tiles
 from fastling.kernels.runtime import tl, triton
 
 TILE = 4096  # values that a program holds at a time: one long row, or many short ones
@@ -45,38 +45,45 @@ def add_rms_norm_reference(
     return rms_norm_reference(summed, weight, eps, weight_offset=weight_offset), summed
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0, tiled: bool = False
+) -> Tensor:
     """Normalise the last dimension: (..., H) and weight (H,) -> (..., H) in x.dtype.
 
     `weight_offset` 1.0 is for models that store weight - 1 (Gemma). x may be a strided (T, H) or
-    (T, N, D), such as the query heads of a fused projection. Raises ValueError in words.
+    (T, N, D), such as the query heads of a fused projection. `tiled` asks for the plain version, which
+    runs where Triton cannot, in any case. Raises ValueError in words.
     """
-    if not runtime.takes(x):
-        return rms_norm_reference(x, weight, eps, weight_offset=weight_offset)
     _check("rms_norm", x, weight)
-    _check_for_kernel("rms_norm", x, weight)
-    if torch.compiler.is_compiling():
-        return _forward_op(x, weight, eps, weight_offset)[0]
-    return _RMSNorm.apply(x, weight, eps, weight_offset)
+    tiled = tiled or not runtime.takes(x)
+    if not tiled:
+        _check_for_kernel("rms_norm", x, weight)
+    if not torch.compiler.is_compiling():
+        return _RMSNorm.apply(x, weight, eps, weight_offset, tiled)
+    if tiled:  # the compiler fuses the plain expressions
+        return rms_norm_reference(x, weight, eps, weight_offset=weight_offset)
+    return _forward_op(x, weight, eps, weight_offset)[0]
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, weight_offset=0.0, tiled=False
 ) -> tuple[Tensor, Tensor]:
     """Return (norm of x + residual, x + residual), (..., H) both, in one pass over the two."""
-    if not runtime.takes(x):
-        return add_rms_norm_reference(x, residual, weight, eps, weight_offset=weight_offset)
     _check("add_rms_norm", x, weight)
-    _check_for_kernel("add_rms_norm", x, weight)
+    tiled = tiled or not runtime.takes(x)
+    if not tiled:
+        _check_for_kernel("add_rms_norm", x, weight)
     accept.shape("add_rms_norm", "residual", residual, x.shape)
     accept.dtype("add_rms_norm", "residual", residual, x.dtype)
     accept.device("add_rms_norm", "residual", residual, x.device)
     for name, tensor in (("x", x), ("residual", residual)):
-        if not tensor.is_contiguous():
+        if not (tiled or tensor.is_contiguous()):
             raise ValueError(f"add_rms_norm: {name} must be contiguous: strides {tensor.stride()}")
-    if torch.compiler.is_compiling():
-        return _add_forward_op(x, residual, weight, eps, weight_offset)[:2]
-    return _AddRMSNorm.apply(x, residual, weight, eps, weight_offset)
+    if not torch.compiler.is_compiling():
+        return _AddRMSNorm.apply(x, residual, weight, eps, weight_offset, tiled)
+    if tiled:
+        return add_rms_norm_reference(x, residual, weight, eps, weight_offset=weight_offset)
+    return _add_forward_op(x, residual, weight, eps, weight_offset)[:2]
 
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:
@@ -100,26 +107,25 @@ def _check_for_kernel(op: str, x: Tensor, weight: Tensor) -> None:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps, weight_offset):
-        y, inverse_rms = _forward(x, weight, eps, weight_offset)
+    def forward(ctx, x, weight, eps, weight_offset, tiled):
+        y, inverse_rms = (tiles.rms_norm if tiled else _forward)(x, weight, eps, weight_offset)
         ctx.save_for_backward(x, weight, inverse_rms)
-        ctx.weight_offset = weight_offset
+        ctx.weight_offset, ctx.tiled = weight_offset, tiled
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        needs_dweight = ctx.needs_input_grad[1]
-        dx, dweight = _backward(dy, None, *ctx.saved_tensors, ctx.weight_offset, needs_dweight)
-        return dx, dweight if needs_dweight else None, None, None
+        return *_gradients(ctx, dy, None, needs_dweight=ctx.needs_input_grad[1]), None, None, None
 
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, weight, eps, weight_offset):
-        y, summed, inverse_rms = _add_forward(x, residual, weight, eps, weight_offset)
+    def forward(ctx, x, residual, weight, eps, weight_offset, tiled):
+        forward = tiles.add_rms_norm if tiled else _add_forward
+        y, summed, inverse_rms = forward(x, residual, weight, eps, weight_offset)
         ctx.save_for_backward(summed, weight, inverse_rms)
-        ctx.weight_offset = weight_offset
+        ctx.weight_offset, ctx.tiled = weight_offset, tiled
         ctx.set_materialize_grads(False)
         return y, summed
 
@@ -127,10 +133,15 @@ class _AddRMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dsummed):
         if dy is None:  # only the sum was used
-            return dsummed, dsummed, None, None, None
-        needs_dweight = ctx.needs_input_grad[2]
-        dx, dweight = _backward(dy, dsummed, *ctx.saved_tensors, ctx.weight_offset, needs_dweight)
-        return dx, dx, dweight if needs_dweight else None, None, None
+            return dsummed, dsummed, None, None, None, None
+        dx, dweight = _gradients(ctx, dy, dsummed, needs_dweight=ctx.needs_input_grad[2])
+        return dx, dx, dweight, None, None, None
+
+
+def _gradients(ctx, dy: Tensor, dsummed: Tensor | None, *, needs_dweight: bool):
+    backward = tiles.rms_norm_backward if ctx.tiled else _backward
+    dx, dweight = backward(dy, dsummed, *ctx.saved_tensors, ctx.weight_offset, needs_dweight)
+    return dx, dweight if needs_dweight else None
 
 
 # Launches ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-from fastling.kernels import accept, runtime
+from fastling.kernels import accept, runtime, tiles
 from fastling.kernels.runtime import tl, triton
 
 TILE = 1024  # pairs of lanes that a program holds at a time: for each of 128 threads, 128 bits of each half
@@ -67,23 +67,27 @@ def rotary(
     *,
     interleaved: bool = False,
     in_place: bool = False,
+    tiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys: tables (P, D/2) float32, positions (T,) int32 or int64, below P.
 
     `in_place` overwrites q and k and returns them; autograd then refuses a backward that would have
-    needed what they held. torch.compile decides for itself what is overwritten. Raises ValueError in words.
+    needed what they held. torch.compile decides for itself what is overwritten. `tiled` asks for the plain
+    version, which runs where Triton cannot, in any case. Raises ValueError in words.
     """
     tables = (cos, sin, positions_T)
-    if not runtime.takes(q_TND):
-        return tuple(rotary_reference(x, *tables, interleaved=interleaved) for x in (q_TND, k_TKD))
+    tiled = tiled or not runtime.takes(q_TND)
     for name, tensor in (("q_TND", q_TND), ("k_TKD", k_TKD)):
         _check("rotary", name, tensor, *tables)
-        _check_for_kernel("rotary", name, tensor, q_TND, *tables)
+        if not tiled:
+            _check_for_kernel("rotary", name, tensor, q_TND, *tables)
         if in_place and tensor.is_leaf and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"rotary: {name} must not be a leaf that requires grad when in_place: it is one")
-    if torch.compiler.is_compiling():
-        return _rotate_op(q_TND, k_TKD, *tables, interleaved, False)
-    return _Rotary.apply(q_TND, k_TKD, *tables, interleaved, in_place)
+    if not torch.compiler.is_compiling():
+        return _Rotary.apply(q_TND, k_TKD, *tables, interleaved, in_place, tiled)
+    if tiled:
+        return tuple(rotary_reference(x, *tables, interleaved=interleaved) for x in (q_TND, k_TKD))
+    return _rotate_op(q_TND, k_TKD, *tables, interleaved, False)
 
 
 def rotary_qkv(
@@ -96,6 +100,7 @@ def rotary_qkv(
     *,
     interleaved: bool = False,
     in_place: bool = False,
+    tiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take (T, N + 2K, D) apart into rotated queries and keys, and values.
 
@@ -103,17 +108,19 @@ def rotary_qkv(
     output of a linear layer, which nothing else reads. Refused for a leaf that requires grad.
     """
     tables = (cos, sin, positions_T)
-    if not runtime.takes(qkv_TMD):
-        return rotary_qkv_reference(qkv_TMD, num_heads, num_kv_heads, *tables, interleaved=interleaved)
+    tiled = tiled or not runtime.takes(qkv_TMD)
     _check_heads(qkv_TMD, num_heads, num_kv_heads)
     _check("rotary_qkv", "qkv_TMD", qkv_TMD, *tables)
-    _check_for_kernel("rotary_qkv", "qkv_TMD", qkv_TMD, qkv_TMD, *tables)
+    if not tiled:
+        _check_for_kernel("rotary_qkv", "qkv_TMD", qkv_TMD, qkv_TMD, *tables)
     if torch.compiler.is_compiling():
+        if tiled:
+            return rotary_qkv_reference(qkv_TMD, num_heads, num_kv_heads, *tables, interleaved=interleaved)
         q_TND, k_TKD, v_TKD = qkv_TMD.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
         return *_rotate_op(q_TND, k_TKD, *tables, interleaved, False), v_TKD
     if in_place and qkv_TMD.is_leaf and qkv_TMD.requires_grad and torch.is_grad_enabled():
         raise ValueError("rotary_qkv: qkv_TMD must not be a leaf that requires grad when in_place: it is one")
-    return _RotaryQKV.apply(qkv_TMD, num_heads, num_kv_heads, *tables, interleaved, in_place)
+    return _RotaryQKV.apply(qkv_TMD, num_heads, num_kv_heads, *tables, interleaved, in_place, tiled)
 
 
 def _check(op: str, name: str, x_TND: Tensor, cos: Tensor, sin: Tensor, positions_T: Tensor) -> None:
@@ -149,36 +156,36 @@ def _check_heads(qkv_TMD: Tensor, num_heads: int, num_kv_heads: int) -> None:
 
 class _Rotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_TND, k_TKD, cos, sin, positions_T, interleaved, in_place):
+    def forward(ctx, q_TND, k_TKD, cos, sin, positions_T, interleaved, in_place, tiled):
         ctx.save_for_backward(cos, sin, positions_T)
-        ctx.interleaved = interleaved
-        if not in_place:
-            return _rotate(q_TND, k_TKD, cos, sin, positions_T, interleaved, False)
-        ctx.mark_dirty(q_TND, k_TKD)
+        ctx.interleaved, ctx.launch = interleaved, tiles.rotate if tiled else _launch
         qk = (q_TND, k_TKD)
-        _launch(qk, qk, (cos, sin, positions_T), interleaved=interleaved, inverse=False)
-        return qk
+        if in_place:
+            ctx.mark_dirty(*qk)
+        rotated = qk if in_place else tuple(x.new_empty(x.shape) for x in qk)
+        ctx.launch(rotated, qk, (cos, sin, positions_T), interleaved=interleaved, inverse=False)
+        return rotated
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dq_TND, dk_TKD):
-        gradients = _rotate(_rows(dq_TND), _rows(dk_TKD), *ctx.saved_tensors, ctx.interleaved, True)
-        return *gradients, None, None, None, None, None
+    def backward(ctx, *gradients):
+        gradients = tuple(_rows(gradient) for gradient in gradients)
+        rotated = tuple(x.new_empty(x.shape) for x in gradients)
+        ctx.launch(rotated, gradients, ctx.saved_tensors, interleaved=ctx.interleaved, inverse=True)
+        return *rotated, None, None, None, None, None, None
 
 
 class _RotaryQKV(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv_TMD, num_heads, num_kv_heads, cos, sin, positions_T, interleaved, in_place):
+    def forward(ctx, qkv_TMD, num_heads, num_kv_heads, cos, sin, positions_T, interleaved, in_place, tiled):
         ctx.save_for_backward(cos, sin, positions_T)
-        ctx.interleaved = interleaved
-        q_TND, k_TKD, v_TKD = qkv_TMD.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
-        if not in_place:
-            return *_rotate(q_TND, k_TKD, cos, sin, positions_T, interleaved, False), v_TKD
-        qk = (q_TND, k_TKD)
-        _launch(qk, qk, (cos, sin, positions_T), interleaved=interleaved, inverse=False)
-        if not qkv_TMD.is_inference():
+        ctx.interleaved, ctx.launch = interleaved, tiles.rotate if tiled else _launch
+        *qk, v_TKD = qkv_TMD.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+        rotated = qk if in_place else [x.new_empty(x.shape) for x in qk]
+        ctx.launch(rotated, qk, (cos, sin, positions_T), interleaved=interleaved, inverse=False)
+        if in_place and not qkv_TMD.is_inference():
             increment_version(qkv_TMD)  # so that whoever saved qkv for its backward finds it changed
-        return *qk, v_TKD
+        return *rotated, v_TKD
 
     @staticmethod
     @once_differentiable
@@ -187,8 +194,8 @@ class _RotaryQKV(torch.autograd.Function):
         sizes = [gradient.shape[1] for gradient in gradients]
         dqkv_TMD = gradients[0].new_empty((len(gradients[0]), sum(sizes), gradients[0].shape[2]))
         parts = dqkv_TMD.split(sizes, dim=1)
-        _launch(parts, gradients, ctx.saved_tensors, interleaved=ctx.interleaved, inverse=True)
-        return dqkv_TMD, None, None, None, None, None, None, None
+        ctx.launch(parts, gradients, ctx.saved_tensors, interleaved=ctx.interleaved, inverse=True)
+        return dqkv_TMD, None, None, None, None, None, None, None, None
 
 
 def _rows(gradient: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastling.kernels import accept, runtime
+from fastling.kernels import accept, runtime, tiles
 from fastling.kernels.runtime import tl, triton
 
 BLOCK = 2048  # columns of a program: two 128-bit loads of each half for each of its 128 threads
@@ -25,16 +25,20 @@ def swiglu_reference(gate_up_T2F: Tensor) -> Tensor:
     return F.silu(gate_TF) * up_TF
 
 
-def swiglu(gate_up_T2F: Tensor) -> Tensor:
-    """`swiglu_reference` as one kernel each way. Rows may be strided; raises ValueError in words."""
-    if not runtime.takes(gate_up_T2F):
-        return swiglu_reference(gate_up_T2F)
+def swiglu(gate_up_T2F: Tensor, *, tiled: bool = False) -> Tensor:
+    """`swiglu_reference` as one kernel each way. Rows may be strided; raises ValueError in words.
+
+    `tiled` asks for the plain version, which runs where Triton cannot, in any case.
+    """
     _check(gate_up_T2F)
-    accept.dtype("swiglu", "gate_up_T2F", gate_up_T2F, *accept.FLOATS)
-    accept.rows("swiglu", "gate_up_T2F", gate_up_T2F)
-    if torch.compiler.is_compiling():
-        return _forward_op(gate_up_T2F)
-    return _SwiGLU.apply(gate_up_T2F)
+    tiled = tiled or not runtime.takes(gate_up_T2F)
+    if not tiled:
+        accept.dtype("swiglu", "gate_up_T2F", gate_up_T2F, *accept.FLOATS)
+        accept.rows("swiglu", "gate_up_T2F", gate_up_T2F)
+    if not torch.compiler.is_compiling():
+        return _SwiGLU.apply(gate_up_T2F, tiled)
+    # The compiler fuses the plain expression.
+    return swiglu_reference(gate_up_T2F) if tiled else _forward_op(gate_up_T2F)
 
 
 def _check(gate_up_T2F: Tensor) -> None:
@@ -45,14 +49,16 @@ def _check(gate_up_T2F: Tensor) -> None:
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate_up_T2F):
+    def forward(ctx, gate_up_T2F, tiled):
         ctx.save_for_backward(gate_up_T2F)
-        return _forward(gate_up_T2F)
+        ctx.tiled = tiled
+        return (tiles.swiglu if tiled else _forward)(gate_up_T2F)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy_TF):
-        return _backward(dy_TF, *ctx.saved_tensors)
+        backward = tiles.swiglu_backward if ctx.tiled else _backward
+        return backward(dy_TF, *ctx.saved_tensors), None
 
 
 # Launches ------------------------------------------------------------------------------------------

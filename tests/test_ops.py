@@ -21,11 +21,11 @@ def test_the_choice_on_a_cpu_is_a_table_with_reasons():
     choices = ops.configure(device="cpu", dtype=torch.float32)
     picked = {choice.op: choice.implementation for choice in choices}
     assert picked == {
-        "rms_norm": "reference",
-        "rotary": "reference",
-        "swiglu": "reference",
+        "rms_norm": "tiled",
+        "rotary": "tiled",
+        "swiglu": "tiled",
         "linear_cross_entropy": "chunked",
-        "attention": "sdpa",
+        "attention": "tiled",
     }
     assert all(choice.reason for choice in choices)
     assert "needs a CUDA device" in str(choices[-1])
@@ -44,7 +44,7 @@ def test_on_a_gpu_auto_takes_triton_and_says_why_not_where_it_cannot(monkeypatch
     choices = picked((9, 0))
     assert {choices[op].implementation for op in choices if op != "attention"} == {"triton"}
     old = picked((7, 5))
-    assert old["rms_norm"].implementation == "reference"
+    assert old["rms_norm"].implementation == "tiled"
     assert old["linear_cross_entropy"].implementation == "chunked"
     assert old["rms_norm"].reason == "needs compute capability 8.0 or newer"
     assert picked((9, 0), kernels="reference")["swiglu"].implementation == "reference"
@@ -52,7 +52,7 @@ def test_on_a_gpu_auto_takes_triton_and_says_why_not_where_it_cannot(monkeypatch
 
 def test_without_triton_the_plain_ops_run_and_the_reason_is_told(monkeypatch):
     monkeypatch.setattr(runtime, "INSTALLED", False)
-    assert ops.configure()[0] == ops.Choice("rms_norm", "reference", "triton is not installed")
+    assert ops.configure()[0] == ops.Choice("rms_norm", "tiled", "triton is not installed")
     with pytest.raises(UserError, match="triton is not installed"):
         ops.configure(kernels="triton")
 

@@ -8,6 +8,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 
+from fastling.kernels import runtime, tiles
+
 
 @pytest.fixture(autouse=True)
 def seed():
@@ -21,3 +23,12 @@ def poisoned_memory(monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["triton", "tiled"])
+def either_version(request, monkeypatch):
+    """The kernels, and the plain version with tiles so small that every test has several."""
+    if request.param == "tiled":
+        monkeypatch.setattr(runtime, "takes", lambda _: False)
+        monkeypatch.setattr(tiles, "TILE_BYTES", 2**10)
+    return request.param

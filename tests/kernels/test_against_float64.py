@@ -81,6 +81,7 @@ def test_memory_is_poisoned():
 @each_dtype
 @pytest.mark.parametrize("shape", [*RAGGED, TILED], ids=lambda shape: shape.name)
 @each_op
+@pytest.mark.usefixtures("either_version")
 def test_a_kernel_is_as_exact_as_the_plain_version(op, shape, dtype):
     inputs = op.inputs(shape, dtype, DEVICE)
     directions = draw_directions(op, inputs)
@@ -105,6 +106,7 @@ def test_where_labels_are_likely_cross_entropy_is_as_exact_as_its_type(shape, dt
 
 
 @each_op
+@pytest.mark.usefixtures("either_version")
 def test_of_no_tokens_all_is_empty_and_gradients_of_weights_are_zero(op):
     inputs = op.inputs(NO_TOKENS, torch.float32, DEVICE)
     directions = draw_directions(op, inputs)

@@ -34,11 +34,15 @@ def formula(q, k, v):
     return torch.einsum("nts,snd->tnd", weights, v)
 
 
+on_a_cpu = pytest.mark.parametrize("backend", ["sdpa", "tiled"])
+
+
+@on_a_cpu
 @pytest.mark.parametrize("lengths", [LENGTHS, None])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (4, 1)])
-def test_sdpa_equals_the_formula_with_gradients(num_heads, num_kv_heads, lengths):
+def test_what_runs_on_a_cpu_equals_the_formula_with_gradients(num_heads, num_kv_heads, lengths, backend):
     qkv, cu_seqlens = inputs(num_heads, num_kv_heads)
-    out = attention(*qkv, cu_seqlens, max(LENGTHS), backend="sdpa", lengths=lengths)
+    out = attention(*qkv, cu_seqlens, max(LENGTHS), backend=backend, lengths=lengths)
     truth = formula(*qkv)
     torch.testing.assert_close(out.double(), truth, atol=1e-6, rtol=1e-5)
     direction = torch.randn_like(out)
@@ -48,10 +52,11 @@ def test_sdpa_equals_the_formula_with_gradients(num_heads, num_kv_heads, lengths
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@on_a_cpu
 @pytest.mark.parametrize("bounds", [[0], [0, 0]], ids=["no document", "an empty one"])
-def test_no_tokens_give_none_and_can_be_differentiated(bounds):
+def test_no_tokens_give_none_and_can_be_differentiated(bounds, backend):
     q = torch.zeros(0, 2, 8, requires_grad=True)
-    out = attention(q, q, q, torch.tensor(bounds, dtype=torch.int32), 0, backend="sdpa")
+    out = attention(q, q, q, torch.tensor(bounds, dtype=torch.int32), 0, backend=backend)
     (gradient,) = torch.autograd.grad(out.sum(), q)
     assert out.shape == gradient.shape == (0, 2, 8)
 
@@ -134,9 +139,10 @@ def test_auto_takes_the_first_that_can_run_and_says_why_not_the_others(monkeypat
     assert reason == "first that can run here; flash3 is missing; flash2 is missing too"
 
 
-def test_on_a_cpu_auto_is_sdpa():
+def test_on_a_cpu_auto_is_tiled():
     backend, reason = choose("auto", CPU, torch.float32)
-    assert backend == "sdpa" and "flash2 needs a CUDA device" in reason
+    assert backend == "tiled" and "flash2 needs a CUDA device" in reason
+    assert available("tiled", CUDA, torch.float32) == "is for a CPU"
 
 
 def test_a_named_backend_is_used_or_refused():

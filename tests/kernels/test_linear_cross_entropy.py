@@ -95,7 +95,11 @@ def test_no_more_logits_are_held_than_asked_for(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows_in_chunk", [30, 1000])
-def test_in_half_precision_chunks_are_as_exact_as_the_plain_version(dtype, rows_in_chunk):
+@pytest.mark.parametrize("rows_in_tile", [7, 1000])
+def test_in_half_precision_chunks_are_as_exact_as_the_plain_version(
+    monkeypatch, dtype, rows_in_chunk, rows_in_tile
+):
+    monkeypatch.setattr(module, "CPU_TILE_BYTES", rows_in_tile * ROW_BYTES)
     inputs = draw(200, dtype)
     truth = truth_of(*inputs)
     plain = results_of(linear_cross_entropy_reference, inputs)

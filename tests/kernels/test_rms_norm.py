@@ -14,6 +14,7 @@ from fastling.kernels.rms_norm import (
     rms_norm_reference,
 )
 
+pytestmark = pytest.mark.usefixtures("either_version")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1e-5
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastling.kernels.rotary import rotary, rotary_qkv, rotary_qkv_reference, rotary_reference
 
+pytestmark = pytest.mark.usefixtures("either_version")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 N, K = 3, 2  # query heads, key/value heads
 

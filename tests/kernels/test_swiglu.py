@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fastling.kernels import exact
 from fastling.kernels.swiglu import swiglu, swiglu_reference
 
+pytestmark = pytest.mark.usefixtures("either_version")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
