@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from fastling.config import Config
 from fastling.errors import UserError
 from fastling.model.llama import Llama
+from fastling.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def open_world(config: Config):
     """Join the processes that torchrun started, or be the only one."""
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cpu":
+        keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if launched:
         dist.init_process_group(backend)
