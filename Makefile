@@ -34,9 +34,9 @@ gpu-kernels:
 # The most telling first: what is measured is kept, should time run out.
 TRAIN := $(GPU_PYTHON) -m benchmarks.train --sequence-length 4096 --steps 12 --out $(RESULTS)/train.jsonl
 gpu-train:
-	-$(TRAIN) --size 8b --batch-tokens 16384 --ladder --trainers "+ kernels; + compile, selective; + compile, full"
+	-$(TRAIN) --size 8b --batch-tokens 16384 --ladder --trainers "+ kernels; + compile, selective; + compile, full; + compile, float8"
 	-$(TRAIN) --size 1b --batch-tokens 32768 --ladder
-	-$(TRAIN) --size 7b --batch-tokens 16384 --ladder --trainers "+ kernels; + compile, selective; + compile, full"
+	-$(TRAIN) --size 7b --batch-tokens 16384 --ladder --trainers "+ kernels; + compile, selective; + compile, full; + compile, float8"
 	$(TRAIN) --size 1b --batch-tokens 16384
 
 .venv/installed: setup.py constraints.txt

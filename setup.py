@@ -12,6 +12,7 @@ VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "fastling/__init__.py").rea
 EXTRAS = {
     "flash": ["flash-attn"],
     "xformers": ["xformers"],
+    "float8": ["torchao"],
     "wandb": ["wandb"],
     "dialogues": ["openai"],
     "eval": ["langdetect", "openai", "sacrebleu"],
@@ -30,6 +31,7 @@ EXTRAS = {
         "sacrebleu[ja,ko]",
         "transformers>=5.10.1",
         "uvicorn",
+        "torchao",
         "triton>=3.6; platform_system == 'Linux'",
         "wandb",
     ],

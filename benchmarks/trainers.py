@@ -279,18 +279,19 @@ PEERS = {
 }
 
 
-def _rung(needs_gpu: bool = False, **changes) -> Trainer:
-    return Trainer(partial(ours, **changes), needs_gpu=needs_gpu)
+def _rung(needs_gpu: bool = False, packages: tuple[str, ...] = (), **changes) -> Trainer:
+    return Trainer(partial(ours, **changes), packages, needs_gpu)
 
 
 _PLAIN = {"kernels": "reference", "attention": "sdpa"}
-# Each rung has what the one before it has, and one thing more; the last three choose what is recomputed.
+# Each rung has what the one before it has, and one thing more; after compilation one thing is changed.
 LADDER = {
     "packed": _rung(model=_PLAIN, head_on_all_rows=True),
     "+ head on supervised rows": _rung(model=_PLAIN),
     "+ FlashAttention": _rung(True, model=_PLAIN | {"attention": "auto"}),
     "+ kernels": _rung(True, model={"kernels": "triton", "attention": "auto"}),
     "+ compile": _rung(True, train={"compile": True}),
+    "+ compile, float8": _rung(True, ("torchao",), train={"compile": True, "precision": "fp8"}),
     "+ compile, selective": _rung(True, train={"compile": True, "activation_checkpointing": "selective"}),
     "+ compile, full": _rung(True, train={"compile": True, "activation_checkpointing": "full"}),
 }

@@ -145,8 +145,9 @@ class Train:
     """At most this many tokens in one forward and backward of one process."""
     loss: Literal["token", "turn", "sample"] = "token"
     """What weighs the same in a step: every supervised token, every turn, or every conversation."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Numbers of forward and backward; weights and optimizer are float32 always."""
+    precision: Literal["bf16", "fp32", "fp8"] = "bf16"
+    """Numbers of forward and backward; weights and optimizer are float32 always. fp8 is bf16 with the
+    layers' matrix products in float8 (Hopper or newer; faster only with train.compile)."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """full recomputes every layer in backward, selective every second one: less memory, slower."""
     compile: bool = False

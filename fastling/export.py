@@ -216,7 +216,7 @@ class Export:
 
 def make_export(folder: Path, shape: LlamaConfig, encoder: Encoder, config: Config) -> Export:
     """The export of a run in the numbers it was trained in."""
-    return Export(folder, shape, encoder, config, DTYPES[config.train.precision])
+    return Export(folder, shape, encoder, config, DTYPES.get(config.train.precision, torch.bfloat16))
 
 
 def _json(content: dict) -> str:

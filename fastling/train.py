@@ -25,10 +25,11 @@ from fastling.terminal import make_console
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers, sums_by
+from fastling.training.float8 import check_float8
 from fastling.training.isolation import prove_isolation
 from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_wandb, plot_loss, read_metrics
 from fastling.training.optimizer import clip, learning_rate, make_optimizer
-from fastling.training.parallel import World, open_world
+from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.progress import TrainingProgress
 
 
@@ -57,10 +58,12 @@ class Run:
     def __init__(self, config: Config, world: World, console: Console):
         self.config, self.world, self.console = config, world, console
         self.run_dir = Path(config.run_dir)
+        if config.train.precision == "fp8":
+            check_float8(world.device)
         world.on_main(self._lock_run_dir)
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
-        self.dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        self.dtype = compute_dtype(config)
         self.loader = make_loader(config, world, self.prepared.training, self.prepared.plan)
         self.identity = record.identity(config, self.prepared)
         found = self._find_checkpoint()

@@ -37,7 +37,7 @@ LAYERS = {
     # both
     "training": (
         ("config", "data", "errors", "files", "model", "ops", "prepare"),
-        ("matplotlib", "numpy", "rich", "safetensors", "torch", "wandb"),
+        ("matplotlib", "numpy", "rich", "safetensors", "torch", "torchao", "wandb"),
     ),
     "inference": (("data", "errors", "model"), ("jinja2", "torch")),
     "evaluation": (

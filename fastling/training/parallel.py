@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from fastling.config import Config
 from fastling.errors import UserError
 from fastling.model.llama import Llama
+from fastling.training.float8 import use_float8
 from fastling.training.memory import keep_freed_memory
 
 
@@ -108,14 +109,19 @@ def _mesh(config: Config, device: torch.device) -> DeviceMesh:
 
 
 def shard(model: Llama, config: Config, world: World) -> Llama:
-    """Apply activation checkpointing, compilation and FSDP2, layer by layer, in place."""
+    """Apply float8, activation checkpointing, compilation and FSDP2, layer by layer, in place.
+
+    Raises UserError for a model that has no float8 products.
+    """
+    if config.train.precision == "fp8":
+        use_float8(model)
     for number, layer in enumerate(model.model.layers):
         if _recomputes(config.train.activation_checkpointing, number):
             _checkpoint_layer(layer)
         if config.train.compile:
             layer.compile(dynamic=True)  # packs differ in length; one graph serves them all
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        param_dtype=compute_dtype(config),
         reduce_dtype=torch.float32,
         # Inputs keep their types: the loss weights are float32 on purpose.
         cast_forward_inputs=False,
@@ -130,6 +136,11 @@ def shard(model: Llama, config: Config, world: World) -> Llama:
             if world.size > 1:  # else FSDP would copy all gradients once more, to divide them by 1
                 module.set_gradient_divide_factor(1.0)
     return model
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """Of activations, and of weights while they are gathered."""
+    return torch.float32 if config.train.precision == "fp32" else torch.bfloat16
 
 
 def _recomputes(mode: str, layer_number: int) -> bool:
