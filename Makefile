@@ -29,7 +29,7 @@ check: .venv/installed-test
 # What is wrong or failed is in the report, too; status 2 is a machine without a GPU.
 gpu-kernels:
 	$(GPU_PYTHON) -m benchmarks.kernels --out $(RESULTS)/kernels.jsonl; status=$$?; [ $$status -eq 2 ] || \
-	$(GPU_PYTHON) -m benchmarks.report $(RESULTS)/kernels.jsonl --out $(RESULTS); exit $$status
+	$(GPU_PYTHON) -m benchmarks.report $(RESULTS)/*.jsonl --out $(RESULTS); exit $$status
 
 # The most telling first: what is measured is kept, should time run out.
 TRAIN := $(GPU_PYTHON) -m benchmarks.train --sequence-length 4096 --steps 12 --out $(RESULTS)/train.jsonl

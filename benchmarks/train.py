@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import describe_machine, now
+from benchmarks.timing import CpuTimer, CudaTimer, Machine, describe_machine, measure_rates, now
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
 from fastling.errors import RunError, UserError, run_command
@@ -55,16 +55,17 @@ def main(arguments: Sequence[str]) -> int:
         micro_batch_tokens=options.micro_batch_tokens or options.batch_tokens,
         steps=options.steps,
         peers=not options.ladder,
+        processes=options.processes,
     )
     check_case(case)
-    names = choose(options.trainers, LADDER if options.ladder else PEERS)
+    names = choose(options.trainers, LADDER if options.ladder else PEERS, case.processes)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepared = make_case(case, folder)
         counts = count(prepared, case)
         run = one_by_one if options.ladder else take_turns
         results = run(names, folder, case, console)
-        rows = list(make_rows(case, counts, results, work_of(case, folder)))
+        rows = list(make_rows(case, counts, results, work_of(case, folder), measure_machine()))
     print_rows(rows, Console())
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -84,31 +85,36 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--batch-tokens", type=int, default=8192, help="of a step (default: %(default)s)")
     add("--micro-batch-tokens", type=int, help="at once, for fastling (default: a step's)")
     add("--steps", type=int, default=20, help="of every trainer (default: %(default)s)")
+    add("--processes", type=int, default=1, help="that share a step, by torchrun (default: %(default)s)")
     add("--trainers", help=f"some of: {'; '.join(PEERS)} (default: what can run here)")
     add("--ladder", action="store_true", help="fastling beside itself, one thing more at a time")
     add("--out", type=Path, help="file of JSON lines to add to")
     options = parser.parse_args(arguments)
     if options.steps <= WARM_UP:
         raise UserError("--steps", f"must be > {WARM_UP}, which warm up: {options.steps}")
+    if options.processes < 1:
+        raise UserError("--processes", f"must be 1 or more: {options.processes}")
     return options
 
 
-def choose(wanted: str | None, known: Mapping[str, Trainer]) -> list[str]:
+def choose(wanted: str | None, known: Mapping[str, Trainer], processes: int = 1) -> list[str]:
     """Trainers by name; those that can run here where none is named. The first of all is always one."""
     if wanted is None:
-        return [name for name in known if missing(name) is None]
+        return [name for name in known if missing(name, processes) is None]
     names = [name.strip() for name in wanted.split(";")]
     for name in names:
         if name not in known:
             raise UserError("--trainers", f"no such trainer: {name}", "Names are separated by semicolons.")
-        if reason := missing(name):
+        if reason := missing(name, processes):
             raise UserError("--trainers", f"{name} cannot run here: {reason}")
     first = next(iter(known))
     return [first, *(name for name in names if name != first)]
 
 
-def missing(name: str) -> str | None:
+def missing(name: str, processes: int) -> str | None:
     trainer = TRAINERS[name]
+    if trainer.is_alone and processes > 1:
+        return "it runs in one process only"
     if trainer.needs_gpu and not torch.cuda.is_available():
         return "it needs a GPU"
     return next(
@@ -132,7 +138,7 @@ class Result:
 
 def take_turns(names: Sequence[str], folder: Path, case: Case, console: Console) -> dict[str, Result]:
     """All trainers, a few steps at a time. Raises RunError for one that ends before it should."""
-    workers = {name: Worker(name, folder) for name in names}
+    workers = {name: Worker(name, folder, case.processes) for name in names}
     try:
         for name, worker in workers.items():
             console.print(f"starting {name}")
@@ -151,7 +157,7 @@ def one_by_one(names: Sequence[str], folder: Path, case: Case, console: Console)
     """Each alone; one that ends early, for want of memory perhaps, says so and holds up nobody."""
     results = {}
     for name in names:
-        worker = Worker(name, folder)
+        worker = Worker(name, folder, case.processes)
         try:
             worker.start()
             worker.make_steps(case.steps)
@@ -166,12 +172,14 @@ def one_by_one(names: Sequence[str], folder: Path, case: Case, console: Console)
 
 
 class Worker:
-    """A trainer's process, which does nothing unless told to."""
+    """A trainer's processes, which do nothing unless told to."""
 
-    def __init__(self, name: str, folder: Path):
+    def __init__(self, name: str, folder: Path, processes: int):
         self.name, self.result = name, Result()
         self.log = folder / f"{list(TRAINERS).index(name)}.log"
-        command = [sys.executable, "-m", "benchmarks.trainers", name, str(folder)]
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        launcher = torchrun if processes > 1 else []
+        command = [sys.executable, "-m", *launcher, "benchmarks.trainers", name, str(folder)]
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command,
@@ -208,7 +216,7 @@ class Worker:
         return self.result
 
     def stop(self) -> None:
-        self.process.kill()
+        self.process.terminate()  # torchrun then ends those that it started
         self.process.communicate()
 
 
@@ -238,18 +246,32 @@ def work_of(case: Case, folder: Path) -> Work:
         return Work(Llama(case.llama_config(folder)))
 
 
-def make_rows(case: Case, counts: Counts, results: dict[str, Result], work: Work) -> Iterator[dict]:
-    """One row a trainer, JSON as it is kept."""
-    machine = dataclasses.asdict(
-        describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def measure_machine() -> Machine:
+    """Where this runs, with its own rates. Called when the trainers are gone."""
+    is_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if is_gpu else "cpu")
+    sizes = (
+        {"copy_bytes": 2**30, "matrix_size": 8192} if is_gpu else {"copy_bytes": 2**27, "matrix_size": 2048}
     )
+    rates = measure_rates(CudaTimer() if is_gpu else CpuTimer(), device, samples=15, **sizes)
+    return dataclasses.replace(describe_machine(device), copy_gb_s=rates[0], matrix_tflops=rates[1])
+
+
+def make_rows(
+    case: Case, counts: Counts, results: dict[str, Result], work: Work, machine: Machine
+) -> Iterator[dict]:
+    """One row a trainer, JSON as it is kept."""
     needed = work.needed(counts.tokens, counts.supervised, counts.squared)
+    usual = work.usual_count(counts.tokens, case.sequence_length)
+    # GPUs have a rate each, processes on a CPU share one.
+    rate = machine.matrix_tflops * 1e12 * (1 if machine.device == "cpu" else case.processes)
     names = {"data": Path(case.data).name, "tokenizer": Path(case.tokenizer).name}
     described = dataclasses.asdict(case) | names
     finished = [result for result in results.values() if not result.error]
     expected = finished[0].steps[-1]["loss"] if finished else math.nan
     for name, result in results.items():
-        row = {"bench": "train", "case": case.size, "provider": name, "date": now(), **machine}
+        row = {"bench": "train", "case": case.size, "provider": name, "date": now()}
+        row |= dataclasses.asdict(machine)
         row |= {"run": described, "settings": result.settings, "versions": result.versions}
         if result.error:
             yield row | {"status": result.error}
@@ -266,6 +288,7 @@ def make_rows(case: Case, counts: Counts, results: dict[str, Result], work: Work
         row |= {"supervised_tokens_per_s": counts.supervised / median}
         row |= {"padded_tokens_per_s": case.batch_tokens / median}
         row |= {"tflop_per_s": needed / median / 1e12, "parts": parts_of(result)}
+        row |= {"mfu": needed / median / rate, "mfu_usual_count": usual / median / rate}
         yield row
 
 
@@ -284,8 +307,16 @@ def parts_of(result: Result) -> dict[str, float]:
 
 
 def print_rows(rows: Sequence[dict], console: Console) -> None:
-    columns = ("trainer", "supervised tokens/s", "tokens/s", "ms a step", "GiB", "time / first", "loss")
-    table = Table(*columns, title=f"{rows[0]['case']} on {rows[0]['device']}, the same packs")
+    columns = (
+        "supervised tokens/s",
+        "tokens/s",
+        "ms a step",
+        "GiB",
+        "time / first",
+        "MFU (usual count)",
+        "loss",
+    )
+    table = Table("trainer", *columns, title=f"{rows[0]['case']} on {rows[0]['device']}, the same packs")
     first = next((row for row in rows if row["status"] == "measured"), None)
     for row in rows:
         if row["status"] != "measured":
@@ -298,9 +329,11 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
             f"{row['milliseconds']:,.0f} ± {row['spread'] / 2:,.0f}",
             f"{row['memory_gib']:.2f}",
             f"{row['milliseconds'] / first['milliseconds']:.2f}",
+            f"{row['mfu']:.1%} ({row['mfu_usual_count']:.1%})",
             f"{row['loss']:.4f}",
         )
     console.print(table)
+    console.print(f"MFU is of {rows[0]['matrix_tflops']:.2f} TFLOP/s, this machine's own bf16 product")
     for row in rows:
         console.print(f"{row['provider']}: {row['settings']} {row['versions']}", style="dim")
         for name, milliseconds in row.get("parts", {}).items():

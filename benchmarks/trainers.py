@@ -3,12 +3,14 @@
     python -m benchmarks.trainers NAME FOLDER
 
 A process makes steps only while it is told to: a line "steps N" on its standard input lets it make N, each
-told as a line of JSON on its standard output; "end" asks for its peak memory and ends it.
+told as a line of JSON on its standard output; "end" asks for its peak memory and ends it. Of several under
+torchrun the first speaks and listens, and the others follow it.
 """
 
 import dataclasses
 import importlib.metadata
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,19 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 class Finished(Exception):
     """Nothing more is wanted."""
+
+
+class Follower:
+    """The gate of all processes but the first: open, since a step waits for the first by itself."""
+
+    def __init__(self):
+        sys.stdout = sys.stderr  # the other one is the first process's
+
+    def say(self, **fields) -> None: ...
+
+    def begin(self) -> None: ...
+
+    def end(self, loss: float, parts: dict[str, float] | None = None) -> None: ...
 
 
 class Gate:
@@ -69,7 +84,12 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def ours(
-    case: Case, folder: Path, gate: Gate, *, head_on_all_rows: bool = False, **changes: dict[str, object]
+    case: Case,
+    folder: Path,
+    gate: Gate | Follower,
+    *,
+    head_on_all_rows: bool = False,
+    **changes: dict[str, object],
 ) -> None:
     """The run of config.yaml as `fastling train` makes it, with changed sections of the config."""
     settings = Settings(Config, OTHER_NAMES)
@@ -146,7 +166,7 @@ class Parts:
 # Peers ----------------------------------------------------------------------------------------------
 
 
-def trl(case: Case, folder: Path, gate: Gate, **options) -> None:
+def trl(case: Case, folder: Path, gate: Gate | Follower, **options) -> None:
     """TRL's SFTTrainer on the same packs, in the same order: packing "bfd", so padding-free."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -165,7 +185,7 @@ def trl(case: Case, folder: Path, gate: Gate, **options) -> None:
         "max_length": case.sequence_length,
         "bf16": case.precision == "bf16",
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": case.packs,
+        "gradient_accumulation_steps": case.packs // case.processes,
         "gradient_checkpointing": False,
     } | options
     arguments = SFTConfig(
@@ -201,12 +221,12 @@ def trl(case: Case, folder: Path, gate: Gate, **options) -> None:
     gate.begin()
 
 
-def trl_defaults(case: Case, folder: Path, gate: Gate) -> None:
+def trl_defaults(case: Case, folder: Path, gate: Gate | Follower) -> None:
     """The same with TRL's default of checkpointing activations."""
     trl(case, folder, gate, gradient_checkpointing=True)
 
 
-def trl_liger(case: Case, folder: Path, gate: Gate) -> None:
+def trl_liger(case: Case, folder: Path, gate: Gate | Follower) -> None:
     """The same with Liger's kernels."""
     trl(case, folder, gate, use_liger_kernel=True)
 
@@ -214,7 +234,7 @@ def trl_liger(case: Case, folder: Path, gate: Gate) -> None:
 ROWS_AT_ONCE = 4
 
 
-def plain(case: Case, folder: Path, gate: Gate) -> None:
+def plain(case: Case, folder: Path, gate: Gate | Follower) -> None:
     """A loop as tutorials have it: transformers' model, one conversation a row, padded, autocast."""
     from transformers import AutoModelForCausalLM
 
@@ -268,6 +288,8 @@ class Trainer:
     packages: tuple[str, ...] = ()
     """Which it needs."""
     needs_gpu: bool = False
+    is_alone: bool = False
+    """Whether it runs in one process only."""
 
 
 PEERS = {
@@ -275,7 +297,7 @@ PEERS = {
     "trl": Trainer(trl, ("trl",)),
     "trl, its defaults": Trainer(trl_defaults, ("trl",)),
     "trl + liger": Trainer(trl_liger, ("trl", "liger_kernel"), needs_gpu=True),
-    "plain loop, padded": Trainer(plain, ("transformers",)),
+    "plain loop, padded": Trainer(plain, ("transformers",), is_alone=True),
 }
 
 
@@ -299,7 +321,7 @@ TRAINERS = PEERS | LADDER
 
 
 def main(name: str, folder: Path) -> None:
-    gate = Gate()
+    gate = Gate() if os.environ.get("RANK", "0") == "0" else Follower()
     try:
         TRAINERS[name].run(read_case(folder), folder, gate)
     except Finished:

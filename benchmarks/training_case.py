@@ -58,6 +58,8 @@ class Case:
     learning_rate: float = 1e-3
     peers: bool = True
     """Peers read the weights from a file. Without any, they are drawn on the device: seconds, not minutes."""
+    processes: int = 1
+    """Which share the packs of a step."""
 
     @property
     def packs(self) -> int:
@@ -103,6 +105,9 @@ def check_case(case: Case) -> None:
         raise UserError("--size", f"is none of {', '.join(SIZES)}: {case.size}")
     if case.batch_tokens % case.sequence_length:
         raise UserError("--batch-tokens", f"is no multiple of {case.sequence_length}: {case.batch_tokens}")
+    if case.packs % case.processes:
+        words = f"cannot share the {case.packs} packs of a step evenly: {case.processes}"
+        raise UserError("--processes", words)
 
 
 def make_case(case: Case, folder: Path) -> Prepared:

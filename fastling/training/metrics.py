@@ -11,10 +11,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as pyplot
 import torch
 
 from fastling import files
@@ -239,10 +235,13 @@ def _start_wandb(run_dir: Path, config: Config):
 
 def plot_loss(run_dir: Path) -> Path:
     """loss.png from metrics.jsonl: training loss, its running mean, and held-out loss."""
+    from matplotlib.figure import Figure  # half a second, which no run waits for at its start
+
     lines = read_metrics(run_dir / "metrics.jsonl")
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training, each step")
@@ -256,7 +255,6 @@ def plot_loss(run_dir: Path) -> Path:
         axes.legend()
     path = run_dir / "loss.png"
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
     return path
 
 

@@ -8,6 +8,7 @@ import torch
 from conftest import DEMO
 
 from benchmarks import train, trainers
+from benchmarks.timing import describe_machine
 from benchmarks.train import Counts, Result
 from benchmarks.training_case import Case, make_case, read_packs
 from fastling.data.batches import Normaliser, make_batch
@@ -19,6 +20,8 @@ from fastling.training.metrics import Work
 
 DATA = {"data": str(DEMO / "train.jsonl"), "tokenizer": str(DEMO / "tokenizer.model")}
 SMALL = Case("demo", **DATA, sequence_length=256, batch_tokens=512, micro_batch_tokens=512, steps=3)
+
+MACHINE = dataclasses.replace(describe_machine(torch.device("cpu")), copy_gb_s=1.0, matrix_tflops=1e-6)
 
 
 def told(*losses: float, seconds: float = 1.0) -> Result:
@@ -38,7 +41,7 @@ def rows():
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
     )
     counts = Counts(tokens=500.0, supervised=200.0, squared=10_000.0)
-    return list(train.make_rows(SMALL, counts, results, Work(Llama(shape))))
+    return list(train.make_rows(SMALL, counts, results, Work(Llama(shape)), MACHINE))
 
 
 def test_speed_is_tokens_of_a_step_over_the_median_step(rows):
@@ -47,6 +50,12 @@ def test_speed_is_tokens_of_a_step_over_the_median_step(rows):
     assert slower["supervised_tokens_per_s"] == 100.0
     assert ours["padded_tokens_per_s"] == 512.0
     assert ours["parts"] == {"forward": 500.0}
+
+
+def test_work_is_a_share_of_what_the_machines_own_products_reach(rows):
+    for row in rows[:2]:
+        assert row["mfu"] == pytest.approx(row["tflop_per_s"] / 1e-6)
+        assert row["mfu_usual_count"] > row["mfu"]  # it counts the head on all tokens, and all pairs of them
 
 
 def test_who_has_another_loss_has_no_time(rows):
@@ -62,7 +71,7 @@ def test_the_first_steps_do_not_count():
     shape = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
     )
-    rows = train.make_rows(SMALL, Counts(10.0, 5.0, 1.0), {"fastling": result}, Work(Llama(shape)))
+    rows = train.make_rows(SMALL, Counts(10.0, 5.0, 1.0), {"fastling": result}, Work(Llama(shape)), MACHINE)
     assert next(rows)["milliseconds"] == 1000.0
 
 
@@ -97,13 +106,29 @@ def test_a_trainer_that_cannot_run_here_is_refused_by_name(monkeypatch):
     with pytest.raises(UserError, match="no such trainer: axolotl"):
         train.choose("axolotl", trainers.PEERS)
     assert train.choose(None, trainers.PEERS) == ["fastling"]
+    with pytest.raises(UserError, match="plain loop, padded cannot run here: it runs in one process only"):
+        train.choose("plain loop, padded", trainers.PEERS, processes=2)
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_work_of_one(tmp_path):
+    """And so does every peer that can run in two."""
+    arguments = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "1024", "--steps", "4"]
+    losses = {}
+    for processes in ("1", "2"):
+        out = tmp_path / f"{processes}.jsonl"
+        assert run_command(train.main, [*arguments, "--processes", processes, "--out", str(out)]) == 0
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        losses[processes] = {row["provider"]: row["loss"] for row in rows}
+    assert "plain loop, padded" not in losses["2"]
+    assert losses["2"] == pytest.approx({name: losses["1"][name] for name in losses["2"]}, rel=5e-3)
 
 
 @pytest.mark.slow
 def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
     make_case(SMALL, tmp_path)
     (tmp_path / "packs.jsonl").write_text("{broken\n")
-    worker = train.Worker("plain loop, padded", tmp_path)
+    worker = train.Worker("plain loop, padded", tmp_path, processes=1)
     worker.start()
     try:
         with pytest.raises(RunError, match="plain loop, padded: ended early: json"):

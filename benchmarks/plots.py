@@ -1,0 +1,110 @@
+"""Plots as SVG, in words of HTML: bars, and strips of marks below a roof.
+
+Lengths along are percentages, so that a plot is as wide as there is room, and its words are as large on a
+telephone as on a screen. Words are whatever rows hold: any script, and escaped.
+"""
+
+import html
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+COLOURS = ("#1f5fa8", "#8a8f98", "#c07a1c", "#2e8556", "#9a4f96", "#b23b3b", "#4d4d4d", "#5b8db8")
+"""Ours is the first."""
+MEMORY_COLOUR = "#c9ccd1"
+FONT = 'font-family="system-ui, sans-serif" font-size="14" fill="#1c1c1c"'
+WIDEST_BAR = 56
+"""Percent; the rest is for the words behind it."""
+NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+def escaped(text: str) -> str:
+    """For HTML and XML, inside of quotation marks too."""
+    return html.escape(NOT_IN_XML.sub("\ufffd", text))
+
+
+class Bar(NamedTuple):
+    """`value` > 0 in the plot's unit. `below`, another bar with a scale of its own, has its words too."""
+
+    label: str
+    value: float
+    words: str
+    is_ours: bool = False
+    below: tuple[float, str] | None = None
+
+
+def bars(given: Sequence[Bar], title: str) -> str:
+    """A bar for each, from 0, the longest as wide as any; labels stand above them, words behind."""
+    longest = max(bar.value for bar in given)
+    longest_below = max((bar.below[0] for bar in given if bar.below), default=1.0)
+    parts, y = [], 0
+    for bar in given:
+        parts.append(_text("0", y + 15, bar.label))
+        colour = COLOURS[0] if bar.is_ours else COLOURS[1]
+        parts += _bar(y + 21, 18, bar.value / longest, colour, bar.words)
+        y += 50
+        if bar.below:
+            parts += _bar(y - 7, 10, bar.below[0] / longest_below, MEMORY_COLOUR, bar.below[1])
+            y += 14
+    return _drawing(title, y, parts)
+
+
+def _bar(y: int, height: int, share: float, colour: str, words: str) -> list[str]:
+    width = f"{WIDEST_BAR * share:.2f}%"
+    return [
+        f'<rect x="0" y="{y}" width="{width}" height="{height}" fill="{colour}"/>',
+        _text(width, y + height // 2 + 5, words, 'dx="7"'),
+    ]
+
+
+class Mark(NamedTuple):
+    value: float
+    colour: str
+    words: str  # shown where it is pointed at
+
+
+def strips(rows: Sequence[tuple[str, Sequence[Mark]]], roof: float, roof_words: str, title: str) -> str:
+    """A line for each (label, marks), from 0; the dashed line across them is what the machine can do."""
+    end = 1.04 * max(roof, *(mark.value for _, marks in rows for mark in marks))
+    height = 24 + 44 * len(rows)
+    at_roof = f"{100 * roof / end:.2f}%"
+    ends = f'x1="{at_roof}" y1="20" x2="{at_roof}" y2="{height}"'
+    parts = [
+        f'<line {ends} stroke="#b23b3b" stroke-dasharray="5 4"/>',
+        _text(at_roof, 14, roof_words, 'text-anchor="end"'),
+    ]
+    for number, (label, marks) in enumerate(rows):
+        y = 24 + 44 * number
+        parts.append(_text("0", y + 15, label))
+        parts.append(f'<line x1="0" y1="{y + 28}" x2="100%" y2="{y + 28}" stroke="#ddd"/>')
+        for mark in marks:
+            circle = f'cx="{100 * mark.value / end:.2f}%" cy="{y + 28}" r="5"'
+            shown = f"<title>{escaped(mark.words)}</title>"
+            parts.append(f'<circle {circle} fill="{mark.colour}" fill-opacity="0.75">{shown}</circle>')
+    return _drawing(title, height, parts)
+
+
+def _text(x: str, y: int, words: str, more: str = "") -> str:
+    return f'<text x="{x}" y="{y}" {more}>{escaped(words)}</text>'
+
+
+def _drawing(title: str, height: int, parts: Sequence[str]) -> str:
+    opening = f'<svg role="img" width="100%" height="{height}" style="height:{height}px" {FONT}>'
+    return f"{opening}<title>{escaped(title)}</title>{''.join(parts)}</svg>"
+
+
+def picture(drawing: str, title: str, captions: Sequence[str]) -> str:
+    """A file of its own, on white: a drawing below its title, captions below it."""
+    height = int(re.search(r'height="(\d+)"', drawing)[1])
+    whole = 64 + height + 20 * len(captions)
+    size = f'width="760" height="{whole}" viewBox="0 0 760 {whole}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {FONT}>',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="20" y="30" font-weight="600" font-size="16">{escaped(title)}</text>',
+        f'<svg x="20" y="46" width="720" height="{height}">{drawing}</svg>',
+    ]
+    for number, caption in enumerate(captions):
+        y = 62 + height + 20 * number
+        parts.append(f'<text x="20" y="{y}" font-size="12" fill="#555">{escaped(caption)}</text>')
+    return "\n".join([*parts, "</svg>\n"])
