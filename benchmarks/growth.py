@@ -43,7 +43,7 @@ from fastling.train import Run
 from fastling.training.build import build_model
 from fastling.training.metrics import Work
 from fastling.training.optimizer import make_optimizer
-from fastling.training.parallel import World, open_world
+from fastling.training.parallel import World, compute_dtype, open_world
 
 SUPERVISED = 0.4
 """Share of the tokens."""
@@ -158,8 +158,8 @@ class RandomRun(Run):
 
     def __init__(self, config: Config, shape: LlamaConfig, world: World):
         self.config, self.world = config, world
-        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        ops.configure(config.model.kernels, config.model.attention, device=world.device, dtype=dtype)
+        settings = {"device": world.device, "dtype": compute_dtype(config)}
+        ops.configure(config.model.kernels, config.model.attention, **settings)
         self.prepared = SimpleNamespace(training=SimpleNamespace(source_names=["random"]))
         self.loader = range(1)  # as long as its learning rate, which is constant, needs it to be
         self.model = build_model(config, shape, world)
