@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import ROOT, describe_machine, now
+from benchmarks.timing import ROOT, add_rows, describe_machine, now
 from benchmarks.train import Result, Worker, spread
 from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
 from benchmarks.training_case import SHAPE, SIZES
@@ -306,14 +306,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.steps < 1:
         raise UserError("--steps", f"must be >= 1: {options.steps}")
     return options
-
-
-def add_rows(rows: Iterable[dict], out: Path | None) -> None:
-    """Append rows to a file of JSON lines, where one is wanted."""
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(out, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def make_table_console() -> Console:

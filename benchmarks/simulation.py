@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.growth import add_rows, make_shape, make_table_console
+from benchmarks.growth import make_shape, make_table_console
 from benchmarks.ranks import GATHERED, REDUCED, layer_and_rest, padded_weights
-from benchmarks.timing import describe_machine, now
+from benchmarks.timing import add_rows, describe_machine, now
 from benchmarks.training_case import SIZES
 from fastling.data.conversation import read_rows
 from fastling.errors import UserError, run_command

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed.device_mesh import init_device_mesh
 
-from benchmarks.timing import Measurement, describe_machine, now
+from benchmarks.timing import Measurement, add_rows, describe_machine, now
 from benchmarks.training_case import SHAPE, SIZES
 from fastling import train
 from fastling.config import Config
@@ -69,10 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         measure = measure_load if options.load else measure_runs
         rows = [same | row for row in measure(options, Path(scratch), make_console())]
     (print_load if options.load else print_runs)(rows, Console())
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.out, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    add_rows(rows, options.out)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -8,6 +8,7 @@ On a GPU a sample is what passes between two events on the device. Before the fi
   Python. What the host needs is measured apart, with the device idle: `host_microseconds`.
 """
 
+import json
 import os
 import random
 import statistics
@@ -224,3 +225,11 @@ def measure_rates(
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def add_rows(rows: Iterable[dict], out: Path | None) -> None:
+    """Append rows to a file of JSON lines, where one is wanted."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(out, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import CpuTimer, CudaTimer, Machine, describe_machine, measure_rates, now
+from benchmarks.timing import CpuTimer, CudaTimer, Machine, add_rows, describe_machine, measure_rates, now
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
 from fastling.errors import RunError, UserError, run_command
@@ -67,10 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         results = run(names, folder, case, console)
         rows = list(make_rows(case, counts, results, work_of(case, folder), measure_machine()))
     print_rows(rows, Console())
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.out, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    add_rows(rows, options.out)
     return int(any(row["status"] != "measured" for row in rows))
 
 
