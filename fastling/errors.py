@@ -1,13 +1,19 @@
 """What a user sees when something is wrong: where, what, and how to mend it; never a traceback."""
 
 import errno
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 MOST_LINES = 6
 """Of one message; a model that does not fit its config has a complaint for every tensor."""
+
+
+SECONDS_FOR_RANK_0 = 5.0
+"""In which a mistake that all ranks found is said by rank 0, and torchrun ends the others."""
 
 
 class UserError(Exception):
@@ -64,9 +70,20 @@ def leave(status: int) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        return  # every rank finds the same mistake; one of them says it
     lines = f"error: {message}".splitlines()
     if len(lines) > MOST_LINES:
         lines[MOST_LINES - 1 :] = [f"  ... and {len(lines) - MOST_LINES + 1} lines more"]
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(SECONDS_FOR_RANK_0)
+        lines[0] = f"rank {rank}: {lines[0]}"  # still here, so it is this rank's alone
     print("\n".join(lines), file=sys.stderr)
+    _tell_torchrun("\n  ".join(lines))
+
+
+def _tell_torchrun(message: str) -> None:
+    """Have the report that torchrun ends with name the mistake, in place of a page about tracebacks."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": message, "timestamp": int(time.time())}, file)

@@ -196,8 +196,8 @@ class Export:
             f"{'Fine-tuned from ' + base if base else 'Trained from scratch'} with fastling "
             f"{fastling.__version__} on conversations, with loss on the assistant's turns only.\n\n"
             f"Data:\n{sources}\n\n"
-            f"Template: {self.encoder.template.name}; use the chat template of this folder. It writes the "
-            "begin token itself, so the tokenizer adds none.\n\n"
+            f"Template: {self.encoder.template.name}; use the chat template of this folder. It writes all "
+            "control tokens: tokenize what it renders with `add_special_tokens=False`.\n\n"
             "```python\n"
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained(".")\n'

@@ -12,7 +12,7 @@ import torch
 
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
-from fastling.data.tokenizer_export import PROOF_STRINGS, first_difference
+from fastling.data.tokenizer_export import PROOF_STRINGS, adds_what_it_may, first_difference
 from fastling.inference.chat_template import render
 from fastling.model.digests import misread
 from fastling.model.huggingface import load_pretrained, read_config
@@ -104,12 +104,14 @@ def _template_text(folder: Path, encoder: Encoder) -> Check:
 def _prompt_ids(folder: Path, encoder: Encoder) -> Check:
     """What a server feeds the model: the rendered text through tokenizer.json (P1)."""
     built = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if not adds_what_it_may(encoder.tokenizer, built):
+        return Check("prompt ids", False, "tokenizer.json adds more to a text than a begin token")
     chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for conversation in PROBES:
         for count in range(1, len(conversation.turns) + 1, 2):
             asked = Conversation(conversation.turns[:count], conversation.system)
             text = render(chat_template, asked, for_answer=True)
-            if built.encode(text).ids != encoder.prompt_ids(asked):
+            if built.encode(text, add_special_tokens=False).ids != encoder.prompt_ids(asked):
                 return Check("prompt ids", False, f"a server would feed other ids for {text[-40:]!r}")
     return Check("prompt ids", True, "a server feeds the ids that training saw")
 

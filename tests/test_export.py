@@ -259,18 +259,27 @@ def test_the_model_card_names_the_base_model(case):
 # The tokens -----------------------------------------------------------------------------------------
 
 
-def test_the_tokenizer_adds_no_begin_token_and_the_template_writes_one(case):
-    """So there is one, however a server tokenizes what it rendered, and never two."""
+def test_rendered_text_has_its_begin_token_and_a_server_adds_none(case):
     tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder)
     text = tokenizer.apply_chat_template(messages(QUESTION), add_generation_prompt=True, tokenize=False)
     expected = case.encoder.prompt_ids(QUESTION)
-    for special in (True, False):
-        assert tokenizer(text, add_special_tokens=special)["input_ids"] == expected
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected
     plain = tokenizers.Tokenizer.from_file(str(case.folder / "tokenizer.json"))
-    assert plain.encode(text).ids == expected
+    assert plain.encode(text, add_special_tokens=False).ids == expected
     begin = case.encoder.tokenizer.control_id(case.bos) if case.bos else None
     assert expected.count(begin) == (1 if case.bos else 0)
-    assert plain.encode("Hello").ids == case.encoder.tokenizer.encode(["Hello"])[0]
+
+
+def test_bare_text_begins_as_the_tokenizer_json_of_the_model_has_it(case, byte_level):
+    """A file that is built here adds nothing, so that rendered text is never begun twice."""
+    expected = case.encoder.tokenizer.encode(["Hello"])[0]
+    if case.encoder.tokenizer.path == byte_level:
+        expected = [case.encoder.tokenizer.control_id("<|begin_of_text|>"), *expected]
+    for tokenizer in (
+        transformers.AutoTokenizer.from_pretrained(case.folder),
+        transformers.PreTrainedTokenizerFast(tokenizer_file=str(case.folder / "tokenizer.json")),
+    ):
+        assert tokenizer("Hello")["input_ids"] == expected
 
 
 def test_transformers_tokenizes_the_chat_as_training_did(case):
@@ -482,7 +491,7 @@ TAMPERINGS = {
     "two tokens changed about": (change_json("tokenizer.json", swap_ids), "token ids: differ on"),
     "a begin token too many": (
         change_json("tokenizer.json", add_begin_token),
-        "prompt ids: a server would feed other ids",
+        "prompt ids: tokenizer.json adds more to a text than a begin token",
     ),
     "another template in the file": (
         change_text("chat_template.jinja", *ANSWER),

@@ -4,11 +4,12 @@ transformers 5 rebuilds a SentencePiece `.model` on its own and reads many texts
 spaces, Unigram models, no begin token), without a word. So the file is built here, from the model's
 own pieces and rules, and compared with SentencePiece on ten thousand strings, or not written at all.
 
-No begin token is added by the post-processor: the chat template writes it, and a server that tokenizes
-the rendered text must not end up with two.
+The chat template writes the begin token, so a file built here adds none of its own: text that was rendered
+has one, however it is tokenized. A tokenizer.json that came with the model goes on adding it to bare texts:
+llama.cpp's converter knows a tokenizer by the ids of one text, the begin token among them, and would take
+Llama 3's without it for another, which reads hundreds of words differently. Servers add none to a chat.
 """
 
-import copy
 import json
 import random
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) ->
     Raises UserError, with the first string that differs, where there is none.
     """
     if isinstance(tokenizer, JsonTokenizer):
-        built = _without_begin_token(tokenizer.fields, [*control_tokens, *tokenizer.reserved])
+        built = _from_json(tokenizer, [*control_tokens, *tokenizer.reserved])
     else:
         built = _from_sentencepiece(tokenizer, control_tokens)
     text = built.to_str(pretty=True)
@@ -45,18 +46,23 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) ->
     return text
 
 
-def _without_begin_token(fields: dict, control_tokens: Sequence[str]) -> tokenizers.Tokenizer:
-    """The same tokenizer.json, minus what adds tokens on its own, with control tokens marked special."""
-    fields = copy.deepcopy(fields)
-    processor = fields.get("post_processor")
-    kept = processor.get("processors", [processor]) if processor else []
-    kept = [part for part in kept if part["type"] == "ByteLevel"]
-    fields["post_processor"] = kept[0] if kept else None
-    built = tokenizers.Tokenizer.from_str(json.dumps(fields))
+def _from_json(tokenizer: JsonTokenizer, control_tokens: Sequence[str]) -> tokenizers.Tokenizer:
+    """The same tokenizer.json, with control tokens marked special, adding at most the begin token."""
+    built = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.fields))
     built.no_padding()
     built.no_truncation()
+    if not adds_what_it_may(tokenizer, built):
+        built = tokenizers.Tokenizer.from_str(
+            json.dumps(json.loads(built.to_str()) | {"post_processor": None})
+        )
     built.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control_tokens])
     return built
+
+
+def adds_what_it_may(tokenizer: Tokenizer, built: tokenizers.Tokenizer) -> bool:
+    """Whether a tokenizer.json to export puts nothing around a bare text, or one begin token."""
+    may_begin = isinstance(tokenizer, JsonTokenizer) and tokenizer.bos is not None
+    return built.encode("").ids in ([], [tokenizer.control_id(tokenizer.bos)] if may_begin else [])
 
 
 def _from_sentencepiece(

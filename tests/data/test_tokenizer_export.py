@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import tokenizers
 import torch
 import transformers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tokenizers import processors
 
 from fastling.config import Config
 from fastling.data import tokenizer_export
@@ -203,7 +205,7 @@ def test_an_export_is_proved_between_control_tokens_too(kinds, monkeypatch):
     tokenizer, fields = exact(kinds["byte-level"].path, "<|eot_id|>")
     next(token for token in fields["added_tokens"] if token["content"] == "<|eot_id|>")["rstrip"] = True
     damaged = tokenizers.Tokenizer.from_str(json.dumps(fields))
-    monkeypatch.setattr(tokenizer_export, "_without_begin_token", lambda *_: damaged)
+    monkeypatch.setattr(tokenizer_export, "_from_json", lambda *_: damaged)
     with pytest.raises(UserError, match=r"it differs on '<\|eot_id\|>"):
         exact_tokenizer_json(tokenizer, ["<|eot_id|>"])
 
@@ -212,19 +214,34 @@ def test_an_export_is_proved_between_control_tokens_too(kinds, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["byte-level", "qwen", "llama-json", "llama-first"])
-def test_a_tokenizer_json_loses_only_what_it_adds_on_its_own(name, kinds):
+def test_a_tokenizer_json_stays_what_it_was(name, kinds):
+    """With its begin token before a bare text, by which llama.cpp's converter knows it."""
     kind = kinds[name]
     built = tokenizers.Tokenizer.from_str(json.dumps(exact(kind.path, "<|eot_id|>")[1]))
     begin = "<s>" if name == "llama-first" else ""  # its first space belongs to texts without begin token
     for text in ["Hello", " a  b\n", "你好 😀", "<|eot_id|>x", *attacking_strings(300)]:
         expected = kind.server.encode(begin + text, add_special_tokens=False).ids
-        assert built.encode(text).ids == expected[len(begin) // 3 :]
-    if name != "qwen":
-        begins = kind.id("<|begin_of_text|>" if name == "byte-level" else "<s>")
-        assert kind.server.encode("Hello").ids[0] == begins not in built.encode("Hello").ids
+        assert built.encode(text, add_special_tokens=False).ids == expected[len(begin) // 3 :]
+    begins = {"byte-level": "<|begin_of_text|>", "qwen": None}.get(name, "<s>")
+    assert built.encode("").ids == kind.server.encode("").ids == ([kind.id(begins)] if begins else [])
     special = {token.content for token in built.get_added_tokens_decoder().values() if token.special}
     assert "<|eot_id|>" in special
     assert built.padding is built.truncation is None
+
+
+def test_what_ends_a_bare_text_is_taken_away(kinds, tmp_path):
+    """With an end token after every text a server would end the prompt before it asks for an answer."""
+    kind = kinds["byte-level"]
+    fields = json.loads(kind.path.read_text(encoding="utf-8"))
+    built = tokenizers.Tokenizer.from_str(json.dumps(fields))
+    ids = [(token, kind.id(token)) for token in ("<|begin_of_text|>", "<|end_of_text|>")]
+    built.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A <|end_of_text|>", special_tokens=ids
+    )
+    built.save(str(tmp_path / "tokenizer.json"))
+    shutil.copy(kind.path.with_name("tokenizer_config.json"), tmp_path)
+    exported = tokenizers.Tokenizer.from_str(json.dumps(exact(tmp_path / "tokenizer.json", "<|eot_id|>")[1]))
+    assert exported.encode("Hello").ids == kind.server.encode("Hello", add_special_tokens=False).ids
 
 
 def test_turn_tokens_that_swallow_blanks_stop_doing_so(kinds, tmp_path):
@@ -233,7 +250,7 @@ def test_turn_tokens_that_swallow_blanks_stop_doing_so(kinds, tmp_path):
     built.add_tokens([tokenizers.AddedToken("<|end|>", special=False, normalized=False, rstrip=True)])
     built.save(str(tmp_path / "tokenizer.json"))
     exported = tokenizers.Tokenizer.from_str(exact_tokenizer_json(load_tokenizer(tmp_path), ["<|end|>"]))
-    assert exported.encode("a<|end|>\n b").tokens == ["a", "<|end|>", "Ċ", "Ġb"]
+    assert exported.encode("a<|end|>\n b", add_special_tokens=False).tokens == ["a", "<|end|>", "Ċ", "Ġb"]
     assert exported.decode(exported.encode("a<|end|>\n b").ids, skip_special_tokens=True) == "a\n b"
 
 
@@ -297,7 +314,7 @@ def test_transformers_feeds_the_ids_that_training_saw(name, template, system, ex
             answer = tokenizer.decode(encoded.tokens[start:stop], skip_special_tokens=True)
             assert answer.strip() == unicode_form(name, turns[number + 1].content).strip()
     flat = tokenizer.apply_chat_template(messages[:-1], tokenize=False)
-    ids = tokenizer(flat, add_special_tokens=True).input_ids  # "special" adds nothing: the template wrote it
+    ids = tokenizer(flat, add_special_tokens=False).input_ids
     assert ids[: len(encoded.tokens)] == encoded.tokens.tolist()
     assert tokenizer.eos_token_id == encoder.stop_ids[0]
 
@@ -310,7 +327,7 @@ def unicode_form(name: str, text: str) -> str:
 def test_transformers_reads_any_text_as_training_did(name, exported):
     encoder, tokenizer = exported(name, "bayling")
     texts = [text for text in attacking_strings(1500) if text]
-    assert tokenizer(texts).input_ids == encoder.tokenizer.encode(texts)
+    assert tokenizer(texts, add_special_tokens=False).input_ids == encoder.tokenizer.encode(texts)
 
 
 @pytest.mark.skipif("FASTLING_DATA" not in os.environ, reason="FASTLING_DATA names no folder with real data")
