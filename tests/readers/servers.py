@@ -32,7 +32,8 @@ class Reply:
     prompt_ids: list[int]
     ids: list[int]
     """The end of the turn is the last, where the server tells it."""
-    logprobs: list[float]
+    logprobs: list[float | None]
+    """None for what the server does not tell."""
     text: str
     has_stopped: bool
 
@@ -167,14 +168,14 @@ def _ask_llama_cpp(connection: Connection, messages: list[dict], max_tokens: int
     prompt = connection.post("/apply-template", messages=messages)["prompt"]
     prompt_ids = connection.post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
     assert response["usage"]["prompt_tokens"] == len(prompt_ids)
-    tokens = choice["logprobs"]["content"]
-    return Reply(
-        prompt_ids,
-        [token["id"] for token in tokens],
-        [token["logprob"] for token in tokens],
-        choice["message"]["content"],
-        choice["finish_reason"] == "stop",
-    )
+    request = {"prompt": prompt_ids, "n_predict": max_tokens, "temperature": 0, "cache_prompt": False}
+    completed = connection.post("/completion", **request, n_probs=1, return_tokens=True)
+    told = [(token["id"], token["logprob"]) for token in completed["completion_probabilities"]]
+    logprobs = []
+    for token_id in completed["tokens"]:  # of a letter that takes several tokens it tells the last one's only
+        logprobs.append(told.pop(0)[1] if told and told[0][0] == token_id else None)
+    text, has_stopped = choice["message"]["content"], choice["finish_reason"] == "stop"
+    return Reply(prompt_ids, completed["tokens"], logprobs, text, has_stopped)
 
 
 LLAMA_SERVER = Server(

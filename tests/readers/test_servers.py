@@ -47,7 +47,10 @@ def test_its_probabilities_are_ours(served, learned, messages):
     assert reply.prompt_ids == learned.encoder.prompt_ids(UNSEEN)
     ours = our_logprobs(load_pretrained(learned.folder), reply.prompt_ids, reply.ids)
     chosen = ours.gather(1, torch.tensor(reply.ids)[:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(reply.logprobs), chosen, atol=TOLERANCE, rtol=0)
+    told = [each for each in zip(reply.logprobs, chosen.tolist(), strict=True) if each[0] is not None]
+    assert told
+    for theirs, our in told:
+        assert theirs == pytest.approx(our, abs=TOLERANCE)
     torch.testing.assert_close(chosen, ours.amax(1), atol=TOLERANCE, rtol=0)
 
 
@@ -62,4 +65,3 @@ def test_llama_cpp_knows_the_tokenizer(learned, tmp_path):
     assert bytes(fields["tokenizer.ggml.pre"].parts[-1]).decode() == expected
     stops = learned.encoder.stop_ids
     assert int(fields["tokenizer.ggml.eos_token_id"].parts[-1][0]) == stops[0]
-    assert not fields["tokenizer.ggml.add_bos_token"].parts[-1][0]  # the chat template writes it
