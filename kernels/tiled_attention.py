@@ -3,11 +3,12 @@
     P = softmax(Q K^T / sqrt(D)), causal        O = P V        delta[t] = sum over d of dO[t, d] * O[t, d]
     dV = P^T dO        dS = P * (dO V^T - delta) / sqrt(D)        dQ = dS K        dK = dS^T Q
 
-One call for each document would spend its time between the products. So short documents are taken out of the
-stream some at a time, padded to one length at their ends, where the causal mask hides the padding from every
-real token; and their half-precision numbers are widened to float32, since PyTorch's products of small
-half-precision matrices cost more to set up than to do. A long document stays where it lies. Results are
-written where they belong; no tensor is cut and joined again by autograd.
+One call for each document would spend its time between the products. So documents are taken out of the stream
+some at a time, padded to one length at their ends, where the causal mask hides the padding from every real
+token; and short ones' half-precision numbers are widened to float32, since PyTorch's products of small
+half-precision matrices cost more to set up than to do. Long ones are padded even alone: PyTorch compiles its
+half-precision products anew for each length and keeps them for ever, some 5 MiB a length. Results are written
+where they belong; no tensor is cut and joined again by autograd.
 Shapes: T packed tokens, N heads, K kv heads, G = N / K query heads of a kv head, D head dim, B documents of a
 tile, L tokens of each with its padding.
 """
@@ -30,8 +31,8 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 class Tile:
     """Documents of one padded length."""
 
-    rows: Tensor | slice
-    """(B * L,) rows of the stream; in a document's padding, its last. A document alone has none."""
+    rows: Tensor
+    """(B * L,) rows of the stream; in a document's padding, its last."""
     padding: Tensor
     """Where in `rows` there is padding."""
     real: Tensor
@@ -50,10 +51,7 @@ class Tile:
     def put(self, out_TMD: Tensor, part_BMLD: Tensor) -> None:
         """Write into the stream what `take` would give; padding goes nowhere."""
         flat = part_BMLD.transpose(1, 2).flatten(0, 1).to(out_TMD.dtype)
-        if isinstance(self.rows, slice):
-            out_TMD[self.rows] = flat
-        else:
-            out_TMD[self.rows[self.real]] = flat[self.real] if len(self.padding) else flat
+        out_TMD[self.rows[self.real]] = flat[self.real] if len(self.padding) else flat
 
 
 def tiled_attention(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -121,10 +119,6 @@ def _padded(length: int) -> int:
 
 
 def _tile(documents: Sequence[tuple[int, int]], padded: int) -> Tile:
-    if len(documents) == 1:
-        [(start, length)] = documents
-        none = torch.empty(0, dtype=torch.int64)
-        return Tile(slice(start, start + length), none, none, length)
     starts_B1, lengths_B1 = (torch.tensor(column).unsqueeze(1) for column in zip(*documents, strict=True))
     offsets_L = torch.arange(padded)
     rows_BL = starts_B1 + torch.minimum(offsets_L, lengths_B1 - 1)

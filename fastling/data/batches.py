@@ -13,6 +13,7 @@ from itertools import accumulate
 
 import numpy
 import torch
+from torch.nn.functional import pad
 
 from fastling.data.packing import Plan, deal
 from fastling.data.store import Store
@@ -55,6 +56,29 @@ class Batch:
             if isinstance(value, torch.Tensor)
         }
         return replace(self, **moved)
+
+    def rounded(self, multiple: int) -> "Batch":
+        """The same loss from sizes that come again: T and S filled up to multiples.
+
+        Documents of zeros, none longer than the longest, fill up the stream, and its last token, with
+        weight 0, the rows; `sources` and `pairs` stay those of the real rows, which come first.
+        """
+        more_tokens, more_rows = (-len(each) % multiple for each in (self.tokens, self.loss_index))
+        whole, rest = divmod(more_tokens, self.max_seqlen)
+        lengths = [*self.lengths, *[self.max_seqlen] * whole, *[rest] * bool(rest)]
+        positions = [torch.arange(length, dtype=torch.int32) for length in lengths[len(self.lengths) :]]
+        last = len(self.tokens) + more_tokens - 1  # no token comes after it, so it is never supervised
+        return replace(
+            self,
+            tokens=pad(self.tokens, (0, more_tokens)),
+            labels=pad(self.labels, (0, more_tokens), value=IGNORED),
+            positions=torch.cat([self.positions, *positions]),
+            cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+            lengths=lengths,
+            loss_index=pad(self.loss_index, (0, more_rows), value=last),
+            supervised_labels=pad(self.supervised_labels, (0, more_rows)),
+            weights=pad(self.weights, (0, more_rows)),
+        )
 
     def pin(self) -> "Batch":
         pinned = {
@@ -140,7 +164,8 @@ def make_batch(store: Store, documents: numpy.ndarray, normaliser: Normaliser, t
 class Loader:
     """The steps of one rank. Step n depends on n alone, so any step can be the first.
 
-    global_packs packs a step are split over `ranks` ranks and `micro_batches` micro-batches each.
+    global_packs packs a step are split over `ranks` ranks and `micro_batches` micro-batches each, whose
+    sizes are rounded up to multiples of `round_to`.
     """
 
     def __init__(
@@ -154,9 +179,10 @@ class Loader:
         micro_batches: int,
         loss: str,
         pin: bool = False,
+        round_to: int = 1,
     ):
         assert global_packs % (ranks * micro_batches) == 0, (global_packs, ranks, micro_batches)
-        self.store, self.plan, self.pin = store, plan, pin
+        self.store, self.plan, self.pin, self.round_to = store, plan, pin, round_to
         self.global_packs = global_packs
         self.ranks, self.rank, self.micro_batches = ranks, rank, micro_batches
         self.normaliser = Normaliser(store, loss)
@@ -175,7 +201,9 @@ class Loader:
         total = max(1, self.normaliser.total(documents))
         mine = deal(numpy.array(squares), self.ranks, self.micro_batches)[self.rank]
         batches = [
-            make_batch(self.store, numpy.concatenate([packs[i] for i in chosen]), self.normaliser, total)
+            make_batch(
+                self.store, numpy.concatenate([packs[i] for i in chosen]), self.normaliser, total
+            ).rounded(self.round_to)
             for chosen in mine
         ]
         return Step(

@@ -13,6 +13,10 @@ from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.training.parallel import World, shard
 
+CPU_SIZES = 64
+"""On a CPU tokens and supervised rows of a micro-batch are multiples of this. oneDNN compiles half-precision
+products for each size anew and keeps a thousand of them, half a MiB each."""
+
 
 def model_config(config: Config, encoder: Encoder) -> LlamaConfig:
     """The shape of the model: read from its folder, or put together from the settings.
@@ -59,6 +63,11 @@ def build_model(config: Config, shape: LlamaConfig, world: World, *, load: bool 
     return model
 
 
+def sizes_on(device: torch.device) -> int:
+    """What tokens and supervised rows of a micro-batch are multiples of."""
+    return CPU_SIZES if device.type == "cpu" else 1
+
+
 def make_loader(config: Config, world: World, store: Store, plan: Plan) -> Loader:
     """The loader of this rank's share of every step.
 
@@ -92,4 +101,5 @@ def make_loader(config: Config, world: World, store: Store, plan: Plan) -> Loade
         micro_batches=micro_batches,
         loss=train.loss,
         pin=world.device.type == "cuda",
+        round_to=sizes_on(world.device),
     )

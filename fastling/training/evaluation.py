@@ -17,6 +17,7 @@ from fastling.data.packing import make_plan
 from fastling.data.store import Store
 from fastling.model.generation import Decoding, generate
 from fastling.model.llama import Llama
+from fastling.training.build import sizes_on
 from fastling.training.parallel import World
 
 
@@ -53,6 +54,7 @@ class HeldOut:
             micro_batches=1,
             loss="token",
             pin=world.device.type == "cuda",
+            round_to=sizes_on(world.device),
         )
         self.questions = _choose_questions(config, encoder)
 
@@ -110,13 +112,13 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
 
 
 def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """(2 * num_groups,) sum and count of values (S,) in each group (S,).
+    """(2 * num_groups,) sum and count in each group of the first values, as many as `groups` (S,) has.
 
     A product with the membership matrix, so that the order of addition, and the result, is the same
     every time.
     """
     member = torch.nn.functional.one_hot(groups, num_groups).to(values.dtype)
-    return torch.stack([values @ member, member.sum(0)], dim=1).flatten()
+    return torch.stack([values[: len(groups)] @ member, member.sum(0)], dim=1).flatten()
 
 
 def forget_answers(path: Path, after_step: int) -> None:

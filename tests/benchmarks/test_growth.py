@@ -95,7 +95,8 @@ def test_a_row_is_of_the_timed_steps_and_of_the_work_by_exact_count():
     hidden, layers, ffn = 192, 3, 512
     weights = layers * (3 * hidden * hidden + hidden * hidden + 3 * hidden * ffn)
     attention = 12 * layers * hidden * (4 * 32**2) / 2
-    needed = 6 * weights * 128 + 6 * 64 * hidden * (4 * 13) + attention
+    last = hidden * hidden + 3 * hidden * ffn  # after the last attention, for supervised tokens only
+    needed = 6 * (weights - last) * 128 + 6 * (64 * hidden + last) * (4 * 13) + attention
     assert row["needed_tflop"] == pytest.approx(needed / 1e12)
     assert row["tflop_per_s"] == pytest.approx(needed / 3e12)
 

@@ -152,6 +152,32 @@ def test_a_copy_on_a_device_holds_the_same(store):
 # Steps --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("multiple", [1, 7, 64, 1000])
+@pytest.mark.parametrize("numbers", [[3, 431, 0, 57], [], [3] * 9])
+def test_a_rounded_batch_is_the_batch_and_what_weighs_nothing(numbers, multiple, store):
+    normaliser = Normaliser(store, "token")
+    batch = make_batch(store, numpy.array(numbers, dtype=int), normaliser, 1000)
+    rounded = batch.rounded(multiple)
+    tokens, rows = len(batch.tokens), len(batch.loss_index)
+    assert len(rounded.tokens) % multiple == len(rounded.loss_index) % multiple == 0
+    assert len(rounded.tokens) < tokens + multiple and len(rounded.loss_index) < rows + multiple
+    if multiple == 1:
+        assert same(batch, rounded)
+    for name in ("tokens", "labels", "positions"):
+        assert torch.equal(getattr(rounded, name)[:tokens], getattr(batch, name))
+    for name in ("loss_index", "supervised_labels", "weights"):
+        assert torch.equal(getattr(rounded, name)[:rows], getattr(batch, name))
+    assert torch.equal(rounded.sources, batch.sources) and torch.equal(rounded.pairs, batch.pairs)
+    # What is new is never learned from, lies in documents of its own, and is no longer than the others.
+    assert not rounded.weights[rows:].any() and (rounded.labels[tokens:] == IGNORED).all()
+    assert (rounded.labels[rounded.loss_index[rows:]] == IGNORED).all()
+    assert rounded.lengths[: len(batch.lengths)] == batch.lengths
+    assert sum(rounded.lengths) == len(rounded.tokens) and max(rounded.lengths) == rounded.max_seqlen
+    assert rounded.cu_seqlens.diff().tolist() == rounded.lengths
+    assert rounded.positions.tolist() == [place for length in rounded.lengths for place in range(length)]
+    assert rounded.max_seqlen == batch.max_seqlen
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (3, 2)])
 def test_the_weights_of_every_step_add_up_to_one_over_all_ranks(loss, ranks, micro_batches, store, plan):
