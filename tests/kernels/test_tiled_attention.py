@@ -1,8 +1,13 @@
 """Attention on a CPU: any documents, in any order, as their own attention alone would be."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,3 +96,32 @@ def test_nothing_of_a_document_enters_another_not_even_nan():
 def test_the_padding_of_the_longest_tile_is_small():
     for length in range(1, 5000):
         assert length <= tiled._padded(length) <= max(length * 9 / 8, length + 1)
+
+
+PROGRAM = """
+import torch
+from fastling.kernels.tiled_attention import tiled_attention
+
+def resident_mib():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
+
+def attend(lengths):
+    for length in lengths:
+        x = torch.randn(length, 4, 64).bfloat16().requires_grad_()
+        tiled_attention(x, x, x, [length]).sum().backward()
+
+attend([480, 512, 480, 512])
+before = resident_mib()
+attend(range(450, 513))
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells no resident memory")
+def test_documents_of_ever_other_lengths_do_not_pile_up_in_memory():
+    """63 lengths, each of which PyTorch's half-precision products would keep some MiB for."""
+    command = [sys.executable, "-c", PROGRAM]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 30
