@@ -31,14 +31,16 @@ SHAPE = (
     "num_attention_heads",
     "num_key_value_heads",
     "intermediate_size",
+    "tie_word_embeddings",
 )
-# The last three are Llama-3.2-1B, LLaMA-7B and Llama-3-8B.
+# 41m and 58m differ in one matrix; the last three are Llama-3.2-1B, LLaMA-7B and Llama-3-8B.
 SIZES = {
-    "demo": (2000, 192, 3, 6, 6, 512),
-    "41m": (32000, 512, 8, 8, 8, 1376),
-    "1b": (128256, 2048, 16, 32, 8, 8192),
-    "7b": (32000, 4096, 32, 32, 32, 11008),
-    "8b": (128256, 4096, 32, 32, 8, 14336),
+    "demo": (2000, 192, 3, 6, 6, 512, False),
+    "41m": (32000, 512, 8, 8, 8, 1376, True),
+    "58m": (32000, 512, 8, 8, 8, 1376, False),
+    "1b": (128256, 2048, 16, 32, 8, 8192, True),
+    "7b": (32000, 4096, 32, 32, 32, 11008, False),
+    "8b": (128256, 4096, 32, 32, 8, 14336, False),
 }
 
 
@@ -124,7 +126,7 @@ def make_case(case: Case, folder: Path) -> Prepared:
 
 
 def make_weights(case: Case, folder: Path) -> None:
-    """model/ in the folder: drawn from a seed, in float32, the embedding and the head apart."""
+    """model/ in the folder: drawn from a seed, in float32."""
     config, shape = case.config(folder), case.llama_config(folder)
     export = make_export(folder / "model", shape, make_encoder(config), config)
     export.dtype = torch.float32
