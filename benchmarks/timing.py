@@ -10,6 +10,7 @@ On a GPU a sample is what passes between two events on the device. Before the fi
 
 import json
 import os
+import platform
 import random
 import statistics
 import subprocess
@@ -165,6 +166,7 @@ class Machine:
     """Where and with what rows were measured, and the two rates that floors are made of."""
 
     device: str
+    processor: str
     driver: str
     torch: str
     triton: str
@@ -184,12 +186,26 @@ def describe_machine(device: torch.device) -> Machine:
     status = _said("git", "status", "--porcelain")
     return Machine(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        processor=_processor(),
         driver=_driver() if device.type == "cuda" else "none",
         torch=torch.__version__,
         triton=triton_version,
         commit=_said("git", "rev-parse", "HEAD") or os.environ.get("FASTLING_COMMIT", "unknown"),
         dirty=None if status is None else bool(status),
     )
+
+
+def _processor() -> str:
+    """Its name, its cores, and the widest products of bf16 numbers it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    flags = told.get("flags", "").split()
+    products = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
+    name = told.get("model name") or platform.processor() or "unknown"
+    return ", ".join(filter(None, [name, f"{os.cpu_count()} cores", products]))
 
 
 def _driver() -> str:

@@ -130,6 +130,8 @@ class Result:
     versions: dict = dataclasses.field(default_factory=dict)
     steps: list[dict] = dataclasses.field(default_factory=list)
     peak_gib: float = 0.0
+    communication: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Milliseconds of one more step, where several processes shared it."""
     error: str | None = None
 
 
@@ -209,7 +211,8 @@ class Worker:
 
     def end(self) -> Result:
         self._tell("end")
-        self.result.peak_gib = self._hear()["peak_gib"]
+        said = self._hear()
+        self.result.peak_gib, self.result.communication = said["peak_gib"], said.get("communication", {})
         return self.result
 
     def stop(self) -> None:
@@ -284,7 +287,7 @@ def make_rows(
         row |= {"tokens_per_s": counts.tokens / median, "memory_gib": result.peak_gib}
         row |= {"supervised_tokens_per_s": counts.supervised / median}
         row |= {"padded_tokens_per_s": case.batch_tokens / median}
-        row |= {"tflop_per_s": needed / median / 1e12, "parts": parts_of(result)}
+        row |= {"tflop_per_s": needed / median / 1e12, "parts": parts_of(result) | result.communication}
         row |= {"mfu": needed / median / rate, "mfu_usual_count": usual / median / rate}
         yield row
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.communication import measure_communication
 from benchmarks.training_case import Case, read_case, read_packs
 from fastling.config import OTHER_NAMES, Config
 from fastling.data.batches import Batch
@@ -55,6 +56,7 @@ class Gate:
     def __init__(self):
         self.out, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no result
         self.credit = 0
+        self.closing: dict[str, object] = {}
 
     def say(self, **fields) -> None:
         print(json.dumps(fields), file=self.out, flush=True)
@@ -63,7 +65,7 @@ class Gate:
         while not self.credit:
             word, _, number = (sys.stdin.readline() or "end").strip().partition(" ")
             if word == "end":
-                self.say(peak_gib=memory_gib(DEVICE))
+                self.say(**{"peak_gib": memory_gib(DEVICE)} | self.closing)
                 raise Finished
             self.credit = int(number)
         self.started = time.perf_counter()
@@ -115,6 +117,9 @@ def ours(
             clock.mark("data wait")
             measured = run.update(step, number)
             gate.end(float(measured.sums[0]), clock.seconds())
+        if world.size > 1:
+            gate.closing = {"peak_gib": memory_gib(DEVICE)}  # before the profiler takes some
+            gate.closing["communication"] = measure_communication(run, run.loader.step(0))
         gate.begin()
 
 

@@ -418,4 +418,5 @@ def test_a_machine_without_git_is_told_its_commit(monkeypatch):
     assert timing.describe_machine(torch.device("cpu")).commit == "unknown"
     monkeypatch.setenv("FASTLING_COMMIT", "abc")
     machine = timing.describe_machine(torch.device("cpu"))
+    assert f"{os.cpu_count()} cores" in machine.processor
     assert machine.commit == "abc" and machine.dirty is None and timing._driver() == "unknown"

@@ -120,6 +120,10 @@ def test_two_processes_do_the_work_of_one(tmp_path):
         assert run_command(train.main, [*arguments, "--processes", processes, "--out", str(out)]) == 0
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         losses[processes] = {row["provider"]: row["loss"] for row in rows}
+        communication = rows[0]["parts"].get("of these, communication")
+        assert (
+            (communication is None) if processes == "1" else 0 < communication < 1e3 * rows[0]["milliseconds"]
+        )
     assert "plain loop, padded" not in losses["2"]
     assert losses["2"] == pytest.approx({name: losses["1"][name] for name in losses["2"]}, rel=5e-3)
 

@@ -1,0 +1,50 @@
+"""How much of a step is communication between processes, by PyTorch's profiler."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from fastling.data.batches import Step
+from fastling.train import Run
+
+Interval = tuple[float, float]
+
+
+def measure_communication(run: Run, step: Step) -> dict[str, float]:
+    """Milliseconds of one more step, in which this process communicates; on a GPU also those in which it does
+    nothing else. All processes together. A CPU's process waits for each collective, so there the two are one.
+    """
+    is_gpu = run.world.device.type == "cuda"
+    activities = [ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]
+    with profile(activities=activities) as profiler:
+        run.update(step, 1)
+        if is_gpu:
+            torch.cuda.synchronize()
+    device = DeviceType.CUDA if is_gpu else DeviceType.CPU
+    events = [event for event in profiler.events() if event.device_type == device]
+    return shares(
+        [(event.name, (event.time_range.start, event.time_range.end)) for event in events], is_gpu=is_gpu
+    )
+
+
+def shares(events: Iterable[tuple[str, Interval]], *, is_gpu: bool) -> dict[str, float]:
+    """From named intervals in microseconds: what NCCL's kernels take, or gloo's collectives."""
+    mark = "nccl" if is_gpu else "gloo:"
+    collective, other = [], []
+    for name, interval in events:
+        (collective if mark in name.lower() else other).append(interval)
+    busy = length_of_union(collective)
+    if not is_gpu:
+        return {"of these, communication": busy / 1e3}
+    alone = length_of_union(collective + other) - length_of_union(other)
+    return {"of these, communication": busy / 1e3, "of these, communication alone": alone / 1e3}
+
+
+def length_of_union(intervals: Iterable[Interval]) -> float:
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
