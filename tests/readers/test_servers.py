@@ -6,7 +6,7 @@ They are not installed for the other tests; `make readers` does that (17 GB), an
 import pytest
 import torch
 from readers.conftest import prompts_and_answers
-from readers.servers import LLAMA_SERVER, SERVERS, convert, running
+from readers.servers import SERVERS, convert, running
 
 from fastling import load_pretrained
 from fastling.data.conversation import Conversation, Turn
@@ -16,12 +16,16 @@ TOLERANCE = 1e-2  # llama.cpp rounds some factors of a product to half precision
 UNSEEN = Conversation((Turn("user", "Wie heißt die Hauptstadt von Việt Nam? 河内"),))
 
 
-@pytest.fixture(scope="session", params=SERVERS)
+def needs(name: str) -> pytest.MarkDecorator:
+    """Skipped before anything is trained for it."""
+    return pytest.mark.skipif(
+        not SERVERS[name].program.exists(), reason=f"no {name}; `make readers` installs it"
+    )
+
+
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=needs(name)) for name in SERVERS])
 def served(request, learned, tmp_path_factory):
-    server = SERVERS[request.param]
-    if not server.program.exists():
-        pytest.skip(f"{request.param} is not installed; `make readers` does that")
-    with running(server, learned.folder, tmp_path_factory.mktemp("server")) as connection:
+    with running(SERVERS[request.param], learned.folder, tmp_path_factory.mktemp("server")) as connection:
         yield connection
 
 
@@ -54,7 +58,7 @@ def test_its_probabilities_are_ours(served, learned, messages):
     torch.testing.assert_close(chosen, ours.amax(1), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.skipif(not LLAMA_SERVER.program.exists(), reason="llama.cpp is not installed")
+@needs("llama.cpp")
 def test_llama_cpp_knows_the_tokenizer(learned, tmp_path):
     """By name; under another one it would read some words differently, without a word about it."""
     gguf = convert(learned.folder, tmp_path)

@@ -26,7 +26,7 @@ for messages in json.load(sys.stdin):
 """
 
 
-@pytest.mark.skipif(not PYTHON.exists(), reason="transformers 4 is not installed; `make readers` does that")
+@pytest.mark.skipif(not PYTHON.exists(), reason="no transformers 4; `make readers` installs it")
 def test_it_says_what_it_was_taught_and_stops(learned, messages):
     pairs = list(prompts_and_answers())
     result = subprocess.run(
