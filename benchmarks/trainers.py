@@ -231,6 +231,12 @@ def trl_defaults(case: Case, folder: Path, gate: Gate | Follower) -> None:
     trl(case, folder, gate, gradient_checkpointing=True)
 
 
+def trl_at_once(case: Case, folder: Path, gate: Gate | Follower) -> None:
+    """The same with all packs of a step in one micro-batch."""
+    packs = case.packs // case.processes
+    trl(case, folder, gate, per_device_train_batch_size=packs, gradient_accumulation_steps=1)
+
+
 def trl_liger(case: Case, folder: Path, gate: Gate | Follower) -> None:
     """The same with Liger's kernels."""
     trl(case, folder, gate, use_liger_kernel=True)
@@ -301,6 +307,7 @@ PEERS = {
     "fastling": Trainer(ours),
     "trl": Trainer(trl, ("trl",)),
     "trl, its defaults": Trainer(trl_defaults, ("trl",)),
+    "trl, packs at once": Trainer(trl_at_once, ("trl",)),
     "trl + liger": Trainer(trl_liger, ("trl", "liger_kernel"), needs_gpu=True),
     "plain loop, padded": Trainer(plain, ("transformers",), is_alone=True),
 }
