@@ -41,16 +41,25 @@ def blocks(language: str) -> list[str]:
 
 
 def test_every_command_is_of_a_known_kind():
-    first, second, evaluating, third = blocks("bash")
+    first, second, readers, evaluating, third = blocks("bash")
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
     assert len(second.splitlines()) == 4
+    assert (
+        readers.split("#")[0].strip() == "make readers"
+    )  # what it runs is skipped where it has installed nothing
     assert {line.split()[1] for line in evaluating.splitlines()} == {"evaluate", "chat"}
     assert [line.split("#")[0].strip() for line in third.splitlines()] == KERNEL_COMMANDS
     assert len(blocks("slurm")) == 1
 
 
 def test_make_targets_exist_and_do_what_the_readme_says():
-    for target, expected in (("demo", "-m fastling.train"), ("test", "-m pytest"), ("check", "ruff check")):
+    said = {
+        "demo": "-m fastling.train",
+        "test": "-m pytest",
+        "check": "ruff check",
+        "readers": "tests/readers",
+    }
+    for target, expected in said.items():
         shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
         assert expected in shown.stdout
 
@@ -100,7 +109,7 @@ def test_the_commands_to_evaluate_and_to_talk_work_in_order(user_folder):
     (user_folder / "models" / "llama-7b").rename(user_folder / "my-model")
     for language, lines in (("zh", "大家早上好。\n"), ("en", "Good morning to all of you.\n")):
         (user_folder / "data" / f"test.{language}").write_text(lines, encoding="utf-8")
-    *commands, talk, serve = blocks("bash")[2].splitlines()
+    *commands, talk, serve = blocks("bash")[3].splitlines()
     for command in commands:
         result = run_shell(command, user_folder)
         assert result.returncode == 0, (command, result.stderr)
