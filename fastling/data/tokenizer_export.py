@@ -61,8 +61,9 @@ def _from_json(tokenizer: JsonTokenizer, control_tokens: Sequence[str]) -> token
 
 def adds_what_it_may(tokenizer: Tokenizer, built: tokenizers.Tokenizer) -> bool:
     """Whether a tokenizer.json to export puts nothing around a bare text, or one begin token."""
+    plain, found = (built.encode("a", add_special_tokens=added).ids for added in (False, True))
     may_begin = isinstance(tokenizer, JsonTokenizer) and tokenizer.bos is not None
-    return built.encode("").ids in ([], [tokenizer.control_id(tokenizer.bos)] if may_begin else [])
+    return found == plain or (may_begin and found == [tokenizer.control_id(tokenizer.bos), *plain])
 
 
 def _from_sentencepiece(
