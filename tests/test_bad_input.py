@@ -17,7 +17,7 @@ import torch
 import yaml
 from conftest import DEMO, run_python
 
-from fastling import export, prepare, preview, train
+from fastling import errors, export, prepare, preview, train
 from fastling.errors import MOST_LINES, RunError, UserError, run_command
 from fastling.kernels import runtime
 from fastling.model.huggingface import config_json, hf_tensors
@@ -350,11 +350,19 @@ def test_how_a_verb_ends(problem, status, said, capsys):
 
 
 def test_one_rank_speaks_for_all(monkeypatch, capsys):
+    """The others wait until torchrun ends them; tests/test_errors.py does that for real."""
+
     def fail(arguments):
         raise UserError("where", "what")
 
+    def ended_by_torchrun(seconds):
+        assert seconds == errors.SECONDS_FOR_RANK_0
+        raise SystemExit
+
     monkeypatch.setitem(os.environ, "RANK", "3")
-    assert run_command(fail, []) == 2
+    monkeypatch.setattr(errors.time, "sleep", ended_by_torchrun)
+    with pytest.raises(SystemExit):
+        run_command(fail, [])
     assert capsys.readouterr().err == ""
 
 
