@@ -93,7 +93,8 @@ def _errors(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks import accuracy, measure, timing
+    from benchmarks import measure, timing
+    from fastling.kernels import accuracy
     from fastling.kernels.cases import MODELS, Shape
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import accuracy, providers, timing, workloads
+from benchmarks import providers, timing, workloads
 from benchmarks.providers import EAGER, PRODUCTS, Provider
 from benchmarks.timing import CpuTimer, CudaTimer, Job, Machine, Measurement
 from benchmarks.workloads import Workload
 from fastling.errors import RunError
+from fastling.kernels import accuracy
 from fastling.kernels.cases import MODELS, Inputs, Shape
 
 

@@ -10,6 +10,7 @@ VERBS = {
     "dialogues": "build interactive-translation dialogues from parallel text",
     "prepare": "tokenize, prove and pack the data; print the ledger of what is trained on",
     "preview": "show, token by token, what is trained on and what is not, and why",
+    "verify": "check that packing, gradients and kernels are exact, on this machine with this config",
     "train": "train a model (also under torchrun); resumes by itself",
     "evaluate": "score translations, constraints, exams, dialogues, refinements, instructions",
     "chat": "talk to a model in the terminal, or serve it with a page",

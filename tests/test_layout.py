@@ -72,6 +72,10 @@ LAYERS = {
         ("config", "data", "errors", "export", "model", "ops", "prepare", "terminal", "training"),
         ("rich", "torch"),
     ),
+    "verify": (
+        ("config", "errors", "kernels", "model", "ops", "prepare", "terminal", "training"),
+        ("rich", "torch"),
+    ),
     # the doors: `import fastling` and `fastling VERB`, which import nothing else until it is asked for
     "__init__": (("model",), ()),
     "__main__": (("errors",), ()),

@@ -43,7 +43,7 @@ def blocks(language: str) -> list[str]:
 def test_every_command_is_of_a_known_kind():
     first, second, readers, evaluating, third = blocks("bash")
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
-    assert len(second.splitlines()) == 4
+    assert len(second.splitlines()) == 5
     assert (
         readers.split("#")[0].strip() == "make readers"
     )  # what it runs is skipped where it has installed nothing

@@ -15,7 +15,7 @@ from conftest import ROOT, run_python
 
 pytest.importorskip("triton")
 
-from benchmarks import accuracy, kernels, measure, providers, timing, workloads
+from benchmarks import kernels, measure, providers, timing, workloads
 from benchmarks.providers import EAGER, OURS, PRODUCTS, Provider
 from benchmarks.timing import CudaTimer, Job, Measurement
 from benchmarks.workloads import Workload
@@ -217,58 +217,6 @@ def test_a_broken_gpu_ends_the_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", raises)
     with pytest.raises(RunError, match="peer: the GPU has failed: RuntimeError: illegal"):
         session._fail(workload, "peer", RuntimeError("illegal"))
-
-
-# Errors ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("op_name", OPS)
-def test_slices_of_rows_add_up(monkeypatch, op_name):
-    """The formula on a few rows at a time gives the errors that it gives on all."""
-    workload = Workload(op_name, measure.TINY)
-    inputs = workload.inputs(torch.float32, torch.device("cpu"))
-    (plain,) = (provider for provider in providers.of(op_name) if provider.name == EAGER)
-    gradients = accuracy.random_gradients(accuracy.outputs_of(measure.Subject(plain, inputs).call))
-    results = {"plain": measure.Subject(plain, inputs).results(gradients)}
-    results["off"] = {name: x * 1.25 for name, x in results["plain"].items()}
-    whole = accuracy.errors(workload.op.exact, inputs, gradients, results)
-    monkeypatch.setattr(accuracy, "SLICE_VALUES", 7 * 120)
-    sliced = accuracy.errors(workload.op.exact, inputs, gradients, results)
-    assert list(whole["plain"]) == list(results["plain"])
-    for name, error in whole["off"].items():
-        assert error == pytest.approx(0.25, rel=1e-4) and sliced["off"][name] == pytest.approx(error)
-        assert whole["plain"][name] < 1e-6 and sliced["plain"][name] < 1e-6
-
-
-def test_verdicts():
-    plain = {"output": 2e-3, "d x": 2e-3, "loss": 1e-7}
-    assert accuracy.verdict(plain, plain) == ("ok", "")
-    assert accuracy.verdict({"output": 3.1e-3}, plain) == (
-        "inexact",
-        "output off by 3.1e-03, allowed 3.0e-03",
-    )
-    assert accuracy.verdict({"loss": 1.1e-5}, plain)[0] == "inexact"
-    assert accuracy.verdict({"loss": 9e-6, "output": 2.9e-3}, plain)[0] == "ok"
-    assert accuracy.verdict({"d x": 0.06}, plain)[0] == "wrong"
-    assert accuracy.verdict({"d x": float("inf")}, plain)[0] == "wrong"
-
-
-def test_gradients_are_not_given_to_be_overwritten():
-    """Libraries write over them; the next provider must get what the first got."""
-    x = torch.ones(3, requires_grad=True)
-    gradient = torch.full((3,), 2.0)
-
-    class Overwrites(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, dy):
-            return dy.mul_(2)
-
-    parts = accuracy.run(lambda: Overwrites.apply(x), {"x": x}, [gradient])
-    assert parts["d x"].tolist() == [4.0] * 3 and gradient.tolist() == [2.0] * 3
 
 
 # Workloads ------------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""`fastling verify` passes what is right, and each promise, broken on purpose, is named."""
+
+import json
+
+import pytest
+import torch
+from conftest import run_python
+
+from fastling import ops, verify
+from fastling.data.batches import Normaliser
+
+
+def broken(capsys, config, *options: str) -> tuple[int, set[str]]:
+    """Exit status, and the promises that do not hold."""
+    status = verify.main(["--config", str(config), "--json", *options])
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] == (status == 0)
+    return status, {check["promise"] for check in found["checks"] if not check["passed"]}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("loss", ["token", "turn", "sample"])
+def test_all_promises_hold(capsys, tiny_run, loss, precision):
+    assert broken(capsys, tiny_run(train={"loss": loss, "precision": precision})) == (0, set())
+
+
+def test_it_tells_what_it_checked(capsys, tiny_run):
+    assert verify.main(["--config", str(tiny_run(model={"model_type": "qwen3"})), "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert [(check["promise"], check["subject"]) for check in checks] == [
+        ("P5", "attention: tiled"),
+        ("P7", "loss of a step"),
+        ("P7", "gradient of a step"),
+        ("P8", "rms_norm"),
+        ("P8", "add_rms_norm"),
+        ("P8", "rotary"),
+        ("P8", "swiglu"),
+        ("P8", "linear_cross_entropy"),
+        ("P8", "rms_norm of heads"),
+    ]
+
+
+def test_attention_that_ignores_borders_breaks_isolation_and_the_gradient(capsys, tiny_run, monkeypatch):
+    right = ops.attention
+
+    def everything_is_one_document(q, k, v, cu_seqlens, max_seqlen, *, lengths):
+        whole = torch.tensor([0, len(q)], dtype=torch.int32)
+        return right(q, k, v, whole, len(q), lengths=[len(q)])
+
+    monkeypatch.setattr(ops, "attention", everything_is_one_document)
+    assert broken(capsys, tiny_run()) == (1, {"P5", "P7"})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_documents_that_weigh_too_much_break_the_gradient(capsys, tiny_run, monkeypatch, precision):
+    weights = Normaliser.weights
+
+    def off(self, spans, total):
+        return weights(self, spans, total) * (1.05 if len(spans) % 2 else 0.95)
+
+    monkeypatch.setattr(Normaliser, "weights", off)
+    assert broken(capsys, tiny_run(train={"precision": precision})) == (1, {"P7"})
+
+
+def test_a_rough_kernel_breaks_exactness(capsys, tiny_run, monkeypatch):
+    def rough(gate_up_T2F):
+        gate, up = gate_up_T2F.chunk(2, dim=-1)
+        return gate * torch.sigmoid(1.0001 * gate) * up
+
+    monkeypatch.setattr(ops, "swiglu", rough)
+    assert broken(capsys, tiny_run()) == (1, {"P8"})
+
+
+@pytest.mark.slow
+def test_processes_are_checked_together(tiny_run):
+    config = tiny_run(train={"activation_checkpointing": "selective"}, parallel={"replicate": 2})
+    done = run_python("fastling.verify", "--config", config, "--json", ranks=4)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["passed"]
+    assert "all hold: 4 process(es) on cpu, fp32" in done.stderr
