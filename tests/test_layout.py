@@ -36,7 +36,7 @@ LAYERS = {
     "interactive": (("errors", "remote"), ("numpy", "yaml")),
     # both
     "training": (
-        ("config", "data", "errors", "files", "model", "ops", "prepare"),
+        ("config", "data", "errors", "files", "kernels", "model", "ops", "prepare"),
         ("matplotlib", "numpy", "rich", "safetensors", "torch", "torchao", "wandb"),
     ),
     "inference": (("data", "errors", "model"), ("jinja2", "torch")),
@@ -70,6 +70,10 @@ LAYERS = {
     "merge": (("errors", "settings", "surgery", "terminal"), ()),
     "train": (
         ("config", "data", "errors", "export", "model", "ops", "prepare", "terminal", "training"),
+        ("rich", "torch"),
+    ),
+    "plan": (
+        ("config", "errors", "model", "prepare", "settings", "terminal", "training"),
         ("rich", "torch"),
     ),
     "verify": (

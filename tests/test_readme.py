@@ -43,13 +43,24 @@ def blocks(language: str) -> list[str]:
 def test_every_command_is_of_a_known_kind():
     first, second, readers, evaluating, third = blocks("bash")
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
-    assert len(second.splitlines()) == 5
+    assert {line.split()[1] for line in second.splitlines()} == {
+        "prepare", "preview", "plan", "verify", "--nproc_per_node", "export",
+    }  # fmt: skip
     assert (
         readers.split("#")[0].strip() == "make readers"
     )  # what it runs is skipped where it has installed nothing
     assert {line.split()[1] for line in evaluating.splitlines()} == {"evaluate", "chat"}
     assert [line.split("#")[0].strip() for line in third.splitlines()] == KERNEL_COMMANDS
     assert len(blocks("slurm")) == 1
+
+
+def test_every_promise_that_is_named_is_told():
+    told = set(re.findall(r"^\| (P\d+) \|", README, re.MULTILINE))
+    named = set()
+    for folder in ("fastling", "kernels", "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            named |= set(re.findall(r"\bP\d+\b", path.read_text(encoding="utf-8")))
+    assert named <= told == {f"P{number}" for number in range(1, 15)}
 
 
 def test_make_targets_exist_and_do_what_the_readme_says():

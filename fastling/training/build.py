@@ -68,19 +68,19 @@ def sizes_on(device: torch.device) -> int:
     return CPU_SIZES if device.type == "cpu" else 1
 
 
-def make_loader(config: Config, world: World, store: Store, plan: Plan) -> Loader:
-    """The loader of this rank's share of every step.
+def share_of_step(config: Config, processes: int) -> tuple[int, int]:
+    """(packs, micro-batches) of each process in a step: the fewest that share its packs evenly and fit.
 
     Raises UserError when a step's packs cannot be shared evenly.
     """
     length, train = config.data.sequence_length, config.train
     global_packs = train.global_batch_tokens // length
-    if global_packs % world.size:
+    if global_packs % processes:
         raise UserError(
             "train.global_batch_tokens",
             f"{train.global_batch_tokens} makes {global_packs} packs of {length}, "
-            f"which {world.size} processes cannot share evenly",
-            f"Use a multiple of {length * world.size}, or a number of processes that divides {global_packs}.",
+            f"which {processes} processes cannot share evenly",
+            f"Use a multiple of {length * processes}, or a number of processes that divides {global_packs}.",
         )
     if train.micro_batch_tokens < length:
         raise UserError(
@@ -88,18 +88,22 @@ def make_loader(config: Config, world: World, store: Store, plan: Plan) -> Loade
             f"is less than one pack (data.sequence_length {length}): {train.micro_batch_tokens}",
             f"Give at least {length}, or a shorter data.sequence_length.",
         )
-    packs = global_packs // world.size
+    packs = global_packs // processes
     at_most = train.micro_batch_tokens // length
-    # The fewest micro-batches that share a rank's packs evenly and fit.
-    micro_batches = next(n for n in range(1, packs + 1) if packs % n == 0 and packs // n <= at_most)
+    return packs, next(n for n in range(1, packs + 1) if packs % n == 0 and packs // n <= at_most)
+
+
+def make_loader(config: Config, world: World, store: Store, plan: Plan) -> Loader:
+    """The loader of this rank's share of every step. Raises UserError as `share_of_step` does."""
+    packs, micro_batches = share_of_step(config, world.size)
     return Loader(
         store,
         plan,
-        global_packs=global_packs,
+        global_packs=packs * world.size,
         ranks=world.size,
         rank=world.rank,
         micro_batches=micro_batches,
-        loss=train.loss,
+        loss=config.train.loss,
         pin=world.device.type == "cuda",
         round_to=sizes_on(world.device),
     )

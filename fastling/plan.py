@@ -1,0 +1,201 @@
+"""`fastling plan`: what a config will take, before a GPU is rented: memory, steps, tokens and time.
+
+    fastling plan --config configs/bayling-7b.yaml --gpus 8 --gpu-memory-gib 80
+
+The data is prepared as for training, so that steps and work are counted. Memory is arithmetic
+(training/footprint.py); time is the work over a rate that is stated.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastling.config import Config, build_parser, parse
+from fastling.errors import UserError, run_command
+from fastling.model.llama import Llama
+from fastling.model.llama_config import LlamaConfig
+from fastling.prepare import Prepared, prepare_data
+from fastling.settings import Parser
+from fastling.terminal import make_console
+from fastling.training.build import model_config, share_of_step
+from fastling.training.footprint import GIB, Footprint, footprint
+from fastling.training.metrics import Work
+
+RECOMPUTING = ("none", "selective", "full")  # the faster first
+MOST_GPUS = 1024
+
+
+class Planner:
+    """A config on so many GPUs. Raises UserError for what could not be trained so."""
+
+    def __init__(self, config: Config, gpus: int, gpu_memory_gib: float):
+        self.config, self.gpus, self.gpu_memory = config, gpus, int(gpu_memory_gib * GIB)
+        if gpus % config.parallel.replicate:
+            raise UserError("parallel.replicate", f"does not divide {gpus} GPUs: {config.parallel.replicate}")
+        self.prepared = prepare_data(config)
+        self.shape = model_config(config, self.prepared.encoder)
+        self.packs, self.micro_batches = share_of_step(config, gpus)
+        self.work = work_of(self.prepared, self.shape)
+
+    def memory(self, **changes: object) -> Footprint:
+        """With other settings of `train`, or other `gpus`."""
+        gpus = changes.pop("gpus", self.gpus)
+        config = replace(self.config, train=replace(self.config.train, **changes))
+        tokens = changes.get("micro_batch_tokens", self.micro_batch_tokens)
+        share = self.work["supervised_tokens"] / max(1, self.work["tokens"])
+        return footprint(
+            config,
+            self.shape,
+            shards=max(1, gpus // config.parallel.replicate),
+            tokens=tokens,
+            supervised=round(share * tokens),
+            gpu_memory=self.gpu_memory,
+        )
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """As training will split a process's packs: all alike, and at most as many as the config allows."""
+        return self.packs // self.micro_batches * self.config.data.sequence_length
+
+    def fits(self, memory: Footprint) -> bool:
+        return memory.total <= self.gpu_memory
+
+    def choices(self) -> Iterator[tuple[str, int, Footprint]]:
+        """(activation checkpointing, tokens of a micro-batch, memory), the fastest first."""
+        for mode in RECOMPUTING:
+            for packs in sorted((n for n in range(1, self.packs + 1) if self.packs % n == 0), reverse=True):
+                tokens = packs * self.config.data.sequence_length
+                yield mode, tokens, self.memory(activation_checkpointing=mode, micro_batch_tokens=tokens)
+
+    def fix(self) -> str:
+        """What to change where the config does not fit."""
+        for mode, tokens, memory in self.choices():
+            if self.fits(memory):
+                return f"--train.micro_batch_tokens {tokens} --train.activation_checkpointing {mode} fits."
+        least = {"activation_checkpointing": "full", "micro_batch_tokens": self.config.data.sequence_length}
+        gpus = self.gpus
+        while gpus < MOST_GPUS:
+            gpus *= 2
+            if self.fits(self.memory(gpus=gpus, **least)):
+                return f"{gpus} such GPUs would do, with --train.activation_checkpointing full."
+        return "No number of such GPUs would do: a pack of fewer tokens (data.sequence_length) may."
+
+
+def work_of(prepared: Prepared, shape: LlamaConfig) -> dict[str, int | float]:
+    """All steps together; FLOPs are those that forward and backward need, nothing counted twice."""
+    documents = prepared.plan.documents
+    lengths = prepared.training.document_tokens[documents].astype("int64")
+    tokens, squared_tokens = int(lengths.sum()), int((lengths**2).sum())
+    supervised = int(prepared.training.document_supervised[documents].sum())
+    with torch.device("meta"):
+        work = Work(Llama(shape))
+    return {
+        "steps": prepared.total_steps,
+        "packs": len(prepared.plan),
+        "conversations": len(documents),
+        "tokens": tokens,
+        "supervised_tokens": supervised,
+        "flops": work.needed(tokens, supervised, squared_tokens),
+    }
+
+
+def make_parser() -> Parser:
+    description = (
+        "Work out what a config will take, before GPUs are rented. Memory of each GPU, steps, tokens, and "
+        "time at a stated share of their rate. Needs no GPU. Exit status 1 if it does not fit."
+    )
+    parser = build_parser("fastling plan", description)
+    add = parser.add_argument
+    add("--gpus", type=int, default=8, metavar="N", help="how many (default: %(default)s)")
+    add("--gpu-memory-gib", type=float, default=80, metavar="M", help="of each (default: %(default)s)")
+    add(
+        "--gpu-tflops",
+        type=float,
+        default=989,
+        metavar="X",
+        help="dense bf16 rate of each (default: an H100's, %(default)s)",
+    )
+    add(
+        "--mfu",
+        type=float,
+        default=0.4,
+        metavar="X",
+        help="share of that rate which training is taken to reach (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def check_options(options: Namespace) -> None:
+    """Raises UserError for the first that cannot be."""
+    if options.gpus < 1:
+        raise UserError("--gpus", f"must be at least 1: {options.gpus}")
+    for name in ("gpu_memory_gib", "gpu_tflops"):
+        value = getattr(options, name)
+        if not 0 < value < float("inf"):
+            raise UserError("--" + name.replace("_", "-"), f"must be above 0: {value:g}")
+    if not 0 < options.mfu <= 1:
+        raise UserError("--mfu", f"must be above 0 and at most 1: {options.mfu:g}")
+
+
+def print_plan(planner: Planner, done: dict, console: Console) -> None:
+    hours = done["hours"]
+    time = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    console.print(
+        f"{done['steps']:,} steps, {done['packs']:,} packs: {done['tokens']:,} tokens of "
+        f"{done['conversations']:,} conversations, {done['supervised_tokens']:,} trained on\n"
+        f"{time} on {done['gpus']} GPU(s) at {done['mfu']:.0%} of {done['gpu_tflops']:g} TFLOP/s: "
+        f"{done['flops']:.3g} FLOP, {done['gpu_hours']:,.1f} GPU hours, "
+        f"{done['tokens_per_s']:,.0f} tokens/s\n"
+    )
+    table = Table("GiB", f"of each GPU, in micro-batches of {planner.micro_batch_tokens:,} tokens", box=None)
+    for name, gib in done["memory_gib"].items():
+        table.add_row(f"{gib:.1f}", name)
+    table.add_row(f"[bold]{done['total_gib']:.1f}", f"[bold]of {done['gpu_memory_gib']:g}")
+    console.print(table)
+    grid = Table("micro-batch", *RECOMPUTING, title="GiB by train.activation_checkpointing", box=None)
+    rows: dict[int, list[str]] = {}
+    for _, tokens, memory in planner.choices():
+        style = "green" if planner.fits(memory) else "red"
+        rows.setdefault(tokens, []).append(f"[{style}]{memory.total / GIB:.1f}[/]")
+    for tokens, cells in sorted(rows.items()):
+        grid.add_row(f"{tokens:,} tokens", *cells)
+    console.print()
+    console.print(grid)
+    console.print("Memory is calculated; no GPU has confirmed it yet.", style="dim")
+
+
+def main(arguments: Sequence[str]) -> int:
+    config, options = parse(make_parser(), arguments)
+    check_options(options)
+    planner = Planner(config, options.gpus, options.gpu_memory_gib)
+    memory = planner.memory()
+    seconds = planner.work["flops"] / (options.gpus * options.gpu_tflops * 1e12 * options.mfu)
+    done = {
+        "fits": planner.fits(memory),
+        **planner.work,
+        **{name: getattr(options, name) for name in ("gpus", "gpu_memory_gib", "gpu_tflops", "mfu")},
+        "hours": seconds / 3600,
+        "gpu_hours": options.gpus * seconds / 3600,
+        "tokens_per_s": planner.work["tokens"] / seconds,
+        "micro_batch_tokens": planner.micro_batch_tokens,
+        "total_gib": memory.total / GIB,
+        "memory_gib": {name: part / GIB for name, part in memory.parts.items()},
+    }
+    console = make_console()
+    print_plan(planner, done, console)
+    if not done["fits"]:
+        console.print(f"does not fit: {planner.fix()}", style="bold red")
+    if options.json:
+        print(json.dumps(done, ensure_ascii=False))
+    return 0 if done["fits"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""What a training run holds in the memory of each GPU, by arithmetic; nothing here has met a GPU yet.
+
+Weights, gradients and two moments are float32 and sharded. What is gathered, kept for backward or waiting to
+be reduced comes and goes: of the three points of a step at which most of it is there, the fullest counts.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastling.config import Config
+from fastling.kernels.linear_cross_entropy import GPU_CHUNK_BYTES, GPU_MEMORY_SHARE
+from fastling.model.llama import Llama
+from fastling.model.llama_config import LlamaConfig
+
+GIB = 2**30
+GATHERED_LAYERS = 2
+"""The one at work and the one after it; likewise for gradients on their way."""
+OTHER_BYTES = 2 * GIB
+"""CUDA, NCCL and cuBLAS: assumed."""
+OTHER_SHARE = 0.05
+"""Gaps in the allocator's blocks: assumed, of all the rest."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of each part at the fullest point of a step."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many a model has."""
+
+    layer: int
+    """Of one layer."""
+    rest: int
+    """Embedding, last norm, and the head where it is not the embedding."""
+    total: int
+
+    @classmethod
+    def of(cls, shape: LlamaConfig) -> "Weights":
+        with torch.device("meta"):
+            model = Llama(replace(shape, num_hidden_layers=1))
+        layer = sum(each.numel() for each in model.model.layers.parameters())
+        rest = sum(each.numel() for each in model.parameters()) - layer
+        return cls(layer, rest, rest + layer * shape.num_hidden_layers)
+
+
+def kept_by_layer(shape: LlamaConfig, value_bytes: int) -> int:
+    """Bytes a token that a layer's forward keeps for its backward, through the Triton kernels.
+
+    Two norms each keep input and output; attention its queries, keys, values and output; the MLP gate, up and
+    their product. Float32: a norm's inverse root mean square, attention's log-sum-exp of each head.
+    """
+    heads, kv_heads = shape.num_attention_heads, shape.num_key_value_heads
+    values = 4 * shape.hidden_size + (2 * heads + 2 * kv_heads) * shape.head_dim + 3 * shape.intermediate_size
+    float32 = 2 + heads
+    if shape.qk_norm:  # the heads before their norm as well, and a root of each
+        values += (heads + kv_heads) * shape.head_dim
+        float32 += heads + kv_heads
+    return values * value_bytes + float32 * 4
+
+
+def footprint(
+    config: Config, shape: LlamaConfig, *, shards: int, tokens: int, supervised: int, gpu_memory: int
+) -> Footprint:
+    """Of a micro-batch of so many tokens, with each model sharded over `shards` GPUs of so many bytes."""
+    weights, value_bytes = Weights.of(shape), 4 if config.train.precision == "fp32" else 2
+    keeps_weights = config.parallel.shard == "gradients"
+    gathered_layers = shape.num_hidden_layers if keeps_weights else GATHERED_LAYERS
+    recomputed = {"none": 0, "selective": -(-shape.num_hidden_layers // 2), "full": shape.num_hidden_layers}
+    recomputed_layers = recomputed[config.train.activation_checkpointing]
+    of_layer = kept_by_layer(shape, value_bytes) * tokens
+    inputs = recomputed_layers * shape.hidden_size * value_bytes * tokens
+    activations = (shape.num_hidden_layers - recomputed_layers) * of_layer + inputs
+    head = shape.vocab_size * shape.hidden_size
+    head_gradient = value_bytes * head
+    chunk = min(GPU_CHUNK_BYTES, gpu_memory // GPU_MEMORY_SHARE, 4 * supervised * shape.vocab_size)
+    on_its_way = (value_bytes + 4) * weights.layer * GATHERED_LAYERS
+    points = (
+        {"activations": activations, "head and loss": chunk + 4 * head + head_gradient},
+        {
+            "activations": activations + (of_layer if recomputed_layers else 0),
+            "gradients not yet reduced": head_gradient + on_its_way,
+        },
+        {"gradients not yet reduced": (value_bytes + 4) * weights.rest},
+    )
+    parts = {
+        "weights, gradients, moments": 16 * -(-weights.total // shards),
+        "gathered weights": value_bytes * (weights.rest + gathered_layers * weights.layer),
+        **max(points, key=lambda point: sum(point.values())),
+    }
+    parts["CUDA, NCCL, gaps (assumed)"] = OTHER_BYTES + round(OTHER_SHARE * sum(parts.values()))
+    return Footprint(parts)

@@ -1,0 +1,89 @@
+"""`fastling plan`: steps and work are those of the run, and what it advises fits."""
+
+import json
+import re
+
+import pytest
+
+from fastling import plan
+from fastling.config import build_parser, parse
+from fastling.errors import UserError
+from fastling.prepare import prepare_data, summary
+from fastling.training.build import make_loader
+from fastling.training.parallel import open_world
+
+BILLIONS = {  # LLaMA-7B's shape
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 32000,
+}  # fmt: skip
+
+
+def planned(capsys, config, *options: str) -> tuple[int, dict, str]:
+    status = plan.main(["--config", str(config), "--json", *options])
+    out, err = capsys.readouterr()
+    return status, json.loads(out.splitlines()[-1]), err
+
+
+def test_steps_and_tokens_are_those_that_training_makes(capsys, tiny_run):
+    path = tiny_run(train={"steps": None, "epochs": 2})
+    status, found, _ = planned(capsys, path, "--gpus", "2")
+    config, _ = parse(build_parser("test", ""), ["--config", str(path)])
+    prepared = prepare_data(config)
+    with open_world(config) as world:
+        steps = list(make_loader(config, world, prepared.training, prepared.plan).steps())
+    assert status == 0 and found["fits"]
+    assert found["steps"] == len(steps) == summary(prepared)["steps"]
+    assert found["tokens"] == sum(step.tokens for step in steps)
+    assert found["supervised_tokens"] == sum(step.supervised_tokens for step in steps)
+    # 1024 tokens a step make 4 packs: two of each GPU, which one micro-batch of 512 holds.
+    assert found["micro_batch_tokens"] == 512
+    layer = 32 * (32 + 2 * 16) + 32 * 32 + 3 * 32 * 64  # q, k and v, o, MLP
+    every, wanted = 2 * layer - (32 * 32 + 3 * 32 * 64), (32 * 32 + 3 * 32 * 64) + 2000 * 32
+    squares = sum(step.squared_tokens for step in steps)
+    attention = 12 * 2 * 32 * squares / 2
+    assert found["flops"] == 6 * (every * found["tokens"] + wanted * found["supervised_tokens"]) + attention
+
+
+def test_time_is_work_over_the_rate_that_is_stated(capsys, tiny_run):
+    _, found, shown = planned(
+        capsys, tiny_run(model=BILLIONS), "--gpus", "4", "--gpu-tflops", "312", "--mfu", "0.5"
+    )
+    assert found["gpu_hours"] == pytest.approx(found["flops"] / 312e12 / 0.5 / 3600)
+    assert found["hours"] == pytest.approx(found["gpu_hours"] / 4)
+    assert "on 4 GPU(s) at 50% of 312 TFLOP/s" in shown
+
+
+def test_where_it_does_not_fit_the_advice_does(capsys, tiny_run):
+    path = tiny_run(
+        model=BILLIONS,
+        data={"sequence_length": 2048},
+        train={"precision": "bf16", "global_batch_tokens": 262144, "micro_batch_tokens": 32768},
+    )
+    eight = ("--gpus", "8", "--gpu-memory-gib", "80")
+    status, found, shown = planned(capsys, path, *eight)
+    assert (status, found["fits"]) == (1, False) and found["total_gib"] > 80
+    assert sum(found["memory_gib"].values()) == pytest.approx(found["total_gib"])
+    advice = re.search(r"does not fit: (--.*) fits", " ".join(shown.split()))[1]
+    status, found, _ = planned(capsys, path, *eight, *advice.split())
+    assert status == 0 and found["total_gib"] <= 80
+    # One GPU has no room for 16 bytes of each of 6.7 billion weights, whatever is recomputed.
+    status, found, shown = planned(capsys, path, "--gpus", "1", "--gpu-memory-gib", "80")
+    assert status == 1 and found["memory_gib"]["weights, gradients, moments"] > 100
+    assert "2 such GPUs would do" in shown
+    assert "No number of such GPUs" in planned(capsys, path, "--gpus", "1", "--gpu-memory-gib", "4")[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpus", "0"], "--gpus: must be at least 1: 0"),
+        (["--gpus", "3"], "train.global_batch_tokens: 1024 makes 4 packs of 256, which 3 processes"),
+        (["--gpu-memory-gib", "-1"], "--gpu-memory-gib: must be above 0: -1"),
+        (["--mfu", "40"], "--mfu: must be above 0 and at most 1: 40"),
+        (["--gpus", "4", "--parallel.replicate", "3"], "parallel.replicate: does not divide 4 GPUs: 3"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_said(tiny_run, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan.main(["--config", str(tiny_run()), *options])

@@ -1,0 +1,123 @@
+"""What a run holds on each GPU: the arithmetic against tensors that are really there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fastling import ops
+from fastling.config import Config, Model, Parallel, Train
+from fastling.model.llama import Documents, Layer, Llama
+from fastling.model.llama_config import LlamaConfig
+from fastling.model.rotary import rotary_tables
+from fastling.training.footprint import GIB, Weights, footprint, kept_by_layer
+from fastling.training.optimizer import make_optimizer
+
+SHAPE = LlamaConfig(
+    vocab_size=300, hidden_size=48, intermediate_size=80, num_hidden_layers=5, num_attention_heads=6,
+    num_key_value_heads=2, max_position_embeddings=64,
+)  # fmt: skip
+QWEN3 = replace(SHAPE, model_type="qwen3", head_dim=16)
+TOKENS = 64
+GPU = 80 * GIB
+
+
+@pytest.fixture
+def triton_kernels():
+    ops.configure("triton", "tiled")
+    yield
+    ops.configure()
+
+
+def bytes_kept(shape: LlamaConfig, dtype: torch.dtype) -> int:
+    """Of all tensors that autograd holds after a layer's forward, each once, without weights and tables."""
+    layer = Layer(shape, 0)
+    layer = layer.to_empty(device="cpu").to(dtype)
+    for parameter in layer.parameters():
+        torch.nn.init.ones_(parameter)
+    cos, sin = rotary_tables(shape)
+    borders = torch.tensor([0, TOKENS], dtype=torch.int32)
+    documents = Documents(torch.arange(TOKENS).int(), borders, TOKENS, [TOKENS], cos, sin)
+    known = {each.untyped_storage().data_ptr() for each in (*layer.parameters(), *vars(documents).values())
+             if isinstance(each, torch.Tensor)}  # fmt: skip
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hidden = torch.randn(TOKENS, shape.hidden_size).to(dtype).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = layer(hidden, documents)
+    assert out.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.usefixtures("triton_kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [SHAPE, QWEN3], ids=["llama", "qwen3"])
+def test_a_layer_keeps_what_is_calculated(shape, dtype):
+    assert bytes_kept(shape, dtype) == kept_by_layer(shape, dtype.itemsize) * TOKENS
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_and_optimizer_are_sixteen_bytes_a_weight(tied):
+    shape = replace(SHAPE, tie_word_embeddings=tied)
+    model = Llama(shape)
+    optimizer = make_optimizer(model, Config().optimizer)
+    model.logits(torch.arange(9), torch.tensor([0, 9], dtype=torch.int32)).sum().backward()
+    optimizer.step()
+    tensors = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
+    tensors += [each for state in optimizer.state.values() for each in state.values() if each.dim()]
+    held = sum(each.numel() * each.element_size() for each in tensors)
+    assert Weights.of(shape).total == sum(parameter.numel() for parameter in model.parameters())
+    assert memory(shape=shape)["weights, gradients, moments"] == held
+
+
+def memory(shape=SHAPE, shards=1, tokens=TOKENS, gpu_memory=GPU, **changes) -> dict[str, int]:
+    parallel = Parallel(shard=changes.pop("shard", "full"))
+    config = Config(train=Train(**changes), parallel=parallel, model=Model())
+    found = footprint(
+        config, shape, shards=shards, tokens=tokens, supervised=tokens // 2, gpu_memory=gpu_memory
+    )
+    return {**found.parts, "total": found.total}
+
+
+def test_shards_divide_the_state_and_nothing_else():
+    alone, shared = memory(), memory(shards=4)
+    name = "weights, gradients, moments"
+    assert shared[name] == alone[name] / 4
+    assert {**shared, name: 0, "total": 0} | {"CUDA, NCCL, gaps (assumed)": 0} == {
+        **alone, name: 0, "total": 0,
+    } | {"CUDA, NCCL, gaps (assumed)": 0}  # fmt: skip
+
+
+def test_recomputing_keeps_the_input_of_every_layer_or_of_every_second_one():
+    kept, tokens = kept_by_layer(SHAPE, 2), 2**20
+    found = {mode: memory(tokens=tokens, activation_checkpointing=mode)["activations"]
+             for mode in ("none", "selective", "full")}  # fmt: skip
+    inputs = SHAPE.hidden_size * 2
+    # The one that is being recomputed is there as well; of five layers, 0, 2 and 4 are the selective ones.
+    assert found == {
+        "none": 5 * kept * tokens,
+        "selective": (2 * kept + 3 * inputs + kept) * tokens,
+        "full": (5 * inputs + kept) * tokens,
+    }
+
+
+def test_logits_never_take_more_than_their_chunk():
+    shape = replace(SHAPE, vocab_size=128_000)
+    part = "head and loss"
+    gradient = 6 * 128_000 * SHAPE.hidden_size  # float32 while chunks are summed, and bf16
+    assert memory(shape, tokens=2**16)[part] == 2 * GIB + gradient
+    assert memory(shape, tokens=2**16, gpu_memory=16 * GIB)[part] == GIB // 2 + gradient
+
+
+def test_keeping_gathered_weights_costs_all_layers():
+    weights = Weights.of(SHAPE)
+    gathered = {shard: memory(shard=shard)["gathered weights"] for shard in ("full", "gradients")}
+    assert gathered["gradients"] - gathered["full"] == 3 * 2 * weights.layer
