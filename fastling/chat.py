@@ -36,20 +36,25 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="an export, a run, or a Hugging Face folder")
     add("--template", metavar="T", help="a name or a YAML file (default: as the model was trained)")
-    add("--system", metavar="TEXT", help="what the model is to be (default: the template's own text)")
-    add("--max-new-tokens", type=int, metavar="N", help="of an answer (default: 512, or half the context)")
+    add("--system", metavar="TEXT", help="the system prompt (default: the template's own)")
+    add("--max-new-tokens", type=int, metavar="N", help="longest answer (default: 512, or half the context)")
     add(
         "--temperature",
         type=float,
         metavar="X",
-        help="0 takes the likeliest token, 0.7 varies (default: 0, as the export says)",
+        help="0 takes the likeliest token, 0.7 varies (default: 0)",
     )
-    add("--top-p", type=float, metavar="X", help="draw from the likeliest tokens of this share in all")
+    add(
+        "--top-p",
+        type=float,
+        metavar="X",
+        help="nucleus sampling: draw from the likeliest tokens whose probabilities sum to X",
+    )
     add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1 hinders repeating (default: 1)")
-    add("--seed", type=int, metavar="N", help="of what is drawn (default: another one each time)")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1 discourages repetition (default: 1)")
+    add("--seed", type=int, metavar="N", help="of sampling (default: another one each time)")
     add("--device", metavar="D", help="such as cpu or cuda:1 (default: cuda where there is one)")
-    add("--dtype", choices=DTYPES, help="numbers of the weights (default: bf16 on cuda, fp32 on cpu)")
+    add("--dtype", choices=DTYPES, help="type of the weights (default: bf16 on cuda, fp32 on cpu)")
     add(
         "--json",
         action="store_true",
@@ -63,7 +68,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--host", metavar="H", help="address to listen on (default: 127.0.0.1, for this machine only)")
     add("--port", type=int, metavar="N", help="0 for any that is free (default: 8000)")
-    add("--token", metavar="T", help="what users must know; needed where others can connect")
+    add("--token", metavar="T", help="access token; required when --host is not this machine")
     return parser.parse_args(arguments)
 
 

@@ -40,7 +40,8 @@ class Model:
     """Folder with a Hugging Face model (config.json, *.safetensors) or Meta's original files
     (params.json, consolidated.*.pth). Leave out to train from scratch with the shape below."""
     kernels: Literal["auto", "triton", "reference"] = "auto"
-    """Implementation of the fused operations."""
+    """Of norms, rotary, SwiGLU and the loss: auto takes Triton on a GPU and tiled PyTorch on a CPU; triton;
+    reference is plain PyTorch, slow and easy to trust."""
     attention: Literal["auto", "flash3", "flash2", "torch", "xformers", "tiled", "sdpa"] = "auto"
     """Attention backend; a named one is used or refused, never swapped."""
     model_type: Literal["llama", "mistral", "qwen2", "qwen3"] | None = None
@@ -146,7 +147,7 @@ class Train:
     loss: Literal["token", "turn", "sample"] = "token"
     """What weighs the same in a step: every supervised token, every turn, or every conversation."""
     precision: Literal["bf16", "fp32", "fp8"] = "bf16"
-    """Numbers of forward and backward; weights and optimizer are float32 always. fp8 is bf16 with the
+    """Type of forward and backward; weights and optimizer state stay float32. fp8 is bf16 with the
     layers' matrix products in float8 (Hopper or newer; faster only with train.compile)."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """full recomputes every layer in backward, selective every second one: less memory, slower."""

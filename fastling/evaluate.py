@@ -21,11 +21,11 @@ from fastling.terminal import make_console
 
 
 class Kind(NamedTuple):
-    """A kind of evaluation: fastling/evaluation/<name>.py holds it."""
+    """A kind of evaluation: fastling/evaluation/<name>.py holds it, and report_page.py the report of all."""
 
     summary: str
     usage: str
-    """What it cannot go without."""
+    """The options that it cannot go without, as --help shows them."""
 
 
 KINDS = {

@@ -19,10 +19,10 @@ DESCRIPTION = (
 )
 USAGE = "fastling extend --model MODEL --out OUT (--tokens FILE | --pieces FILE) [options]"
 INIT_HELP = (
-    "what new rows are, in the embedding and the head alike: mean-of-pieces, the mean of the old tokens that "
-    "the token's text was until now (the default); mean, that of all tokens; copy:TOKEN, the row of another "
-    "token; zip-tie-approximation, the mean of its UTF-8 bytes' tokens, after a description of Bailong's "
-    "zip-tie: the paper's own formula could not be read, so this is not it"
+    "how new rows start, in the embedding and the head alike: mean-of-pieces, the mean of the old tokens "
+    "that made the token's text before (the default); mean, that of all tokens; copy:TOKEN, the row of "
+    "another token; zip-tie-approximation, the mean of its UTF-8 bytes' tokens, after a description of "
+    "Bailong's zip-tie, not its formula"
 )
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     done = extend_model(options.model, options.out, added, options.init, options.pad_to_multiple)
     console = make_console()
     if options.init == "zip-tie-approximation":
-        console.print("note: an approximation of Bailong's zip-tie, whose formula could not be read")
+        console.print("note: an approximation of Bailong's zip-tie, after a description of it")
     if added.unreached:
         shown = ", ".join(map(repr, added.unreached[:5]))
         console.print(f"note: {len(added.unreached)} pieces do not come out of their own text: {shown}")

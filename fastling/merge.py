@@ -13,10 +13,10 @@ from fastling.surgery.merging import merge_models
 from fastling.terminal import make_console
 
 DESCRIPTION = (
-    "Merge models that were fine-tuned from one base. The average takes each weight's mean. TIES trims what "
-    "each model changed in the base to the largest part of every tensor, elects a sign for each weight, and "
-    "takes the mean of the changes that have it. Both in float32, tensor by tensor. Config, tokenizer and "
-    "numbers are the first model's. Memory: about 1 GiB and, of the largest tensor in float32, four for the "
+    "Merge models that were fine-tuned from one base. The average takes each weight's mean. TIES keeps "
+    "only the largest changes of each model in every tensor, elects a sign for each weight, and takes the "
+    "mean of the changes that have it. Both in float32, tensor by tensor. Config, tokenizer and number type "
+    "are the first model's. Memory: about 1 GiB and, of the largest tensor in float32, four for the "
     "average, and four more than there are models for TIES."
 )
 USAGE = "fastling merge --models M M [M ...] --out OUT [--method ties --base BASE] [options]"

@@ -53,9 +53,8 @@ def configure(
 ) -> list[Choice]:
     """Fix the choice for this process and return it, one Choice for each op.
 
-    Args: `kernels` auto | triton | reference; `attention` auto | flash3 | flash2 | torch |
-    xformers | sdpa, for tensors of `dtype` on `device`. Raises UserError where a named one cannot
-    be had.
+    Args: `kernels` auto | triton | reference; `attention` auto | flash3 | flash2 | torch | xformers |
+    tiled | sdpa, for tensors of `dtype` on `device`. Raises UserError where a named one cannot be had.
     """
     global _picked
     device = torch.device(device)

@@ -51,8 +51,8 @@ def rms_norm(
     """Normalise the last dimension: (..., H) and weight (H,) -> (..., H) in x.dtype.
 
     `weight_offset` 1.0 is for models that store weight - 1 (Gemma). x may be a strided (T, H) or
-    (T, N, D), such as the query heads of a fused projection. `tiled` asks for the plain version, which
-    runs where Triton cannot, in any case. Raises ValueError in words.
+    (T, N, D), such as the query heads of a fused projection. `tiled` asks for PyTorch by tiles
+    (tiles.py), which also runs where Triton cannot. Raises ValueError in words.
     """
     _check("rms_norm", x, weight)
     tiled = tiled or not runtime.takes(x)

@@ -72,8 +72,8 @@ def rotary(
     """Rotate queries and keys: tables (P, D/2) float32, positions (T,) int32 or int64, below P.
 
     `in_place` overwrites q and k and returns them; autograd then refuses a backward that would have
-    needed what they held. torch.compile decides for itself what is overwritten. `tiled` asks for the plain
-    version, which runs where Triton cannot, in any case. Raises ValueError in words.
+    needed what they held. torch.compile decides for itself what is overwritten. `tiled` asks for PyTorch
+    by tiles (tiles.py), which also runs where Triton cannot. Raises ValueError in words.
     """
     tables = (cos, sin, positions_T)
     tiled = tiled or not runtime.takes(q_TND)

@@ -28,7 +28,7 @@ def swiglu_reference(gate_up_T2F: Tensor) -> Tensor:
 def swiglu(gate_up_T2F: Tensor, *, tiled: bool = False) -> Tensor:
     """`swiglu_reference` as one kernel each way. Rows may be strided; raises ValueError in words.
 
-    `tiled` asks for the plain version, which runs where Triton cannot, in any case.
+    `tiled` asks for PyTorch by tiles (tiles.py), which also runs where Triton cannot.
     """
     _check(gate_up_T2F)
     tiled = tiled or not runtime.takes(gate_up_T2F)

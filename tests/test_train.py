@@ -219,7 +219,7 @@ def test_a_run_does_not_go_on_with_other_settings(finished):
     config, run_dir, _ = finished
     result = run_python("fastling.train", "--config", config, "--optimizer.lr", "0.5", "--log.wandb", "false")
     assert result.returncode == 2
-    assert "was made with another optimizer.lr: 0.01, and now it is 0.5" in result.stderr
+    assert "was made with another optimizer.lr: 0.01; the config now gives 0.5" in result.stderr
 
 
 def test_export_from_a_checkpoint_equals_the_run_s_own(finished, tmp_path):

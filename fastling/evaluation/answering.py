@@ -51,16 +51,26 @@ def add_model_options(parser: Parser) -> None:
         "(default: beside --out, else KIND-MODEL.answers.jsonl)",
     )
     tokens = DEFAULTS.max_new_tokens
-    add("--max-new-tokens", type=int, metavar="N", help=f"of an answer, at most (default: {tokens})")
+    add("--max-new-tokens", type=int, metavar="N", help=f"longest answer (default: {tokens})")
     add("--beams", type=int, metavar="N", help="width of beam search (default: 1, no search)")
-    add("--temperature", type=float, metavar="X", help="draw tokens; 0 takes the likeliest (default: 0)")
-    add("--top-p", type=float, metavar="X", help="draw from the likeliest of this probability (default: 1)")
-    add("--seed", type=int, metavar="N", help="of the draws (default: 0)")
+    add(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="sample at this temperature; 0 takes the likeliest token (default: 0)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        metavar="X",
+        help="nucleus sampling: the likeliest tokens that sum to X (default: 1)",
+    )
+    add("--seed", type=int, metavar="N", help="of sampling (default: 0)")
     add(
         "--cache-gib",
         type=float,
         metavar="X",
-        help=f"memory for keys and values; more answers at a time fit more (default: {CACHE_GIB:g})",
+        help=f"memory of the KV cache; more lets more answers be made at once (default: {CACHE_GIB:g})",
     )
 
 

@@ -11,7 +11,7 @@ checked against all, by rules; instruction_checks.py says how, and where the pub
 - overall: the mean of these four. Of a turn, the mean over languages, which is what the benchmark publishes.
   95 % intervals are percentiles over 10,000 bootstraps of the conversations of each language.
 - forgetting at turn t: of instructions that were followed (strictly) at a turn before t and are still in
-  force at t, those that are not followed at t. The paper's own formula was not at hand.
+  force at t, those that are not followed at t. This is our definition; the paper's may differ.
 """
 
 import argparse

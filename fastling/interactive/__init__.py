@@ -1,1 +1,1 @@
-"""Builds interactive-translation dialogues from parallel text, by rules: true by construction."""
+"""Builds interactive-translation dialogues from parallel text: by rules, or with a model that writes."""

@@ -1,1 +1,1 @@
-"""The network (llama), its files in and out (huggingface, meta_format), and greedy generation."""
+"""The network (llama), its files in and out (huggingface, meta_format), and generation."""

@@ -164,7 +164,7 @@ def config_json(
         "torch_dtype": dtype_name,
         "dtype": dtype_name,
         "use_cache": True,
-        "transformers_version": "4.40.0",
+        "transformers_version": "4.40.0",  # the oldest that reads all of this; only told, never needed
     }
     if config.model_type != "llama":
         content["sliding_window"] = config.sliding_window

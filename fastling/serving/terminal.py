@@ -14,7 +14,7 @@ from fastling.serving.session import Session
 
 COMMANDS = ("/system", "/retry", "/reset", "/save", "/help", "/quit")
 HELP = """\
-/system TEXT  tell the model what it is to be; without TEXT: nothing of the kind any more
+/system TEXT  set the system prompt; without TEXT, remove it
 /retry        take back the newest answer and ask again
 /reset        forget what was said; the system text stays
 /save FILE    write the conversation to FILE.jsonl, a row of training data

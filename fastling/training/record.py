@@ -48,7 +48,7 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
         if recorded.get(name) != value:
             raise UserError(
                 str(where),
-                f"was made with another {name}: {recorded.get(name)}, and now it is {value}",
+                f"was made with another {name}: {recorded.get(name)}; the config now gives {value}",
                 "A run goes on with what it began with. Choose another run_dir to start a new one.",
             )
 
