@@ -22,7 +22,7 @@ INIT_HELP = (
     "how new rows start, in the embedding and the head alike: mean-of-pieces, the mean of the old tokens "
     "that made the token's text before (the default); mean, that of all tokens; copy:TOKEN, the row of "
     "another token; zip-tie-approximation, the mean of its UTF-8 bytes' tokens, after a description of "
-    "Bailong's zip-tie, not its formula"
+    "Bailong's zip-tie, whose own formula could not be read"
 )
 
 
