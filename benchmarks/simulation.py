@@ -21,8 +21,8 @@ from benchmarks.growth import make_shape, make_table_console
 from benchmarks.ranks import GATHERED, REDUCED, layer_and_rest, padded_weights
 from benchmarks.timing import add_rows, describe_machine, now
 from benchmarks.training_case import SIZES
-from fastling.data.conversation import read_rows
 from fastling.errors import UserError, run_command
+from fastling.evaluation.records import read_records
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.training.metrics import Work
@@ -192,21 +192,10 @@ def simulate(config: LlamaConfig, measured: Measured, layout: Layout, links: Lin
 # The measured step ----------------------------------------------------------------------------------
 
 
-def read_objects(path: Path) -> Iterator[tuple[dict, str]]:
-    """(row, file:line) of every JSON object of a file. Raises UserError where a line is no JSON."""
-    for row in read_rows(path):
-        try:
-            record = json.loads(row.payload) if isinstance(row.payload, bytes) else row.payload
-        except (ValueError, RecursionError) as error:
-            raise UserError(row.location, f"is no JSON: {error}") from None
-        if isinstance(record, dict):
-            yield record, row.location
-
-
 def read_measured(path: Path, size: str, provider: str) -> Measured:
     """From the last such row of benchmarks.train. Raises UserError where there is none of a GPU."""
     wanted = {"bench": "train", "case": size, "provider": provider, "status": "measured"}
-    found = [(row, where) for row, where in read_objects(path) if wanted.items() <= row.items()]
+    found = [(row, where) for where, row in read_records(path) if wanted.items() <= row.items()]
     if not found:
         raise UserError(
             str(path),

@@ -12,7 +12,7 @@ from fastling.errors import UserError
 from fastling.evaluation.answering import Question, answer_questions, failures_of
 from fastling.evaluation.records import read_records
 
-ANSWER_FORMS = '"answers": [one text a user turn], "messages", or "text" where there is one turn'
+ANSWER_FORMS = '"answers": [..], "choices": [{"turns": [..]}], "messages": [..] or "text": [..]'
 
 
 class Asked(NamedTuple):
@@ -59,7 +59,7 @@ def read_predictions(path: Path, asked: Sequence[Asked], key: str) -> list[list[
     """
     found: dict[str, deque[tuple[str, list[str]]]] = defaultdict(deque)
     for location, record in read_records(path):
-        found[read_name(record, key, location)].append((location, _answers_of(record, location)))
+        found[read_name(record, key, location)].append((location, answers_of(record, location)))
     missing = [each.name for each in asked if each.name not in found]
     if missing:
         what = f"has no answers to {len(missing):,} of {len(asked):,} conversations: {missing[0]:.80}"
@@ -67,16 +67,46 @@ def read_predictions(path: Path, asked: Sequence[Asked], key: str) -> list[list[
     return [_taken(path, found[each.name], each, key) for each in asked]
 
 
-def _answers_of(record: dict, location: str) -> list[str]:
-    answers: Any = record.get("answers")
-    if answers is None and isinstance(record.get("messages"), list):
-        said = [each for each in record["messages"] if isinstance(each, dict)]
-        answers = [each.get("content") for each in said if each.get("role") == "assistant"]
-    elif answers is None:
-        answers = [record.get("text")]
-    if not isinstance(answers, list) or not all(isinstance(text, str) for text in answers):
-        raise UserError(location, "has no answers that are texts", f"Give {ANSWER_FORMS}.")
-    return answers
+def answers_of(record: dict, location: str) -> list[str]:
+    """The texts of a row of answers, one a turn; of a row of several forms the first of ANSWER_FORMS counts.
+
+    Raises UserError where they are no texts.
+    """
+    if "answers" in record:
+        found = record["answers"]
+    elif "choices" in record:  # as FastChat writes
+        found = _get(_only_choice(record["choices"], location), "turns")
+    elif "messages" in record:
+        messages = record["messages"] if isinstance(record["messages"], list) else [None]
+        found = [_get(each, "content") for each in messages if _get(each, "role") == "assistant"]
+    else:
+        found = record.get("text")
+    texts = texts_of(found)
+    if texts is None:
+        raise UserError(location, "holds no answers that are texts", f"Expected {ANSWER_FORMS}.")
+    return texts
+
+
+def _only_choice(choices: Any, location: str) -> Any:
+    if not isinstance(choices, list) or not choices:
+        return None
+    if len(choices) > 1:
+        raise UserError(location, f"holds {len(choices)} choices", "Keep the one that is to be judged.")
+    return choices[0]
+
+
+def _get(record: Any, name: str) -> Any:
+    return record.get(name) if isinstance(record, dict) else None
+
+
+def texts_of(value: Any) -> list[str] | None:
+    """One text or several as a list; None for anything else, half characters among it."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return None
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        return None
+    return texts
 
 
 def _taken(path: Path, rows: deque[tuple[str, list[str]]], asked: Asked, key: str) -> list[str]:

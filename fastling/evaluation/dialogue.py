@@ -5,15 +5,12 @@ losses, and the ratio of the sums of scores.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from fastling.data.conversation import read_rows
 from fastling.errors import UserError
 from fastling.evaluation.answering import (
     Question,
@@ -23,13 +20,14 @@ from fastling.evaluation.answering import (
     check_source,
     failures_of,
 )
+from fastling.evaluation.conversation_answers import ANSWER_FORMS, answers_of, read_name, texts_of
+from fastling.evaluation.records import read_records
 from fastling.evaluation.result import Result
 from fastling.settings import Parser
 from fastling.terminal import make_progress
 
 DESCRIPTION = "Judge answers of one or more turns against a baseline's, through an OpenAI-compatible server."
 PAPERS_JUDGE = "gpt-4"
-ANSWER_FORMS = '"answers": [..], "choices": [{"turns": [..]}], "messages": [..] or "text": [..]'
 
 
 def add_options(parser: Parser) -> None:
@@ -137,32 +135,30 @@ def _our_answers(
 def read_questions(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     """question_id -> (category, turns). Raises UserError with file and line."""
     questions = {}
-    for where, key, row in _rows(path):
-        turns = _texts(row.get("text", row.get("turns")))
+    for where, key, row in _named_rows(path):
+        turns = texts_of(row.get("text", row.get("turns")))
         if not turns or not all(turn.strip() for turn in turns):
             raise UserError(where, "asks nothing", 'Expected "text": a question, or a list of one a turn.')
         category = row.get("category") or "none"
         if not isinstance(category, str):
             raise UserError(where, f"category must be text: {category!r:.80}")
-        questions[key] = (category, turns)
-    if not questions:
-        raise UserError(str(path), "holds no question")
+        questions[key] = (category, tuple(turns))
     return questions
 
 
 def read_answers(path: Path, questions: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
-    """question_id -> one answer a turn, for all questions. Raises UserError with file and line.
+    """question_id -> one answer a turn, for all questions; an answer may be empty.
 
-    An answer may be empty. Of a row that holds several of the forms, the first in ANSWER_FORMS counts.
+    Raises UserError with file and line.
     """
     answers = {}
-    for where, key, row in _rows(path):
+    for where, key, row in _named_rows(path):
         if key not in questions:
             raise UserError(where, f"answers a question that is not asked: {key:.80}")
-        found = _answers_of(where, row)
+        found = answers_of(row, where)
         if len(found) != len(questions[key][1]):
             raise UserError(where, f"holds {len(found)} answers; the turns are {len(questions[key][1])}")
-        answers[key] = found
+        answers[key] = tuple(found)
     missing = [key for key in questions if key not in answers]
     if missing:
         named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -171,55 +167,12 @@ def read_answers(path: Path, questions: dict[str, tuple[str, tuple[str, ...]]]) 
     return answers
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, dict]]:
-    """(file:line, question_id, row); ids are text or whole numbers, 1 and "1" being the same."""
+def _named_rows(path: Path) -> Iterator[tuple[str, str, dict]]:
+    """(file:line, question_id, row), no question_id twice."""
     seen: dict[str, str] = {}
-    for row in read_rows(path):
-        try:
-            record = json.loads(row.payload.decode()) if isinstance(row.payload, bytes) else row.payload
-        except (ValueError, RecursionError) as error:
-            raise UserError(row.location, f"is no JSON: {str(error)[:80]}") from None
-        if not isinstance(record, dict):
-            raise UserError(row.location, f"must be an object: {type(record).__name__}")
-        key = record.get("question_id")
-        if isinstance(key, bool) or not isinstance(key, int | str) or not str(key).isprintable():
-            raise UserError(row.location, "has no question_id", "A whole number or text.")
-        key = str(key)
+    for where, row in read_records(path):
+        key = read_name(row, "question_id", where)
         if key in seen:
-            raise UserError(row.location, f"question_id {key:.80} is given twice", f"First in {seen[key]}.")
-        seen[key] = row.location
-        yield row.location, key, record
-
-
-def _answers_of(where: str, row: dict) -> tuple[str, ...]:
-    if "answers" in row:
-        found = _texts(row["answers"])
-    elif "choices" in row:  # as FastChat writes
-        choices = row["choices"]
-        if isinstance(choices, list) and len(choices) > 1:
-            raise UserError(where, f"holds {len(choices)} choices", "Keep the one that is to be judged.")
-        one = choices[0] if isinstance(choices, list) and choices else None
-        found = _texts(one.get("turns")) if isinstance(one, dict) else None
-    elif "messages" in row:
-        messages = row["messages"] if isinstance(row["messages"], list) else [None]
-        said = [message for message in messages if _get(message, "role") == "assistant"]
-        found = _texts([_get(message, "content") for message in said])
-    else:
-        found = _texts(row.get("text"))
-    if found is None:
-        raise UserError(where, "holds no answers", f"Expected {ANSWER_FORMS}.")
-    return found
-
-
-def _get(record: Any, name: str) -> Any:
-    return record.get(name) if isinstance(record, dict) else None
-
-
-def _texts(value: Any) -> tuple[str, ...] | None:
-    """One text or several; None for anything else, half characters among it."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        return None
-    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-        return None
-    return tuple(texts)
+            raise UserError(where, f"question_id {key:.80} is given twice", f"First in {seen[key]}.")
+        seen[key] = where
+        yield where, key, row

@@ -213,7 +213,6 @@ def test_the_last_row_of_a_gpu_is_taken(tmp_path):
         ROW,
         ROW | {"provider": "trl"},
         ROW | {"status": "out of memory"},
-        5,
     )
     measured = simulation.read_measured(path, "8b", "fastling")
     assert (measured.milliseconds, measured.tokens, measured.supervised) == (2000.0, 16000.0, 0.5)

@@ -357,10 +357,10 @@ def test_questions_are_read_in_each_form(tmp_path):
         (b'{"question_id": 1, "choices": [["A", "B"]]}', "holds no answers"),
         (b'{"question_id": 1, "messages": "A"}', "holds 0 answers"),
         (b'{"question_id": 1, "messages": [{"role": "assistant"}]}', "holds no answers"),
-        (b"[1]", "is no JSON|must be an object"),
-        (b"{", "is no JSON"),
-        (b'{"question_id": 1, "text": ["\xff"]}', "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
+        (b"[1]", "a row must be an object: a list"),
+        (b"{", "broken JSON"),
+        (b'{"question_id": 1, "text": ["\xff"]}', "is not UTF-8"),
+        (b"[" * 100_000, "broken JSON"),
     ],
     ids=lambda value: str(value)[:50],
 )  # fmt: skip
@@ -393,7 +393,7 @@ def test_a_question_that_cannot_be_right_is_named_with_its_line(tmp_path, row, w
 
 
 def test_no_question_at_all_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="holds no question"):
+    with pytest.raises(UserError, match="is empty"):
         read_questions(write_rows(tmp_path / "q.jsonl", []))
 
 
@@ -410,7 +410,7 @@ def test_no_question_at_all_is_an_error(tmp_path):
         (["--answers", "{a}", "--judge-requests", "-1"], "--judge-requests: must be > 0: -1"),
         (["--answers", "{a}", "--judge-timeout", "nan"], "--judge-timeout: must be > 0: nan"),
         (["--answers", "{a}", "--judge-prompts", "{folder}"], "--judge-prompts: holds no dialogue.txt"),
-        (["--answers", "{folder}/none.jsonl"], "none.jsonl: cannot be read"),
+        (["--answers", "{folder}/none.jsonl"], "none.jsonl: no such file"),
         (["--answers", "{a}", "--judge-url", "127.0.0.1:8000"], "--judge-url: is no address: 127.0.0.1:8000"),
         (["--answers", "{a}", "--judge-cache", "{a}"], "--judge-cache: cannot be used"),
     ],

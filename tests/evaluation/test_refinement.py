@@ -301,8 +301,8 @@ def test_a_row_that_is_no_dialogue_is_named(run, changes, what):
         ([], "is empty"),
         ([{"id": "x", "answers": []}], "has no answers to 1 of 1 conversations: a"),
         ([{"id": "a", "answers": ["x"]}], "1 answers to the 4 user turns of id a"),
-        ([{"id": "a", "answers": [1, 2, 3, 4]}], "has no answers that are texts"),
-        ([{"id": "a", "messages": [{"role": "assistant"}]}], "has no answers that are texts"),
+        ([{"id": "a", "answers": [1, 2, 3, 4]}], "holds no answers that are texts"),
+        ([{"id": "a", "messages": [{"role": "assistant"}]}], "holds no answers that are texts"),
         ([{"id": ["a"], "answers": []}], "has no id"),
     ],
 )
