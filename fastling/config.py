@@ -309,8 +309,3 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Na
             settings.forget(other)  # one on the command line stands in place of the other in a file
     settings.read_options(vars(options))
     return settings.build(), options
-
-
-def uses_demo(arguments: Sequence[str]) -> bool:
-    """Whether `parse` takes the demo's config for these arguments."""
-    return not any(part.split("=", 1)[0] == "--config" for part in arguments)

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from fastling import ops
-from fastling.config import Config, build_parser, parse, uses_demo
+from fastling.config import Config, build_parser, parse
 from fastling.data.batches import Step
 from fastling.errors import RunError, leave, run_command
 from fastling.export import make_export, print_checks
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = build_parser("fastling train", description)
     parser.add_argument("--json", action="store_true", help="print a summary as one JSON object on stdout")
     config, options = parse(parser, arguments)
-    if uses_demo(arguments) and os.environ.get("RANK", "0") == "0":
+    if not options.config and os.environ.get("RANK", "0") == "0":
         print(f"no --config: training the demo, into {config.run_dir}", file=sys.stderr)
     done = train(config)
     if options.json and done:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastling import config as config_module
 from fastling import settings
-from fastling.config import OTHER_NAMES, PACKAGE, Config, build_parser, parse, resolve, uses_demo
+from fastling.config import OTHER_NAMES, PACKAGE, Config, build_parser, parse, resolve
 from fastling.errors import UserError
 
 SETTINGS = {setting.name: setting for setting in settings.settings_of(Config)}
@@ -81,8 +81,6 @@ def test_without_a_config_it_is_the_demo_s():
     demo = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     found, _ = parse(build_parser("test", ""), ["--seed", "3"])
     assert (found.run_dir, found.seed) == (demo["run_dir"], 3)
-    assert uses_demo(["--seed", "3"])
-    assert not uses_demo(["--config", "x"]) and not uses_demo(["--config=x"])
 
 
 # Types ----------------------------------------------------------------------------------------------

@@ -1,13 +1,18 @@
 """Honest speed (P14), metrics files, and the plot."""
 
+import numpy
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastling import ops
+from fastling.data.batches import Step
+from fastling.data.packing import Plan
 from fastling.model.llama import Llama, LlamaConfig
+from fastling.training import metrics
 from fastling.training.evaluation import sums_by
-from fastling.training.metrics import Work, plot_loss, read_metrics
+from fastling.training.metrics import Mark, Measured, Meter, Work, plot_loss, read_metrics
+from fastling.training.parallel import World
 
 SHAPE = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -47,9 +52,29 @@ def test_attention_counts_only_pairs_that_see_each_other():
     assert work.needed(0, 0, 10**2 + 30**2) == pytest.approx(pairs * per_pair)
 
 
-def test_the_usual_count_is_higher():
-    work = Work(Llama(LlamaConfig(**SHAPE)))
-    assert work.usual_count(40, 64) > work.needed(40, 10, 10**2 + 30**2)
+def test_the_usual_count_takes_every_token_for_one_of_a_full_sequence_that_is_trained_on():
+    """6 n a token of every matrix, the head among them, and 12 * layers * hidden * sequence for attention."""
+    matrices = 3 * (32 * (32 + 2 * 16) + 32 * 32 + 3 * 32 * 48) + 64 * 32
+    assert Work(Llama(LlamaConfig(**SHAPE))).usual_count(40, 64) == 40 * (6 * matrices + 12 * 3 * 32 * 64)
+
+
+def test_mfu_is_needed_work_over_what_all_gpus_could_do_in_that_time(monkeypatch):
+    """Two ranks of 1e9 FLOP/s; half a second."""
+    monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
+    model = Llama(LlamaConfig(**SHAPE))
+    plan = Plan(numpy.arange(4), numpy.arange(5), (4,))
+    meter = Meter(model, World(0, 2, torch.device("cpu"), mesh=None), plan, ["a", "b"])
+    step = Step(batches=[], tokens=40, supervised_tokens=10, packs=2, squared_tokens=1000)
+    sums, finished = torch.tensor([0.25, 6.0, 3.0, 0.0, 0.0]), Mark(torch.device("cpu"))
+    finished.host_seconds = meter.last.host_seconds + 0.5
+    line = meter.line(Measured(1, step, 0.1, sums, torch.tensor(2.0), finished), sequence_length=64)
+    work = Work(model)
+    assert line["mfu"] == pytest.approx(work.needed(40, 10, 1000) / 1e9)
+    assert line["mfu_usual_count"] == pytest.approx(work.usual_count(40, 64) / 1e9)
+    speeds = (line["tokens_per_s"], line["supervised_tokens_per_s"], line["padded_tokens_per_s"])
+    assert speeds == pytest.approx((80, 20, 256))
+    assert line["loss_a"] == 2.0 and "loss_b" not in line  # nothing of b was in the step
+    assert (line["loss"], line["grad_norm"], line["epoch"]) == (0.25, 2.0, 0.5)
 
 
 def test_sums_by_group():
