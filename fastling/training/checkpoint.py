@@ -1,7 +1,8 @@
 """Checkpoints: whole or absent, checked before a tensor is used, without pickle (P10, P11, P13).
 
     checkpoints/step-00000100/    safetensors, one file a rank   (torch.distributed.checkpoint)
-                                  digests-0000.json, one a rank  sha256 of every tensor, from memory
+                                  digests-0000.json, one a rank  of every tensor, from memory: sha256,
+                                                                 type, shape, place in the whole
                                   state.json                     step, and what the step depends on
 
 Written to `step-00000100.tmp`, flushed, then renamed. Digests are taken before the write, so damage
@@ -15,8 +16,11 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,10 +28,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.tensor import DTensor
 
 from fastling import files
-from fastling.errors import RunError
+from fastling.errors import RunError, UserError
+from fastling.model.llama import local_rows
+
+BYTES_OF_A_WEIGHT = 12
+"""The weight and two moments, in float32."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,16 @@ class Found:
 
     folder: Path
     state: dict
+
+
+class Digest(NamedTuple):
+    """What a file must hold of a tensor: a rank's rows, whole."""
+
+    sha256: str
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    """Of its first value in the whole tensor."""
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -70,14 +87,15 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
         aside.mkdir(parents=True)
     dist.barrier()
     try:
-        digests = {name: _digest(_local(tensor)) for name, tensor in tensors.items()}
+        digests = {name: _digest_of_rows(tensor) for name, tensor in tensors.items()}
         (aside / f"digests-{rank:04d}.json").write_text(json.dumps(digests, indent=0))
         with _quiet():
             dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))
         if rank == 0:
             state = {**state, "step": step, "ranks": dist.get_world_size()}
-            (aside / "state.json").write_text(json.dumps(state, indent=1))
+            (aside / "state.json").write_text(_sealed(state))
     except (OSError, dcp.api.CheckpointException) as error:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk is no place to leave it
         raise RunError(str(aside), f"the checkpoint could not be written: {_cause(error)}") from error
     dist.barrier()
     if rank == 0:
@@ -99,7 +117,7 @@ def newest_step(folder: Path, report=print) -> int:
     for candidate in candidates:
         problem = damage(candidate)
         if problem is None:
-            return open_checkpoint(folder, int(candidate.name.removeprefix("step-"))).state["step"]
+            return _step_of(candidate)
         report(f"{candidate}: damaged, so not used: {problem}")
     if candidates:
         raise RunError(
@@ -111,7 +129,27 @@ def newest_step(folder: Path, report=print) -> int:
 def open_checkpoint(folder: Path, step: int) -> Found:
     """A checkpoint that `newest_step` found good."""
     found = step_folder(folder, step)
-    return Found(found, json.loads((found / "state.json").read_text()))
+    return Found(found, _read_state(found))
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what saves that were killed have left; none may be at work."""
+    for aside in folder.glob("step-????????.tmp"):
+        shutil.rmtree(aside)
+
+
+def check_room(folder: Path, num_weights: int, *, copies: int, other_bytes: int) -> None:
+    """Raise UserError if the disk cannot take so many checkpoints, and other files, beside what is there."""
+    there = sum(path.stat().st_size for path in folder.glob("step-????????/*"))
+    needed = max(0, copies * BYTES_OF_A_WEIGHT * num_weights - there) + other_bytes
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            str(folder),
+            f"the disk has {free / 2**30:.3f} GiB free; {copies} checkpoints and the export need "
+            f"{needed / 2**30:.3f} more",
+            "Make room, name a run_dir on another disk, or lower checkpoint.keep_last.",
+        )
 
 
 def damage(folder: Path) -> str | None:
@@ -121,27 +159,61 @@ def damage(folder: Path) -> str | None:
     are written by one of their ranks only, so a rank's tensor may lie in another rank's file.
     """
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = _read_state(folder)
+        if state["step"] != _step_of(folder):
+            return f"state.json: is of step {state['step']}"
         saved = {
             (name, digest): rank
             for rank in range(state["ranks"])
-            for name, digest in json.loads((folder / f"digests-{rank:04d}.json").read_text()).items()
-            if digest != EMPTY  # a rank past the last row has none, and writes nothing
+            for name, digest in _read_digests(folder / f"digests-{rank:04d}.json")
+            if digest.sha256 != EMPTY  # a rank past the last row has none, and writes nothing
         }
-        found = set()
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    stored = (name, _digest(file.get_tensor(name)))
-                    if stored not in saved and stored[1] != EMPTY:
-                        return f"{path.name}: {name} is not what was saved"
-                    found.add(stored)
+        paths = sorted(folder.glob("*.safetensors"))
+        with ThreadPoolExecutor() as threads:  # hashing leaves Python to others
+            stored = dict(zip(paths, threads.map(_stored, paths), strict=True))
+        for path, tensors in stored.items():
+            for name, digest in tensors:
+                if (name, digest) not in saved and digest.sha256 != EMPTY:
+                    return f"{path.name}: {name} is not what was saved"
+        found = {each for tensors in stored.values() for each in tensors}
         for (name, digest), rank in saved.items():
             if (name, digest) not in found:
                 return f"rank {rank}: {name} is missing"
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
         return _cause(error)
     return None
+
+
+def _stored(path: Path) -> list[tuple[str, Digest]]:
+    """What lies in a file, each tensor read through."""
+    with safe_open(path, framework="pt") as file:
+        places = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+        return [(name, _digest(file.get_tensor(name), places[name]["saved_offsets"])) for name in file.keys()]
+
+
+def _read_digests(path: Path) -> Iterator[tuple[str, Digest]]:
+    for name, (sha256, dtype, shape, offsets) in json.loads(path.read_text()).items():
+        yield name, Digest(sha256, dtype, tuple(shape), tuple(offsets))
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _sealed(state: dict) -> str:
+    """state.json: the state, and a digest of it."""
+    seal = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**state, "sha256": seal}, indent=1)
+
+
+def _read_state(folder: Path) -> dict:
+    """Raises ValueError where it is not, to the letter, what was written."""
+    text = (folder / "state.json").read_text()
+    state = json.loads(text)
+    state.pop("sha256", None)
+    if text != _sealed(state):
+        raise ValueError("state.json: is not what was saved")
+    return state
 
 
 def load(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -156,13 +228,15 @@ def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
         moments["step"].fill_(float(step))
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _digest_of_rows(tensor: torch.Tensor) -> Digest:
+    """Of this rank's rows."""
+    local, first_row, _ = local_rows(tensor)
+    return _digest(local, (first_row, *[0] * (local.dim() - 1)))
 
 
-def _digest(tensor: torch.Tensor) -> str:
+def _digest(tensor: torch.Tensor, offsets: tuple[int, ...] | list[int]) -> Digest:
     data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(data).hexdigest()
+    return Digest(hashlib.sha256(data).hexdigest(), str(tensor.dtype), tuple(tensor.shape), tuple(offsets))
 
 
 EMPTY = hashlib.sha256(b"").hexdigest()

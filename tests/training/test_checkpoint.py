@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastling.errors import RunError
+from fastling.errors import RunError, UserError
 from fastling.training import checkpoint
 from fastling.training.parallel import open_world
 
@@ -81,11 +82,10 @@ def test_a_damaged_later_one_does_not_push_out_the_good_ones(process_group, tmp_
 def test_a_replica_written_by_another_rank_is_not_missing(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
     (folder / "digests-0001.json").write_text((folder / "digests-0000.json").read_text())
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**state, "ranks": 2}))
+    (folder / "state.json").write_text(checkpoint._sealed({"identity": {}, "step": 1, "ranks": 2}))
     assert checkpoint.damage(folder) is None
     digests = json.loads((folder / "digests-0001.json").read_text())
-    digests["model.0.weight"] = "0" * 64
+    digests["model.0.weight"][0] = "0" * 64
     (folder / "digests-0001.json").write_text(json.dumps(digests))
     assert checkpoint.damage(folder) == "rank 1: model.0.weight is missing"
 
@@ -135,18 +135,74 @@ def test_damage_is_found_and_the_one_before_is_used(process_group, tmp_path, nam
     assert len(said) == 1 and "step-00000002: damaged" in said[0]
 
 
+def flipped(path, positions):
+    """Write the file with a bit flipped in each of these bytes in turn; whole again at the end."""
+    whole = path.read_bytes()
+    for position in positions:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << (position % 7)
+        path.write_bytes(damaged)
+        yield position
+    path.write_bytes(whole)
+
+
 def test_every_single_byte_of_the_tensors_is_guarded(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
     path = next(folder.glob("*.safetensors"))
     whole = path.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
-    for position in range(start, len(whole)):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << (position % 8)
-        path.write_bytes(damaged)
+    for position in flipped(path, range(start, len(whole))):
         assert checkpoint.damage(folder) is not None, position
-    path.write_bytes(whole)
     assert checkpoint.damage(folder) is None
+
+
+@pytest.mark.slow
+def test_every_single_byte_of_the_header_is_guarded_or_does_not_matter(process_group, tmp_path):
+    """It says where each rank's rows belong: silently elsewhere, they would be weights of another model."""
+    model, optimizer = model_and_optimizer()
+    folder = save(tmp_path, 1, model, optimizer)
+    path = next(folder.glob("*.safetensors"))
+    header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    unnoticed = 0
+    for position in flipped(path, range(header_bytes)):
+        if checkpoint.damage(folder) is None:  # the name or version of the format
+            unnoticed += 1
+            other, other_optimizer = model_and_optimizer(seed=1)
+            checkpoint.load(folder, checkpoint.training_tensors(other, other_optimizer))
+            assert all(map(torch.equal, other.parameters(), model.parameters())), position
+    assert unnoticed < header_bytes / 20
+
+
+@pytest.mark.parametrize("name", ["state.json", "digests-0000.json"])
+def test_every_single_byte_of_what_describes_them_is_guarded(process_group, tmp_path, name):
+    folder = save(tmp_path, 4, *model_and_optimizer())
+    path = folder / name
+    text = path.read_bytes()
+    unnoticed = [at for at in flipped(path, range(len(text))) if not checkpoint.damage(folder)]
+    assert all(text[at : at + 1].isspace() for at in unnoticed)  # between the values, still a space
+
+
+def test_a_checkpoint_under_another_step_s_name_is_none(process_group, tmp_path):
+    save(tmp_path, 4, *model_and_optimizer()).rename(tmp_path / "step-00000005")
+    assert checkpoint.damage(tmp_path / "step-00000005") == "state.json: is of step 4"
+
+
+def test_what_killed_saves_left_is_removed(process_group, tmp_path):
+    folder = save(tmp_path, 1, *model_and_optimizer())
+    shutil.copytree(folder, tmp_path / "step-00000002.tmp")
+    checkpoint.clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, tmp_path, monkeypatch):
+    disk = SimpleNamespace(free=35_000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: disk)
+    checkpoint.check_room(tmp_path, 1000, copies=2, other_bytes=11_000)  # 24,000 and 11,000
+    with pytest.raises(UserError, match="3 checkpoints and the export need 0.000 more"):
+        checkpoint.check_room(tmp_path, 1000, copies=3, other_bytes=0)
+    folder = save(tmp_path, 1, *model_and_optimizer())
+    (folder / "padding").write_bytes(bytes(12_000))  # room that is already taken
+    checkpoint.check_room(tmp_path, 1000, copies=3, other_bytes=10_000)
 
 
 def test_without_a_good_one_it_says_so(process_group, tmp_path):
@@ -176,6 +232,7 @@ def test_a_full_disk_is_told_in_words_and_the_last_one_stays(process_group, tmp_
     with pytest.raises(RunError, match="could not be written: OSError.*No space left"):
         save(tmp_path, 2, model, optimizer)
     assert checkpoint.newest_step(tmp_path) == 1
+    assert not list(tmp_path.glob("*.tmp"))  # it would keep the disk full
 
 
 def test_state_json_tells_step_and_ranks(process_group, tmp_path):
