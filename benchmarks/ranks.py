@@ -8,7 +8,7 @@ them by theory:
 - a layer's weights are gathered in bf16 for the forward, and again for the backward unless they were kept;
   the embedding, the last norm and the head once; all that for each micro-batch;
 - their gradients are reduced and scattered in float32 for each micro-batch; with copies, each process's part
-  is then summed over the copies;
+  is summed over the copies once a step;
 - beside them, three numbers of the loss and the norm of every parameter's gradient are summed;
 - rows are filled up until the processes can share them evenly, and the model's are such that they must be.
 
@@ -103,27 +103,28 @@ def layer_and_rest(config: LlamaConfig) -> tuple[list[torch.Size], list[torch.Si
     return layer, [shape for name, shape in named.items() if not name.startswith("model.layers.")]
 
 
-def group_traffic(shapes: Sequence[torch.Size], gathers: int, shards: int, copies: int) -> Traffic:
+def group_traffic(shapes: Sequence[torch.Size], gathers: int, shards: int) -> Traffic:
     """Of parameters that travel together, in one micro-batch."""
     part = padded_weights(shapes, shards) // shards
-    return Traffic(
-        gathered=gathers * GATHERED * (shards - 1) * part,
-        scattered=REDUCED * (shards - 1) * part,
-        all_reduced=REDUCED * part if copies > 1 else 0,
-    )
+    return Traffic(gathered=gathers * GATHERED * (shards - 1) * part, scattered=REDUCED * (shards - 1) * part)
 
 
 def theory(config: LlamaConfig, parallel: Parallel, ranks: int, micro_batches: int) -> Traffic:
     """Of the weights, their gradients, the gradient's norm and the losses, in one step."""
     copies = parallel.replicate
+    shards = ranks // copies
     layer, rest = layer_and_rest(config)
     gathers = 2 if parallel.shard == "full" else 1
-    layers = group_traffic(layer, gathers, ranks // copies, copies) * config.num_hidden_layers
+    layers = group_traffic(layer, gathers, shards) * config.num_hidden_layers
+    summed = 0
+    if copies > 1:
+        weights = config.num_hidden_layers * padded_weights(layer, shards) + padded_weights(rest, shards)
+        summed = REDUCED * weights // shards
     numbers = LOSS_SUMS if ranks > 1 else 0
     if ranks > copies:  # each rank has a part of the norm of every parameter's gradient
         numbers += config.num_hidden_layers * len(layer) + len(rest)
-    in_all = layers + group_traffic(rest, 1, ranks // copies, copies)
-    return in_all * micro_batches + Traffic(all_reduced=NUMBER * numbers)
+    in_all = layers + group_traffic(rest, 1, shards)
+    return in_all * micro_batches + Traffic(all_reduced=summed + NUMBER * numbers)
 
 
 # Counting -------------------------------------------------------------------------------------------

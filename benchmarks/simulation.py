@@ -43,7 +43,8 @@ ASSUMPTIONS = (
     "A collective takes bytes over the bandwidth of the slower of: a GPU's link inside its node; all network "
     "links of a node together, through which every byte from outside comes in once. Each of its steps, one "
     "for every other GPU of a node and for every other node, adds the latency.",
-    "Weights travel in 2 bytes, gradients in 4, for every micro-batch, as benchmarks.ranks counts them.",
+    "Weights travel in 2 bytes, gradients in 4, for every micro-batch; copies sum theirs once a step: as "
+    "benchmarks.ranks counts them.",
     "Linear is the same without communication: all work and the optimizer on a GPU's share.",
 )
 
@@ -133,6 +134,11 @@ class Part:
     reduce: float
     gather_again: float
     """For the backward."""
+    sum_copies: float = 0.0
+    """Once a step, after the last reduction."""
+
+    def of_last_micro_batch(self) -> "Part":
+        return dataclasses.replace(self, reduce=self.reduce + self.sum_copies)
 
 
 def step_parts(config: LlamaConfig, measured: Measured, layout: Layout, links: Links) -> tuple[Part, Part]:
@@ -149,10 +155,11 @@ def step_parts(config: LlamaConfig, measured: Measured, layout: Layout, links: L
         weights = padded_weights(shapes, layout.shards)
         gather = shard_group(layout).seconds(GATHERED * weights, links)
         reduce = shard_group(layout).seconds(REDUCED * weights, links)
+        sum_copies = 0.0
         if layout.copies > 1:
-            reduce += copy_group(layout).seconds(REDUCED * weights / layout.shards, links, passes=2)
+            sum_copies = copy_group(layout).seconds(REDUCED * weights / layout.shards, links, passes=2)
         again = 0.0 if layout.keeps_weights else gather
-        found.append(Part(compute * FORWARD, compute * (1 - FORWARD), gather, reduce, again))
+        found.append(Part(compute * FORWARD, compute * (1 - FORWARD), gather, reduce, again, sum_copies))
     return found[0], found[1]
 
 
@@ -183,8 +190,11 @@ def simulate(config: LlamaConfig, measured: Measured, layout: Layout, links: Lin
     layer, rest = step_parts(config, measured, layout, links)
     optimizer = measured.optimizer_milliseconds / 1e3 / layout.shards
     busy = (measured.milliseconds - measured.optimizer_milliseconds) / 1e3
-    seconds = measured.micro_batches * micro_batch_seconds(layer, rest, config.num_hidden_layers)
-    longer = max(layer.gather / layer.forward, (layer.gather_again + layer.reduce) / layer.backward)
+    last_layer, last_rest = layer.of_last_micro_batch(), rest.of_last_micro_batch()
+    layers = config.num_hidden_layers
+    seconds = (measured.micro_batches - 1) * micro_batch_seconds(layer, rest, layers)
+    seconds += micro_batch_seconds(last_layer, last_rest, layers)
+    longer = max(layer.gather / layer.forward, (layer.gather_again + last_layer.reduce) / layer.backward)
     hidden = longer * measured.tokens / measured.micro_batches
     return Simulated(seconds + optimizer, busy + optimizer, hidden)
 

@@ -242,7 +242,7 @@ class Config:
 
     run_dir: str = "runs/fastling"
     """Folder of the run: config, metrics, checkpoints, export."""
-    seed: NonNegativeInt = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of everything random."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -256,6 +256,14 @@ class Config:
     def __post_init__(self):
         if not self.run_dir:
             raise UserError("run_dir", "is empty", "Name a folder.")
+        asks = self.evaluate.samples and self.data.validation
+        if asks and self.evaluate.sample_tokens >= self.data.sequence_length:
+            raise UserError(
+                "evaluate.sample_tokens",
+                f"leaves no room for a question (data.sequence_length {self.data.sequence_length}): "
+                f"{self.evaluate.sample_tokens}",
+                "Lower it, or set evaluate.samples to 0.",
+            )
 
     def as_yaml(self) -> str:
         """The resolved config, as it is kept with the run."""

@@ -77,9 +77,17 @@ class Export:
         except OSError as error:
             raise UserError(str(self.folder), f"cannot be written: {error.strerror}") from None
 
+    @functools.cached_property
+    def num_weights(self) -> int:
+        return sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights as they will be written."""
+        return self.num_weights * self.dtype.itemsize
+
     def _check_disk(self) -> None:
-        weights = sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())
-        needed, free = weights * self.dtype.itemsize, shutil.disk_usage(self.folder.parent).free
+        needed, free = self.num_bytes, shutil.disk_usage(self.folder.parent).free
         if needed > free:
             raise UserError(
                 str(self.folder),

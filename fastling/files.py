@@ -1,5 +1,6 @@
 """Files that are whole or absent: written aside, flushed to the disk, then renamed."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,12 +17,18 @@ def flush(folder: Path) -> None:
 
 
 def publish(aside: Path, final: Path) -> None:
-    """Flush a finished folder and give it its name, in place of what had it before."""
+    """Flush a finished folder and give it its name, in place of what had it before.
+
+    What had it is moved out of the way first: taken apart in its place, it would be half a folder.
+    """
+    replaced = final.with_name(f".{final.name}.replaced")
     flush(aside)
+    shutil.rmtree(replaced, ignore_errors=True)  # left by a kill
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(replaced)
     aside.rename(final)
     flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,3 +39,18 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """Objects of a file that a run appends to, up to the first line that a kill or a full disk has spoilt."""
+    lines: list[dict] = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                break
+            if not isinstance(line, dict):
+                break
+            lines.append(line)
+    return lines

@@ -40,7 +40,8 @@ class Planner:
             raise UserError("parallel.replicate", f"does not divide {gpus} GPUs: {config.parallel.replicate}")
         self.prepared = prepare_data(config)
         self.shape = model_config(config, self.prepared.encoder)
-        self.packs, self.micro_batches = share_of_step(config, gpus)
+        self.micro_batches, packs = share_of_step(config, gpus)
+        self.micro_batch_tokens = packs * config.data.sequence_length
         self.work = work_of(self.prepared, self.shape)
 
     def memory(self, **changes: object) -> Footprint:
@@ -58,18 +59,20 @@ class Planner:
             gpu_memory=self.gpu_memory,
         )
 
-    @property
-    def micro_batch_tokens(self) -> int:
-        """As training will split a process's packs: all alike, and at most as many as the config allows."""
-        return self.packs // self.micro_batches * self.config.data.sequence_length
-
     def fits(self, memory: Footprint) -> bool:
         return memory.total <= self.gpu_memory
+
+    def packs_of_a_micro_batch(self) -> list[int]:
+        """All of a process's, and half as often as they can be halved."""
+        packs = [self.config.train.global_batch_tokens // self.config.data.sequence_length // self.gpus]
+        while packs[-1] > 1:
+            packs.append(-(-packs[-1] // 2))
+        return packs
 
     def choices(self) -> Iterator[tuple[str, int, Footprint]]:
         """(activation checkpointing, tokens of a micro-batch, memory), the fastest first."""
         for mode in RECOMPUTING:
-            for packs in sorted((n for n in range(1, self.packs + 1) if self.packs % n == 0), reverse=True):
+            for packs in self.packs_of_a_micro_batch():
                 tokens = packs * self.config.data.sequence_length
                 yield mode, tokens, self.memory(activation_checkpointing=mode, micro_batch_tokens=tokens)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fastling import ops
+from fastling import files, ops
 from fastling.config import Config, build_parser, parse
 from fastling.data.batches import Step
 from fastling.errors import RunError, leave, run_command
@@ -27,7 +27,7 @@ from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers, sums_by
 from fastling.training.float8 import check_float8
 from fastling.training.isolation import prove_isolation
-from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_wandb, plot_loss, read_metrics
+from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_wandb, plot_loss
 from fastling.training.optimizer import clip, learning_rate, make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.progress import TrainingProgress
@@ -64,16 +64,18 @@ class Run:
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
         self.dtype = compute_dtype(config)
-        self.loader = make_loader(config, world, self.prepared.training, self.prepared.plan)
         self.identity = record.identity(config, self.prepared)
         found = self._find_checkpoint()
         self.first_step = found.state["step"] if found else 0
+        # A run goes on with whatever machines are left; only a new one has to divide its packs evenly.
+        data = (self.prepared.training, self.prepared.plan)
+        self.loader = make_loader(config, world, *data, evenly=found is None)
         choices = ops.configure(
             config.model.kernels, config.model.attention, device=world.device, dtype=self.dtype
         )
         prove_isolation(shape, world.device, self.dtype)
         self.export = make_export(self.run_dir / "export", shape, self.prepared.encoder, config)
-        world.on_main(self.export.rehearse)
+        world.on_main(self._check_disk)
         self.model = build_model(config, shape, world, load=found is None)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         if found:
@@ -82,12 +84,30 @@ class Run:
         held_out = self.prepared.validation
         self.held_out = HeldOut(config, world, held_out, self.prepared.encoder) if held_out else None
         self.answers: list[Answer] = []
-        world.on_main(lambda: record.write_records(config, self.prepared, world))
+        self.log: MetricsLog | None = None
+        world.on_main(self._open_records)
         print_ledger(self.prepared, console)
         self._describe(choices)
 
     def _lock_run_dir(self) -> None:
         self.lock = record.lock_run_dir(self.run_dir)
+        checkpoint.clear_leftovers(self.run_dir / "checkpoints")
+
+    def _check_disk(self) -> None:
+        """Rehearse the export, and look for room for all that will lie there at once."""
+        self.export.rehearse()
+        saves = -(-(len(self.loader) - self.first_step) // self.config.checkpoint.every_steps)
+        checkpoint.check_room(
+            self.run_dir / "checkpoints",
+            self.export.num_weights,
+            copies=min(saves, self.config.checkpoint.keep_last + 1),
+            other_bytes=self.export.num_bytes,
+        )
+
+    def _open_records(self) -> None:
+        record.write_records(self.config, self.prepared, self.world)
+        self.log = MetricsLog(self.run_dir, self.config, self.first_step)
+        forget_answers(self.run_dir / "samples.jsonl", self.first_step or -1)  # step 0 comes again, too
 
     def _find_checkpoint(self) -> checkpoint.Found | None:
         """The newest good checkpoint: rank 0 reads through them all, the others take its word."""
@@ -116,10 +136,7 @@ class Run:
     def loop(self) -> None:
         """Step by step: forward, backward and update, and now and then evaluate and save."""
         config, first = self.config, self.first_step
-        self.log = MetricsLog(self.run_dir, config, first) if self.world.is_main else None
-        if self.world.is_main:
-            forget_answers(self.run_dir / "samples.jsonl", first or -1)  # step 0 comes again, too
-        # Told with the first step's line; what was known before it.
+        # Told with the first line that is written; what was known before the first step.
         self.extra = (
             {f"{name}_before": loss for name, loss in self._evaluate(0).items()} if first == 0 else {}
         )
@@ -128,7 +145,7 @@ class Run:
         with TrainingProgress(self.console, len(self.loader), first) as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
                 measured = self.update(step, number)
-                if waiting:  # done by now, so that reading its numbers does not hold this step up
+                if waiting:  # done by now, or soon, while the device has this step to do
                     self._tell(waiting)
                 waiting = measured
                 evaluates = self._is_due(number, config.evaluate.every_steps)
@@ -145,11 +162,11 @@ class Run:
     def _tell(self, measured: Measured, *, evaluates: bool = False) -> None:
         """Write down and show a step's numbers, and the held-out losses after it."""
         line = self.meter.line(measured, self.config.data.sequence_length) | self.extra
-        self.extra = {}
         line |= self._evaluate(measured.number) if evaluates else {}
         self.progress.update(line)
         if self.log and (evaluates or measured.number % self.config.log.every_steps == 0):
             self.log.write(line)
+            self.extra = {}
             if evaluates:
                 plot_loss(self.run_dir)
 
@@ -161,7 +178,9 @@ class Run:
         config, device = self.config, self.world.device
         num_sources = len(self.prepared.training.source_names)
         sums = torch.zeros(1 + 2 * num_sources, device=device)
-        for batch in step.batches:
+        for number_in_step, batch in enumerate(step.batches, start=1):
+            # Copies of the model add up their gradients once a step, not once a micro-batch.
+            self.model.set_requires_all_reduce(number_in_step == len(step.batches))
             batch = batch.to(device)
             loss, nll = self.model.loss_and_nll(batch)
             loss.backward()
@@ -172,8 +191,9 @@ class Run:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        sums = self.world.sum(sums)
-        return Measured(number, step, lr, sums, grad_norm, finished=Mark(device))
+        numbers = torch.cat([grad_norm.view(1), self.world.sum(sums)])
+        # On their way at once: asked for later, they would wait for all that is queued by then.
+        return Measured(number, step, lr, numbers.to("cpu", non_blocking=True), finished=Mark(device))
 
     def _evaluate(self, number: int) -> dict:
         """Held-out losses and sample answers after so many steps; nothing without held-out data."""
@@ -200,7 +220,7 @@ class Run:
         if not self.world.is_main:
             return {}
         plot_loss(self.run_dir)
-        lines = read_metrics(self.run_dir / "metrics.jsonl")
+        lines = files.read_json_lines(self.run_dir / "metrics.jsonl")
         done = summarise(lines, self.run_dir)
         print_summary(done, self.answers, self.console)
         print_checks(checks, self.console)
@@ -208,7 +228,9 @@ class Run:
 
 
 def summarise(lines: list[dict], run_dir: Path) -> dict:
-    """The run in a few numbers, from its metrics."""
+    """The run in a few numbers, from its metrics. Raises RunError where they are gone."""
+    if not lines:
+        raise RunError(str(run_dir / "metrics.jsonl"), "holds no steps", "The export is written.")
     speeds = sorted(line["supervised_tokens_per_s"] for line in lines)
     held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
     return {

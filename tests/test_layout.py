@@ -69,7 +69,7 @@ LAYERS = {
     "extend": (("errors", "settings", "surgery", "terminal"), ()),
     "merge": (("errors", "settings", "surgery", "terminal"), ()),
     "train": (
-        ("config", "data", "errors", "export", "model", "ops", "prepare", "terminal", "training"),
+        ("config", "data", "errors", "export", "files", "model", "ops", "prepare", "terminal", "training"),
         ("rich", "torch"),
     ),
     "plan": (

@@ -15,7 +15,7 @@ from conftest import ROOT, kill, run_python
 from pairs_to_dialogues import main as pairs_to_dialogues
 from test_train import course, train
 
-from fastling.training.metrics import read_metrics
+from fastling.files import read_json_lines
 
 DATA = Path(os.environ.get("FASTLING_DATA", "/nowhere"))
 pytestmark = [
@@ -68,7 +68,7 @@ def test_two_processes_train_are_killed_and_go_on_bit_for_bit(config, tmp_path):
         [*command, "--config", str(config), "--run_dir", str(killed)],
         cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    while len(read_metrics(killed / "metrics.jsonl")) < 6:
+    while len(read_json_lines(killed / "metrics.jsonl")) < 6:
         assert process.poll() is None
         time.sleep(0.02)
     kill(killed)

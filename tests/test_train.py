@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 import transformers
 from conftest import ROOT, kill, run_python, tiny_settings
 
-from fastling.training.metrics import read_metrics
+from fastling.files import read_json_lines
 
 pytestmark = pytest.mark.slow
 SAME_AGAIN = ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "eval_loss")
@@ -21,7 +22,7 @@ SAME_AGAIN = ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_
 
 def course(run_dir: Path) -> list[dict]:
     """The numbers of a run that must come out the same again, bit for bit."""
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_json_lines(run_dir / "metrics.jsonl")
     return [{name: line[name] for name in SAME_AGAIN if name in line} for line in lines]
 
 
@@ -65,7 +66,7 @@ def test_the_run_folder_holds_what_is_promised(finished):
 
 
 def test_every_line_of_metrics_has_the_promised_keys(finished):
-    lines = read_metrics(finished[1] / "metrics.jsonl")
+    lines = read_json_lines(finished[1] / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     keys = "loss lr grad_norm tokens supervised_tokens tokens_per_s supervised_tokens_per_s mfu memory_gib"
     for line in lines:
@@ -137,7 +138,7 @@ def start_and_kill(arguments: list, run_dir: Path, enough: int) -> None:
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while len(read_metrics(run_dir / "metrics.jsonl")) < enough and process.poll() is None:
+    while len(read_json_lines(run_dir / "metrics.jsonl")) < enough and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     kill(run_dir)
@@ -207,7 +208,7 @@ def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tm
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while len(read_metrics(run_dir / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+    while len(read_json_lines(run_dir / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -254,8 +255,55 @@ def test_a_pretrained_folder_is_fine_tuned(finished, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(config))
     train("--config", path, ranks=2)
-    lines = read_metrics(tmp_path / "second" / "metrics.jsonl")
-    first = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_json_lines(tmp_path / "second" / "metrics.jsonl")
+    first = read_json_lines(run_dir / "metrics.jsonl")
     assert lines[0]["loss"] < first[0]["loss"] - 0.3  # it begins where the first run ended
     exported = json.loads((tmp_path / "second" / "export" / "config.json").read_text())
     assert exported["torch_dtype"] == exported["dtype"] == "bfloat16"
+
+
+def test_a_run_goes_on_with_processes_that_cannot_share_its_packs_evenly(finished, tmp_path):
+    """Four packs a step on two processes, then on three, as when a machine is lost."""
+    config, run_dir, _ = finished
+    killed = tmp_path / "killed"
+    start_and_kill(["--config", config, "--log.wandb", "false"], killed, enough=3)
+    result = train("--config", config, "--run_dir", killed, "--log.wandb", "false", ranks=3)
+    assert "resuming after step" in result.stderr
+    for mine, theirs in zip(course(killed), course(run_dir), strict=True):
+        assert (mine["tokens"], mine["supervised_tokens"]) == (theirs["tokens"], theirs["supervised_tokens"])
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
+def test_spoilt_samples_and_a_lost_export_do_not_keep_a_run_from_going_on(finished, tmp_path):
+    """A kill while samples are written cuts a character; one while an export is replaced leaves two folders."""
+    config, run_dir, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("wandb*"))
+    with open(copy / "samples.jsonl", "ab") as file:
+        file.write(b'{"step": 6, "question": "\xe8\xaf')
+    (copy / "export").rename(copy / ".export.replaced")
+    train("--config", config, "--run_dir", copy, "--log.wandb", "false", ranks=2)
+    assert (copy / "samples.jsonl").read_text() == (run_dir / "samples.jsonl").read_text()
+    assert (copy / "export" / "README.md").exists() and not (copy / ".export.replaced").exists()
+
+
+def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path):
+    settings = tiny_settings(tmp_path / "run")
+    settings["train"] |= {"steps": 2}
+    settings["log"] = {"every_steps": 2}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settings))
+    done = json.loads(train("--config", path, "--json").stdout)
+    (line,) = read_json_lines(tmp_path / "run/metrics.jsonl")
+    assert done["eval_loss_first"] == line["eval_loss_before"] == pytest.approx(7.6, abs=0.3)
+
+
+def test_copies_of_the_model_are_summed_once_a_step(finished, tmp_path):
+    """Two copies and two micro-batches: as two shards make it."""
+    config, run_dir, _ = finished
+    options = ("--parallel.replicate", "2", "--train.micro_batch_tokens", "256", "--log.wandb", "false")
+    train("--config", config, "--run_dir", tmp_path / "copies", *options, ranks=2)
+    for mine, theirs in zip(course(tmp_path / "copies"), course(run_dir), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)

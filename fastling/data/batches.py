@@ -164,8 +164,8 @@ def make_batch(store: Store, documents: numpy.ndarray, normaliser: Normaliser, t
 class Loader:
     """The steps of one rank. Step n depends on n alone, so any step can be the first.
 
-    global_packs packs a step are split over `ranks` ranks and `micro_batches` micro-batches each, whose
-    sizes are rounded up to multiples of `round_to`.
+    global_packs packs a step are split over `ranks` ranks and `micro_batches` micro-batches each, with empty
+    packs where they do not share evenly. Sizes of micro-batches are rounded up to multiples of `round_to`.
     """
 
     def __init__(
@@ -181,7 +181,6 @@ class Loader:
         pin: bool = False,
         round_to: int = 1,
     ):
-        assert global_packs % (ranks * micro_batches) == 0, (global_packs, ranks, micro_batches)
         self.store, self.plan, self.pin, self.round_to = store, plan, pin, round_to
         self.global_packs = global_packs
         self.ranks, self.rank, self.micro_batches = ranks, rank, micro_batches
@@ -193,9 +192,10 @@ class Loader:
         return -(-len(self.plan) // self.global_packs)
 
     def step(self, number: int) -> Step:
-        """Step `number`, counted from 0; fills the last one up with empty packs."""
+        """Step `number`, counted from 0; packs past its last, and past the plan's, are empty."""
         first = number * self.global_packs
         packs = [self.plan.pack(index) for index in range(first, first + self.global_packs)]
+        packs += [self.plan.documents[:0]] * (-len(packs) % (self.ranks * self.micro_batches))
         squares = [int((self.document_tokens[pack] ** 2).sum()) for pack in packs]
         documents = numpy.concatenate(packs)
         total = max(1, self.normaliser.total(documents))

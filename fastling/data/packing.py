@@ -124,7 +124,7 @@ def deal(costs: numpy.ndarray, ranks: int, micro_batches: int) -> list[list[list
 
     All ranks wait for the slowest in every micro-batch, so each micro-batch takes packs of like cost,
     and each of them, costliest first, goes to the rank with the least so far that has room.
-    len(costs) is a multiple of both.
+    len(costs) is a multiple of their product.
     """
     order = numpy.argsort(-costs, kind="stable").tolist()
     each = len(costs) // (ranks * micro_batches)

@@ -68,14 +68,15 @@ def sizes_on(device: torch.device) -> int:
     return CPU_SIZES if device.type == "cpu" else 1
 
 
-def share_of_step(config: Config, processes: int) -> tuple[int, int]:
-    """(packs, micro-batches) of each process in a step: the fewest that share its packs evenly and fit.
+def share_of_step(config: Config, processes: int, *, evenly: bool = True) -> tuple[int, int]:
+    """(micro-batches of each process in a step, packs of each micro-batch): the fewest that fit.
 
-    Raises UserError when a step's packs cannot be shared evenly.
+    Raises UserError when a pack is larger than a micro-batch or, `evenly`, when some processes would get
+    fewer packs than others.
     """
     length, train = config.data.sequence_length, config.train
     global_packs = train.global_batch_tokens // length
-    if global_packs % processes:
+    if evenly and global_packs % processes:
         raise UserError(
             "train.global_batch_tokens",
             f"{train.global_batch_tokens} makes {global_packs} packs of {length}, "
@@ -88,18 +89,18 @@ def share_of_step(config: Config, processes: int) -> tuple[int, int]:
             f"is less than one pack (data.sequence_length {length}): {train.micro_batch_tokens}",
             f"Give at least {length}, or a shorter data.sequence_length.",
         )
-    packs = global_packs // processes
-    at_most = train.micro_batch_tokens // length
-    return packs, next(n for n in range(1, packs + 1) if packs % n == 0 and packs // n <= at_most)
+    packs = -(-global_packs // processes)
+    micro_batches = -(-packs // (train.micro_batch_tokens // length))
+    return micro_batches, -(-packs // micro_batches)
 
 
-def make_loader(config: Config, world: World, store: Store, plan: Plan) -> Loader:
+def make_loader(config: Config, world: World, store: Store, plan: Plan, *, evenly: bool = True) -> Loader:
     """The loader of this rank's share of every step. Raises UserError as `share_of_step` does."""
-    packs, micro_batches = share_of_step(config, world.size)
+    micro_batches, _ = share_of_step(config, world.size, evenly=evenly)
     return Loader(
         store,
         plan,
-        global_packs=packs * world.size,
+        global_packs=config.train.global_batch_tokens // config.data.sequence_length,
         ranks=world.size,
         rank=world.rank,
         micro_batches=micro_batches,

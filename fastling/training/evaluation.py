@@ -124,13 +124,16 @@ def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torc
 def forget_answers(path: Path, after_step: int) -> None:
     """Drop what a run wrote after the checkpoint that it resumes from; it will be written again."""
     if path.exists():
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last is empty, or cut by a kill
-        kept = [line for line in lines if json.loads(line)["step"] <= after_step]
-        files.write_text(path, "".join(line + "\n" for line in kept))
+        kept = [line for line in files.read_json_lines(path) if line["step"] <= after_step]
+        files.write_text(path, "".join(_as_line(line) for line in kept))
 
 
 def keep_answers(answers: list[Answer], path: Path, step: int) -> None:
     """Append answers to samples.jsonl."""
     with open(path, "a", encoding="utf-8") as file:
         for answer in answers:
-            file.write(json.dumps({"step": step, **vars(answer)}, ensure_ascii=False) + "\n")
+            file.write(_as_line({"step": step, **vars(answer)}))
+
+
+def _as_line(answer: dict) -> str:
+    return json.dumps(answer, ensure_ascii=False) + "\n"

@@ -90,14 +90,14 @@ def memory_gib(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """A step whose results may still be on their way on the device."""
+    """A step whose results may still be on their way from the device: they are there when it is finished."""
 
     number: int
     step: Step
     lr: float
-    sums: torch.Tensor
-    """(1 + 2 sources,) the loss, then sum and count of negative log-likelihoods of each source."""
-    grad_norm: torch.Tensor
+    numbers: torch.Tensor
+    """(2 + 2 sources,) on the CPU: the gradient's norm, the loss, then sum and count of negative
+    log-likelihoods of each source."""
     finished: "Mark"
 
 
@@ -134,10 +134,9 @@ class Meter:
 
         Raises RunError when loss or gradient is not finite.
         """
-        loss, *by_source = measured.sums.tolist()
-        grad_norm = float(measured.grad_norm)
         seconds = max(measured.finished.seconds_since(self.last), 1e-9)
         self.last = measured.finished
+        grad_norm, loss, *by_source = measured.numbers.tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise RunError(
                 f"step {measured.number}",
@@ -176,7 +175,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, config: Config, first_step: int):
         self.path = run_dir / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= first_step]
+        kept = [line for line in files.read_json_lines(self.path) if line["step"] <= first_step]
         files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf-8")
         self.wandb = _start_wandb(run_dir, config) if config.log.wandb else None
@@ -199,18 +198,6 @@ def _wandb_name(key: str) -> str:
     return WANDB_NAMES.get(key, f"train/{key}")
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """Lines of a metrics.jsonl; a last line that a kill cut short is left out."""
-    lines = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return lines
-
-
 def check_wandb(config: Config) -> None:
     """Raise UserError before anything else is done when W&B is asked for and not there."""
     if config.log.wandb:
@@ -227,14 +214,18 @@ def _start_wandb(run_dir: Path, config: Config):
     id_path = run_dir / "wandb-id"
     if not id_path.exists():
         id_path.write_text(uuid.uuid4().hex[:8])
-    run = wandb.init(
-        project=config.log.project,
-        name=run_dir.name,
-        id=id_path.read_text(),
-        resume="allow",
-        dir=run_dir,
-        config=dataclasses.asdict(config),
-    )
+    try:
+        run = wandb.init(
+            project=config.log.project,
+            name=run_dir.name,
+            id=id_path.read_text(),
+            resume="allow",
+            dir=run_dir,
+            config=dataclasses.asdict(config),
+        )
+    except wandb.errors.Error as error:
+        what = f"W&B does not start: {str(error).splitlines()[0]}"
+        raise UserError("log.wandb", what, "Run `wandb login`, or set WANDB_MODE=offline.") from None
     run.define_metric("*", step_metric="train/global_step")
     return run
 
@@ -243,7 +234,7 @@ def plot_loss(run_dir: Path) -> Path:
     """loss.png from metrics.jsonl: training loss, its running mean, and held-out loss."""
     from matplotlib.figure import Figure  # half a second, which no run waits for at its start
 
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = files.read_json_lines(run_dir / "metrics.jsonl")
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
     figure = Figure(figsize=(8, 4.5), layout="constrained")

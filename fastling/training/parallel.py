@@ -42,8 +42,8 @@ class World:
         return values
 
     def from_main(self, number: int) -> int:
-        """Rank 0's number, on all ranks."""
-        value = torch.tensor(number, device=self.device)
+        """Rank 0's number, on all ranks; on the CPU by gloo, since NCCL does not wait for a slow rank 0."""
+        value = torch.tensor(number)
         if self.size > 1:
             dist.broadcast(value, src=0)
         return int(value)

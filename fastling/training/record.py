@@ -30,7 +30,7 @@ def identity(config: Config, prepared: Prepared) -> dict:
     """What must stay when a run goes on: all that its last weights depend on."""
     train, model = config.train, config.model
     return {
-        "model": model.pretrained or model.shape(),
+        "model": str(Path(model.pretrained).expanduser().resolve()) if model.pretrained else model.shape(),
         "data": prepared.training.folder.name,
         "data.sources weights": [source.weight for source in config.data.sources],
         "seed": config.seed,

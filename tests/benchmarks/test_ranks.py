@@ -49,10 +49,10 @@ def test_kept_weights_are_gathered_once():
 
 def test_two_copies_on_four_ranks_by_hand():
     """Filled up to 2: a layer is 12 + 4 + 12 + 6 + 2 + 2 = 38 weights, the rest 8 + 8 + 2 = 18."""
-    assert theory(BY_HAND, Parallel(replicate=2), 4, micro_batches=1) == Traffic(
-        gathered=2 * 2 * 2 * 19 + 2 * 9,
-        scattered=2 * 4 * 19 + 4 * 9,
-        all_reduced=2 * 4 * 19 + 4 * 9 + NUMBERS,
+    assert theory(BY_HAND, Parallel(replicate=2), 4, micro_batches=3) == Traffic(
+        gathered=3 * (2 * 2 * 2 * 19 + 2 * 9),
+        scattered=3 * (2 * 4 * 19 + 4 * 9),
+        all_reduced=2 * 4 * 19 + 4 * 9 + NUMBERS,  # once, whatever the number of micro-batches
     )
 
 

@@ -133,12 +133,19 @@ def test_work_is_divided_by_the_flop_of_matrices():
     assert rest.gather == pytest.approx(7 / 8 * 2 * (2 * 128256 + 1) * hidden / 450e9)
 
 
-def test_copies_sum_their_parts_after_each_reduction():
+def test_copies_sum_their_parts_once_a_step():
     layout = Layout(16, copies=2)
     layer, _ = simulation.step_parts(LARGE, Measured(1000.0, 8192.0), layout, FAST)
     summed = copy_group(layout).seconds(4 * LAYER_WEIGHTS / 8, FAST, passes=2)
     assert layer.gather == pytest.approx(7 / 8 * 2 * LAYER_WEIGHTS / 450e9)
-    assert layer.reduce == pytest.approx(2 * layer.gather + summed) and summed > 0
+    assert layer.reduce == pytest.approx(2 * layer.gather)
+    assert layer.of_last_micro_batch().reduce == pytest.approx(2 * layer.gather + summed) and summed > 0
+    # Many micro-batches, of which nothing is hidden: the sum of 32 layers and the rest comes once.
+    one, four = (
+        simulation.simulate(LARGE, Measured(1e-3, 1.0, micro_batches=n), layout, FAST).seconds for n in (1, 4)
+    )
+    _, rest = simulation.step_parts(LARGE, Measured(1e-3, 1.0), layout, FAST)
+    assert 4 * one - four == pytest.approx(3 * (32 * summed + rest.sum_copies), rel=1e-3)
 
 
 def test_kept_weights_are_not_gathered_for_the_backward():
@@ -192,7 +199,8 @@ def test_with_as_many_tokens_as_it_says_only_the_ends_are_seen(measured, layout,
     layer, rest = simulation.step_parts(SHAPE, enough, layout, links)
     ends = rest.gather + layer.gather + layer.reduce + rest.reduce
     ends += max(0.0, layer.gather_again - rest.backward)
-    assert found.seconds == pytest.approx(found.linear_seconds + enough.micro_batches * ends)
+    ends = enough.micro_batches * ends + layer.sum_copies + rest.sum_copies
+    assert found.seconds == pytest.approx(found.linear_seconds + ends)
 
 
 # What it takes, and what it says --------------------------------------------------------------------

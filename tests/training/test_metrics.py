@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastling import ops
 from fastling.data.batches import Step
 from fastling.data.packing import Plan
+from fastling.files import read_json_lines
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.training import metrics
 from fastling.training.evaluation import sums_by
-from fastling.training.metrics import Mark, Measured, Meter, Work, plot_loss, read_metrics
+from fastling.training.metrics import Mark, Measured, Meter, Work, plot_loss
 from fastling.training.parallel import World
 
 SHAPE = dict(
@@ -65,9 +66,9 @@ def test_mfu_is_needed_work_over_what_all_gpus_could_do_in_that_time(monkeypatch
     plan = Plan(numpy.arange(4), numpy.arange(5), (4,))
     meter = Meter(model, World(0, 2, torch.device("cpu"), mesh=None), plan, ["a", "b"])
     step = Step(batches=[], tokens=40, supervised_tokens=10, packs=2, squared_tokens=1000)
-    sums, finished = torch.tensor([0.25, 6.0, 3.0, 0.0, 0.0]), Mark(torch.device("cpu"))
+    numbers, finished = torch.tensor([2.0, 0.25, 6.0, 3.0, 0.0, 0.0]), Mark(torch.device("cpu"))
     finished.host_seconds = meter.last.host_seconds + 0.5
-    line = meter.line(Measured(1, step, 0.1, sums, torch.tensor(2.0), finished), sequence_length=64)
+    line = meter.line(Measured(1, step, 0.1, numbers, finished), sequence_length=64)
     work = Work(model)
     assert line["mfu"] == pytest.approx(work.needed(40, 10, 1000) / 1e9)
     assert line["mfu_usual_count"] == pytest.approx(work.usual_count(40, 64) / 1e9)
@@ -83,11 +84,12 @@ def test_sums_by_group():
     assert sums_by(torch.tensor([], dtype=torch.long), torch.tensor([]), 2).tolist() == [0, 0, 0, 0]
 
 
-def test_a_last_line_cut_short_is_left_out(tmp_path):
+@pytest.mark.parametrize("rest", [b'{"step": 2, "lo', b'{"step": 2, "q": "\xe8\xaf', b"\0\0\0", b"[2]", b""])
+def test_what_a_kill_has_spoilt_is_left_out(tmp_path, rest):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
-    assert read_metrics(tmp_path / "none.jsonl") == []
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + rest)
+    assert read_json_lines(path) == [{"step": 1, "loss": 2.0}]
+    assert read_json_lines(tmp_path / "none.jsonl") == []
 
 
 def test_plot_is_a_picture(tmp_path):
