@@ -256,6 +256,7 @@ class Session:
                 "ratio_to_floor": measurement.milliseconds / floor,
                 "peak_extra_mib": measurement.peak_extra_mib,
                 "samples": len(measurement.samples),
+                "late_samples": measurement.late_samples,
             }
         self._write(
             workload, name, passed, verdict=verdict, why=why, errors=errors, floor_milliseconds=floor,
@@ -268,7 +269,7 @@ class Session:
         row = {
             "bench": "kernels" if self.settings.device.type == "cuda" else "kernels (rehearsal)",
             "op": workload.op_name, "case": workload.case, "provider": provider, "pass": passed,
-            "milliseconds": None, "spread": None, "host_microseconds": None, "samples": 0,
+            "milliseconds": None, "spread": None, "host_microseconds": None, "samples": 0, "late_samples": 0,
             "bytes": None, "flops": None, "floor_milliseconds": None, "ratio_to_floor": None,
             "max_error": max(errors.values(), default=None), "errors": errors, "peak_extra_mib": None,
             "dtype": str(workload.dtype(self.settings.dtype)).removeprefix("torch."),
@@ -286,6 +287,7 @@ class Session:
                 if row["milliseconds"] is not None:
                     speed = f"{row['milliseconds']:.4g} ms, {row['ratio_to_floor']:.3f} x floor"
                     speed += f", host {row['host_microseconds']:.0f} us, {row['samples']} samples"
+                    speed += f", {row['late_samples']} late" if row["late_samples"] else ""
                 say(f"    {row['provider']:<26}{speed}  {row['verdict']} {row['why']}")
 
 

@@ -5,7 +5,8 @@ On a GPU a sample is what passes between two events on the device. Before the fi
 - a buffer larger than the L2 cache is written, so that the job finds none of its inputs there, and has
   to write back as many bytes of others as it may leave of its own: as in the middle of a training step;
 - the device is kept busy for longer than the host needs to launch the job, so that no kernel waits for
-  Python. What the host needs is measured apart, with the device idle: `host_microseconds`.
+  Python. What the host needs is measured apart, with the device idle: `host_microseconds`. A sample of
+  which the host launched the end when the device had already begun is counted: `late_samples`.
 """
 
 import json
@@ -19,6 +20,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +28,7 @@ WARM_UPS = 2
 HOST_SAMPLES = 9
 HOST_SHARE = 4  # launches are measured for so small a part of the time of samples
 LONGEST_HEAD_START = 2.0  # milliseconds; what takes the host longer waits for the device itself
+WAKING = 50.0  # milliseconds of work after which an idle device runs at its full clock
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,11 +41,20 @@ class Job:
     call: Callable[[object], object]
 
 
+class Sample(NamedTuple):
+    """One call."""
+
+    milliseconds: float
+    is_late: bool = False
+    """Whether the device may have waited for the host."""
+
+
 @dataclass
 class Measurement:
     """Of one job: samples in milliseconds, launches in microseconds, and the most memory it held."""
 
     samples: list[float] = field(default_factory=list)
+    late_samples: int = 0
     host: list[float] = field(default_factory=list)
     peak_extra_mib: float | None = None
 
@@ -66,8 +78,10 @@ class Measurement:
 class CpuTimer:
     """The clock of the host, for rehearsals."""
 
-    def sample(self, job: Job, host_microseconds: float) -> float:
-        return self.host_sample(job) / 1e3
+    def wake(self) -> None: ...
+
+    def sample(self, job: Job, host_microseconds: float) -> Sample:
+        return Sample(self.host_sample(job) / 1e3)
 
     def host_sample(self, job: Job) -> float:
         prepared = job.prepare()
@@ -84,26 +98,29 @@ class CudaTimer:
     """Events on the current device; see above."""
 
     def __init__(self):
-        cache_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self.buffer = torch.empty(4 * cache_bytes, dtype=torch.uint8, device="cuda")
-        torch.cuda._sleep(1_000_000)
-        cycles = 10_000_000
-        self.cycles_per_millisecond = cycles / self._between_events(lambda: torch.cuda._sleep(cycles))
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.buffer = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
+        # Its highest clock, in kHz: at a lower one a head start is longer than asked for, never shorter.
+        self.cycles_per_millisecond = properties.clock_rate
 
-    def _between_events(self, call: Callable[[], object]) -> float:
+    def _keep_busy(self, milliseconds: float) -> None:
+        torch.cuda._sleep(int(milliseconds * self.cycles_per_millisecond))
+
+    def wake(self) -> None:
+        """While the host compiled, the device may have gone to sleep."""
+        self._keep_busy(WAKING)
+
+    def sample(self, job: Job, host_microseconds: float) -> Sample:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    def sample(self, job: Job, host_microseconds: float) -> float:
         prepared = job.prepare()
         self.buffer.fill_(1)
-        head_start = min(LONGEST_HEAD_START, 2 * host_microseconds / 1e3 + 0.05)
-        torch.cuda._sleep(int(head_start * self.cycles_per_millisecond))
-        return self._between_events(lambda: job.call(prepared))
+        self._keep_busy(min(LONGEST_HEAD_START, 2 * host_microseconds / 1e3 + 0.05))
+        start.record()
+        job.call(prepared)
+        end.record()
+        is_late = start.query()
+        end.synchronize()
+        return Sample(start.elapsed_time(end), is_late)
 
     def host_sample(self, job: Job) -> float:
         prepared = job.prepare()
@@ -146,6 +163,7 @@ def measure(
             host.append(timer.host_sample(job))
     spent = dict.fromkeys(measured, 0.0)
     order = random.Random(0)
+    timer.wake()
     for done in range(samples):
         if done:
             jobs = [job for job in jobs if spent[job.name] < share]
@@ -153,7 +171,9 @@ def measure(
         for job in jobs:
             start = time.monotonic()
             measurement = measured[job.name]
-            measurement.samples.append(timer.sample(job, measurement.host_microseconds))
+            sample = timer.sample(job, measurement.host_microseconds)
+            measurement.samples.append(sample.milliseconds)
+            measurement.late_samples += sample.is_late
             spent[job.name] += time.monotonic() - start
     return measured
 

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from benchmarks import kernels, measure, providers, timing, workloads
 from benchmarks.providers import EAGER, OURS, PRODUCTS, Provider
-from benchmarks.timing import CudaTimer, Job, Measurement
+from benchmarks.timing import CudaTimer, Job, Measurement, Sample
 from benchmarks.workloads import Workload
 from fastling.errors import RunError, UserError
 from fastling.kernels.cases import MODELS, OPS
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds i
 
 FIELDS = (
     "bench case provider pass device driver torch triton commit dirty date milliseconds spread host_microseconds "
-    "bytes flops floor_milliseconds ratio_to_floor max_error peak_extra_mib copy_gb_s matrix_tflops samples command"
+    "bytes flops floor_milliseconds ratio_to_floor max_error peak_extra_mib copy_gb_s matrix_tflops samples late_samples command"
 ).split()
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 QUICK = replace(measure.REHEARSAL, samples=1, case_seconds=0.0)
@@ -273,7 +273,10 @@ class FakeTimer:
     def sample(self, job, host_microseconds):
         self.order.append(job.name)
         time.sleep(0.03 if job.name == "slow" else 0)
-        return {"fast": 1.0, "slow": 2.0 + len(self.order)}[job.name]
+        return Sample({"fast": 1.0, "slow": 2.0 + len(self.order)}[job.name], job.name == "slow")
+
+    def wake(self):
+        assert not self.order
 
     def host_sample(self, job):
         return 7.0
@@ -291,6 +294,7 @@ def test_every_round_has_every_job_in_an_order_of_its_own():
     assert all(sorted(each) == ["fast", "slow"] for each in rounds) and len(set(rounds)) == 2
     assert measured["fast"].milliseconds == 1.0 and measured["fast"].spread == 0.0
     assert len(measured["slow"].samples) == 20 and measured["slow"].spread > 0
+    assert (measured["fast"].late_samples, measured["slow"].late_samples) == (0, 20)
     assert measured["fast"].host_microseconds == 7.0 and measured["fast"].peak_extra_mib == 3.0
     assert calls == ["prepared"] * 2 * timing.WARM_UPS
 
@@ -313,27 +317,33 @@ def test_median_and_quartiles():
 
 
 class FakeCuda:
-    """Stands in for torch.cuda: a device that sleeps, and events that read its clock."""
+    """Stands in for torch.cuda: a device that sleeps at a clock below its highest, and its events.
 
-    def __init__(self):
-        self.clock, self.said = 0.0, []
+    The host takes no time, unless `host` is set: where it stands on the device's clock after a call.
+    """
+
+    HIGHEST_KHZ = 2_000_000
+
+    def __init__(self, khz: float):
+        self.clock, self.khz, self.host, self.said = 0.0, khz, 0.0, []
 
     def _sleep(self, cycles):
-        self.clock += cycles / 2e6
+        self.clock += cycles / self.khz
         self.said.append("sleep")
 
     def Event(self, enable_timing):
         event = SimpleNamespace(time=None)
         event.record = lambda: setattr(event, "time", self.clock) or self.said.append("event")
+        event.query = lambda: event.time <= self.host
         event.synchronize = lambda: None
         event.elapsed_time = lambda other: other.time - event.time
         return event
 
 
-def test_the_gpu_timer_times_the_call_alone(monkeypatch):
-    """Cold caches and a head start for the host come before the first event."""
-    fake = FakeCuda()
-    properties = SimpleNamespace(L2_cache_size=1000)
+@pytest.fixture(params=[FakeCuda.HIGHEST_KHZ, 345_000], ids=["full clock", "cold clock"])
+def fake_cuda(request, monkeypatch):
+    fake = FakeCuda(request.param)
+    properties = SimpleNamespace(L2_cache_size=1000, clock_rate=fake.HIGHEST_KHZ)
     for name, stand_in in {
         "_sleep": fake._sleep, "Event": fake.Event, "current_device": lambda: 0,
         "get_device_properties": lambda device: properties, "synchronize": lambda: fake.said.append("wait"),
@@ -343,22 +353,46 @@ def test_the_gpu_timer_times_the_call_alone(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, device, **options: empty(*size, **options))
+    return fake
+
+
+def test_the_gpu_timer_times_the_call_alone(fake_cuda):
+    """Cold caches and a head start for the host come before the first event."""
     timer = CudaTimer()
-    assert timer.buffer.numel() == 4000 and timer.cycles_per_millisecond == pytest.approx(2e6)
+    assert timer.buffer.numel() == 4000
 
     def call(prepared):
-        fake.clock += 0.25
-        fake.said.append(prepared)
+        fake_cuda.clock += 0.25
+        fake_cuda.said.append(prepared)
 
-    job = Job("job", lambda: fake.said.append("prepare") or "call", call)
-    fake.said.clear()
-    before = fake.clock
-    assert timer.sample(job, host_microseconds=100.0) == pytest.approx(0.25)
-    assert fake.said == ["prepare", "sleep", "event", "call", "event"] and timer.buffer.eq(1).all()
-    assert fake.clock - before == pytest.approx(0.25 + 0.2 + 0.05)
-    fake.said.clear()
-    assert timer.host_sample(job) > 0 and fake.said == ["prepare", "wait", "call", "wait"]
+    job = Job("job", lambda: fake_cuda.said.append("prepare") or "call", call)
+    fake_cuda.said.clear()
+    sample = timer.sample(job, host_microseconds=100.0)
+    assert sample == (pytest.approx(0.25), False)
+    assert fake_cuda.said == ["prepare", "sleep", "event", "call", "event"] and timer.buffer.eq(1).all()
+    fake_cuda.said.clear()
+    assert timer.host_sample(job) > 0 and fake_cuda.said == ["prepare", "wait", "call", "wait"]
     assert timer.peak_extra_mib(job) == 4.0
+
+
+def test_no_head_start_is_too_short_and_a_sample_without_one_is_late(fake_cuda):
+    """A clock that was measured cold made them six times too short once it was warm."""
+    timer = CudaTimer()
+    fake_cuda.khz = fake_cuda.HIGHEST_KHZ
+    for host_microseconds, head_start in ((100.0, 0.25), (1e6, timing.LONGEST_HEAD_START)):
+
+        def call(_, host_microseconds=host_microseconds, begun=fake_cuda.clock):
+            fake_cuda.host = begun + host_microseconds / 1e3
+
+        begun = fake_cuda.clock
+        sample = timer.sample(Job("job", lambda: None, call), host_microseconds)
+        assert fake_cuda.clock - begun == pytest.approx(head_start)
+        assert sample.is_late == (host_microseconds / 1e3 > head_start)
+
+
+def test_an_idle_gpu_is_woken(fake_cuda):
+    CudaTimer().wake()
+    assert fake_cuda.said == ["sleep"] and fake_cuda.clock >= timing.WAKING
 
 
 def test_a_machine_without_git_is_told_its_commit(monkeypatch):
