@@ -39,6 +39,8 @@ class Target:
 
     def measured(self, rows: Rows, key: Key) -> float | None:
         ours = rows.get((*key, OURS), {})
+        if ours.get("verdict") != "ok":  # the speed of what is inexact meets nothing
+            return None
         if self.beside is None:
             return ours.get("ratio_to_floor")
         times = (ours.get("milliseconds"), rows.get((*key, self.beside), {}).get("milliseconds"))

@@ -1,7 +1,7 @@
 """Measures workloads one after the other, and writes a line of JSON for each result as it comes.
 
 A case is judged before it is timed: every provider computes it from the same inputs, and is compared with
-the formula in float64. What is wrong is given no speed, of ours also what is only inexact.
+the formula in float64. What is wrong is given no speed; what is only inexact is, beside that verdict.
 """
 
 import gc
@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -107,11 +107,27 @@ class Subject:
         return accuracy.differentiate(outputs, self.leaves, gradients)
 
 
-class Session:
-    """One run: the machine, the clock that it ends by, and where its rows go."""
+class GpuFailed(RunError):
+    """The GPU runs nothing any more for this process, after a call of `provider`."""
 
-    def __init__(self, settings: Settings, out: Path | None, minutes: float, command: list[str]):
+    def __init__(self, where: str, provider: str, error: Exception):
+        super().__init__(f"{where}, {provider}", f"the GPU has failed: {in_words(error)}")
+        self.provider = provider
+
+
+class Session:
+    """One run: the machine, the clock that it ends by, who is left out, and where its rows go."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        out: Path | None,
+        minutes: float,
+        command: list[str],
+        without: Collection[str] = (),
+    ):
         self.settings = settings
+        self.without = without
         self.out = out
         self.ends = time.monotonic() + minutes * 60
         self.command = shlex.join(["python", "-m", "benchmarks.kernels", *command])
@@ -164,14 +180,18 @@ class Session:
 
     def _fail(self, workload: Workload, provider: str, error: Exception) -> None:
         """Go on after an error, unless the device itself has failed: then nothing runs any more."""
-        where = f"{workload.op_name}, {workload.case}, {provider}"
-        say(f"failed: {where}: {in_words(error)}")
+        where = f"{workload.op_name}, {workload.case}"
+        say(f"failed: {where}, {provider}: {in_words(error)}")
         self._write(workload, provider, "case", verdict="failed", why=in_words(error))
         if self.settings.device.type == "cuda":
             try:
                 torch.cuda.synchronize()
             except RuntimeError:
-                raise RunError(where, f"the GPU has failed: {in_words(error)}") from error
+                raise GpuFailed(where, provider, error) from error
+
+    def _candidates(self, workload: Workload) -> list[Provider]:
+        every = providers.of(workload.op_name, self.settings.compiler)
+        return [provider for provider in every if provider.name not in self.without]
 
     # Judging ----------------------------------------------------------------------------------------
 
@@ -201,7 +221,7 @@ class Session:
 
     def _check_far_offsets(self, workload: Workload) -> None:
         inputs = workload.inputs(self.settings.dtype, self.settings.device)
-        every = providers.of(workload.op_name, self.settings.compiler)
+        every = self._candidates(workload)
         _, errors = self._subjects(workload, inputs, [every[0], *(x for x in every if x.name == EAGER)])
         for name, found in errors.items():
             verdict, why = accuracy.verdict(found, errors[EAGER])
@@ -212,17 +232,13 @@ class Session:
 
     def _measure(self, workload: Workload) -> None:
         inputs = workload.inputs(self.settings.dtype, self.settings.device)
-        candidates = providers.of(workload.op_name, self.settings.compiler)
+        candidates = self._candidates(workload)
         if workload.op_name == "linear_cross_entropy" and workload.supervised == 100:
             candidates = [provider for provider in candidates if provider.name != providers.ALL_ROWS]
         subjects, errors = self._subjects(workload, inputs, candidates)
         verdicts = {name: accuracy.verdict(found, errors[EAGER]) for name, found in errors.items()}
-        timed = {
-            name: subject
-            for name, subject in subjects.items()
-            if verdicts[name][0] == "ok" or (verdicts[name][0] == "inexact" and not subject.provider.is_ours)
-        }
-        jobs = [job for subject in timed.values() for job in subject.jobs(workload.passes)]
+        timed = [subject for name, subject in subjects.items() if verdicts[name][0] in ("ok", "inexact")]
+        jobs = [job for subject in timed for job in subject.jobs(workload.passes)]
         if workload.flops():
             call = providers.products(inputs)
             jobs.append(Job((PRODUCTS, "forward+backward"), lambda: None, lambda _: call()))

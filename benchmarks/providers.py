@@ -52,6 +52,12 @@ def of(op_name: str, compiler: str = "inductor") -> list[Provider]:
     ]
 
 
+def peers() -> list[str]:
+    """All but ours and plain PyTorch, which the others are compared with."""
+    every = (provider for op_name in OPS for provider in of(op_name))
+    return list(dict.fromkeys(each.name for each in every if not each.is_ours and each.name != EAGER))
+
+
 def _calls(function: Callable) -> Callable[[Inputs], Call]:
     return lambda inputs: partial(function, **inputs)
 

@@ -122,7 +122,7 @@ def test_an_unknown_op_is_refused():
 def test_help_says_how_to_test_on_a_gpu(capsys):
     with pytest.raises(SystemExit):
         kernels.main(["--help"])
-    assert 'pytest -m "not slow" tests/kernels' in capsys.readouterr().out
+    assert "`make gpu-test`" in capsys.readouterr().out
 
 
 # No speed without exactness -------------------------------------------------------------------------
@@ -150,13 +150,12 @@ def unwritten(gate_up_T2F):
     "function, verdict",
     [
         (lambda x: swiglu(x) * 1.5, "wrong"),
-        (lambda x: swiglu(x) * 1.0001, "inexact"),
         (lambda x: (swiglu(x), swiglu(x)), "failed"),
         (unwritten, "wrong"),
     ],
-    ids=["far off", "a little off", "two outputs", "memory that was never written"],
+    ids=["far off", "two outputs", "memory that was never written"],
 )
-def test_ours_has_no_speed_unless_it_is_exact(monkeypatch, tmp_path, function, verdict):
+def test_ours_has_no_speed_where_it_is_wrong(monkeypatch, tmp_path, function, verdict):
     status, rows = run_swiglu(monkeypatch, function, tmp_path)
     assert status == 1
     ours = [row for row in rows if row["provider"] == OURS]
@@ -164,6 +163,14 @@ def test_ours_has_no_speed_unless_it_is_exact(monkeypatch, tmp_path, function, v
     assert all(row["why"] for row in ours)
     plain = [row for row in rows if row["provider"] == EAGER and row["pass"] in workloads.PASSES]
     assert len(plain) == 3 and all(row["milliseconds"] > 0 and row["verdict"] == "ok" for row in plain)
+
+
+def test_ours_is_timed_where_it_is_inexact_and_fails_all_the_same(monkeypatch, tmp_path):
+    """What a kernel would take says something while it is being mended, and machines are dear."""
+    status, rows = run_swiglu(monkeypatch, lambda x: swiglu(x) * 1.0001, tmp_path)
+    ours = [row for row in rows if row["provider"] == OURS and row["pass"] in workloads.PASSES]
+    assert status == 1 and {row["verdict"] for row in ours} == {"inexact"}
+    assert all(row["why"] and row["milliseconds"] > 0 for row in ours)
 
 
 def test_a_wrong_peer_has_no_speed_and_an_inexact_one_is_marked(monkeypatch, tmp_path):
@@ -215,8 +222,41 @@ def test_a_broken_gpu_ends_the_run(monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "synchronize", raises)
-    with pytest.raises(RunError, match="peer: the GPU has failed: RuntimeError: illegal"):
+    with pytest.raises(measure.GpuFailed, match="peer: the GPU has failed: RuntimeError: illegal"):
         session._fail(workload, "peer", RuntimeError("illegal"))
+
+
+@without_gpu
+def test_a_peer_that_breaks_the_gpu_is_left_out_of_a_new_beginning(monkeypatch):
+    """Another process, since a broken GPU context cannot be mended, with the minutes that are left."""
+    begun = []
+    monkeypatch.setattr(os, "execv", lambda program, command: begun.append(command[1:]))
+
+    def breaks(provider):
+        def run(self, only):
+            raise measure.GpuFailed("rms_norm, some tokens", provider, RuntimeError("illegal"))
+
+        monkeypatch.setattr(measure.Session, "run", run)
+        return kernels.main(["--rehearse", "--minutes", "5", "--without", "Liger-Kernel"])
+
+    breaks("cut-cross-entropy")
+    (command,) = begun
+    assert command[:2] == ["-m", "benchmarks.kernels"]
+    options = kernels._parse(command[2:])
+    assert options.without == ["Liger-Kernel", "cut-cross-entropy"] and 4 < options.minutes <= 5
+    for provider in (OURS, EAGER):  # without which there is nothing to measure
+        with pytest.raises(RunError, match=f"{provider}: the GPU has failed"):
+            breaks(provider)
+
+
+@without_gpu
+def test_who_is_left_out_is_not_run(monkeypatch, tmp_path):
+    monkeypatch.setitem(providers.OTHERS, "swiglu", [Provider("Liger-Kernel", lambda inputs: pytest.fail())])
+    session = measure.Session(QUICK, tmp_path / "rows.jsonl", 1.0, [], ["Liger-Kernel", "torch.compile"])
+    assert session.run("swiglu") == 0
+    assert {row["provider"] for row in session.rows} == {OURS, EAGER}
+    with pytest.raises(UserError, match="--without: no such peer: Liger\n  The peers are: torch.compile, F."):
+        kernels.main(["--rehearse", "--without", "Liger"])
 
 
 # Workloads ------------------------------------------------------------------------------------------

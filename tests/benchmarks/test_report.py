@@ -64,12 +64,12 @@ def test_what_nobody_measured_is_unmeasured():
     assert judged(NORM, "forward+backward")[""].verdict == "unmeasured"
 
 
-def test_what_was_wrong_is_unmeasured_and_not_exact():
-    found = judged(
-        NORM, "forward", row(NORM, "forward", milliseconds=None, verdict="wrong", why="output off")
-    )
+@pytest.mark.parametrize("milliseconds, verdict", [(None, "wrong"), (1.0, "inexact")])
+def test_what_was_not_exact_meets_no_target(milliseconds, verdict):
+    ours = row(NORM, "forward", milliseconds=milliseconds, verdict=verdict, why="output off")
+    found = judged(NORM, "forward", ours)
     assert found["<= 1.12 x floor:"].verdict == "unmeasured"
-    assert found["exact:"] == ("exact:", "missed", "wrong: output off")
+    assert found["exact:"] == ("exact:", "missed", f"{verdict}: output off")
 
 
 @pytest.mark.parametrize("milliseconds, verdict", [(0.49, "met"), (0.51, "missed")])
