@@ -3,8 +3,10 @@
 # make check        lint and the quick tests
 # make readers      have vLLM, SGLang, llama.cpp and transformers 4 open exports; installs each in an environment
 #                   of its own under .readers (20 GB, half an hour the first time; wants cmake and a C++ compiler)
-# make gpu-kernels  on a machine with a GPU: measure the kernels (10 minutes), then print and plot the results;
-#                   GPU_PYTHON is the Python with PyTorch for CUDA, RESULTS the folder of lines and plots
+# make gpu-test     on a machine with a GPU: the tests of the kernels, compiled; GPU_PYTHON is the Python with
+#                   PyTorch for CUDA
+# make gpu-kernels  likewise: measure the kernels (8 minutes), then print and plot the results; RESULTS is the
+#                   folder of lines and plots
 # make gpu-train    likewise: training, one thing more at a time, then beside its peers where they are installed
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ RESULTS ?= benchmarks/results
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check readers gpu-kernels gpu-train clean
+.PHONY: demo test check readers gpu-test gpu-kernels gpu-train clean
 
 demo: .venv/installed
 	$(BIN)/python -m fastling.train
@@ -63,18 +65,26 @@ $(READERS)/llama.cpp/installed: | .venv/installed-test
 	cmake --build $(@D)/build --target llama-server --parallel $$(nproc)
 	touch $@
 
-# What is wrong or failed is in the report, too; status 2 is a machine without a GPU.
+# The promises first, in a minute: what follows would say little without them. What is wrong or failed is in the
+# report, too; status 2 is a machine without a GPU.
 gpu-kernels:
+	-$(GPU_PYTHON) -m fastling.verify --train.precision bf16
 	$(GPU_PYTHON) -m benchmarks.kernels --out $(RESULTS)/kernels.jsonl; status=$$?; [ $$status -eq 2 ] || \
 	$(GPU_PYTHON) -m benchmarks.report $(RESULTS)/*.jsonl --out $(RESULTS); exit $$status
 
-# The most telling first: what is measured is kept, should time run out.
-TRAIN := $(GPU_PYTHON) -m benchmarks.train --sequence-length 4096 --steps 12 --out $(RESULTS)/train.jsonl
+# The most telling first, and each row is written when it is measured, should time run out. 1b fits 80 GB; the
+# others need more, and say so there. TRAIN_MORE rehearses it: TRAIN_MORE="--size demo --sequence-length 256 ...".
+TRAIN := $(GPU_PYTHON) -m benchmarks.train --sequence-length 4096 --batch-tokens 16384 --steps 12 \
+	--out $(RESULTS)/train.jsonl
 gpu-train:
-	-$(TRAIN) --size 8b --batch-tokens 16384 --ladder --trainers "+ kernels; + compile, selective; + compile, full; + compile, float8"
-	-$(TRAIN) --size 1b --batch-tokens 32768 --ladder
-	-$(TRAIN) --size 7b --batch-tokens 16384 --ladder --trainers "+ kernels; + compile, selective; + compile, full; + compile, float8"
-	$(TRAIN) --size 1b --batch-tokens 16384
+	-$(TRAIN) --size 1b --ladder $(TRAIN_MORE)
+	-$(TRAIN) --size 8b --micro-batch-tokens 8192 --ladder --trainers "+ compile, full" $(TRAIN_MORE)
+	-$(TRAIN) --size 7b --ladder --trainers "+ compile, full" $(TRAIN_MORE)
+	$(TRAIN) --size 1b $(TRAIN_MORE)
+
+# pytest-benchmark, where it is installed, warns when tests run side by side, and warnings are errors here.
+gpu-test:
+	$(GPU_PYTHON) -m pytest -n 8 -p no:benchmark -m "not slow" tests/kernels
 
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv

@@ -192,6 +192,8 @@ class Machine:
     triton: str
     commit: str
     dirty: bool | None
+    gpu_gib: float | None = None
+    """All memory of the GPU."""
     copy_gb_s: float | None = None
     matrix_tflops: float | None = None
 
@@ -204,14 +206,16 @@ def describe_machine(device: torch.device) -> Machine:
     except ImportError:
         triton_version = "absent"
     status = _said("git", "status", "--porcelain")
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return Machine(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=gpu.name if gpu else device.type,
         processor=_processor(),
-        driver=_driver() if device.type == "cuda" else "none",
+        driver=_driver() if gpu else "none",
         torch=torch.__version__,
         triton=triton_version,
         commit=_said("git", "rev-parse", "HEAD") or os.environ.get("FASTLING_COMMIT", "unknown"),
         dirty=None if status is None else bool(status),
+        gpu_gib=gpu.total_memory / 2**30 if gpu else None,
     )
 
 

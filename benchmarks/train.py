@@ -1,23 +1,27 @@
 """Training beside its peers: python -m benchmarks.train [--size 41m] [--data F --tokenizer F] --out F.jsonl
 
 Every trainer starts from the same weights and takes the same packs in the same order, each in a process of
-its own; they take turns, a few steps at a time, so that a busy machine is busy for all. A trainer whose loss
-after the last step is not the first one's does other work: it is named, and its time is not reported.
+its own. On a CPU they take turns, a few steps at a time, so that a busy machine is busy for all. A trainer
+whose loss after the last step is not the first one's does other work: it is named, and its time is not
+reported.
 
-With --ladder fastling is put beside itself, from plain packing to everything it has, one after another, since
-a large model leaves no room for a second.
+With --ladder fastling is put beside itself, from plain packing to everything it has. The rungs of a ladder
+run one after another, and so does all on a GPU, since a large model leaves no room for a second: each one's
+row is written when it is done, and what cannot fit is not started.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
-import math
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.room import lacks_room
 from benchmarks.timing import CpuTimer, CudaTimer, Machine, add_rows, describe_machine, measure_rates, now
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
@@ -59,15 +64,24 @@ def main(arguments: Sequence[str]) -> int:
     )
     check_case(case)
     names = choose(options.trainers, LADDER if options.ladder else PEERS, case.processes)
+    machine, rows = measure_machine(), []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepared = make_case(case, folder)
         counts = count(prepared, case)
-        run = one_by_one if options.ladder else take_turns
-        results = run(names, folder, case, console)
-        rows = list(make_rows(case, counts, results, work_of(case, folder), measure_machine()))
+        if options.ladder or machine.device != "cpu":
+            share = counts.supervised / counts.tokens
+
+            def refuse(name: str) -> str | None:
+                return lacks_room(TRAINERS[name], case, folder, share, machine.gpu_gib)
+
+            results = one_by_one(names, folder, case, console, refuse)
+        else:
+            results = take_turns(names, folder, case, console).items()
+        for row in make_rows(case, counts, results, work_of(case, folder), machine):
+            add_rows([row], options.out)
+            rows.append(row)
     print_rows(rows, Console())
-    add_rows(rows, options.out)
     return int(any(row["status"] != "measured" for row in rows))
 
 
@@ -152,22 +166,31 @@ def take_turns(names: Sequence[str], folder: Path, case: Case, console: Console)
             worker.stop()
 
 
-def one_by_one(names: Sequence[str], folder: Path, case: Case, console: Console) -> dict[str, Result]:
-    """Each alone; one that ends early, for want of memory perhaps, says so and holds up nobody."""
-    results = {}
+def one_by_one(
+    names: Sequence[str],
+    folder: Path,
+    case: Case,
+    console: Console,
+    refuse: Callable[[str], str | None] = lambda name: None,
+) -> Iterator[tuple[str, Result]]:
+    """Each alone, as it ends; one that ends early, or that `refuse` has a reason against, holds up nobody."""
     for name in names:
-        worker = Worker(name, folder, case.processes)
-        try:
-            worker.start()
-            worker.make_steps(case.steps)
-            results[name] = worker.end()
-            console.print(f"{name}: done")
-        except RunError as error:
-            results[name] = Result(error=error.what)
-            console.print(f"{name}: {error.what}", style="red")
-        finally:
-            worker.stop()
-    return results
+        reason = refuse(name)
+        result = Result(error=reason) if reason else run_alone(name, folder, case)
+        console.print(f"{name}: {result.error or 'done'}", style="red" if result.error else "")
+        yield name, result
+
+
+def run_alone(name: str, folder: Path, case: Case) -> Result:
+    worker = Worker(name, folder, case.processes)
+    try:
+        worker.start()
+        worker.make_steps(case.steps)
+        return worker.end()
+    except RunError as error:
+        return Result(error=error.what)
+    finally:
+        worker.stop()
 
 
 class Worker:
@@ -197,8 +220,9 @@ class Worker:
         return json.loads(line)
 
     def _tell(self, words: str) -> None:
-        self.process.stdin.write(words + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # one that has ended is heard to have
+            self.process.stdin.write(words + "\n")
+            self.process.stdin.flush()
 
     def start(self) -> None:
         """Wait until it has loaded what it needs."""
@@ -247,7 +271,12 @@ def work_of(case: Case, folder: Path) -> Work:
 
 
 def measure_machine() -> Machine:
-    """Where this runs, with its own rates. Called when the trainers are gone."""
+    """Where this runs, with its own rates; a process that ends leaves the trainers the whole GPU."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure_machine).result()
+
+
+def _measure_machine() -> Machine:
     is_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if is_gpu else "cpu")
     sizes = (
@@ -258,18 +287,17 @@ def measure_machine() -> Machine:
 
 
 def make_rows(
-    case: Case, counts: Counts, results: dict[str, Result], work: Work, machine: Machine
+    case: Case, counts: Counts, results: Iterable[tuple[str, Result]], work: Work, machine: Machine
 ) -> Iterator[dict]:
-    """One row a trainer, JSON as it is kept."""
+    """One row a trainer, JSON as it is kept, as soon as it has its result."""
     needed = work.needed(counts.tokens, counts.supervised, counts.squared)
     usual = work.usual_count(counts.tokens, case.sequence_length)
     # GPUs have a rate each, processes on a CPU share one.
     rate = machine.matrix_tflops * 1e12 * (1 if machine.device == "cpu" else case.processes)
     names = {"data": Path(case.data).name, "tokenizer": Path(case.tokenizer).name}
     described = dataclasses.asdict(case) | names
-    finished = [result for result in results.values() if not result.error]
-    expected = finished[0].steps[-1]["loss"] if finished else math.nan
-    for name, result in results.items():
+    expected = None  # the first one's loss
+    for name, result in results:
         row = {"bench": "train", "case": case.size, "provider": name, "date": now()}
         row |= dataclasses.asdict(machine)
         row |= {"run": described, "settings": result.settings, "versions": result.versions}
@@ -277,6 +305,7 @@ def make_rows(
             yield row | {"status": result.error}
             continue
         row |= {"loss_at_step_1": result.steps[0]["loss"], "loss": result.steps[-1]["loss"]}
+        expected = row["loss"] if expected is None else expected
         if abs(row["loss"] - expected) > TOLERANCE * expected:
             words = f"other work: its loss is {row['loss']:.4f}, the first one's {expected:.4f}"
             yield row | {"status": words}

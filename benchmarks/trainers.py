@@ -13,8 +13,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -96,10 +97,7 @@ def ours(
     """The run of config.yaml as `fastling train` makes it, with changed sections of the config."""
     settings = Settings(Config, OTHER_NAMES)
     settings.read_file(folder / "config.yaml")
-    config = settings.build()
-    for section, values in changes.items():
-        changed = dataclasses.replace(getattr(config, section), **values)
-        config = dataclasses.replace(config, **{section: changed})
+    config = changed(settings.build(), changes)
     if not case.peers:
         Llama.reset_parameters = draw_on_device
     with open_world(config) as world:
@@ -121,6 +119,14 @@ def ours(
             gate.closing = {"peak_gib": memory_gib(DEVICE)}  # before the profiler takes some
             gate.closing["communication"] = measure_communication(run, run.loader.step(0))
         gate.begin()
+
+
+def changed(config: Config, changes: Mapping[str, dict[str, object]]) -> Config:
+    """With other values in some sections."""
+    sections = {
+        name: dataclasses.replace(getattr(config, name), **values) for name, values in changes.items()
+    }
+    return dataclasses.replace(config, **sections)
 
 
 @torch.no_grad()
@@ -210,7 +216,7 @@ def trl(case: Case, folder: Path, gate: Gate | Follower, **options) -> None:
         use_cpu=DEVICE.type == "cpu",
         **named,
     )
-    attention = "flash_attention_2" if DEVICE.type == "cuda" else "sdpa"
+    attention = trl_attention()
     model = AutoModelForCausalLM.from_pretrained(
         folder / "model", dtype=torch.float32, attn_implementation=attention
     )
@@ -224,6 +230,15 @@ def trl(case: Case, folder: Path, gate: Gate | Follower, **options) -> None:
     gate.say(settings=named | {"attention": attention}, versions=versions("trl", "transformers"))
     trainer.train()
     gate.begin()
+
+
+def trl_attention() -> str:
+    """FlashAttention where it is installed, on a GPU; else PyTorch's own.
+
+    Documents stay apart in either: FlashAttention is told their bounds; for the other, transformers makes a
+    mask from positions that begin anew, and what is masked is computed, too.
+    """
+    return "flash_attention_2" if DEVICE.type == "cuda" and find_spec("flash_attn") else "sdpa"
 
 
 def trl_defaults(case: Case, folder: Path, gate: Gate | Follower) -> None:
@@ -301,10 +316,13 @@ class Trainer:
     needs_gpu: bool = False
     is_alone: bool = False
     """Whether it runs in one process only."""
+    changes: dict[str, dict] | None = None
+    """Of ours, what it changes in the config; a peer has none."""
+    head_on_all_rows: bool = False
 
 
 PEERS = {
-    "fastling": Trainer(ours),
+    "fastling": Trainer(ours, changes={}),
     "trl": Trainer(trl, ("trl",)),
     "trl, its defaults": Trainer(trl_defaults, ("trl",)),
     "trl, packs at once": Trainer(trl_at_once, ("trl",)),
@@ -313,8 +331,11 @@ PEERS = {
 }
 
 
-def _rung(needs_gpu: bool = False, packages: tuple[str, ...] = (), **changes) -> Trainer:
-    return Trainer(partial(ours, **changes), packages, needs_gpu)
+def _rung(
+    needs_gpu: bool = False, packages: tuple[str, ...] = (), head_on_all_rows: bool = False, **changes
+) -> Trainer:
+    run = partial(ours, head_on_all_rows=head_on_all_rows, **changes)
+    return Trainer(run, packages, needs_gpu, changes=changes, head_on_all_rows=head_on_all_rows)
 
 
 _PLAIN = {"kernels": "reference", "attention": "sdpa"}

@@ -69,6 +69,9 @@ def test_make_targets_exist_and_do_what_the_readme_says():
         "test": "-m pytest",
         "check": "ruff check",
         "readers": "tests/readers",
+        "gpu-test": '-m "not slow" tests/kernels',
+        "gpu-kernels": "-m fastling.verify",
+        "gpu-train": "-m benchmarks.train",
     }
     for target, expected in said.items():
         shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -20,6 +20,7 @@ OTHER_BYTES = 2 * GIB
 """CUDA, NCCL and cuBLAS: assumed."""
 OTHER_SHARE = 0.05
 """Gaps in the allocator's blocks: assumed, of all the rest."""
+ASSUMED = "CUDA, NCCL, gaps (assumed)"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Footprint:
     @property
     def total(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def counted(self) -> int:
+        """Without what is assumed: in less it cannot fit."""
+        return self.total - self.parts[ASSUMED]
 
 
 @dataclass(frozen=True)
@@ -96,5 +102,5 @@ def footprint(
         "gathered weights": value_bytes * (weights.rest + gathered_layers * weights.layer),
         **max(points, key=lambda point: sum(point.values())),
     }
-    parts["CUDA, NCCL, gaps (assumed)"] = OTHER_BYTES + round(OTHER_SHARE * sum(parts.values()))
+    parts[ASSUMED] = OTHER_BYTES + round(OTHER_SHARE * sum(parts.values()))
     return Footprint(parts)

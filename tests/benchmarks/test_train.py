@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shlex
+import subprocess
 
 import pytest
 import torch
-from conftest import DEMO
+from conftest import DEMO, ROOT
 
-from benchmarks import train, trainers
+from benchmarks import room, train, trainers
 from benchmarks.timing import describe_machine
 from benchmarks.train import Counts, Result
 from benchmarks.training_case import Case, make_case, read_packs
@@ -21,6 +23,9 @@ from fastling.training.metrics import Work
 DATA = {"data": str(DEMO / "train.jsonl"), "tokenizer": str(DEMO / "tokenizer.model")}
 SMALL = Case("demo", **DATA, sequence_length=256, batch_tokens=512, micro_batch_tokens=512, steps=3)
 
+SHAPE = LlamaConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+)
 MACHINE = dataclasses.replace(describe_machine(torch.device("cpu")), copy_gb_s=1.0, matrix_tflops=1e-6)
 
 
@@ -37,11 +42,8 @@ def rows():
         "slower": told(8.0, 7.1, 6.1, 5.05, seconds=2.0),
         "other": told(8.0, 7.0, 6.0, 5.2, seconds=0.1),
     }
-    shape = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
-    )
     counts = Counts(tokens=500.0, supervised=200.0, squared=10_000.0)
-    return list(train.make_rows(SMALL, counts, results, Work(Llama(shape)), MACHINE))
+    return list(train.make_rows(SMALL, counts, results.items(), Work(Llama(SHAPE)), MACHINE))
 
 
 def test_speed_is_tokens_of_a_step_over_the_median_step(rows):
@@ -68,10 +70,8 @@ def test_the_first_steps_do_not_count():
     result = told(3.0, 2.0, 1.0)
     for step in result.steps[: train.WARM_UP]:
         step["seconds"] = 1e6
-    shape = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
-    )
-    rows = train.make_rows(SMALL, Counts(10.0, 5.0, 1.0), {"fastling": result}, Work(Llama(shape)), MACHINE)
+    results = [("fastling", result)]
+    rows = train.make_rows(SMALL, Counts(10.0, 5.0, 1.0), results, Work(Llama(SHAPE)), MACHINE)
     assert next(rows)["milliseconds"] == 1000.0
 
 
@@ -108,6 +108,89 @@ def test_a_trainer_that_cannot_run_here_is_refused_by_name(monkeypatch):
     assert train.choose(None, trainers.PEERS) == ["fastling"]
     with pytest.raises(UserError, match="plain loop, padded cannot run here: it runs in one process only"):
         train.choose("plain loop, padded", trainers.PEERS, processes=2)
+
+
+# On a GPU -------------------------------------------------------------------------------------------
+
+H100, H200 = (
+    dataclasses.replace(MACHINE, device=name, gpu_gib=gib) for name, gib in (("H100", 79.1), ("H200", 139.8))
+)
+
+
+@pytest.mark.parametrize(("machine", "options"), [(MACHINE, ["--ladder"]), (H100, ["--ladder"]), (H100, [])])
+def test_a_row_is_kept_before_the_next_trainer_begins(tmp_path, monkeypatch, machine, options):
+    """Whatever ends the command, what was measured stays; on a GPU, too, where no two have room at once."""
+    out, kept = tmp_path / "rows.jsonl", []
+
+    def run_alone(name, folder, case):
+        kept.append(len(out.read_text().splitlines()) if out.exists() else 0)
+        return Result(error="ended early") if len(kept) == 2 else told(8.0, 7.0, 6.0)
+
+    monkeypatch.setattr(train, "run_alone", run_alone)
+    monkeypatch.setattr(train, "measure_machine", lambda: machine)
+    monkeypatch.setattr(train, "missing", lambda *_: None)
+    small = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "512", "--steps", "3"]
+    assert train.main([*small, *options, "--out", str(out)]) == 1
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    known = trainers.LADDER if options else trainers.PEERS
+    assert [row["provider"] for row in rows] == list(known) and kept == list(range(len(known)))
+    assert [row["status"] for row in rows] == ["measured", "ended early", *["measured"] * (len(known) - 2)]
+
+
+def case_of(size: str, tokens: int = 16384) -> Case:
+    return Case(size, **DATA, sequence_length=4096, batch_tokens=tokens, micro_batch_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("machine", "case", "name", "fits"),
+    [
+        (H100, case_of("1b"), "packed", True),
+        (H100, case_of("1b", 32768), "packed", False),  # logits of every token
+        (H100, case_of("1b", 32768), "+ kernels", True),
+        (H100, case_of("1b"), "trl", True),
+        (H100, case_of("7b"), "+ compile, full", False),
+        (H200, case_of("7b"), "packed", False),
+        (H200, case_of("7b"), "+ compile", False),
+        (H200, case_of("7b"), "+ compile, full", True),
+        (H200, case_of("8b"), "+ compile, full", True),
+        (H100, case_of("8b"), "trl", False),
+        (H200, case_of("8b"), "trl", True),
+        (MACHINE, case_of("8b"), "packed", True),  # of a CPU nothing is known
+    ],
+    ids=lambda value: getattr(value, "device", None) or getattr(value, "size", None),
+)
+def test_what_cannot_fit_is_known_beforehand(tmp_path, machine, case, name, fits):
+    reason = room.lacks_room(trainers.TRAINERS[name], case, tmp_path, 0.4, machine.gpu_gib)
+    assert reason is None if fits else reason.endswith(f" GiB of the GPU's {machine.gpu_gib:.0f}")
+
+
+def test_what_cannot_fit_is_not_started_and_has_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "run_alone", lambda *_: pytest.fail("started"))
+    refused = train.one_by_one(["packed"], tmp_path, SMALL, make_console(quiet=True), lambda name: "no room")
+    (row,) = train.make_rows(SMALL, Counts(1.0, 1.0, 1.0), refused, Work(Llama(SHAPE)), MACHINE)
+    assert (row["provider"], row["status"]) == ("packed", "no room") and "loss" not in row
+
+
+def test_on_a_gpu_trl_has_flash_attention_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(trainers, "DEVICE", torch.device("cuda"))
+    for found, attention in ((None, "sdpa"), (object(), "flash_attention_2")):
+        monkeypatch.setattr(trainers, "find_spec", lambda name, found=found: found)
+        assert trainers.trl_attention() == attention
+
+
+def test_the_commands_of_the_makefile_can_be_parsed():
+    """They run where minutes are dear."""
+    shown = subprocess.run(["make", "-n", "gpu-train"], cwd=ROOT, capture_output=True, text=True, check=True)
+    commands = [shlex.split(line) for line in shown.stdout.splitlines() if "benchmarks.train " in line]
+    assert len(commands) >= 4
+    for command in commands:
+        options = train.parse(command[command.index("benchmarks.train") + 1 :])
+        assert options.size in train.SIZES and options.batch_tokens % options.sequence_length == 0
+        names = [name.strip() for name in (options.trainers or "").split(";") if name]
+        assert set(names) <= (trainers.LADDER if options.ladder else trainers.PEERS).keys()
+
+
+# Real ones ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -158,7 +241,7 @@ def test_a_rung_that_ends_early_holds_up_nobody(tmp_path):
     case = dataclasses.replace(SMALL, peers=False)
     make_case(case, tmp_path)
     broken, good = "trl + liger", "+ head on supervised rows"  # there are no weights for a peer
-    results = train.one_by_one([broken, good], tmp_path, case, make_console(quiet=True))
+    results = dict(train.one_by_one([broken, good], tmp_path, case, make_console(quiet=True)))
     assert results[broken].error.startswith("ended early: ")
     assert len(results[good].steps) == case.steps
 

@@ -1,0 +1,44 @@
+"""Whether a trainer of benchmarks.train can fit a GPU, by arithmetic: none is started in vain."""
+
+from pathlib import Path
+
+from benchmarks.trainers import Trainer, changed
+from benchmarks.training_case import Case
+from fastling.model.llama_config import LlamaConfig
+from fastling.training.build import share_of_step
+from fastling.training.footprint import GIB, Weights, footprint
+
+PEERS_WEIGHT_BYTES = 16
+"""Weight, gradient and two moments, float32."""
+PLAIN_LOGIT_BYTES = 8
+"""A plain head holds them all in float32, and their logarithms of probabilities."""
+
+
+def lacks_room(
+    trainer: Trainer, case: Case, folder: Path, supervised: float, gpu_gib: float | None
+) -> str | None:
+    """Why it cannot run, in words; None where it may, or where there is no GPU.
+
+    `supervised` is the share of tokens that are.
+    """
+    if gpu_gib is None:
+        return None
+    needed = least_bytes(trainer, case, case.llama_config(folder), supervised, gpu_gib) / GIB
+    if needed <= gpu_gib:
+        return None
+    return f"not started: needs at least {needed:.0f} GiB of the GPU's {gpu_gib:.0f}"
+
+
+def least_bytes(trainer: Trainer, case: Case, shape: LlamaConfig, supervised: float, gpu_gib: float) -> int:
+    """What of it can be counted: for a peer, what it keeps between steps."""
+    if trainer.changes is None:
+        return PEERS_WEIGHT_BYTES * Weights.of(shape).total
+    config = changed(case.config(Path()), trainer.changes)
+    packs, micro_batches = share_of_step(config, case.processes)
+    tokens = packs // micro_batches * case.sequence_length
+    rows = tokens if trainer.head_on_all_rows else round(supervised * tokens)
+    found = footprint(
+        config, shape, shards=case.processes, tokens=tokens, supervised=rows, gpu_memory=int(gpu_gib * GIB)
+    )
+    has_plain_head = config.model.kernels == "reference"
+    return found.counted + has_plain_head * PLAIN_LOGIT_BYTES * rows * shape.vocab_size
