@@ -17,7 +17,8 @@ EXTRAS = {
     "dialogues": ["openai"],
     "eval": ["langdetect", "openai", "sacrebleu"],
     "chat": ["prompt_toolkit", "fastapi", "uvicorn"],
-    # PyTorch for CUDA brings its own Triton; that for CPUs none, and tests run the kernels there, too.
+    # PyTorch for CUDA brings its own Triton; that for CPUs none, and tests run the kernels there, too. The
+    # interpreter of 3.6 makes numpy warn, and warnings are errors in tests.
     "test": [
         "pytest",
         "pytest-xdist",
@@ -32,7 +33,7 @@ EXTRAS = {
         "transformers>=5.10.1",
         "uvicorn",
         "torchao",
-        "triton>=3.6; platform_system == 'Linux'",
+        "triton>=3.7; platform_system == 'Linux'",
         "wandb",
     ],
 }

@@ -133,15 +133,16 @@ def _flash2(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 
 
 def _torch_varlen(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
-    if "enable_gqa" not in _VARLEN_OPTIONS:
-        k_TKD, v_TKD = _repeat_kv(k_TKD, v_TKD, q_TND.shape[1])
     return varlen_attn(q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **_VARLEN_OPTIONS)
 
 
 def _varlen_options(varlen_attn: Callable) -> dict:
-    """How this version of PyTorch spells causal and grouped-query attention."""
+    """How this version of PyTorch spells causal and grouped-query attention.
+
+    2.10 had `is_causal`; later versions mean causal by a window of nothing to the right. Those without
+    `enable_gqa` hand fewer kv heads to FlashAttention-2, which takes them; later ones want to be told.
+    """
     parameters = inspect.signature(varlen_attn).parameters
-    # 2.10 had `is_causal`; later versions mean causal by a window of nothing to the right.
     options: dict = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
     if "enable_gqa" in parameters:
         options["enable_gqa"] = True

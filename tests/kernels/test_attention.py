@@ -13,21 +13,21 @@ LENGTHS = [3, 3, 9, 1, 4]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def inputs(num_heads: int, num_kv_heads: int, dtype=torch.float32):
+def inputs(num_heads: int, num_kv_heads: int, dtype=torch.float32, device=CPU):
     generator = torch.Generator().manual_seed(0)
     total = sum(LENGTHS)
     qkv = [
-        torch.randn(total, heads, 8, generator=generator).to(dtype).requires_grad_()
+        torch.randn(total, heads, 8, generator=generator).to(device, dtype).requires_grad_()
         for heads in (num_heads, num_kv_heads, num_kv_heads)
     ]
-    return qkv, torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    return qkv, torch.tensor([0, *LENGTHS]).cumsum(0).int().to(device)
 
 
 def formula(q, k, v):
     """Scores masked by one (T, T) matrix: same document, and not later."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS)).to(q.device)
     allowed = (document[:, None] == document[None]).tril()
     scores = torch.einsum("tnd,snd->nts", q, k) / q.shape[-1] ** 0.5
     weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
@@ -79,12 +79,14 @@ def test_flash_attention_is_called_causal_with_both_bounds(monkeypatch, backend,
 
 
 def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypatch):
+    """With fewer kv heads in all: copies of them would cost memory and time in every layer."""
+
     def torch_2_10(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False):
-        assert is_causal and query.shape == key.shape == value.shape
+        assert is_causal and key.shape[1] == value.shape[1] == 2
         return formula(query, key, value)
 
     def torch_2_11(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1)):
-        assert window_size == (-1, 0) and query.shape == key.shape == value.shape
+        assert window_size == (-1, 0) and key.shape[1] == value.shape[1] == 2
         return formula(query, key, value)
 
     def torch_2_13(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
@@ -98,6 +100,25 @@ def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypat
         monkeypatch.setattr(attention_kernels, "_VARLEN_OPTIONS", options)
         out = attention(*qkv, cu_seqlens, 9, backend="torch")
         torch.testing.assert_close(out, formula(*qkv))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("backend", ["flash3", "flash2", "torch", "xformers", "sdpa"])
+def test_what_runs_on_a_gpu_equals_the_formula_with_gradients(backend, num_kv_heads):
+    """Of fewer kv heads the gradients are sums over their query heads."""
+    if missing := available(backend, CUDA, torch.bfloat16):
+        pytest.skip(missing)
+    qkv, cu_seqlens = inputs(4, num_kv_heads, torch.bfloat16, CUDA)
+    out = attention(*qkv, cu_seqlens, max(LENGTHS), backend=backend, lengths=LENGTHS)
+    truth = formula(*qkv)
+    direction = torch.randn_like(out)
+    found = (out, *torch.autograd.grad((out * direction).sum(), qkv))
+    expected = (truth, *torch.autograd.grad((truth * direction).sum(), qkv))
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one.double() - other.double()).norm() <= 2e-2 * other.double().norm()
 
 
 def test_the_real_signature_of_this_pytorch_is_understood():
