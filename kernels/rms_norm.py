@@ -210,8 +210,9 @@ def _backward(
             WIDTH=width, NUM_STAGES=num_stages, num_warps=num_warps,
         )  # fmt: skip
         if needs_dweight:
-            _sum_partials_kernel[(runtime.cdiv(x.shape[-1], 32),)](
-                dweight, partials, num_programs, H=x.shape[-1], ROWS=128, COLUMNS=32
+            # Two programs a multiprocessor or so: with 512 rows, all partial sums are on their way at once.
+            _sum_partials_kernel[(runtime.cdiv(x.shape[-1], 16),)](
+                dweight, partials, num_programs, H=x.shape[-1], ROWS=512, COLUMNS=16, num_warps=8
             )
     return dx, dweight
 
