@@ -171,6 +171,8 @@ class Session:
             return
         try:
             work(workload)
+        except GpuFailed:
+            raise
         except Exception as error:
             self._fail(workload, providers.OURS, error)
         torch._dynamo.reset()  # each shape compiles anew; past eight of them it would silently not compile
@@ -183,11 +185,15 @@ class Session:
         where = f"{workload.op_name}, {workload.case}"
         say(f"failed: {where}, {provider}: {in_words(error)}")
         self._write(workload, provider, "case", verdict="failed", why=in_words(error))
+        try:
+            self._wait()
+        except RuntimeError:
+            raise GpuFailed(where, provider, error) from error
+
+    def _wait(self) -> None:
+        """For the device, which tells of an error only when it is waited for."""
         if self.settings.device.type == "cuda":
-            try:
-                torch.cuda.synchronize()
-            except RuntimeError:
-                raise GpuFailed(where, provider, error) from error
+            torch.cuda.synchronize()
 
     def _candidates(self, workload: Workload) -> list[Provider]:
         every = providers.of(workload.op_name, self.settings.compiler)
@@ -206,6 +212,7 @@ class Session:
             try:
                 subject = Subject(provider, inputs)
                 results[provider.name] = subject.results(gradients)
+                self._wait()  # an error is then this one's
                 subjects[provider.name] = subject
             except ImportError as error:
                 self._note_absence(workload, provider, error)

@@ -226,6 +226,25 @@ def test_a_broken_gpu_ends_the_run(monkeypatch):
         session._fail(workload, "peer", RuntimeError("illegal"))
 
 
+def test_who_broke_the_gpu_is_told_from_who_came_after(monkeypatch, tmp_path):
+    """Kernels fail when the host has long gone on, and then everything does."""
+    broken = []
+
+    def breaks(x):
+        broken.append(True)
+        return swiglu_reference(x)
+
+    def wait(self):
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(measure.Session, "_wait", wait)
+    with pytest.raises(measure.GpuFailed, match="peer: the GPU has failed: RuntimeError: CUDA error: an ill"):
+        run_swiglu(monkeypatch, breaks, tmp_path, "peer")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["provider"] for row in rows if row["verdict"] == "failed"} == {"peer"}
+
+
 @without_gpu
 def test_a_peer_that_breaks_the_gpu_is_left_out_of_a_new_beginning(monkeypatch):
     """Another process, since a broken GPU context cannot be mended, with the minutes that are left."""
