@@ -146,7 +146,6 @@ def random_batch(lengths: Sequence[int], vocab_size: int, supervised: int) -> Ba
         max_seqlen=max(lengths),
         lengths=list(lengths),
         loss_index=loss_index,
-        supervised_labels=labels[loss_index],
         weights=torch.full((len(loss_index),), 1 / supervised),
         sources=torch.zeros_like(loss_index),
         pairs=torch.zeros_like(loss_index),
@@ -184,7 +183,8 @@ def make_steps(point: Point) -> None:
             while True:
                 gate.begin()
                 number += 1
-                gate.end(float(run.update(step, number).sums[0]))
+                _, loss, _ = run.update(step, number).wait()
+                gate.end(loss)
         except Finished:
             return
 

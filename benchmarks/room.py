@@ -34,8 +34,8 @@ def least_bytes(trainer: Trainer, case: Case, shape: LlamaConfig, supervised: fl
     if trainer.changes is None:
         return PEERS_WEIGHT_BYTES * Weights.of(shape).total
     config = changed(case.config(Path()), trainer.changes)
-    packs, micro_batches = share_of_step(config, case.processes)
-    tokens = packs // micro_batches * case.sequence_length
+    _, packs = share_of_step(config, case.processes)
+    tokens = packs * case.sequence_length
     rows = tokens if trainer.head_on_all_rows else round(supervised * tokens)
     found = footprint(
         config, shape, shards=case.processes, tokens=tokens, supervised=rows, gpu_memory=int(gpu_gib * GIB)

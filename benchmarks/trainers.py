@@ -114,7 +114,8 @@ def ours(
                 step = dataclasses.replace(step, batches=[on_all_rows(batch) for batch in step.batches])
             clock.mark("data wait")
             measured = run.update(step, number)
-            gate.end(float(measured.sums[0]), clock.seconds())
+            _, loss, _ = measured.wait()
+            gate.end(loss, clock.seconds())
         if world.size > 1:
             gate.closing = {"peak_gib": memory_gib(DEVICE)}  # before the profiler takes some
             gate.closing["communication"] = measure_communication(run, run.loader.step(0))
@@ -146,9 +147,7 @@ def on_all_rows(batch: Batch) -> Batch:
     wide = {name: torch.zeros(rows, dtype=torch.int64) for name in ("sources", "pairs")}
     weights = torch.zeros(rows).index_copy(0, batch.loss_index, batch.weights)
     labels = batch.labels.clamp(min=0)
-    return dataclasses.replace(
-        batch, loss_index=torch.arange(rows), supervised_labels=labels, weights=weights, **wide
-    )
+    return dataclasses.replace(batch, loss_index=torch.arange(rows), labels=labels, weights=weights, **wide)
 
 
 class Parts:

@@ -38,8 +38,6 @@ class Batch:
     """Tokens of each document, on the host."""
     loss_index: torch.Tensor
     """(S,) int64: positions whose label is supervised."""
-    supervised_labels: torch.Tensor
-    """(S,) int64: labels there."""
     weights: torch.Tensor
     """(S,) float32: the loss is the sum of weight * negative log-likelihood; over a whole step they
     add up to 1."""
@@ -76,7 +74,6 @@ class Batch:
             cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
             lengths=lengths,
             loss_index=pad(self.loss_index, (0, more_rows), value=last),
-            supervised_labels=pad(self.supervised_labels, (0, more_rows)),
             weights=pad(self.weights, (0, more_rows)),
         )
 
@@ -154,7 +151,6 @@ def make_batch(store: Store, documents: numpy.ndarray, normaliser: Normaliser, t
         max_seqlen=max(lengths),
         lengths=lengths,
         loss_index=torch.from_numpy(loss_index),
-        supervised_labels=torch.from_numpy(label_row[loss_index]),
         weights=torch.from_numpy(numpy.concatenate(weights)),
         sources=torch.from_numpy(numpy.repeat(sources, supervised)),
         pairs=torch.from_numpy(numpy.repeat(pairs, supervised)),

@@ -93,8 +93,9 @@ class Encoder:
         return ids
 
     def answer(self, ids: Sequence[int]) -> str:
-        """Generated ids -> text, without the end token."""
-        kept = [token_id for token_id in ids if token_id not in self.stop_ids]
+        """Generated ids -> text, without the end token and rows of an embedding that no token has."""
+        known = self.tokenizer.vocab_size
+        kept = [token_id for token_id in ids if token_id < known and token_id not in self.stop_ids]
         return self.tokenizer.decode([kept])[0].strip()
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Refused]:

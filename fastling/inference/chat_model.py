@@ -71,8 +71,7 @@ class ChatModel:
 
     def text(self, completion: Completion) -> str:
         """What was said, without white space around it."""
-        known = self.encoder.tokenizer.vocab_size  # an embedding may have rows that no token has
-        return self.encoder.answer([token_id for token_id in completion.ids if token_id < known])
+        return self.encoder.answer(completion.ids)
 
     def stream_ids(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[int]:
         """Each id as soon as it is known; to close the iterator ends the generation."""

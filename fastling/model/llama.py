@@ -196,7 +196,10 @@ class Llama(nn.Module):
         return self(tokens, cu_seqlens)
 
     def loss(self, batch) -> Tensor:
-        """Return the float32 loss () of a batch (its fields are those of `forward`)."""
+        """Return the float32 loss () of a batch, such as data/batches.py makes.
+
+        Its fields are those of `forward`, except that `labels` are of all tokens (T,); `lengths` may lack.
+        """
         return self.loss_and_nll(batch)[0]
 
     def loss_and_nll(self, batch) -> tuple[Tensor, Tensor]:
@@ -206,8 +209,8 @@ class Llama(nn.Module):
             batch.cu_seqlens,
             positions=batch.positions,
             max_seqlen=batch.max_seqlen,
-            lengths=batch.lengths,
-            labels=batch.supervised_labels,
+            lengths=getattr(batch, "lengths", None),
+            labels=batch.labels[batch.loss_index],
             loss_index=batch.loss_index,
             weights=batch.weights,
         )

@@ -100,6 +100,12 @@ class Measured:
     log-likelihoods of each source."""
     finished: "Mark"
 
+    def wait(self) -> tuple[float, float, list[float]]:
+        """(the gradient's norm, the loss, sums and counts of each source), once they are there."""
+        self.finished.wait()
+        grad_norm, loss, *by_source = self.numbers.tolist()
+        return grad_norm, loss, by_source
+
 
 class Mark:
     """A point in the device's work; asking how far apart two are waits for the later one."""
@@ -110,9 +116,13 @@ class Mark:
             self.event.record()
         self.host_seconds = time.perf_counter()
 
-    def seconds_since(self, earlier: "Mark") -> float:
+    def wait(self) -> None:
         if self.event:
             self.event.synchronize()
+
+    def seconds_since(self, earlier: "Mark") -> float:
+        self.wait()
+        if self.event:
             return earlier.event.elapsed_time(self.event) / 1000
         return self.host_seconds - earlier.host_seconds
 
@@ -134,9 +144,9 @@ class Meter:
 
         Raises RunError when loss or gradient is not finite.
         """
+        grad_norm, loss, by_source = measured.wait()
         seconds = max(measured.finished.seconds_since(self.last), 1e-9)
         self.last = measured.finished
-        grad_norm, loss, *by_source = measured.numbers.tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise RunError(
                 f"step {measured.number}",

@@ -94,7 +94,6 @@ def test_a_batch_is_its_documents_end_to_end(loss, store):
     assert batch.lengths == numpy.diff(borders).tolist()
     assert batch.max_seqlen == max(batch.lengths)
     assert batch.loss_index.tolist() == [place for place, label in enumerate(labels) if label != IGNORED]
-    assert batch.supervised_labels.tolist() == [label for label in labels if label != IGNORED]
     assert batch.sources.tolist() == sources
     assert batch.pairs.tolist() == pairs
     assert total == units
@@ -120,7 +119,6 @@ def test_types_and_shapes_are_what_the_model_takes(store):
         "positions": torch.int32,
         "cu_seqlens": torch.int32,
         "loss_index": torch.int64,
-        "supervised_labels": torch.int64,
         "weights": torch.float32,
         "sources": torch.int64,
         "pairs": torch.int64,
@@ -134,7 +132,7 @@ def test_without_documents_there_is_one_token_and_nothing_to_learn(store):
     batch = make_batch(store, numpy.empty(0, numpy.int64), Normaliser(store, "token"), 7)
     assert (batch.tokens.tolist(), batch.labels.tolist(), batch.lengths) == ([0], [IGNORED], [1])
     assert (batch.cu_seqlens.tolist(), batch.max_seqlen, batch.positions.tolist()) == ([0, 1], 1, [0])
-    for name in ("loss_index", "supervised_labels", "weights", "sources", "pairs"):
+    for name in ("loss_index", "weights", "sources", "pairs"):
         assert len(getattr(batch, name)) == 0
     kinds = {name: value.dtype for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     full = make_batch(store, numpy.array([1]), Normaliser(store, "token"), 7)
@@ -165,7 +163,7 @@ def test_a_rounded_batch_is_the_batch_and_what_weighs_nothing(numbers, multiple,
         assert same(batch, rounded)
     for name in ("tokens", "labels", "positions"):
         assert torch.equal(getattr(rounded, name)[:tokens], getattr(batch, name))
-    for name in ("loss_index", "supervised_labels", "weights"):
+    for name in ("loss_index", "weights"):
         assert torch.equal(getattr(rounded, name)[:rows], getattr(batch, name))
     assert torch.equal(rounded.sources, batch.sources) and torch.equal(rounded.pairs, batch.pairs)
     # What is new is never learned from, lies in documents of its own, and is no longer than the others.
@@ -198,7 +196,7 @@ def test_a_token_weighs_the_same_whatever_the_world(loss, store, plan):
         for rank in range(ranks):
             step = loader(store, plan, ranks=ranks, rank=rank, micro_batches=micro_batches, loss=loss).step(1)
             for batch in step.batches:
-                found += zip(batch.supervised_labels.tolist(), batch.weights.tolist(), strict=True)
+                found += zip(batch.labels[batch.loss_index].tolist(), batch.weights.tolist(), strict=True)
         return sorted(found)
 
     assert weighed(1, 1) == weighed(4, 3) == weighed(8, 1)

@@ -343,7 +343,10 @@ def test_a_generated_answer_is_read_without_its_end_token(kinds):
             continue
         encoder = kinds[name].encoder(template)
         (encoded,) = encoder.encode([conversation("", ["q", "Grüße, 你好 😀"])])
-        assert encoder.answer(encoded.tokens[slice(*encoded.spans[0])].tolist()) == "Grüße, 你好 😀"
+        answer = encoded.tokens[slice(*encoded.spans[0])].tolist()
+        assert encoder.answer(answer) == "Grüße, 你好 😀"
+        # A model may have more rows than its tokenizer has tokens, and say one.
+        assert encoder.answer([encoder.tokenizer.vocab_size, *answer]) == "Grüße, 你好 😀"
 
 
 def test_arrays_have_the_types_that_the_store_writes(kinds):

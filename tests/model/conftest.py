@@ -65,14 +65,15 @@ def pack() -> SimpleNamespace:
     starts = torch.tensor([0, *lengths]).cumsum(0)
     spans = zip(starts[:-1].tolist(), lengths, strict=True)
     loss_index = torch.cat([torch.arange(start, start + length - 1) for start, length in spans])
+    labels = torch.cat([torch.cat([document[1:], document.new_tensor([-100])]) for document in documents])
     return SimpleNamespace(
         documents=documents,
+        labels=labels,
         lengths=lengths,
         tokens=torch.cat(documents),
         cu_seqlens=starts.int(),
         positions=torch.cat([torch.arange(length) for length in lengths]).int(),
         max_seqlen=max(lengths),
         loss_index=loss_index,
-        supervised_labels=torch.cat([document[1:] for document in documents]),
         weights=torch.rand(len(loss_index), generator=generator),
     )

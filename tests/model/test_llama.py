@@ -104,7 +104,7 @@ def test_a_document_does_not_see_another_bit_for_bit(pack):
         loss, _ = model(
             tokens,
             pack.cu_seqlens,
-            labels=pack.supervised_labels[others],
+            labels=pack.labels[pack.loss_index][others],
             loss_index=pack.loss_index[others],
             weights=pack.weights[others],
         )
