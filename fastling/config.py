@@ -153,6 +153,9 @@ class Train:
     """full recomputes every layer in backward, selective every second one: less memory, slower."""
     compile: bool = False
     """Compile the layers with torch.compile."""
+    deterministic: bool = True
+    """On a GPU, add up attention's gradients in one order: what resumes is then the same bit for bit, and
+    attention's backward a little slower. A CPU always does."""
 
     def __post_init__(self):
         if self.epochs and self.steps:

@@ -153,13 +153,18 @@ def attention(
     lengths: list[int] | None = None,
 ) -> Tensor:
     """Causal attention inside documents: (T, N, D), (T, K, D), (T, K, D) -> (T, N, D)."""
-    tensors = (q_TND.device, q_TND.dtype)
-    if tensors not in _attention_backends:
-        _attention_backends[tensors], _ = _choose_attention(_picked.attention, *tensors)
-    backend = _attention_backends[tensors]
+    backend = picked_attention(q_TND.device, q_TND.dtype)
     return attention_kernels.attention(
         q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, backend=backend, lengths=lengths
     )
+
+
+def picked_attention(device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs for such tensors."""
+    tensors = (device, dtype)
+    if tensors not in _attention_backends:
+        _attention_backends[tensors], _ = _choose_attention(_picked.attention, *tensors)
+    return _attention_backends[tensors]
 
 
 def _choose_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:

@@ -118,18 +118,18 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, 
 def _flash3(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     from flash_attn_interface import flash_attn_varlen_func
 
-    out = flash_attn_varlen_func(
-        q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal=True
-    )
+    bounds = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    out = flash_attn_varlen_func(q_TND, k_TKD, v_TKD, *bounds, causal=True, deterministic=deterministic)
     return out[0] if isinstance(out, tuple) else out  # early FlashAttention-3 also returns the lse
 
 
 def _flash2(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func(
-        q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal=True
-    )
+    bounds = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return flash_attn_varlen_func(q_TND, k_TKD, v_TKD, *bounds, causal=True, deterministic=deterministic)
 
 
 def _torch_varlen(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):

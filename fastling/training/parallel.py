@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from fastling.config import Config
 from fastling.errors import UserError
 from fastling.model.llama import Llama
+from fastling.training.determinism import prepare_device
 from fastling.training.float8 import use_float8
 from fastling.training.memory import keep_freed_memory
 
@@ -69,6 +70,7 @@ class World:
 def open_world(config: Config):
     """Join the processes that torchrun started, or be the only one."""
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    prepare_device()
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     if device.type == "cpu":
         keep_freed_memory()

@@ -61,7 +61,8 @@ def test_no_tokens_give_none_and_can_be_differentiated(bounds, backend):
     assert out.shape == gradient.shape == (0, 2, 8)
 
 
-def fake_flash(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, *, causal):
+def fake_flash(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, *, causal, deterministic):
+    assert deterministic  # as everything is in these tests
     assert causal and max_q == max_k == 9 and torch.equal(cu_seqlens_q, cu_seqlens_k)
     return formula(q, k, v).to(q.dtype)
 
