@@ -108,7 +108,7 @@ class Export:
 
         Raises RunError when it fails a check; an earlier export then stays as it was.
         """
-        tensors = hf_tensors(model)
+        tensors = hf_tensors(model, wanted=is_main)
         if not is_main:
             for _ in tensors:  # gathering takes every rank
                 pass

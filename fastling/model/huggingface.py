@@ -248,15 +248,19 @@ def _check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path)
         raise UserError(str(folder), what)
 
 
-def hf_tensors(model: Llama) -> Iterator[tuple[str, Tensor]]:
+def hf_tensors(model: Llama, *, wanted: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face's name, whole tensor on the CPU) for every weight.
 
-    Gathers one parameter at a time where the model is sharded, so all ranks must iterate together.
+    Gathers one parameter at a time where the model is sharded, so all ranks must iterate together; where
+    none is `wanted`, that is all.
     """
     reshard(model)
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
-        whole = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if not wanted:
+            continue
+        whole = whole.cpu()
         pieces = _pieces(name, whole.shape[0], model.config)
         split = whole.split([rows for _, rows in pieces])
         yield from zip((piece for piece, _ in pieces), split, strict=True)

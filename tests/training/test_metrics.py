@@ -6,13 +6,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastling import ops
+from fastling.config import Config, Log
 from fastling.data.batches import Step
 from fastling.data.packing import Plan
+from fastling.errors import UserError
 from fastling.files import read_json_lines
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.training import metrics
 from fastling.training.evaluation import sums_by
-from fastling.training.metrics import Mark, Measured, Meter, Work, plot_loss
+from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, Work, plot_loss
 from fastling.training.parallel import World
 
 SHAPE = dict(
@@ -90,6 +92,17 @@ def test_what_a_kill_has_spoilt_is_left_out(tmp_path, rest):
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + rest)
     assert read_json_lines(path) == [{"step": 1, "loss": 2.0}]
     assert read_json_lines(tmp_path / "none.jsonl") == []
+
+
+def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+
+    def refuses(**_):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuses)
+    with pytest.raises(UserError, match="log.wandb: W&B does not start: No API key configured.\n  Run"):
+        MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0)
 
 
 def test_plot_is_a_picture(tmp_path):
