@@ -187,8 +187,8 @@ class MetricsLog:
         self.path = run_dir / "metrics.jsonl"
         kept = [line for line in files.read_json_lines(self.path) if line["step"] <= first_step]
         files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.file = open(self.path, "a", encoding="utf-8")
         self.wandb = _start_wandb(run_dir, config) if config.log.wandb else None
+        self.file = open(self.path, "a", encoding="utf-8")
 
     def write(self, line: dict) -> None:
         self.file.write(json.dumps(line) + "\n")
