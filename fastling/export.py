@@ -24,7 +24,7 @@ from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import RunError, UserError, run_command
-from fastling.export_check import Check, check_export
+from fastling.export_check import Check, check_export, check_prompts
 from fastling.model.digests import digested
 from fastling.model.huggingface import config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
@@ -62,8 +62,8 @@ class Export:
     def rehearse(self) -> None:
         """Write everything but the weights, aside.
 
-        Raises UserError when the tokenizer cannot be exported, the folder holds something else, or the
-        disk is too small.
+        Raises UserError when the tokenizer cannot be exported, a server would build other prompts from it,
+        the folder holds something else, or the disk is too small.
         """
         if self.folder.exists() and not _may_be_replaced(self.folder):
             raise UserError(
@@ -76,6 +76,15 @@ class Export:
             self._write_small_files()
         except OSError as error:
             raise UserError(str(self.folder), f"cannot be written: {error.strerror}") from None
+        failed = [check for check in check_prompts(self.aside, self.encoder) if check.passed is False]
+        if failed:
+            shutil.rmtree(self.aside)
+            raise UserError(
+                f"export of {self.encoder.tokenizer.path}",
+                f"with the template {self.encoder.template.name} would fail its check: {failed[0].name}: "
+                f"{failed[0].result}",
+                "Choose a template that was made for this tokenizer.",
+            )
 
     def _check_disk(self) -> None:
         weights = sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())

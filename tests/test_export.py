@@ -20,7 +20,7 @@ from fastling.config import Config, Data, Model, Source
 from fastling.data import tokenizer_export
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
-from fastling.data.template import load_template
+from fastling.data.template import BoundTemplate, load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import RunError, UserError
 from fastling.export import DTYPES, Export
@@ -355,6 +355,14 @@ def test_a_rehearsal_writes_everything_but_the_weights_and_only_aside(small):
     small.rehearse()
     assert [path.name for path in small.folder.parent.iterdir()] == ["out.tmp"]
     assert {path.name for path in small.aside.iterdir()} == SMALL_FILES | {"tokenizer.model"}
+
+
+def test_a_rehearsal_tries_what_a_server_would_feed_the_model(small, monkeypatch):
+    """So that no run learns on its last day that its export fails."""
+    monkeypatch.setattr(BoundTemplate, "jinja", lambda self: "{{ bos_token }}")
+    with pytest.raises(UserError, match="would fail its check: template text: the file renders something"):
+        small.rehearse()
+    assert list(small.folder.parent.iterdir()) == []
 
 
 def test_a_rehearsal_leaves_an_earlier_export_alone(small):

@@ -31,6 +31,9 @@ class Tokenizer(Protocol):
     def reserve(self, tokens: Sequence[str]) -> None:
         """Make these tokens control tokens: text that spells them stays text."""
 
+    def special_tokens(self) -> set[str]:
+        """Tokens that servers find in a rendered text: an exported tokenizer.json marks them special."""
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Plain texts -> ids, without begin or end token, each text as a run of its own."""
 
@@ -72,6 +75,14 @@ class SentencePieceTokenizer:
 
     def reserve(self, tokens: Sequence[str]) -> None:
         pass  # CONTROL pieces never match text; rows where USER_DEFINED ones do are refused
+
+    def special_tokens(self) -> set[str]:
+        held = self.processor
+        return {
+            held.id_to_piece(each)
+            for each in range(self.vocab_size)
+            if held.is_control(each) or held.is_unknown(each)
+        }
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self.processor.encode(list(texts), num_threads=1)
@@ -124,6 +135,10 @@ class JsonTokenizer:
         for token in tokens:
             self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
         self._tokenizer.encode_special_tokens = True
+
+    def special_tokens(self) -> set[str]:
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return {token.content for token in added if token.special}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
