@@ -7,6 +7,8 @@ weights, its token ids, its template and, where transformers is installed, its l
 
 import functools
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -36,6 +38,12 @@ from fastling.training import checkpoint
 from fastling.training.build import model_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+_WRITTEN = re.compile(
+    r"README\.md|config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|"
+    r"special_tokens_map\.json|chat_template\.jinja|template\.yaml|tokenizer\.model|"
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.\d+\.tmp)?|\.shard-\d+\.part"
+)
+"""Names of files that an export writes, those of one that was killed among them."""
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 
@@ -65,10 +73,8 @@ class Export:
         Raises UserError when the tokenizer cannot be exported, a server would build other prompts from it,
         the folder holds something else, or the disk is too small.
         """
-        if self.folder.exists() and not _may_be_replaced(self.folder):
-            raise UserError(
-                str(self.folder), "exists and is not an export", "Name another folder, or delete it."
-            )
+        for folder in (self.folder, self.aside):
+            _check_replaceable(folder)
         try:
             shutil.rmtree(self.aside, ignore_errors=True)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +181,7 @@ class Export:
             "chat_template": chat_template,
         }
         return {
+            "README.md": self.model_card(),
             "config.json": _json(config),
             "generation_config.json": _json(generation),
             "tokenizer.json": self.tokenizer_json,
@@ -182,7 +189,6 @@ class Export:
             "special_tokens_map.json": _json(special),
             "chat_template.jinja": chat_template,
             "template.yaml": template.template.as_yaml(),
-            "README.md": self.model_card(),
         }
 
     def model_card(self) -> str:
@@ -243,14 +249,22 @@ def _on_meta(shape: LlamaConfig) -> Llama:
         return Llama(shape)
 
 
-def _may_be_replaced(folder: Path) -> bool:
-    """Whether a folder is empty or an export of ours: anything else is not ours to delete."""
-    if not folder.is_dir():
-        return False
+def _check_replaceable(folder: Path) -> None:
+    """Raise UserError unless only an export of ours is there, whole or begun: no more is ours to delete."""
+    if not os.path.lexists(folder):
+        return
+    what, fix = "exists and is not an export", "Name another folder, or delete it."
+    if folder.is_symlink() or not folder.is_dir():
+        raise UserError(str(folder), what, fix)
+    entries = sorted(folder.iterdir())
+    others = [each.name for each in entries if not (each.is_file() and _WRITTEN.fullmatch(each.name))]
+    if others:
+        raise UserError(str(folder), f"{what}: it holds {others[0]}", fix)
+    # Models of others have files of the same names, but for what the card says. It is written first.
     card = folder / "README.md"
-    return not any(folder.iterdir()) or (
-        card.is_file() and "with fastling" in card.read_text(errors="replace")
-    )
+    is_ours = card.is_file() and "with fastling" in card.read_text(encoding="utf-8", errors="replace")
+    if not is_ours and any(each.stat().st_size for each in entries):
+        raise UserError(str(folder), what, fix)
 
 
 def print_checks(checks: list[Check], console: Console) -> None:

@@ -75,9 +75,12 @@ def broken(tmp_path_factory) -> Path:
         "token.yaml": TEMPLATE.replace("Q", "<|u|>") + 'control_tokens: ["<|u|>"]',
         "nothing/nothing": "",
         "thesis/thesis.tex": "years of work",
+        "project/README.md": "Trained with fastling.",
+        "project/sources/main.py": "years of work",
+        "essay.tmp/essay.tex": "years of work",
     }
     for name, text in texts.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="latin-1")
     (folder / "random.model").write_bytes(bytes(range(256)) * 16)
     for name in ("good", "gpt2", "shape", "pickle", "damaged"):
@@ -287,7 +290,9 @@ def test_a_mistake_of_export(say, run, broken, given, said):
     assert message.replace(str(run), "RUN").startswith(f"error: {said}")
     assert status == 2
     assert sorted(path.name for path in run.iterdir()) == before
-    assert (broken / "thesis/thesis.tex").read_text() == "years of work"
+    for name in ("thesis/thesis.tex", "project/sources/main.py", "essay.tmp/essay.tex"):
+        assert (broken / name).read_text() == "years of work"
+    assert (broken / "good/model.safetensors").exists()
 
 
 def test_export_does_not_delete_the_folder_it_is_started_in(run, tmp_path, monkeypatch, capsys):

@@ -414,6 +414,24 @@ def test_an_empty_folder_is_filled_and_any_other_is_left_alone(small):
     assert [path.name for path in small.folder.iterdir()] == ["config.json"]
 
 
+def test_an_export_to_which_something_was_added_is_left_alone(small):
+    small.write(make_model(SHAPE))
+    (small.folder / "model.gguf").write_text("an hour of converting")
+    with pytest.raises(UserError, match="out: exists and is not an export: it holds model.gguf"):
+        small.rehearse()
+
+
+def test_an_unfinished_export_is_begun_anew_wherever_it_was_killed(small):
+    small.rehearse()
+    (small.aside / ".shard-1.part").write_bytes(b"half")
+    small.rehearse()
+    assert not (small.aside / ".shard-1.part").exists()
+    for path in small.aside.iterdir():
+        path.unlink()
+    (small.aside / "README.md").touch()
+    small.rehearse()
+
+
 @pytest.mark.parametrize("name", DTYPES)
 def test_each_kind_of_numbers(small, name):
     small.dtype = DTYPES[name]
