@@ -16,17 +16,23 @@ def flush(folder: Path) -> None:
 
 
 def publish(aside: Path, final: Path) -> None:
-    """Flush a finished folder and give it its name, in place of what had it before."""
+    """Flush a finished folder and give it its name, in place of what had it before.
+
+    What had it before is deleted last: after a kill, either lies whole under one name or another.
+    """
     flush(aside)
+    replaced = final.with_name(f".{final.name}.replaced")
     if final.exists():
-        shutil.rmtree(final)
+        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed
+        final.rename(replaced)
     aside.rename(final)
     flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by another one, never by half of it."""
-    aside = path.with_name(path.name + ".tmp")
+    """Replace a file by another one, never by half of it, whoever else is at it."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(aside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
