@@ -198,9 +198,10 @@ class Encoder:
         return None
 
     def _cut(self, conversation: Conversation, tokens: list[int], spans: list[tuple[int, int]]) -> Encoded:
-        """Keep what fits, up to the end of an answer; nothing after the last answer is worth reading."""
+        """Keep what fits, up to the end of a trained answer; no turn after the last one is worth reading."""
         stop, dropped = len(tokens), {}
-        if conversation.turns[-1].role == "user":
+        last = len(conversation.turns) - 1
+        if conversation.turns[last].role == "user" or last in conversation.read_only:
             stop = spans[-1][1]
             dropped["after-last-answer"] = len(tokens) - stop
         if stop > self.sequence_length:

@@ -169,9 +169,10 @@ class BoundTemplate:
         turn = 0
         for position, (role, content) in enumerate(conversation.turns):
             if role == "assistant":
+                supervised = -1 if position in conversation.read_only else turn
                 segments += self.answer_prefix
-                segments.append(Segment(self.joint + content, False, turn))
-                segments.append(Segment(self.end_token, True, turn))
+                segments.append(Segment(self.joint + content, False, supervised))
+                segments.append(Segment(self.end_token, True, supervised))
                 segments += self.answer_suffix
                 turn += 1
             else:

@@ -102,7 +102,8 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
                 conversation = parse_row(row.payload)
             except Refused:
                 continue
-            if conversation.turns[0].role == "user" and len(conversation.turns) > 1:
+            has_answer = conversation.turns[0].role == "user" and len(conversation.turns) > 1
+            if has_answer and 1 not in conversation.read_only:  # such an answer is no reference
                 question = Conversation(conversation.turns[:1], conversation.system)
                 room = config.data.sequence_length - config.evaluate.sample_tokens
                 if len(encoder.prompt_ids(question)) <= room:

@@ -21,6 +21,12 @@ def messages(*texts: str, roles=("user", "assistant")) -> list[dict]:
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
+def weighted(first: dict, second: dict) -> list[dict]:
+    """Two rounds whose answers say how they weigh."""
+    said = messages("Hi", "你好", "Bye", "再见")
+    return [said[0], said[1] | first, said[2], said[3] | second]
+
+
 # Formats ------------------------------------------------------------------------------------------
 
 FORMATS = {
@@ -77,6 +83,36 @@ FORMATS = {
         Conversation(HI + BYE, "Kurz."),
     ),
     "prompt and completion": ({"prompt": "Hi", "completion": "你好"}, Conversation(HI)),
+    "prompt and completion, system beside": (
+        {"prompt": "Hi", "completion": "你好", "system": "Kurz."},
+        Conversation(HI, "Kurz."),
+    ),
+    "messages with weights": (
+        {"messages": weighted({"weight": 0}, {"weight": 1})},
+        Conversation(HI + BYE, read_only=frozenset({1})),
+    ),
+    "messages that say what to train on": (
+        {"messages": weighted({"train": True, "weight": None}, {"train": False, "weight": 1})},
+        Conversation(HI + BYE, read_only=frozenset({3})),
+    ),
+    "weights of what nobody trains on": (
+        {
+            "messages": [
+                {"role": "system", "content": "Kurz.", "weight": 0},
+                {"role": "user", "content": "Hi", "weight": 0},
+                {"role": "assistant", "content": "你好"},
+            ]
+        },
+        Conversation(HI, "Kurz."),
+    ),
+    "the same system text twice": (
+        {"system": "Kurz.", "messages": [{"role": "system", "content": "Kurz."}, *messages("Hi", "你好")]},
+        Conversation(HI, "Kurz."),
+    ),
+    "no tool is called": (
+        {"messages": [{**each, "tool_calls": [], "function_call": None} for each in messages("Hi", "你好")]},
+        Conversation(HI),
+    ),
     "prompt and completion of messages": (
         {"prompt": messages("Hi", "你好", "Bye"), "completion": messages("再见", roles=("assistant",) * 2)},
         Conversation(HI + BYE),
@@ -141,6 +177,18 @@ REFUSED = [
         "turns 2 and 3: assistant",
     ),
     ({"messages": messages("a", "b", roles=("user", "system"))}, "misplaced-system", "message 2 of 2"),
+    ({"text": "Es war einmal.", "system": "Kurz."}, "misplaced-system", "beside plain text"),
+    (
+        {"system": "Kurz.", "messages": [{"role": "system", "content": "Lang."}, *messages("Hi", "x")]},
+        "two-system-texts",
+        "one beside the messages, another in the first",
+    ),
+    ({"messages": weighted({"weight": 0.5}, {})}, "unknown-weight", "message 2: weight must be 0 or 1: 0.5"),
+    ({"messages": weighted({}, {"train": "no"})}, "unknown-weight", "message 4: train must be 0 or 1: 'no'"),
+    ({"messages": weighted({"weight": 0}, {"train": False})}, "nothing-to-train-on", "weight other than 0"),
+    ({"messages": weighted({"tool_calls": [{"id": "1"}]}, {})}, "tool-call", "message 2: only its text"),
+    ({"messages": weighted({}, {"function_call": {"name": "f"}})}, "tool-call", "message 4: only its text"),
+    ({"instruction": "Hi", "output": "x", "history": 5}, "unknown-format", "history must be a list"),
 ]  # fmt: skip
 
 

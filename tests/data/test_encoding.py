@@ -292,6 +292,44 @@ def test_what_a_template_writes_after_the_last_answer_is_kept_if_it_fits(kinds):
     assert cut.dropped == {"over-length": len(whole.tokens) - whole.spans[-1, 1]}
 
 
+# Turns that are read only -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "template"), COMBINATIONS)
+def test_a_turn_that_is_read_only_changes_nothing_but_what_is_supervised(name, template, kinds, own_template):
+    encoder = kinds[name].encoder(own_template if template == "own" else template)
+    whole = conversation("", ["q", "bad", "again", "好 ", "thanks", "fine"])
+    some = dataclasses.replace(whole, read_only=frozenset({1, 3}))
+    (expected,), (found,) = encoder.encode([whole]), encoder.encode([some])
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.spans.tolist() == expected.spans[2:].tolist()  # P2: what is supervised is the third answer
+    assert found.dropped == {}
+    # P1: before it stand the ids that chat feeds the model, the turns that are read only among them.
+    asked = encoder.prompt_ids(Conversation(whole.turns[:5]))
+    assert found.tokens[: found.spans[0, 0]].tolist() == asked
+    ledger = Ledger()
+    ledger.add(found)
+    ledger.check()  # P4
+    assert (ledger.trained, ledger.masked) == (found.supervised, len(expected.tokens) - found.supervised)
+
+
+def test_what_follows_the_last_answer_that_is_trained_on_is_dropped(kinds):
+    encoder = kinds["demo"].encoder("bayling")
+    turns = ["q", "a", "again", "bad"]
+    (whole,) = encoder.encode([conversation("", turns)])
+    (found,) = encoder.encode([dataclasses.replace(conversation("", turns), read_only=frozenset({3}))])
+    assert found.spans.tolist() == whole.spans[:1].tolist()
+    assert found.dropped == {"after-last-answer": len(whole.tokens) - whole.spans[0, 1]}
+
+
+def test_a_turn_that_is_read_only_is_proved_as_well(kinds):
+    """It is what the model reads before a later answer, so a token in it may not become another."""
+    encoder = kinds["sentencepiece"].encoder("bayling")
+    bad = dataclasses.replace(conversation("", ["q", "a ▁ b", "q", "a"]), read_only=frozenset({1}))
+    (result,) = encoder.encode([bad])
+    assert result.reason == "does-not-decode"
+
+
 # Plain text ---------------------------------------------------------------------------------------
 
 
