@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from fastling.config import build_parser, parse
-from fastling.data.conversation import Refused, read_rows
-from fastling.data.encode_files import encode_rows
+from fastling.data.conversation import KEYS, Refused, read_rows
+from fastling.data.encode_files import ROWS_PER_TASK, encode_rows
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.store import SourceFile
 from fastling.errors import UserError, run_command
@@ -72,10 +72,11 @@ def preview_rows(
 ) -> Iterator[PreviewRow]:
     """Rows first to last (inclusive) of every source, encoded as training encodes them."""
     for source in sources:
-        rows = list(islice(read_rows(source.path), first, last + 1))
-        results = encode_rows(encoder, [row.payload for row in rows])
-        for row, (result, _) in zip(rows, results, strict=True):
-            yield PreviewRow(row.index, source.name, row.location, result)
+        asked = islice(read_rows(source.path, KEYS), first, last + 1)
+        while rows := list(islice(asked, ROWS_PER_TASK)):
+            results = encode_rows(encoder, [row.payload for row in rows])
+            for row, (result, _) in zip(rows, results, strict=True):
+                yield PreviewRow(row.index, source.name, row.location, result)
 
 
 class _Console(Console):

@@ -6,7 +6,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -26,14 +26,21 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
 }
+KEYS = frozenset(
+    "messages conversations instruction input output history prompt completion text system pair".split()
+)
+"""Of a row, in any of the formats, that `parse_row` reads."""
+BYTES_AT_ONCE = 1 << 20
+"""Of rows that are worked on together, however long each is."""
 
 
 class Refused(Exception):
     """A row that is not trained on: a short reason to count by, and the detail to mend it by."""
 
     def __init__(self, reason: str, detail: str = ""):
-        self.reason, self.detail = reason, detail
-        super().__init__(reason, detail)
+        # Half a surrogate pair, in a key or a role, can be written nowhere.
+        self.reason, self.detail = reason, detail.encode("utf-8", "backslashreplace").decode()
+        super().__init__(reason, self.detail)
 
 
 class Turn(NamedTuple):
@@ -62,51 +69,69 @@ class Row(NamedTuple):
     location: str
     """file:line, or file:row for formats without lines."""
     payload: bytes | dict
+    size: int
+    """About how many bytes of its file it takes."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held whole)."""
+def kind_of(path: Path) -> str:
+    """How a file is read, by the end of its name: parquet, gzip, zstd, or plain."""
     name = path.name.lower()
     if name.endswith(".parquet"):
-        return _parquet_rows(path)
+        return "parquet"
     if name.endswith((".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")):
-        return _json_rows(path)
+        return {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower(), "plain")
     raise UserError(
         str(path), "unknown kind of file", "Use .json, .jsonl, .jsonl.gz, .jsonl.zst or .parquet."
     )
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held whole).
+
+    With `keys` a record has the values of no others, so that what nobody reads is not carried about.
+    """
+    return _parquet_rows(path, keys) if kind_of(path) == "parquet" else _json_rows(path, keys)
+
+
+def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
     try:
-        index = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                yield Row(index, f"{path}:row {index}", record)
-                index += 1
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        index, file = 0, pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = [name for name in names if keys is None or name in keys]
+        unread = dict.fromkeys(names)
+        for batch in file.iter_batches(batch_size=256, columns=wanted):
+            size = batch.nbytes // max(1, batch.num_rows)
+            together = max(1, min(256, BYTES_AT_ONCE // max(1, size)))
+            for start in range(0, batch.num_rows, together):
+                for record in batch.slice(start, together).to_pylist():
+                    yield Row(index, f"{path}:row {index}", unread | record, size)
+                    index += 1
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(str(path), f"cannot be read as parquet: {_first_line(error)}") from None
 
 
 def _open(path: Path) -> io.BufferedIOBase:
     # Arrow reads all members and frames of a file and, unlike zstandard, tells when one is cut short.
-    kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
-    return io.BufferedReader(pyarrow.CompressedInputStream(str(path), kind)) if kind else open(path, "rb")
+    kind = kind_of(path)
+    if kind == "plain":
+        return open(path, "rb")
+    return io.BufferedReader(pyarrow.CompressedInputStream(str(path), kind))
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
     try:
         with _open(path) as file:
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
         with _open(path) as file:
             if start.startswith(b"["):
-                yield from _array_rows(path, file.read())
+                yield from _array_rows(path, file.read(), keys)
             else:
                 yield from _line_rows(path, file)
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {_first_line(error)}") from None
 
 
-def _array_rows(path: Path, content: bytes) -> Iterator[Row]:
+def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Iterator[Row]:
     try:
         records = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -116,8 +141,11 @@ def _array_rows(path: Path, content: bytes) -> Iterator[Row]:
         raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise UserError(str(path), f"broken JSON: {_first_line(error)}") from None
+    size = len(content) // max(1, len(records))
     for index, record in enumerate(records):
-        yield Row(index, f"{path}:row {index}", record)
+        if keys is not None and isinstance(record, dict):
+            record = {key: value if key in keys else None for key, value in record.items()}
+        yield Row(index, f"{path}:row {index}", record, size)
 
 
 def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
@@ -126,7 +154,7 @@ def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
-            yield Row(index, f"{path}:{number}", line)
+            yield Row(index, f"{path}:{number}", line, len(line))
             index += 1
 
 

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fastling.data.conversation import Conversation, Refused, Turn, parse_row, read_rows
+from fastling.data.conversation import KEYS, Conversation, Refused, Turn, parse_row, read_rows
 from fastling.errors import UserError
 
 HI = (Turn("user", "Hi"), Turn("assistant", "你好"))
@@ -273,6 +273,60 @@ def test_a_parquet_table_of_conversations(tmp_path):
         Conversation((Turn("text", "Es war einmal."),)),
     ]
     assert rows[1].location == f"{tmp_path / 't.parquet'}:row 1"
+
+
+COLUMNS = {  # that Python has no values for
+    "nanoseconds": pyarrow.array([1700000000123456789], pyarrow.timestamp("ns")),
+    "a day too late": pyarrow.array([10**15], pyarrow.timestamp("ms")),
+    "a duration too long": pyarrow.array([2**62], pyarrow.duration("s")),
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS.values(), ids=list(COLUMNS))
+def test_columns_that_nobody_reads_do_no_harm(column, tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pyarrow.Table.from_pylist([{"messages": messages("Hi", "你好")}]).append_column("made", column)
+    pyarrow.parquet.write_table(table, path)
+    (row,) = read_rows(path, KEYS)
+    assert row.payload["made"] is None
+    assert parse_row(row.payload) == Conversation(HI)
+    pyarrow.parquet.write_table(table.select(["made"]), path)
+    (row,) = read_rows(path, KEYS)
+    with pytest.raises(Refused, match="has the keys made; expected messages"):
+        parse_row(row.payload)
+    with pytest.raises(UserError, match="t.parquet: cannot be read as parquet: "):
+        list(read_rows(path))
+
+
+def test_of_an_array_only_what_is_asked_for_is_kept(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"text": "a", "embedding": [0.5] * 9}, 7]))
+    assert [row.payload for row in read_rows(path, KEYS)] == [{"text": "a", "embedding": None}, 7]
+    assert [row.payload for row in read_rows(path)] == [{"text": "a", "embedding": [0.5] * 9}, 7]
+
+
+def test_every_key_that_a_format_has_is_read():
+    """Else `read_rows` would leave its values out."""
+    asked = set()
+
+    class Spy(dict):
+        def get(self, key, default=None):
+            asked.add(key)
+            return super().get(key, default)
+
+        def __getitem__(self, key):
+            asked.add(key)
+            return super().__getitem__(key)
+
+    for record, _ in FORMATS.values():
+        parse_row(Spy(record))
+    assert asked == KEYS
+
+
+def test_a_refusal_can_be_written_anywhere():
+    with pytest.raises(Refused) as refused:
+        parse_row(b'{"\\ud800": 1}')
+    assert "has the keys \\ud800;" in refused.value.detail
 
 
 def test_a_row_knows_its_line_and_its_number(tmp_path):
