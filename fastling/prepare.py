@@ -4,7 +4,6 @@ What it builds is kept: training with the same config starts from it at once.
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,12 +129,15 @@ def _open(config: Config, sources: Sequence[Source], label: str, show_progress: 
 
 
 def keep_records(prepared: Prepared, run_dir: Path) -> None:
-    """Put the ledger and the refused rows into the run folder. Raises UserError if it cannot be written."""
+    """Put the ledger and all refused rows into the run folder. Raises UserError if it cannot be written."""
     ledger = json.dumps(summary(prepared), indent=1, ensure_ascii=False)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         files.write_text(run_dir / "ledger.json", ledger)
-        shutil.copyfile(prepared.training.folder / "refused.jsonl", run_dir / "refused.jsonl")
+        stores = [prepared.training, *([prepared.validation] if prepared.validation else [])]
+        lines = [json.dumps(each, ensure_ascii=False) + "\n" for store in stores for each in store.refused()]
+        text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8
+        files.write_text(run_dir / "refused.jsonl", text)
     except OSError as error:
         raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
 

@@ -182,7 +182,7 @@ def test_the_refused_rows_can_all_be_read(say, broken):
     path = Path(message.split("All of them: ")[1].split(". data.max")[0])
     (entry,) = map(json.loads, path.read_text().splitlines())
     assert (entry["source"], entry["row"], entry["reason"]) == ("mine", 1, "broken-json")
-    assert entry["location"] == f"{broken}/half.jsonl:3"
+    assert entry["location"] == "3"  # the line; the file may be moved
     assert "data.max_refused_share (0.1) says how many are too many." in message
 
 

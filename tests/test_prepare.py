@@ -127,6 +127,15 @@ def test_refused_rows_are_listed_with_file_and_line(run, tmp_path):
     assert entries[2]["detail"].startswith("has the keys a;")
 
 
+def test_refused_rows_that_were_held_out_are_listed_too(run, tmp_path):
+    path = write(tmp_path / "held-out.jsonl", [GOOD, {"b": 1}])
+    _, said, run_dir = run(validation=[{"name": "held-out", "path": path}])
+    entries = [json.loads(line) for line in (run_dir / "refused.jsonl").read_text().splitlines()]
+    assert "held-out (held out): 1 rows refused: unknown-format" in said
+    assert [entry["source"] for entry in entries] == [*["mixed"] * 3, "held-out"]
+    assert entries[3]["location"] == f"{path}:2"
+
+
 def test_without_refused_rows_the_list_is_there_and_empty(run, sources):
     _, _, run_dir = run(sources=sources[1:])
     assert (run_dir / "refused.jsonl").read_text() == ""
