@@ -16,7 +16,7 @@ from fastling.data.conversation import KEYS, Refused, read_rows
 from fastling.data.encode_files import ROWS_PER_TASK, encode_rows
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.store import SourceFile
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_command, visible
 from fastling.prepare import make_encoder, source_files
 
 TRAINED, MASKED, CONTROL = "black on green3", "dim", "bold magenta"
@@ -91,15 +91,15 @@ def show(row: PreviewRow, encoder: Encoder) -> Text:
     title = f"{row.source} row {row.row}: {row.status}"
     if isinstance(row.result, Encoded):
         title += f", {row.result.supervised} of {len(row.result.tokens)} tokens trained on"
-    text = Text.assemble((title, "bold"))
+    text = Text.assemble((visible(title), "bold"))
     if row.reason:
-        text.append(f" ({row.reason})", style="red")
+        text.append(visible(f" ({row.reason})"), style="red")
     text.append("\n")
     if isinstance(row.result, Encoded):
         begins = True
         for ids, supervised, control in _stretches(row, encoder):
             style = TRAINED if supervised else CONTROL if control else MASKED
-            text.append(_readable(ids, control, begins, encoder), style=style)
+            text.append(visible(_readable(ids, control, begins, encoder)), style=style)
             begins = control
         text.append("\n")
     return text

@@ -195,6 +195,15 @@ def test_a_refused_key_of_half_a_surrogate_pair_can_be_shown(show, config, tmp_p
         assert "ud800" in out and "udfff" in out
 
 
+def test_what_would_steer_the_terminal_is_shown(show, config, tmp_path):
+    with open(tmp_path / "rows.jsonl", "a", encoding="utf-8") as file:
+        row = messages([("user", "a\x1b[2Jb\r\n\tc"), ("assistant", "d\x07\x9b31m")])
+        file.write(f'\n{json.dumps(row)}\n{{"\\u001b[31m": 1}}')
+    out = show("--rows", "7-8", "--source", "mine")
+    assert r"a\x1b[2Jb\x0d" in out and r"d\x07\x9b31m" in out and r"the keys \x1b[31m;" in out
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", out)
+
+
 # On a terminal, on a page, into a pipe -------------------------------------------------------------
 
 
