@@ -57,6 +57,8 @@ def broken(tmp_path_factory) -> Path:
         "rows.txt": row,
         "empty.jsonl": "\n",
         "refused.jsonl": '{"a": 1}\n' * 3,
+        "good.jsonl": row,
+        "escape.jsonl": '{"\\u001b[31m": 1}',
         "half.jsonl": f"{row}\n\n{{broken\n",
         "broken.json": f"[{row},\n{{]",
         "cut.jsonl.gz": "\x1f",
@@ -82,6 +84,7 @@ def broken(tmp_path_factory) -> Path:
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="latin-1")
+    os.mkfifo(folder / "pipe.jsonl")
     (folder / "random.model").write_bytes(bytes(range(256)) * 16)
     for name in ("good", "gpt2", "shape", "pickle", "damaged"):
         make_model(folder / name)

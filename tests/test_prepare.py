@@ -215,6 +215,22 @@ def test_a_weight_says_how_often_an_epoch_shows_a_source(run, sources):
     assert [shown.count(source) for source in (0, 1)] == [3, 10]
 
 
+def test_few_conversations_are_shown_in_some_epochs_only(run, sources):
+    """With steps, an epoch that shows half a conversation is too little; over three epochs it is enough."""
+    for source in sources:
+        source["weight"] = 0.1  # of 3, and of 5
+    plan = prepared(run, sources, ("--train.steps", "null", "--train.epochs", "3")).plan
+    assert plan.packs_per_epoch == (0, 1, 1)
+
+
+def test_names_that_look_like_markup_or_smileys_are_shown_as_they_are(run, sources):
+    for source, name in zip(sources, ("x[/y]", "alpaca[zh] :smile:"), strict=True):
+        source["name"] = name
+    _, said, _ = run()
+    assert "x[/y]: 1 rows refused: broken-json" in said
+    assert "alpaca[zh] :smile:" in said
+
+
 def test_a_row_s_own_pair_stands_before_its_source_s(run, sources):
     training = prepared(run, sources, ()).training
     names = [*training.pair_names, None]  # -1: none
