@@ -1,8 +1,11 @@
-"""Files that are whole or absent: written aside, flushed to the disk, then renamed."""
+"""Files that are whole or absent: written aside, flushed to the disk, then renamed. And JSON, read."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+
+from fastling.errors import UserError
 
 
 def flush(folder: Path) -> None:
@@ -38,3 +41,14 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def read_json(file: Path) -> dict:
+    """Return the object in a JSON file; a UserError names the file that is not valid."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(file), f"is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(str(file), f"holds no JSON object: {str(found)[:40]}")
+    return found

@@ -20,7 +20,7 @@ from conftest import ROOT, run_python
 LAYERS = {
     # words and files
     "errors": ((), ()),
-    "files": ((), ()),
+    "files": (("errors",), ()),
     "terminal": ((), ("rich",)),
     # settings
     "settings": (("errors",), ("pydantic", "yaml")),

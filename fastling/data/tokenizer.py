@@ -14,6 +14,7 @@ import sentencepiece
 import tokenizers
 
 from fastling.errors import UserError
+from fastling.files import read_json
 
 
 class Tokenizer(Protocol):
@@ -184,17 +185,13 @@ def _flatten(part: dict | None) -> list[dict]:
 def _special_tokens(folder: Path) -> dict[str, str]:
     """bos_token and eos_token as the files beside a tokenizer.json name them; "" for none."""
     named: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            fields = json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (ValueError, OSError) as error:
-            raise UserError(str(folder / name), f"cannot be read: {error}") from None
-        for key in ("bos_token", "eos_token"):
-            if key in fields:
-                value = fields[key]
-                named[key] = (value.get("content") if isinstance(value, dict) else value) or ""
+    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        fields = read_json(path) if path.exists() else {}
+        for key in {"bos_token", "eos_token"} & fields.keys():
+            value = fields[key].get("content") if isinstance(fields[key], dict) else fields[key]
+            if not isinstance(value, str | None):
+                raise UserError(str(path), f"{key} must be text: {value!r:.60}")
+            named[key] = value or ""
     return named
 
 

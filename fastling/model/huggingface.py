@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fastling.errors import UserError
+from fastling.files import read_json
 from fastling.model.llama import Llama, local_rows, reshard
 from fastling.model.llama_config import MODEL_TYPES, LlamaConfig
 from fastling.model.meta_format import MetaFolder
-from fastling.model.safetensors_folder import SafetensorsFolder, read_json, save_weights
+from fastling.model.safetensors_folder import SafetensorsFolder, save_weights
 
 __all__ = [
     "config_json",

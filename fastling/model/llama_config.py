@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 from fastling.errors import UserError
 
@@ -15,6 +16,24 @@ _SCALING_KEYS = {
         "original_max_position_embeddings",
     },
 }
+
+
+_EXPECTED = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "an object"
+}  # fmt: skip
+
+
+def wrong_type(kind: type, value: object) -> str | None:
+    """What a value from a file must be, if it is not: true is no number, and neither is NaN."""
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if fits and (type(value) is not float or math.isfinite(value)):
+        return None
+    return f"must be {_EXPECTED[kind]}: {value!r:.60}"
+
+
+def wrong_size(kind: type, value: object) -> str | None:
+    """The same for numbers that must be above 0."""
+    return wrong_type(kind, value) or (f"must be > 0: {value}" if value <= 0 else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +62,7 @@ class LlamaConfig:
         def refuse(name: str, what: str) -> None:
             raise UserError(f"model.{name}", f"{what}: {getattr(self, name)}")
 
+        self._check_types()
         if self.model_type not in MODEL_TYPES:
             refuse("model_type", f"not one of {', '.join(MODEL_TYPES)}")
         if self.num_key_value_heads is None:
@@ -65,6 +85,14 @@ class LlamaConfig:
         if self.rope_scaling is not None:
             self._check_rope_scaling()
 
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value, (kind, *others) = getattr(self, name), get_args(kind) or (kind,)
+            if value is None and others:
+                continue
+            if what := wrong_type(kind, value):
+                raise UserError(f"model.{name}", what)
+
     def _check_rope_scaling(self) -> None:
         kind = self.rope_scaling.get("rope_type")
         if kind not in _SCALING_KEYS:
@@ -73,6 +101,9 @@ class LlamaConfig:
         missing = _SCALING_KEYS[kind] - self.rope_scaling.keys()
         if missing:
             raise UserError("model.rope_scaling", f"{kind} lacks {', '.join(sorted(missing))}")
+        for name in sorted(_SCALING_KEYS[kind]):
+            if what := wrong_size(float, self.rope_scaling[name]):
+                raise UserError(f"model.rope_scaling.{name}", what)
 
     @property
     def qkv_bias(self) -> bool:

@@ -133,6 +133,35 @@ def test_old_spellings_and_absent_keys(exported):
 
 
 @pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_theta": None}, "rope_theta must be a number: None"),
+        ({"rope_theta": "10000"}, "rope_theta must be a number: '10000'"),
+        ({"vocab_size": "1000"}, "vocab_size must be a whole number: '1000'"),
+        ({"hidden_size": 32.0}, "hidden_size must be a whole number: 32.0"),
+        ({"num_key_value_heads": True}, "num_key_value_heads must be a whole number: True"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number: '1e-6'"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number: nan"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false: 'false'"),
+        ({"rope_scaling": {"type": "linear", "factor": "8"}}, "rope_scaling.factor must be a number: '8'"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor must be > 0: 0"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(exported, changes, said):
+    """And `"false"` is not taken for true."""
+    edit_json(exported.folder / "config.json", rope_parameters="gone", **changes)
+    with pytest.raises(UserError, match=f"config.json: model.{said}"):
+        read_config(exported.folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_brackets_without_end_are_refused_not_followed(exported, name):
+    (exported.folder / name).write_text("[" * 5000 + "]" * 5000)
+    with pytest.raises(UserError, match=f"{name}: is not valid JSON: maximum recursion"):
+        load_pretrained(exported.folder)
+
+
+@pytest.mark.parametrize(
     ("index", "what"),
     [
         ("[1]", "holds no JSON object: \\[1\\]"),
@@ -456,6 +485,41 @@ def test_meta_folders_that_cannot_be_read_are_refused_in_words(meta_oracle, tmp_
     write_meta(tmp_path, tensors, 2, 0, n_kv_heads=2)
     torch.save({"norm.weight": torch.ones(32)}, tmp_path / "consolidated.01.pth")
     with pytest.raises(UserError, match="other tensors than consolidated.00.pth"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"dim": "32"}, "params.json: dim must be a whole number: '32'"),
+        ({"n_heads": None}, "params.json: n_heads must be a whole number: None"),
+        ({"n_layers": 0}, "params.json: n_layers must be > 0: 0"),
+        ({"norm_eps": "1e-6"}, "params.json: norm_eps must be a number: '1e-6'"),
+        ({"rope_theta": True}, "params.json: rope_theta must be a number: True"),
+        ({"use_scaled_rope": 1}, "params.json: use_scaled_rope must be true or false: 1"),
+    ],
+)
+def test_params_of_wrong_types_are_refused_in_words(meta_oracle, tmp_path, params, said):
+    write_meta(tmp_path, meta_tensors(meta_oracle), 1, 0, **{"n_kv_heads": 2, **params})
+    with pytest.raises(UserError, match=said):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ([1], "consolidated.00.pth: holds no tensors with names: list"),
+        ({"norm.weight": 5}, "norm.weight is no tensor of floating-point numbers: int"),
+        ({"norm.weight": torch.ones(32, dtype=torch.int8)}, "norm.weight is no tensor .*: torch.int8"),
+        ({"tok_embeddings.weight": torch.zeros(5)}, r"shape of tok_embeddings.weight is not LLaMA's: \(5,\)"),
+        ({"layers.0.feed_forward.w1.weight": torch.zeros(5)}, "shape of layers.0.feed_forward.w1.weight"),
+    ],
+)
+def test_a_pth_file_of_something_else_is_refused_in_words(meta_oracle, tmp_path, change, said):
+    tensors = meta_tensors(meta_oracle)
+    write_meta(tmp_path, tensors, 1, 0, n_kv_heads=2)
+    torch.save(tensors | change if isinstance(change, dict) else change, tmp_path / "consolidated.00.pth")
+    with pytest.raises(UserError, match=said):
         load_pretrained(tmp_path)
 
 
