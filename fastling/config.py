@@ -15,7 +15,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from fastling.errors import UserError
-from fastling.settings import STRICT, Parser, Settings, as_yaml
+from fastling.settings import STRICT, Parser, Settings
+from fastling.yaml_file import as_yaml
 
 PACKAGE = Path(__file__).parent
 DEMO_CONFIG = PACKAGE / "configs" / "demo.yaml"

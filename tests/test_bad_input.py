@@ -67,6 +67,11 @@ def broken(tmp_path_factory) -> Path:
         "text.json": "hello",
         "object.json": "{}",
         "open.yaml": "user: [",
+        "date.yaml": TEMPLATE + "begin: 2024-99-99",
+        "deep.yaml": TEMPLATE + "stop: " + "[" * 3000 + "]" * 3000,
+        "half.yaml": TEMPLATE + 'begin: "\\ud83d"',
+        "again.yaml": TEMPLATE + 'user: "{content}"',
+        "latin.yaml": 'user: "ü',
         "list.yaml": "- user",
         "sytem.yaml": TEMPLATE + "sytem: x",
         "number.yaml": TEMPLATE.replace('"Q {content}"', "5"),
@@ -154,6 +159,14 @@ def test_a_mistake_in_the_config(say, tmp_path, given, said):
 def test_a_config_that_is_no_config(say, tmp_path, given, said):
     assert say("preview", text=given.encode()) == (2, f"error: {said}\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_brackets_without_end(say):
+    deep = "[" * 3000 + "]" * 3000
+    said = "CONFIG: is not valid YAML: nested too deep\n  See configs/ for examples."
+    assert say("preview", text=f"data: {deep}".encode()) == (2, f"error: {said}\n")
+    said = f"--data.sources: expected a list: {deep[:80]}"
+    assert say("preview", "--data.sources", deep) == (2, f"error: {said}\n")
 
 
 @pytest.mark.parametrize(("encoding", "byte"), [("latin-1", 11), ("utf-16", 0)])
