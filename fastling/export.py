@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import fastling
 from fastling import files
@@ -122,7 +123,8 @@ class Export:
             return []
         self._write_small_files()  # again: the rehearsal's may be days old
         digests: dict[str, str] = {}
-        save_weights(digested(tensors, self.dtype, digests), self.aside, dtype=self.dtype)
+        tensors = self._finite(digested(tensors, self.dtype, digests))
+        save_weights(tensors, self.aside, dtype=self.dtype)
         checks = check_export(self.aside, self.encoder, self.shape, digests)
         failed = [check for check in checks if check.passed is False]
         if failed:
@@ -133,6 +135,14 @@ class Export:
             )
         files.publish(self.aside, self.folder)
         return checks
+
+    def _finite(self, named_tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Pass weights on. Raises RunError for those that are no numbers, or too large for the export's."""
+        for name, tensor in named_tensors:
+            if not tensor.isfinite().all():
+                what = f"{name} has weights that are not finite as {str(self.dtype).removeprefix('torch.')}"
+                raise RunError(str(self.aside), what, f"So it was not published as {self.folder}.")
+            yield name, tensor
 
     def small_files(self) -> dict[str, str]:
         """Name -> text of every file but the weights."""

@@ -599,7 +599,7 @@ def test_weights_that_are_no_numbers_fail(good, small):
     model = make_model(SHAPE)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    with pytest.raises(RunError, match="logits: are not finite"):
+    with pytest.raises(RunError, match="model.norm.weight has weights that are not finite as float32"):
         small.write(model)
 
 
@@ -608,5 +608,6 @@ def test_weights_too_large_for_half_precision_fail(small):
     model = make_model(SHAPE)
     with torch.no_grad():
         model.model.norm.weight.fill_(1e6)
-    with pytest.raises(RunError, match="logits: are not finite"):
+    with pytest.raises(RunError, match="model.norm.weight has weights that are not finite as float16"):
         small.write(model)
+    assert not small.folder.exists()
