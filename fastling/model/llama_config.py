@@ -50,6 +50,7 @@ class LlamaConfig:
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     max_position_embeddings: int = 2048
     sliding_window: int | None = None
+    max_window_layers: int | None = None  # Qwen's: the window is on the layers from this one on
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None
@@ -71,8 +72,9 @@ class LlamaConfig:
             if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
                 refuse("num_attention_heads", f"does not divide hidden_size {self.hidden_size}")
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        may_be_0 = ("initializer_range", "max_window_layers")
         for name, value in vars(self).items():
-            if type(value) in (int, float) and value <= 0 and name != "initializer_range":
+            if type(value) in (int, float) and value <= 0 and name not in may_be_0:
                 refuse(name, "must be > 0")
         if self.num_attention_heads % self.num_key_value_heads:
             refuse("num_key_value_heads", f"does not divide {self.num_attention_heads} heads")

@@ -1,5 +1,6 @@
 """Folders in and out: configs in both spellings, streamed weights, exports, Meta's format."""
 
+import dataclasses
 import json
 import math
 from functools import partial
@@ -90,6 +91,33 @@ def test_transformers_reads_our_config_as_its_own(oracle, tmp_path):
         assert getattr(read, name) == getattr(original, name), name
     for name in {"head_dim", "sliding_window"} & original.to_dict().keys():
         assert getattr(read, name) == getattr(original, name), name
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_an_absent_key_means_what_it_means_to_transformers(family, tmp_path):
+    shape = {"vocab_size": 99, "hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(
+        json.dumps(shape | {"model_type": family, "num_attention_heads": 32})
+    )
+    ours, theirs = read_config(tmp_path), transformers.AutoConfig.from_pretrained(tmp_path)
+    for name in ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"):
+        assert getattr(ours, name) == getattr(theirs, name, 4096 // 32), name
+    for name in ("tie_word_embeddings", "attention_bias", "initializer_range", "sliding_window"):
+        assert getattr(ours, name) == (getattr(theirs, name, None) or getattr(LlamaConfig, name)), name
+
+
+@pytest.mark.parametrize("layers", [None, 0, 1])
+def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
+    window = {"use_sliding_window": True, "sliding_window": 48, "max_window_layers": layers}
+    changes = {name: value for name, value in window.items() if value is not None}
+    made = dataclasses.replace(TINY, model_type="qwen2", sliding_window=48, max_window_layers=layers)
+    content = config_json(made, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16)
+    assert changes.items() <= content.items()
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_config(tmp_path) == made
+    kinds = transformers.AutoConfig.from_pretrained(tmp_path).layer_types
+    expected = transformers.Qwen2Config(num_hidden_layers=made.num_hidden_layers, **changes).layer_types
+    assert kinds == expected
 
 
 @pytest.mark.parametrize(
