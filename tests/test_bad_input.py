@@ -165,6 +165,9 @@ def test_brackets_without_end(say):
     deep = "[" * 3000 + "]" * 3000
     said = "CONFIG: is not valid YAML: nested too deep\n  See configs/ for examples."
     assert say("preview", text=f"data: {deep}".encode()) == (2, f"error: {said}\n")
+    text = f"data: {{sources: {'[' * 200 + ']' * 200}}}".encode()
+    said = "settings: are nested too deep\n  See configs/ for examples."
+    assert say("preview", text=text) == (2, f"error: {said}\n")
     said = f"--data.sources: expected a list: {deep[:80]}"
     assert say("preview", "--data.sources", deep) == (2, f"error: {said}\n")
 
