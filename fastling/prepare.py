@@ -108,7 +108,7 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> N
     if not any(map(round, shown)):
         raise UserError(
             "data.sources",
-            f"their weights let {epochs} epoch(s) show no conversation: {max(shown):.3g} of the most shown",
+            f"are weighted so low that {epochs} epoch(s) show no conversation: {max(shown):.3g} of one",
             "A weight is how often an epoch shows each conversation of a source. Raise one.",
         )
 

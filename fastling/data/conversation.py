@@ -226,7 +226,7 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
         name = message.get(role_key)
         role = ROLES.get(name.lower()) if isinstance(name, str) else None
         if role is None:
-            raise Refused("unknown-role", f"message {number}: {name!r}")
+            raise Refused("unknown-role", f"message {number}: {name!r:.60}")
         if message.get("tool_calls") or message.get("function_call"):
             raise Refused("tool-call", f"message {number}: only its text could be trained on")
         content = _text(message.get(text_key))

@@ -35,6 +35,8 @@ def encode_rows(encoder: Encoder, payloads: Sequence) -> list[Result]:
             parsed.append(parse_row(payload))
         except Refused as refusal:
             parsed.append(refusal)
+        except RecursionError:  # of showing what stands in the place of a role
+            parsed.append(Refused("unknown-format", "nested too deep"))
     good = [each for each in parsed if not isinstance(each, Refused)]
     encoded = iter(encoder.encode(good))
     return [(each, None) if isinstance(each, Refused) else (next(encoded), each.pair) for each in parsed]

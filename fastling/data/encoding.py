@@ -94,7 +94,7 @@ class Encoder:
 
         A conversation of messages that are in no token has every pattern beside every other.
         """
-        special = {*self.tokenizer.special_tokens(), *self._ids}
+        special = {*self.tokenizer.special_tokens(), *self._ids} - {""}
         turns = (Turn("user", "\0"), Turn("assistant", "\0")) * 2
         for system in ("", "\0"):
             for part in self._chain(Conversation(turns, system), for_answer=True):

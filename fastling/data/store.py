@@ -4,9 +4,9 @@ A store is a folder named after the digest of all that it depends on: the bytes 
 of the tokenizer, the template, the sequence length, and this format. Same inputs, same folder; it is
 written aside and renamed, so it is whole or absent, and many processes that want it build it once.
 
-Its files are hashed while they are written and again when they are opened, so that no damage is trained on:
-on each machine by one process (LOCAL_RANK 0, or the only one), as it would by all take as long for each. That
-reads 2 or 4 bytes a token, less than naming the store reads of the sources.
+Its files are hashed from memory while they are written, and again when they are opened, so that no damage is
+trained on. One process of each machine does the latter (LOCAL_RANK 0, or the only one), and stops the others
+if it must: 2 or 4 bytes a token are read, less than each process reads to name the store after its sources.
 """
 
 import collections

@@ -330,6 +330,15 @@ def test_what_is_nested_too_deep_to_be_sent_to_a_worker_is_refused_or_ignored(ke
     assert store.ledgers["data"]["refused"] == {"unknown-format" if key == "unknown" else "not-text": 1}
 
 
+def test_a_row_too_deep_to_be_shown_is_refused(monkeypatch):
+    def too_deep(payload):
+        raise RecursionError
+
+    monkeypatch.setattr(encode_files_module, "parse_row", too_deep)
+    ((refusal, _),) = encode_files_module.encode_rows(encoder("bayling"), [b"{}"])
+    assert (refusal.reason, refusal.detail) == ("unknown-format", "nested too deep")
+
+
 def test_two_builds_in_one_process_do_not_mix_their_encoders(data, monkeypatch):
     monkeypatch.setattr(encode_files_module, "ROWS_PER_TASK", 10)
 
