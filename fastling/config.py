@@ -15,7 +15,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from fastling.errors import UserError
-from fastling.settings import STRICT, Parser, Settings, as_yaml
+from fastling.settings import STRICT, Parser, Settings
+from fastling.yaml_file import as_yaml
 
 PACKAGE = Path(__file__).parent
 DEMO_CONFIG = PACKAGE / "configs" / "demo.yaml"
@@ -89,8 +90,8 @@ class Source:
     """Name under which its loss and its tokens are reported."""
     path: str
     """.json, .jsonl (also .gz, .zst) or .parquet; `fastling:demo/...` lies in the package."""
-    weight: PositiveFloat = 1.0
-    """How often an epoch shows each conversation: 2 twice, 0.5 every other one."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How often an epoch shows each conversation: 2 twice, 0.5 every other one (at most 1000)."""
     pair: str | None = None
     """Language pair, such as zh-en, for rows that carry no "pair" of their own."""
 
@@ -286,10 +287,18 @@ def without_effect(name: str, value: object, because: str) -> UserError:
     return UserError(name, f"has no effect {because}: {value}", "Remove one of the two.")
 
 
+def expand(path: str, where: str) -> Path:
+    """A path as the user wrote it, where ~ is a home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(where, f"nobody's home folder is known by that name: {path}") from None
+
+
 def resolve(path: str, where: str) -> Path:
     """A path as the user wrote it -> an existing path; `fastling:x` is x inside the package."""
     inside = path.removeprefix("fastling:")
-    resolved = PACKAGE / inside if inside != path else Path(path).expanduser()
+    resolved = PACKAGE / inside if inside != path else expand(path, where)
     if not resolved.exists():
         raise UserError(where, f"no such file or folder: {path}", f"Looked for {resolved.absolute()}.")
     return resolved

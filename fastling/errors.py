@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +12,9 @@ from typing import NoReturn
 MOST_LINES = 6
 """Of one message; a model that does not fit its config has a complaint for every tensor."""
 
-
 SECONDS_FOR_RANK_0 = 5.0
 """In which a mistake that all ranks found is said by rank 0, and torchrun ends the others."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class UserError(Exception):
@@ -69,8 +70,13 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def visible(text: str) -> str:
+    r"""Text with \x1b and the like spelled out, but for line ends and tabs: it cannot steer a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def _say(message: str) -> None:
-    lines = f"error: {message}".splitlines()
+    lines = visible(f"error: {message}").splitlines()
     if len(lines) > MOST_LINES:
         lines[MOST_LINES - 1 :] = [f"  ... and {len(lines) - MOST_LINES + 1} lines more"]
     rank = os.environ.get("RANK", "0")

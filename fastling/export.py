@@ -7,9 +7,11 @@ weights, its token ids, its template and, where transformers is installed, its l
 
 import functools
 import json
+import os
+import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import fastling
 from fastling import files
@@ -24,7 +27,7 @@ from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import RunError, UserError, run_command
-from fastling.export_check import Check, check_export
+from fastling.export_check import Check, check_export, check_prompts
 from fastling.model.digests import digested
 from fastling.model.huggingface import config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
@@ -36,6 +39,12 @@ from fastling.training import checkpoint
 from fastling.training.build import model_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+_WRITTEN = re.compile(
+    r"README\.md|config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|"
+    r"special_tokens_map\.json|chat_template\.jinja|template\.yaml|tokenizer\.model|"
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.\d+\.tmp)?|\.shard-\d+\.part"
+)
+"""Names of files that an export writes, those of one that was killed among them."""
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 
@@ -62,13 +71,11 @@ class Export:
     def rehearse(self) -> None:
         """Write everything but the weights, aside.
 
-        Raises UserError when the tokenizer cannot be exported, the folder holds something else, or the
-        disk is too small.
+        Raises UserError when the tokenizer cannot be exported, a server would build other prompts from it,
+        the folder holds something else, or the disk is too small.
         """
-        if self.folder.exists() and not _may_be_replaced(self.folder):
-            raise UserError(
-                str(self.folder), "exists and is not an export", "Name another folder, or delete it."
-            )
+        for folder in (self.folder, self.aside):
+            _check_replaceable(folder)
         try:
             shutil.rmtree(self.aside, ignore_errors=True)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +83,15 @@ class Export:
             self._write_small_files()
         except OSError as error:
             raise UserError(str(self.folder), f"cannot be written: {error.strerror}") from None
+        failed = [check for check in check_prompts(self.aside, self.encoder) if check.passed is False]
+        if failed:
+            shutil.rmtree(self.aside)
+            raise UserError(
+                f"export of {self.encoder.tokenizer.path}",
+                f"with the template {self.encoder.template.name} would fail its check: {failed[0].name}: "
+                f"{failed[0].result}",
+                "Choose a template that was made for this tokenizer.",
+            )
 
     @functools.cached_property
     def num_weights(self) -> int:
@@ -115,7 +131,8 @@ class Export:
             return []
         self._write_small_files()  # again: the rehearsal's may be days old
         digests: dict[str, str] = {}
-        save_weights(digested(tensors, self.dtype, digests), self.aside, dtype=self.dtype)
+        tensors = self._finite(digested(tensors, self.dtype, digests))
+        save_weights(tensors, self.aside, dtype=self.dtype)
         checks = check_export(self.aside, self.encoder, self.shape, digests)
         failed = [check for check in checks if check.passed is False]
         if failed:
@@ -126,6 +143,14 @@ class Export:
             )
         files.publish(self.aside, self.folder)
         return checks
+
+    def _finite(self, named_tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Pass weights on. Raises RunError for those that are no numbers, or too large for the export's."""
+        for name, tensor in named_tensors:
+            if not tensor.isfinite().all():
+                what = f"{name} has weights that are not finite as {str(self.dtype).removeprefix('torch.')}"
+                raise RunError(str(self.aside), what, f"So it was not published as {self.folder}.")
+            yield name, tensor
 
     def small_files(self) -> dict[str, str]:
         """Name -> text of every file but the weights."""
@@ -174,6 +199,7 @@ class Export:
             "chat_template": chat_template,
         }
         return {
+            "README.md": self.model_card(),
             "config.json": _json(config),
             "generation_config.json": _json(generation),
             "tokenizer.json": self.tokenizer_json,
@@ -181,7 +207,6 @@ class Export:
             "special_tokens_map.json": _json(special),
             "chat_template.jinja": chat_template,
             "template.yaml": template.template.as_yaml(),
-            "README.md": self.model_card(),
         }
 
     def model_card(self) -> str:
@@ -242,14 +267,22 @@ def _on_meta(shape: LlamaConfig) -> Llama:
         return Llama(shape)
 
 
-def _may_be_replaced(folder: Path) -> bool:
-    """Whether a folder is empty or an export of ours: anything else is not ours to delete."""
-    if not folder.is_dir():
-        return False
+def _check_replaceable(folder: Path) -> None:
+    """Raise UserError unless only an export of ours is there, whole or begun: no more is ours to delete."""
+    if not os.path.lexists(folder):
+        return
+    what, fix = "exists and is not an export", "Name another folder, or delete it."
+    if folder.is_symlink() or not folder.is_dir():
+        raise UserError(str(folder), what, fix)
+    entries = sorted(folder.iterdir())
+    others = [each.name for each in entries if not (each.is_file() and _WRITTEN.fullmatch(each.name))]
+    if others:
+        raise UserError(str(folder), f"{what}: it holds {others[0]}", fix)
+    # Models of others have files of the same names, but for what the card says. It is written first.
     card = folder / "README.md"
-    return not any(folder.iterdir()) or (
-        card.is_file() and "with fastling" in card.read_text(errors="replace")
-    )
+    is_ours = card.is_file() and "with fastling" in card.read_text(encoding="utf-8", errors="replace")
+    if not is_ours and any(each.stat().st_size for each in entries):
+        raise UserError(str(folder), what, fix)
 
 
 def print_checks(checks: list[Check], console: Console) -> None:

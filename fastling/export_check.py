@@ -53,12 +53,19 @@ def check_export(
         _attempt("shape", lambda: _shape(folder, shape)),
         _attempt("weights", lambda: _weights(folder, digests)),
         _attempt("token ids", lambda: _token_ids(folder, encoder)),
-        _attempt("template text", lambda: _template_text(folder, encoder)),
-        _attempt("prompt ids", lambda: _prompt_ids(folder, encoder)),
+        *check_prompts(folder, encoder),
     ]
     if any(check.passed is False for check in checks):
         return checks
     return [*checks, _attempt("logits", lambda: _logits(folder, encoder))]
+
+
+def check_prompts(folder: Path, encoder: Encoder) -> list[Check]:
+    """What can be checked before there are weights: does a server build the prompts that training saw?"""
+    return [
+        _attempt("template text", lambda: _template_text(folder, encoder)),
+        _attempt("prompt ids", lambda: _prompt_ids(folder, encoder)),
+    ]
 
 
 def _attempt(name: str, check: Callable[[], Check]) -> Check:

@@ -1,9 +1,11 @@
-"""Files that are whole or absent: written aside, flushed to the disk, then renamed."""
+"""Files that are whole or absent: written aside, flushed to the disk, then renamed. And JSON, read."""
 
 import json
 import os
 import shutil
 from pathlib import Path
+
+from fastling.errors import UserError
 
 
 def flush(folder: Path) -> None:
@@ -19,12 +21,12 @@ def flush(folder: Path) -> None:
 def publish(aside: Path, final: Path) -> None:
     """Flush a finished folder and give it its name, in place of what had it before.
 
-    What had it is moved out of the way first: taken apart in its place, it would be half a folder.
+    What had it before is deleted last: after a kill, either lies whole under one name or another.
     """
-    replaced = final.with_name(f".{final.name}.replaced")
     flush(aside)
-    shutil.rmtree(replaced, ignore_errors=True)  # left by a kill
+    replaced = final.with_name(f".{final.name}.replaced")
     if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed
         final.rename(replaced)
     aside.rename(final)
     flush(final.parent)
@@ -32,8 +34,8 @@ def publish(aside: Path, final: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by another one, never by half of it."""
-    aside = path.with_name(path.name + ".tmp")
+    """Replace a file by another one, never by half of it, whoever else is at it."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(aside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -54,3 +56,14 @@ def read_json_lines(path: Path) -> list[dict]:
                 break
             lines.append(line)
     return lines
+
+
+def read_json(file: Path) -> dict:
+    """Return the object in a JSON file; a UserError names the file that is not valid."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(file), f"is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(str(file), f"holds no JSON object: {str(found)[:40]}")
+    return found

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastling.config import Config, build_parser, parse
 from fastling.errors import UserError, run_command
@@ -160,13 +161,13 @@ def print_plan(planner: Planner, done: dict, console: Console) -> None:
     table = Table("GiB", f"of each GPU, in micro-batches of {planner.micro_batch_tokens:,} tokens", box=None)
     for name, gib in done["memory_gib"].items():
         table.add_row(f"{gib:.1f}", name)
-    table.add_row(f"[bold]{done['total_gib']:.1f}", f"[bold]of {done['gpu_memory_gib']:g}")
+    table.add_row(f"{done['total_gib']:.1f}", f"of {done['gpu_memory_gib']:g}", style="bold")
     console.print(table)
     grid = Table("micro-batch", *RECOMPUTING, title="GiB by train.activation_checkpointing", box=None)
-    rows: dict[int, list[str]] = {}
+    rows: dict[int, list[Text]] = {}
     for _, tokens, memory in planner.choices():
-        style = "green" if planner.fits(memory) else "red"
-        rows.setdefault(tokens, []).append(f"[{style}]{memory.total / GIB:.1f}[/]")
+        cell = Text(f"{memory.total / GIB:.1f}", "green" if planner.fits(memory) else "red")
+        rows.setdefault(tokens, []).append(cell)
     for tokens, cells in sorted(rows.items()):
         grid.add_row(f"{tokens:,} tokens", *cells)
     console.print()

@@ -4,7 +4,6 @@ What it builds is kept: training with the same config starts from it at once.
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from rich.table import Table
 
 from fastling import files
-from fastling.config import Config, Source, build_parser, parse, resolve
+from fastling.config import Config, Source, build_parser, expand, parse, resolve
 from fastling.data.encoding import Encoder
 from fastling.data.packing import Plan, make_plan
 from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
@@ -59,9 +58,14 @@ def make_encoder(config: Config) -> Encoder:
 
 
 def source_files(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
-    return tuple(
-        SourceFile(each.name, resolve(each.path, f"source {each.name}"), each.pair) for each in sources
-    )
+    """The files of sources. Raises UserError for what is no file: of a pipe nothing is read twice."""
+    found = []
+    for each in sources:
+        path = resolve(each.path, f"source {each.name}")
+        if not path.is_file():
+            raise UserError(f"source {each.name}", f"is no file: {each.path}")
+        found.append(SourceFile(each.name, path, each.pair))
+    return tuple(found)
 
 
 def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
@@ -82,18 +86,31 @@ def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
     training = _open(config, data.sources, "training", show_progress)
     validation = _open(config, data.validation, "held-out", show_progress) if data.validation else None
     global_packs = train.global_batch_tokens // data.sequence_length
+    epochs = train.epochs or 3
+    _check_weights(data.sources, training, 1 if train.steps else epochs)
     plan = make_plan(
         training.document_tokens,
         training.sources,
         [source.weight for source in data.sources],
         capacity=data.sequence_length,
         seed=config.seed,
-        epochs=None if train.steps else train.epochs or 3,
+        epochs=None if train.steps else epochs,
         packs=train.steps * global_packs if train.steps else None,
     )
     if train.steps:
         plan = plan.first(train.steps * global_packs)
     return Prepared(encoder, training, validation, plan, global_packs)
+
+
+def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> None:
+    """Raise UserError where weights are so small that epochs show no conversation; steps would never end."""
+    shown = [epochs * each.weight * training.ledgers[each.name]["kept"] for each in sources]
+    if not any(map(round, shown)):
+        raise UserError(
+            "data.sources",
+            f"are weighted so low that {epochs} epoch(s) show no conversation: {max(shown):.3g} of one",
+            "A weight is how often an epoch shows each conversation of a source. Raise one.",
+        )
 
 
 def _nearest(value: int, unit: int) -> int:
@@ -108,7 +125,7 @@ def _open(config: Config, sources: Sequence[Source], label: str, show_progress: 
         config.data.sequence_length,
         config.data.max_refused_share,
     )
-    folder = Path(config.data.store).expanduser() if config.data.store else default_store()
+    folder = expand(config.data.store, "data.store") if config.data.store else default_store()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -130,12 +147,15 @@ def _open(config: Config, sources: Sequence[Source], label: str, show_progress: 
 
 
 def keep_records(prepared: Prepared, run_dir: Path) -> None:
-    """Put the ledger and the refused rows into the run folder. Raises UserError if it cannot be written."""
+    """Put the ledger and all refused rows into the run folder. Raises UserError if it cannot be written."""
     ledger = json.dumps(summary(prepared), indent=1, ensure_ascii=False)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         files.write_text(run_dir / "ledger.json", ledger)
-        shutil.copyfile(prepared.training.folder / "refused.jsonl", run_dir / "refused.jsonl")
+        stores = [prepared.training, *([prepared.validation] if prepared.validation else [])]
+        lines = [json.dumps(each, ensure_ascii=False) + "\n" for store in stores for each in store.refused()]
+        text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8
+        files.write_text(run_dir / "refused.jsonl", text)
     except OSError as error:
         raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
 

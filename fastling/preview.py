@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.text import Text
 
 from fastling.config import build_parser, parse
-from fastling.data.conversation import Refused, read_rows
-from fastling.data.encode_files import encode_rows
+from fastling.data.conversation import KEYS, Refused, read_rows
+from fastling.data.encode_files import ROWS_PER_TASK, encode_rows
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.store import SourceFile
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_command, visible
 from fastling.prepare import make_encoder, source_files
 
 TRAINED, MASKED, CONTROL = "black on green3", "dim", "bold magenta"
@@ -72,10 +72,11 @@ def preview_rows(
 ) -> Iterator[PreviewRow]:
     """Rows first to last (inclusive) of every source, encoded as training encodes them."""
     for source in sources:
-        rows = list(islice(read_rows(source.path), first, last + 1))
-        results = encode_rows(encoder, [row.payload for row in rows])
-        for row, (result, _) in zip(rows, results, strict=True):
-            yield PreviewRow(row.index, source.name, row.location, result)
+        asked = islice(read_rows(source.path, KEYS), first, last + 1)
+        while rows := list(islice(asked, ROWS_PER_TASK)):
+            results = encode_rows(encoder, [row.payload for row in rows])
+            for row, (result, _) in zip(rows, results, strict=True):
+                yield PreviewRow(row.index, source.name, row.location, result)
 
 
 class _Console(Console):
@@ -90,15 +91,15 @@ def show(row: PreviewRow, encoder: Encoder) -> Text:
     title = f"{row.source} row {row.row}: {row.status}"
     if isinstance(row.result, Encoded):
         title += f", {row.result.supervised} of {len(row.result.tokens)} tokens trained on"
-    text = Text.assemble((title, "bold"))
+    text = Text.assemble((visible(title), "bold"))
     if row.reason:
-        text.append(f" ({row.reason})", style="red")
+        text.append(visible(f" ({row.reason})"), style="red")
     text.append("\n")
     if isinstance(row.result, Encoded):
         begins = True
         for ids, supervised, control in _stretches(row, encoder):
             style = TRAINED if supervised else CONTROL if control else MASKED
-            text.append(_readable(ids, control, begins, encoder), style=style)
+            text.append(visible(_readable(ids, control, begins, encoder)), style=style)
             begins = control
         text.append("\n")
     return text

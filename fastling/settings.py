@@ -1,7 +1,7 @@
 """Typed settings from YAML files and from `--section.key value`, every mistake named where it was made.
 
 A dataclass describes them: its fields with types and defaults, the text below each field, and nested
-dataclasses as sections. argparse reads the command line, PyYAML the files, pydantic checks the types;
+dataclasses as sections. argparse reads the command line, yaml_file the files, pydantic checks the types;
 this file joins them, and says in two lines what is wrong. It knows nothing of what the settings mean;
 `config.py` does.
 """
@@ -12,16 +12,17 @@ import difflib
 import functools
 import inspect
 import json
-import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
 
+from fastling import yaml_file
 from fastling.errors import UserError
+from fastling.yaml_file import Location, dotted
 
 STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 """How pydantic checks every dataclass of settings."""
@@ -35,27 +36,6 @@ _EXPECTED = {
     "list": "expected a list",
 }
 _BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
-
-Location = tuple[str | int, ...]
-"""Where a setting lies: ("data", "sources", 0, "path")."""
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML takes 1e-4 for text; YAML has taken it for a number since 2009."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that _Loader would take for a number."""
-
-
-for each in (_Loader, _Dumper):
-    exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    each.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
-
-
-def as_yaml(tree: Mapping[str, Any]) -> str:
-    """Settings as a file that reads back equal."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class Setting(NamedTuple):
@@ -171,27 +151,17 @@ class Settings:
 
     def read_file(self, path: Path) -> None:
         """Add a YAML file's settings. Raises UserError, with file and line, when it is not valid YAML."""
-        try:
-            loader = _Loader(path.read_bytes().decode("utf-8-sig"))
-            node = loader.get_single_node()
-            if not isinstance(node, yaml.MappingNode):
-                raise UserError(str(path), "holds no settings", "See configs/ for examples.")
-            self.places |= {location: f"{path}:{line}" for location, line in _lines(node, path)}
-            kinds, document = get_type_hints(self.cls), loader.construct_document(node)
-            # A section whose settings are all commented out is None, and changes nothing.
-            empty = [
-                n for n, value in document.items() if value is None and dataclasses.is_dataclass(kinds.get(n))
-            ]
-            _merge(self.tree, {name: value for name, value in document.items() if name not in empty})
-        except OSError as error:
-            raise UserError(str(path), f"cannot be read: {error.strerror}", "Give a YAML file.") from None
-        except UnicodeDecodeError as error:
-            raise UserError(str(path), f"is not UTF-8: byte {error.start}", "Save it as UTF-8.") from None
-        except (yaml.YAMLError, ValueError, TypeError) as error:  # also: an impossible date, a list as key
-            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            what = f"is not valid YAML: {problem or str(error).splitlines()[0]}"
-            raise UserError(where, what, "See configs/ for examples.") from None
+        fix = "See configs/ for examples."
+        document, lines = yaml_file.read(path, fix)
+        if not isinstance(document, dict):
+            raise UserError(str(path), "holds no settings", fix)
+        self.places |= {location: f"{path}:{line}" for location, line in lines.items()}
+        kinds = get_type_hints(self.cls)
+        # A section whose settings are all commented out is None, and changes nothing.
+        empty = [
+            n for n, value in document.items() if value is None and dataclasses.is_dataclass(kinds.get(n))
+        ]
+        _merge(self.tree, {name: value for name, value in document.items() if name not in empty})
 
     def read_options(self, options: Mapping[str, Any]) -> None:
         """Add the settings among parsed options; what is not text by its type is read as YAML."""
@@ -228,10 +198,12 @@ class Settings:
             error = min(problems.errors(), key=lambda error: "unexpected" not in error["type"])
         except ValueError:
             raise UserError("settings", "a list holds itself", "Write it out, without an alias.") from None
+        if error["type"] == "json_invalid":
+            raise UserError("settings", "are nested too deep", "See configs/ for examples.")
         raise self._refusal(error["type"], error["loc"], error["input"], error.get("ctx", {}))
 
     def _refusal(self, kind: str, location: Location, value: Any, context: Mapping[str, Any]) -> UserError:
-        name = _dotted(location)
+        name = dotted(location)
         place = self.places.get(location)
         if kind == "unexpected_keyword_argument":
             return UserError(place or "command line", f"unknown setting: {name}", self._near(location))
@@ -254,7 +226,7 @@ class Settings:
         return UserError(self._where(location), f"{what}: {_shown(value)}", fix)
 
     def _where(self, location: Location) -> str:
-        place, name = self.places.get(location), _dotted(location)
+        place, name = self.places.get(location), dotted(location)
         return f"{place}: {name}" if place else f"--{name}"
 
     def _kind(self, location: Location) -> Any:
@@ -265,35 +237,15 @@ class Settings:
         return kind
 
     def _near(self, location: Location) -> str:
-        name = _dotted(location)
+        name = dotted(location)
         valid = [setting.name for setting in settings_of(self.cls)]
         if name in valid:  # a key with a dot in it
             section, _, last = name.rpartition(".")
             return f"Write it inside its section: {section}: {{{last}: ...}}."
-        inside = _dotted(location[:-1])
+        inside = dotted(location[:-1])
         siblings = dataclasses.fields(self._kind(location[:-1]))
         valid += [f"{inside}.{item.name}".lstrip(".") for item in siblings]  # sections, keys of a source
         return nearest(name, valid, self.other_names)
-
-
-def _lines(
-    node: yaml.Node, path: Path, location: Location = (), above: tuple[yaml.Node, ...] = ()
-) -> Iterator[tuple[Location, int]]:
-    """(location, line) of all that lies in a node. Raises UserError for names given twice and for loops."""
-    if node in above:
-        where = f"{path}:{node.start_mark.line + 1}: {_dotted(location)}"
-        raise UserError(where, "holds itself", "Write it out, without an alias.")
-    items = getattr(node, "value", ()) if not isinstance(node, yaml.ScalarNode) else ()
-    seen = set()
-    for number, item in enumerate(items):
-        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
-        here = (*location, key.value if isinstance(key, yaml.ScalarNode) else number)
-        line = (key or value).start_mark.line + 1
-        if here in seen:
-            raise UserError(f"{path}:{line}: {_dotted(here)}", "is given twice", "Remove one of the two.")
-        seen.add(here)
-        yield here, line
-        yield from _lines(value, path, here, (*above, node))
 
 
 def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -310,15 +262,9 @@ def _typed(kind: Any, text: str) -> Any:
     if _without_none(kind) is str and not (kind is not str and text == "null"):
         return text
     try:
-        return _Loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError):  # ValueError: an impossible date
+        return yaml_file.parse(text)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # ValueError: an impossible date
         return text
-
-
-def _dotted(location: Location) -> str:
-    """("data", "sources", 0, "path") -> data.sources[0].path"""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return "".join(parts).removeprefix(".")
 
 
 def _shown(value: Any) -> str:

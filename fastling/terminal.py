@@ -9,9 +9,12 @@ WIDTH_OF_A_FILE = 120
 
 
 def make_console(*, quiet: bool = False) -> Console:
-    """A console on stderr; where that is a file or a pipe, wide enough not to cut numbers."""
+    """A console on stderr; where that is a file or a pipe, wide enough not to cut numbers.
+
+    It shows text as it is: what users name a source or a folder may look like rich's markup.
+    """
     width = None if sys.stderr.isatty() else WIDTH_OF_A_FILE
-    return Console(stderr=True, quiet=quiet, width=width, highlight=False)
+    return Console(stderr=True, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
 
 
 def make_progress(console: Console) -> Progress:

@@ -17,7 +17,7 @@ from rich.console import Console
 from fastling import files, ops
 from fastling.config import Config, build_parser, parse
 from fastling.data.batches import Step
-from fastling.errors import RunError, leave, run_command
+from fastling.errors import RunError, leave, run_command, visible
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
@@ -257,9 +257,9 @@ def print_summary(done: dict, answers: list[Answer], console: Console) -> None:
         console.print(f"held-out loss {start}{done['eval_loss_last']:.3f}")
     console.print(f"{done['supervised_tokens_per_s']:,.0f} supervised tokens/s (median step)")
     for answer in answers:
-        console.print(f"\n  question   {answer.question}", markup=False)
-        console.print(f"  answer     {answer.answer}", markup=False)
-        console.print(f"  reference  {answer.reference}", markup=False, style="dim")
+        console.print(f"\n  question   {visible(answer.question)}")
+        console.print(f"  answer     {visible(answer.answer)}")
+        console.print(f"  reference  {visible(answer.reference)}", style="dim")
     console.print(f"\nloss plot: {done['loss_plot']}\nexport:    {done['export']}", soft_wrap=True)
 
 

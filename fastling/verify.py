@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastling import ops
 from fastling.config import Config, build_parser, parse
@@ -135,14 +136,14 @@ def verify(config: Config, world: World) -> list[Check]:
 def print_checks(checks: Sequence[Check], config: Config, world: World, console: Console) -> None:
     table = Table("promise", "of", "error", "allowed", "", "", box=None, pad_edge=False)
     for check in checks:
-        result = "[green]holds[/]" if check.passed else "[bold red]BROKEN[/]"
+        result = Text("holds", "green") if check.passed else Text("BROKEN", "bold red")
         numbers = (f"{check.error:.1e}", f"{check.allowed:.1e}")
         table.add_row(check.promise, check.subject, *numbers, result, check.detail)
     console.print(table)
     broken = sum(not check.passed for check in checks)
-    verdict = f"[bold red]{broken} of {len(checks)} broken[/]" if broken else "all hold"
-    where = f"{world.size} process(es) on {world.device.type}"
-    console.print(f"{verdict}: {where}, {config.train.precision}")
+    verdict = (f"{broken} of {len(checks)} broken", "bold red") if broken else "all hold"
+    where = f": {world.size} process(es) on {world.device.type}, {config.train.precision}"
+    console.print(Text.assemble(verdict, where))
 
 
 def main(arguments: Sequence[str]) -> int:

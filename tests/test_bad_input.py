@@ -57,6 +57,8 @@ def broken(tmp_path_factory) -> Path:
         "rows.txt": row,
         "empty.jsonl": "\n",
         "refused.jsonl": '{"a": 1}\n' * 3,
+        "good.jsonl": row,
+        "escape.jsonl": '{"\\u001b[31m": 1}',
         "half.jsonl": f"{row}\n\n{{broken\n",
         "broken.json": f"[{row},\n{{]",
         "cut.jsonl.gz": "\x1f",
@@ -65,6 +67,11 @@ def broken(tmp_path_factory) -> Path:
         "text.json": "hello",
         "object.json": "{}",
         "open.yaml": "user: [",
+        "date.yaml": TEMPLATE + "begin: 2024-99-99",
+        "deep.yaml": TEMPLATE + "stop: " + "[" * 3000 + "]" * 3000,
+        "half.yaml": TEMPLATE + 'begin: "\\ud83d"',
+        "again.yaml": TEMPLATE + 'user: "{content}"',
+        "latin.yaml": 'user: "ü',
         "list.yaml": "- user",
         "sytem.yaml": TEMPLATE + "sytem: x",
         "number.yaml": TEMPLATE.replace('"Q {content}"', "5"),
@@ -75,10 +82,14 @@ def broken(tmp_path_factory) -> Path:
         "token.yaml": TEMPLATE.replace("Q", "<|u|>") + 'control_tokens: ["<|u|>"]',
         "nothing/nothing": "",
         "thesis/thesis.tex": "years of work",
+        "project/README.md": "Trained with fastling.",
+        "project/sources/main.py": "years of work",
+        "essay.tmp/essay.tex": "years of work",
     }
     for name, text in texts.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="latin-1")
+    os.mkfifo(folder / "pipe.jsonl")
     (folder / "random.model").write_bytes(bytes(range(256)) * 16)
     for name in ("good", "gpt2", "shape", "pickle", "damaged"):
         make_model(folder / name)
@@ -150,6 +161,17 @@ def test_a_config_that_is_no_config(say, tmp_path, given, said):
     assert not (tmp_path / "run").exists()
 
 
+def test_brackets_without_end(say):
+    deep = "[" * 3000 + "]" * 3000
+    said = "CONFIG: is not valid YAML: nested too deep\n  See configs/ for examples."
+    assert say("preview", text=f"data: {deep}".encode()) == (2, f"error: {said}\n")
+    text = f"data: {{sources: {'[' * 200 + ']' * 200}}}".encode()
+    said = "settings: are nested too deep\n  See configs/ for examples."
+    assert say("preview", text=text) == (2, f"error: {said}\n")
+    said = f"--data.sources: expected a list: {deep[:80]}"
+    assert say("preview", "--data.sources", deep) == (2, f"error: {said}\n")
+
+
 @pytest.mark.parametrize(("encoding", "byte"), [("latin-1", 11), ("utf-16", 0)])
 def test_a_config_that_is_not_utf_8(say, encoding, byte):
     text = "run_dir: Größe\n".encode(encoding)
@@ -179,7 +201,7 @@ def test_the_refused_rows_can_all_be_read(say, broken):
     path = Path(message.split("All of them: ")[1].split(". data.max")[0])
     (entry,) = map(json.loads, path.read_text().splitlines())
     assert (entry["source"], entry["row"], entry["reason"]) == ("mine", 1, "broken-json")
-    assert entry["location"] == f"{broken}/half.jsonl:3"
+    assert entry["location"] == "3"  # the line; the file may be moved
     assert "data.max_refused_share (0.1) says how many are too many." in message
 
 
@@ -287,7 +309,9 @@ def test_a_mistake_of_export(say, run, broken, given, said):
     assert message.replace(str(run), "RUN").startswith(f"error: {said}")
     assert status == 2
     assert sorted(path.name for path in run.iterdir()) == before
-    assert (broken / "thesis/thesis.tex").read_text() == "years of work"
+    for name in ("thesis/thesis.tex", "project/sources/main.py", "essay.tmp/essay.tex"):
+        assert (broken / name).read_text() == "years of work"
+    assert (broken / "good/model.safetensors").exists()
 
 
 def test_export_does_not_delete_the_folder_it_is_started_in(run, tmp_path, monkeypatch, capsys):

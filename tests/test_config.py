@@ -166,7 +166,7 @@ def values_of(kind):
         fields = {
             "name": texts(),
             "path": texts(),
-            "weight": st.floats(1e-9, 1e9),
+            "weight": st.floats(1e-9, 1000),
             "pair": st.none() | texts(),
         }
         return st.lists(st.fixed_dictionaries(fields), max_size=3, unique_by=lambda each: each["name"])

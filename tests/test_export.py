@@ -20,7 +20,7 @@ from fastling.config import Config, Data, Model, Source
 from fastling.data import tokenizer_export
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
-from fastling.data.template import load_template
+from fastling.data.template import BoundTemplate, load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import RunError, UserError
 from fastling.export import DTYPES, Export
@@ -357,6 +357,14 @@ def test_a_rehearsal_writes_everything_but_the_weights_and_only_aside(small):
     assert {path.name for path in small.aside.iterdir()} == SMALL_FILES | {"tokenizer.model"}
 
 
+def test_a_rehearsal_tries_what_a_server_would_feed_the_model(small, monkeypatch):
+    """So that no run learns on its last day that its export fails."""
+    monkeypatch.setattr(BoundTemplate, "jinja", lambda self: "{{ bos_token }}")
+    with pytest.raises(UserError, match="would fail its check: template text: the file renders something"):
+        small.rehearse()
+    assert list(small.folder.parent.iterdir()) == []
+
+
 def test_a_rehearsal_leaves_an_earlier_export_alone(small):
     small.write(make_model(SHAPE))
     before = {path.name: path.read_bytes() for path in small.folder.iterdir()}
@@ -404,6 +412,24 @@ def test_an_empty_folder_is_filled_and_any_other_is_left_alone(small):
     with pytest.raises(UserError, match="exists and is not an export"):
         small.rehearse()
     assert [path.name for path in small.folder.iterdir()] == ["config.json"]
+
+
+def test_an_export_to_which_something_was_added_is_left_alone(small):
+    small.write(make_model(SHAPE))
+    (small.folder / "model.gguf").write_text("an hour of converting")
+    with pytest.raises(UserError, match="out: exists and is not an export: it holds model.gguf"):
+        small.rehearse()
+
+
+def test_an_unfinished_export_is_begun_anew_wherever_it_was_killed(small):
+    small.rehearse()
+    (small.aside / ".shard-1.part").write_bytes(b"half")
+    small.rehearse()
+    assert not (small.aside / ".shard-1.part").exists()
+    for path in small.aside.iterdir():
+        path.unlink()
+    (small.aside / "README.md").touch()
+    small.rehearse()
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -573,7 +599,7 @@ def test_weights_that_are_no_numbers_fail(good, small):
     model = make_model(SHAPE)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    with pytest.raises(RunError, match="logits: are not finite"):
+    with pytest.raises(RunError, match="model.norm.weight has weights that are not finite as float32"):
         small.write(model)
 
 
@@ -582,5 +608,6 @@ def test_weights_too_large_for_half_precision_fail(small):
     model = make_model(SHAPE)
     with torch.no_grad():
         model.model.norm.weight.fill_(1e6)
-    with pytest.raises(RunError, match="logits: are not finite"):
+    with pytest.raises(RunError, match="model.norm.weight has weights that are not finite as float16"):
         small.write(model)
+    assert not small.folder.exists()

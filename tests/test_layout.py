@@ -20,17 +20,21 @@ from conftest import ROOT, run_python
 LAYERS = {
     # words and files
     "errors": ((), ()),
-    "files": ((), ()),
+    "files": (("errors",), ()),
     "terminal": ((), ("rich",)),
+    "yaml_file": (("errors",), ("yaml",)),
     # settings
-    "settings": (("errors",), ("pydantic", "yaml")),
-    "config": (("errors", "settings"), ("pydantic", "yaml")),
+    "settings": (("errors", "yaml_file"), ("pydantic", "yaml")),
+    "config": (("errors", "settings", "yaml_file"), ("pydantic",)),
     # numbers
     "kernels": ((), ("torch", "triton", "flash_attn", "flash_attn_interface", "xformers")),
     "ops": (("errors", "kernels"), ("torch",)),
     "model": (("errors", "files", "ops"), ("torch", "safetensors")),
     # text
-    "data": (("errors", "files"), ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch", "yaml")),
+    "data": (
+        ("errors", "files", "yaml_file"),
+        ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch"),
+    ),
     "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
     "remote": (("errors",), ("openai",)),
     "interactive": (("errors", "remote"), ("numpy", "yaml")),

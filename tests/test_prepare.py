@@ -127,6 +127,15 @@ def test_refused_rows_are_listed_with_file_and_line(run, tmp_path):
     assert entries[2]["detail"].startswith("has the keys a;")
 
 
+def test_refused_rows_that_were_held_out_are_listed_too(run, tmp_path):
+    path = write(tmp_path / "held-out.jsonl", [GOOD, {"b": 1}])
+    _, said, run_dir = run(validation=[{"name": "held-out", "path": path}])
+    entries = [json.loads(line) for line in (run_dir / "refused.jsonl").read_text().splitlines()]
+    assert "held-out (held out): 1 rows refused: unknown-format" in said
+    assert [entry["source"] for entry in entries] == [*["mixed"] * 3, "held-out"]
+    assert entries[3]["location"] == f"{path}:2"
+
+
 def test_without_refused_rows_the_list_is_there_and_empty(run, sources):
     _, _, run_dir = run(sources=sources[1:])
     assert (run_dir / "refused.jsonl").read_text() == ""
@@ -204,6 +213,22 @@ def test_a_weight_says_how_often_an_epoch_shows_a_source(run, sources):
     config_and_plan = prepared(run, sources, arguments)
     shown = [config_and_plan.training.sources[number] for number in config_and_plan.plan.documents]
     assert [shown.count(source) for source in (0, 1)] == [3, 10]
+
+
+def test_few_conversations_are_shown_in_some_epochs_only(run, sources):
+    """With steps, an epoch that shows half a conversation is too little; over three epochs it is enough."""
+    for source in sources:
+        source["weight"] = 0.1  # of 3, and of 5
+    plan = prepared(run, sources, ("--train.steps", "null", "--train.epochs", "3")).plan
+    assert plan.packs_per_epoch == (0, 1, 1)
+
+
+def test_names_that_look_like_markup_or_smileys_are_shown_as_they_are(run, sources):
+    for source, name in zip(sources, ("x[/y]", "alpaca[zh] :smile:"), strict=True):
+        source["name"] = name
+    _, said, _ = run()
+    assert "x[/y]: 1 rows refused: broken-json" in said
+    assert "alpaca[zh] :smile:" in said
 
 
 def test_a_row_s_own_pair_stands_before_its_source_s(run, sources):

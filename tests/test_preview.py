@@ -10,8 +10,9 @@ import pytest
 import sentencepiece
 from conftest import DEMO, ROOT
 
-from fastling import preview
+from fastling import prepare, preview
 from fastling.config import build_parser, parse
+from fastling.data.conversation import read_rows
 from fastling.errors import run_command
 from fastling.prepare import prepare_data
 
@@ -165,6 +166,42 @@ def test_held_out_rows_are_shown_when_named(rows, processor):
     answer = next(each["content"] for each in json.loads(line)["messages"] if each["role"] == "assistant")
     assert (row["source"], row["status"]) == ("held-out", "kept")
     assert processor.decode([token for token, _, _, turn in row["tokens"] if turn == 0]) == answer
+
+
+def test_rows_are_shown_as_they_are_read(config, capsys, monkeypatch):
+    """Of a range of thousands the first come at once."""
+    read = 0
+
+    def counted(path, keys):
+        nonlocal read
+        for row in read_rows(path, keys):
+            read += 1
+            yield row
+
+    monkeypatch.setattr(preview, "read_rows", counted)
+    monkeypatch.setattr(preview, "ROWS_PER_TASK", 2)
+    found, _ = parse(build_parser("test", ""), ["--config", str(config)])
+    sources = prepare.source_files(found.data.sources)
+    shown = preview.preview_rows(prepare.make_encoder(found), sources, 1, 400)
+    assert [next(shown).row, read] == [1, 3]
+    assert [next(shown).row for _ in range(7)][-2:] == [1, 2]
+
+
+def test_a_refused_key_of_half_a_surrogate_pair_can_be_shown(show, config, tmp_path):
+    with open(tmp_path / "rows.jsonl", "a", encoding="utf-8") as file:
+        file.write('\n{"\\ud800": 1}\n{"messages": [{"role": "\\udfff", "content": "x"}]}\n')
+    for arguments in ((), ("--json",)):
+        out = show("--rows", "7-8", "--source", "mine", *arguments)
+        assert "ud800" in out and "udfff" in out
+
+
+def test_what_would_steer_the_terminal_is_shown(show, config, tmp_path):
+    with open(tmp_path / "rows.jsonl", "a", encoding="utf-8") as file:
+        row = messages([("user", "a\x1b[2Jb\r\n\tc"), ("assistant", "d\x07\x9b31m")])
+        file.write(f'\n{json.dumps(row)}\n{{"\\u001b[31m": 1}}')
+    out = show("--rows", "7-8", "--source", "mine")
+    assert r"a\x1b[2Jb\x0d" in out and r"d\x07\x9b31m" in out and r"the keys \x1b[31m;" in out
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", out)
 
 
 # On a terminal, on a page, into a pipe -------------------------------------------------------------

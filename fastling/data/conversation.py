@@ -6,8 +6,9 @@
 
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +26,21 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
 }
+KEYS = frozenset(
+    "messages conversations instruction input output history prompt completion text system pair".split()
+)
+"""Of a row, in any of the formats, that `parse_row` reads."""
+BYTES_AT_ONCE = 1 << 20
+"""Of rows that are worked on together, however long each is."""
 
 
 class Refused(Exception):
     """A row that is not trained on: a short reason to count by, and the detail to mend it by."""
 
     def __init__(self, reason: str, detail: str = ""):
-        self.reason, self.detail = reason, detail
-        super().__init__(reason, detail)
+        # Half a surrogate pair, in a key or a role, can be written nowhere.
+        self.reason, self.detail = reason, detail.encode("utf-8", "backslashreplace").decode()
+        super().__init__(reason, self.detail)
 
 
 class Turn(NamedTuple):
@@ -49,6 +57,8 @@ class Conversation:
     turns: tuple[Turn, ...]
     system: str = ""
     pair: str | None = None
+    read_only: frozenset[int] = frozenset()
+    """Indices of assistant turns that are read but not trained on, as their row asks for."""
 
 
 class Row(NamedTuple):
@@ -59,51 +69,69 @@ class Row(NamedTuple):
     location: str
     """file:line, or file:row for formats without lines."""
     payload: bytes | dict
+    size: int
+    """About how many bytes of its file it takes."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held whole)."""
+def kind_of(path: Path) -> str:
+    """How a file is read, by the end of its name: parquet, gzip, zstd, or plain."""
     name = path.name.lower()
     if name.endswith(".parquet"):
-        return _parquet_rows(path)
+        return "parquet"
     if name.endswith((".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")):
-        return _json_rows(path)
+        return {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower(), "plain")
     raise UserError(
         str(path), "unknown kind of file", "Use .json, .jsonl, .jsonl.gz, .jsonl.zst or .parquet."
     )
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held whole).
+
+    With `keys` a record has the values of no others, so that what nobody reads is not carried about.
+    """
+    return _parquet_rows(path, keys) if kind_of(path) == "parquet" else _json_rows(path, keys)
+
+
+def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
     try:
-        index = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                yield Row(index, f"{path}:row {index}", record)
-                index += 1
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        index, file = 0, pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = [name for name in names if keys is None or name in keys]
+        unread = dict.fromkeys(names)
+        for batch in file.iter_batches(batch_size=256, columns=wanted):
+            size = batch.nbytes // max(1, batch.num_rows)
+            together = max(1, min(256, BYTES_AT_ONCE // max(1, size)))
+            for start in range(0, batch.num_rows, together):
+                for record in batch.slice(start, together).to_pylist():
+                    yield Row(index, f"{path}:row {index}", unread | record, size)
+                    index += 1
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(str(path), f"cannot be read as parquet: {_first_line(error)}") from None
 
 
 def _open(path: Path) -> io.BufferedIOBase:
     # Arrow reads all members and frames of a file and, unlike zstandard, tells when one is cut short.
-    kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
-    return io.BufferedReader(pyarrow.CompressedInputStream(str(path), kind)) if kind else open(path, "rb")
+    kind = kind_of(path)
+    if kind == "plain":
+        return open(path, "rb")
+    return io.BufferedReader(pyarrow.CompressedInputStream(str(path), kind))
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
     try:
         with _open(path) as file:
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
         with _open(path) as file:
             if start.startswith(b"["):
-                yield from _array_rows(path, file.read())
+                yield from _array_rows(path, file.read(), keys)
             else:
                 yield from _line_rows(path, file)
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {_first_line(error)}") from None
 
 
-def _array_rows(path: Path, content: bytes) -> Iterator[Row]:
+def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Iterator[Row]:
     try:
         records = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -113,8 +141,11 @@ def _array_rows(path: Path, content: bytes) -> Iterator[Row]:
         raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise UserError(str(path), f"broken JSON: {_first_line(error)}") from None
+    size = len(content) // max(1, len(records))
     for index, record in enumerate(records):
-        yield Row(index, f"{path}:row {index}", record)
+        if keys is not None and isinstance(record, dict):
+            record = {key: value if key in keys else None for key, value in record.items()}
+        yield Row(index, f"{path}:row {index}", record, size)
 
 
 def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
@@ -123,7 +154,7 @@ def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
-            yield Row(index, f"{path}:{number}", line)
+            yield Row(index, f"{path}:{number}", line, len(line))
             index += 1
 
 
@@ -134,16 +165,18 @@ def _first_line(error: Exception) -> str:
 def parse_row(payload: Any) -> Conversation:
     """JSON bytes or a record -> a conversation whose turns can be trained on.
 
-    Raises Refused: broken-json, invalid-utf8, unknown-format, unknown-role, not-text, empty-turn,
-    no-assistant-turn, starts-with-assistant, turns-do-not-alternate, misplaced-system.
+    Raises Refused: broken-json, invalid-utf8, unknown-format, unknown-role, unknown-weight, not-text,
+    tool-call, empty-turn, no-assistant-turn, nothing-to-train-on, starts-with-assistant,
+    turns-do-not-alternate, misplaced-system, two-system-texts.
     """
     record = _parse_json(payload) if isinstance(payload, bytes) else payload
     if not isinstance(record, dict):
         raise Refused("unknown-format", f"a row must be an object: {type(record).__name__}")
-    system, turns = _read_turns(record)
+    found = _read_turns(record)
+    _check_turns(found)
     pair = record.get("pair")
-    _check_turns(turns)
-    return Conversation(tuple(turns), system.strip() and system, pair if isinstance(pair, str) else None)
+    system = found.system if found.system.strip() else ""
+    return replace(found, system=system, pair=pair if isinstance(pair, str) else None)
 
 
 def _parse_json(line: bytes) -> Any:
@@ -157,8 +190,8 @@ def _parse_json(line: bytes) -> Any:
         raise Refused("broken-json", _first_line(error)) from None
 
 
-def _read_turns(record: dict) -> tuple[str, list[Turn]]:
-    """Tell the format by its keys -> (system text, turns)."""
+def _read_turns(record: dict) -> Conversation:
+    """Tell the format by its keys, and read it."""
     messages = record.get("messages")
     if messages is not None:
         return _messages(record, messages, "role", "content")
@@ -169,7 +202,9 @@ def _read_turns(record: dict) -> tuple[str, list[Turn]]:
     if "prompt" in record and "completion" in record:
         return _prompt_completion(record)
     if "text" in record:
-        return "", [Turn("text", _text(record["text"]))]
+        if _system(record).strip():
+            raise Refused("misplaced-system", "beside plain text, which has no place for it")
+        return Conversation((Turn("text", _text(record["text"])),))
     keys = ", ".join(sorted(map(str, record))[:8])
     raise Refused(
         "unknown-format",
@@ -177,45 +212,64 @@ def _read_turns(record: dict) -> tuple[str, list[Turn]]:
     )
 
 
-def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> tuple[str, list[Turn]]:
+def _system(record: dict) -> str:
+    return _text(record.get("system") or "")
+
+
+def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conversation:
     if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
         raise Refused("unknown-format", "the messages must be a list of objects")
-    system, turns = _text(record.get("system") or ""), []
+    system, turns, read_only = _system(record), [], set()
     for number, message in enumerate(messages, start=1):
         if role_key not in message or text_key not in message:  # the two spellings get mixed
             role_key, text_key = ("from", "value") if "from" in message else ("role", "content")
         name = message.get(role_key)
         role = ROLES.get(name.lower()) if isinstance(name, str) else None
         if role is None:
-            raise Refused("unknown-role", f"message {number}: {name!r}")
+            raise Refused("unknown-role", f"message {number}: {name!r:.60}")
+        if message.get("tool_calls") or message.get("function_call"):
+            raise Refused("tool-call", f"message {number}: only its text could be trained on")
         content = _text(message.get(text_key))
         if role == "system":
             if number > 1:
                 raise Refused("misplaced-system", f"message {number} of {len(messages)}")
+            if system.strip() not in ("", content.strip()):
+                raise Refused("two-system-texts", "one beside the messages, another in the first of them")
             system = content
-        else:
-            turns.append(Turn(role, content))
-    return system, turns
+            continue
+        if role == "assistant" and not _is_trained(message, number):
+            read_only.add(len(turns))
+        turns.append(Turn(role, content))
+    return Conversation(tuple(turns), system, read_only=frozenset(read_only))
 
 
-def _alpaca(record: dict) -> tuple[str, list[Turn]]:
-    question = _text(record["instruction"])
+def _is_trained(message: dict, number: int) -> bool:
+    """Whether an answer is to be trained on: `"weight": 0` (OpenAI's) or `"train": false` says it is not."""
+    for key in ("weight", "train"):
+        if message.get(key, 1) not in (0, 1, None):  # False and True among them
+            raise Refused("unknown-weight", f"message {number}: {key} must be 0 or 1: {message[key]!r:.40}")
+    return all(message.get(key) in (1, None) for key in ("weight", "train"))
+
+
+def _alpaca(record: dict) -> Conversation:
+    question, history = _text(record["instruction"]), record.get("history") or []
     if record.get("input"):
         question += "\n" + _text(record["input"])
-    turns = []
-    for pair in record.get("history") or []:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise Refused("unknown-format", "history must be a list of [question, answer]")
-        turns += [Turn("user", _text(pair[0])), Turn("assistant", _text(pair[1]))]
-    turns += [Turn("user", question), Turn("assistant", _text(record.get("output")))]
-    return _text(record.get("system") or ""), turns
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
+        raise Refused("unknown-format", "history must be a list of [question, answer]")
+    pairs = [*history, (question, record.get("output"))]
+    turns = [(Turn("user", _text(asked)), Turn("assistant", _text(said))) for asked, said in pairs]
+    return Conversation(tuple(chain.from_iterable(turns)), _system(record))
 
 
-def _prompt_completion(record: dict) -> tuple[str, list[Turn]]:
+def _prompt_completion(record: dict) -> Conversation:
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
         return _messages(record, prompt + completion, "role", "content")
-    return "", [Turn("user", _text(prompt)), Turn("assistant", _text(completion))]
+    turns = (Turn("user", _text(prompt)), Turn("assistant", _text(completion)))
+    return Conversation(turns, _system(record))
 
 
 def _text(value: Any) -> str:
@@ -232,12 +286,16 @@ def _text(value: Any) -> str:
     return value
 
 
-def _check_turns(turns: list[Turn]) -> None:
+def _check_turns(conversation: Conversation) -> None:
+    turns = conversation.turns
     for number, turn in enumerate(turns, start=1):
         if not turn.content.strip():
             raise Refused("empty-turn", f"turn {number} ({turn.role})")
-    if not any(turn.role in ("assistant", "text") for turn in turns):
+    answers = {number for number, turn in enumerate(turns) if turn.role in ("assistant", "text")}
+    if not answers:
         raise Refused("no-assistant-turn")
+    if answers == conversation.read_only:
+        raise Refused("nothing-to-train-on", "no assistant turn has a weight other than 0")
     if turns[0].role == "assistant":
         raise Refused("starts-with-assistant", "nothing is known of what it answers")
     for number, (first, second) in enumerate(zip(turns, turns[1:], strict=False), start=1):

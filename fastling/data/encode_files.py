@@ -1,21 +1,23 @@
 """Files of rows -> encoded rows, on all cores, in the order of the files.
 
-A worker process holds one encoder; tasks of a few hundred rows go out and results come back in order,
-with no more of them under way than the workers need, so memory does not grow with the files.
+A worker process holds one encoder; tasks of a few hundred rows, or a megabyte, go out and results come back
+in order, with no more of them under way than the workers need, so memory does not grow with the files.
 """
 
 import collections
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from pathlib import Path
 
-from fastling.data.conversation import Refused, Row, parse_row, read_rows
+from fastling.data.conversation import BYTES_AT_ONCE, KEYS, Refused, Row, parse_row, read_rows
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
+from fastling.errors import RunError
 
 ROWS_PER_TASK = 256
 FEW_TASKS = 8
@@ -33,6 +35,8 @@ def encode_rows(encoder: Encoder, payloads: Sequence) -> list[Result]:
             parsed.append(parse_row(payload))
         except Refused as refusal:
             parsed.append(refusal)
+        except RecursionError:  # of showing what stands in the place of a role
+            parsed.append(Refused("unknown-format", "nested too deep"))
     good = [each for each in parsed if not isinstance(each, Refused)]
     encoded = iter(encoder.encode(good))
     return [(each, None) if isinstance(each, Refused) else (next(encoded), each.pair) for each in parsed]
@@ -50,22 +54,43 @@ def encode_files(
         return
     context = multiprocessing.get_context("forkserver")
     recipe = (encoder.template.template, encoder.tokenizer.path, encoder.sequence_length)
-    with ProcessPoolExecutor(workers, context, _start_worker, recipe) as pool:
-        waiting = collections.deque()
-        for number, rows in chain(first, tasks):
-            waiting.append((number, rows, pool.submit(_work, [row.payload for row in rows])))
-            if len(waiting) > 4 * workers:
-                number, rows, result = waiting.popleft()
-                yield number, rows, result.result()
-        for number, rows, result in waiting:
-            yield number, rows, result.result()
+    try:
+        with ProcessPoolExecutor(workers, context, _start_worker, recipe) as pool:
+            waiting = collections.deque()
+            for number, rows in chain(first, tasks):
+                waiting.append((number, rows, pool.submit(_work, [row.payload for row in rows])))
+                if len(waiting) > 4 * workers:
+                    number, rows, future = waiting.popleft()
+                    yield number, rows, _result(future, rows, encoder)
+            for number, rows, future in waiting:
+                yield number, rows, _result(future, rows, encoder)
+    except BrokenProcessPool:
+        raise RunError(
+            "data.workers",
+            f"one of {workers} tokenizing processes was killed, most likely for lack of memory",
+            "Lower it: each takes its own copy of the tokenizer, and some rows.",
+        ) from None
+
+
+def _result(future: Future, rows: list[Row], encoder: Encoder) -> list[Result]:
+    try:
+        return future.result()
+    except RecursionError:  # what is nested too deep to be sent is refused here as it would be there
+        return encode_rows(encoder, [row.payload for row in rows])
 
 
 def _tasks(paths: Sequence[Path]) -> Iterator[tuple[int, list[Row]]]:
     for number, path in enumerate(paths):
-        rows = read_rows(path)
-        while chunk := list(islice(rows, ROWS_PER_TASK)):
-            yield number, chunk
+        task: list[Row] = []
+        size = 0
+        for row in read_rows(path, KEYS):
+            task.append(row)
+            size += row.size
+            if len(task) == ROWS_PER_TASK or size >= BYTES_AT_ONCE:
+                yield number, task
+                task, size = [], 0
+        if task:
+            yield number, task
 
 
 _encoder: Encoder

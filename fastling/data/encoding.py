@@ -9,6 +9,9 @@ P1  the ids of the run up to the answer are the ids of that text alone: what a s
 P2  the run and the part before the answer decode to their texts, so the supervised ids decode to
     the answer and nothing else;
 P3  no run holds a control token.
+
+The template's own text is the same in every row, so it is checked once, when an encoder is made: a
+server that finds a control token spelled in it would feed the model other ids (P1).
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from typing import NamedTuple
 
 import numpy
 
-from fastling.data.conversation import Conversation, Refused
+from fastling.data.conversation import Conversation, Refused, Turn
 from fastling.data.template import BoundTemplate, Template
 from fastling.data.tokenizer import Tokenizer
 from fastling.errors import UserError
@@ -61,7 +64,7 @@ class _Run(NamedTuple):
 class Encoder:
     """Encodes conversations with one template and one tokenizer.
 
-    Raises UserError when the template needs a token that the tokenizer does not have.
+    Raises UserError when the template needs a token that the tokenizer does not have, or writes one as text.
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer, sequence_length: int):
@@ -74,6 +77,7 @@ class Encoder:
         tokenizer.reserve([*self._ids, *stops])
         self.control_ids = frozenset([*self._ids.values(), *stops.values()])
         self.stop_ids = list(dict.fromkeys(stops.values()))
+        self._check_own_text()
 
     def _control_id(self, token: str) -> int:
         token_id = self.tokenizer.control_id(token)
@@ -84,6 +88,24 @@ class Encoder:
                 "Choose a template that was made for this tokenizer.",
             )
         return token_id
+
+    def _check_own_text(self) -> None:
+        """Raise UserError where the text of the template, that of no message, spells a control token.
+
+        A conversation of messages that are in no token has every pattern beside every other.
+        """
+        special = {*self.tokenizer.special_tokens(), *self._ids} - {""}
+        turns = (Turn("user", "\0"), Turn("assistant", "\0")) * 2
+        for system in ("", "\0"):
+            for part in self._chain(Conversation(turns, system), for_answer=True):
+                found = [] if isinstance(part, str) else [token for token in special if token in part.text]
+                if found:
+                    raise UserError(
+                        f"data.template: {self.template.name}",
+                        f"writes as plain text what {self.tokenizer.path} has as a control token, "
+                        f"so servers would read other tokens: {max(sorted(found), key=len)}",
+                        "In a .yaml template of your own, list it under control_tokens, or write other text.",
+                    )
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Ids that chat feeds the model for the next answer to this conversation."""
@@ -177,9 +199,10 @@ class Encoder:
         return None
 
     def _cut(self, conversation: Conversation, tokens: list[int], spans: list[tuple[int, int]]) -> Encoded:
-        """Keep what fits, up to the end of an answer; nothing after the last answer is worth reading."""
+        """Keep what fits, up to the end of a trained answer; no turn after the last one is worth reading."""
         stop, dropped = len(tokens), {}
-        if conversation.turns[-1].role == "user":
+        last = len(conversation.turns) - 1
+        if conversation.turns[last].role == "user" or last in conversation.read_only:
             stop = spans[-1][1]
             dropped["after-last-answer"] = len(tokens) - stop
         if stop > self.sequence_length:

@@ -3,6 +3,10 @@
 A store is a folder named after the digest of all that it depends on: the bytes of the sources and
 of the tokenizer, the template, the sequence length, and this format. Same inputs, same folder; it is
 written aside and renamed, so it is whole or absent, and many processes that want it build it once.
+
+Its files are hashed from memory while they are written, and again when they are opened, so that no damage is
+trained on. One process of each machine does the latter (LOCAL_RANK 0, or the only one), and stops the others
+if it must: 2 or 4 bytes a token are read, less than each process reads to name the store after its sources.
 """
 
 import collections
@@ -12,14 +16,15 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 
 from fastling import files
-from fastling.data.conversation import Refused, Row
+from fastling.data.conversation import Refused, Row, kind_of
 from fastling.data.encode_files import encode_files
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.ledger import Ledger
@@ -27,7 +32,7 @@ from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same inputs would give another store."""
 ARRAYS = {
     "document_offsets": numpy.int64,  # (documents + 1,) into tokens
@@ -59,10 +64,12 @@ class Recipe:
     max_refused_share: float = 1.0
 
     def key(self) -> str:
-        """Digest of the contents, not of names or dates."""
+        """Digest of the contents, and of how they are read; not of names or dates."""
         fields = {
             "format": FORMAT,
-            "sources": [(each.name, each.pair, _digest(each.path)) for each in self.sources],
+            "sources": [
+                (each.name, each.pair, _digest(each.path), kind_of(each.path)) for each in self.sources
+            ],
             "tokenizer": _digest_tokenizer(self.tokenizer),
             "template": repr(self.template),
             "sequence_length": self.sequence_length,
@@ -89,9 +96,9 @@ def _digest_tokenizer(path: Path) -> list[str]:
 class Store:
     """An opened store. Documents are numbered over all sources in order."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    def __init__(self, folder: Path, recipe: Recipe):
+        self.folder, self.recipe = folder, recipe
+        self.manifest = self._read_manifest()
         self.source_names: list[str] = self.manifest["sources"]
         self.pair_names: list[str] = self.manifest["pairs"]
         self.ledgers: dict[str, dict] = self.manifest["ledgers"]
@@ -99,12 +106,31 @@ class Store:
         for name, kind in ARRAYS.items():
             setattr(self, name, self._map(name, numpy.dtype(kind)))
         self.spans = self.spans.reshape(-1, 2)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            self._check_digests()
+
+    def _damaged(self, name: str, what: str) -> UserError:
+        return UserError(str(self.folder / name), what, f"Delete {self.folder}; it is built anew.")
+
+    def _read_manifest(self) -> dict:
+        try:
+            fields = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+            if fields.pop("sha256") == _seal(fields):
+                return fields
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            pass
+        raise self._damaged("manifest.json", "is not what was written")
 
     def _map(self, name: str, kind: numpy.dtype) -> numpy.ndarray:
         path, length = self.folder / f"{name}.bin", self.manifest["lengths"][name]
         if not path.exists() or path.stat().st_size != length * kind.itemsize:
-            raise UserError(str(path), "has the wrong size", f"Delete {self.folder}; it is built anew.")
+            raise self._damaged(path.name, "has the wrong size")
         return numpy.memmap(path, kind, "r", shape=(length,)) if length else numpy.empty(0, kind)
+
+    def _check_digests(self) -> None:
+        for name, digest in self.manifest["digests"].items():
+            if not (self.folder / name).is_file() or _digest(self.folder / name) != digest:
+                raise self._damaged(name, "is not what was written")
 
     def __len__(self) -> int:
         return len(self.document_offsets) - 1
@@ -131,10 +157,16 @@ class Store:
         first, last = self.span_offsets[index : index + 2]
         return self.tokens[start:stop], self.spans[first:last]
 
-    def first_refused(self, source: str) -> dict:
-        """The first refused row of a source: location, reason, detail."""
+    def refused(self) -> Iterator[dict]:
+        """Every refused row: source, row, location (in the file as it is called now), reason, detail."""
+        paths = {source.name: source.path for source in self.recipe.sources}
         with open(self.folder / "refused.jsonl", encoding="utf-8") as file:
-            return next(entry for entry in map(json.loads, file) if entry["source"] == source)
+            for entry in map(json.loads, file):
+                yield entry | {"location": f"{paths[entry['source']]}:{entry['location']}"}
+
+
+def _seal(fields: dict) -> str:
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 def default_store() -> Path:
@@ -160,7 +192,7 @@ def open_store(
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (final / "manifest.json").exists():
                 _build(recipe, final, workers, progress)
-    store = Store(final)
+    store = Store(final, recipe)
     _check_refused(recipe, store)
     return store
 
@@ -172,7 +204,7 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
             raise UserError(f"source {name}", "is empty: it has no rows")
         if refused and (ledger["kept"] == 0 or refused > recipe.max_refused_share * ledger["rows"]):
             reasons = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
-            first = store.first_refused(name)
+            first = next(entry for entry in store.refused() if entry["source"] == name)
             raise UserError(
                 f"source {name}",
                 f"{refused} of {ledger['rows']} rows are refused: {reasons[:200]}",
@@ -196,6 +228,25 @@ def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[
     files.publish(aside, final)
 
 
+class _HashedFile:
+    """A file in the making, and the digest of what it should hold, taken from memory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file, self._hash = open(path, "wb"), hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        self._hash.update(content)
+        self._file.write(content)
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
 class _Writer:
     """Appends results to the files of a store; memory does not grow with the tokens."""
 
@@ -203,9 +254,9 @@ class _Writer:
         self.folder, self.recipe = folder, recipe
         vocab_size = load_tokenizer(recipe.tokenizer).vocab_size
         self.token_type = numpy.dtype(numpy.uint16 if vocab_size <= 1 << 16 else numpy.uint32)
-        self.files = {name: open(folder / f"{name}.bin", "wb") for name in ("tokens", *ARRAYS)}
-        # Half a surrogate pair cannot be UTF-8; a backslash and its number is JSON for it.
-        self.refused = open(folder / "refused.jsonl", "w", encoding="utf-8", errors="backslashreplace")
+        self.files = {name: _HashedFile(folder / f"{name}.bin") for name in ("tokens", *ARRAYS)}
+        self.refused = _HashedFile(folder / "refused.jsonl")
+        self.opened = [*self.files.values(), self.refused]
         self.lengths = collections.Counter()
         self.ledgers = [Ledger() for _ in recipe.sources]
         self.pairs: dict[str, int] = {}
@@ -217,7 +268,7 @@ class _Writer:
 
     def _append(self, name: str, values) -> None:
         array = numpy.asarray(values, ARRAYS.get(name, self.token_type)).reshape(-1)
-        array.tofile(self.files[name])
+        self.files[name].write(array.tobytes())
         self.lengths[name] += len(array)
 
     def add(self, source: int, rows: list[Row], results: list[tuple[Encoded | Refused, str | None]]) -> None:
@@ -247,29 +298,33 @@ class _Writer:
         return self.pairs.setdefault(pair, len(self.pairs)) if pair else -1
 
     def _refuse(self, source: int, row: Row, refusal: Refused) -> None:
+        file = self.recipe.sources[source]
         entry = {
-            "source": self.recipe.sources[source].name,
+            "source": file.name,
             "row": row.index,
-            "location": row.location,
+            "location": row.location.removeprefix(f"{file.path}:"),  # the file may be moved
             "reason": refusal.reason,
             "detail": refusal.detail,
         }
-        self.refused.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.refused.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
 
     def __exit__(self, kind, *_) -> None:
-        for file in (*self.files.values(), self.refused):
-            file.close()
+        with ExitStack() as closing:  # all of them, even where the disk is full
+            for file in self.opened:
+                closing.callback(file.close)
         if kind is not None:
             return
         for ledger in self.ledgers:
             ledger.check()
         names = [source.name for source in self.recipe.sources]
-        manifest = {
+        fields = {
             "format": FORMAT,
             "sources": names,
             "pairs": list(self.pairs),
             "token_type": self.token_type.name,
             "lengths": {name: self.lengths[name] for name in self.files},
             "ledgers": {name: ledger.as_dict() for name, ledger in zip(names, self.ledgers, strict=True)},
+            "digests": {file.path.name: file.digest for file in self.opened},
         }
-        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        manifest = json.dumps(fields | {"sha256": _seal(fields)}, indent=1)
+        (self.folder / "manifest.json").write_text(manifest, encoding="utf-8")

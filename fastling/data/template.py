@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
+from fastling import yaml_file
 from fastling.data.conversation import Conversation
 from fastling.errors import UserError
 
@@ -86,7 +85,7 @@ class Template:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
-        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+        return yaml_file.as_yaml(fields)
 
     def bind(self, bos: str | None, eos: str | None) -> "BoundTemplate":
         """Put in a tokenizer's own begin and end tokens. A missing bos is left out."""
@@ -169,9 +168,10 @@ class BoundTemplate:
         turn = 0
         for position, (role, content) in enumerate(conversation.turns):
             if role == "assistant":
+                supervised = -1 if position in conversation.read_only else turn
                 segments += self.answer_prefix
-                segments.append(Segment(self.joint + content, False, turn))
-                segments.append(Segment(self.end_token, True, turn))
+                segments.append(Segment(self.joint + content, False, supervised))
+                segments.append(Segment(self.end_token, True, supervised))
                 segments += self.answer_suffix
                 turn += 1
             else:
@@ -301,24 +301,22 @@ def load_template(name: str) -> Template:
         )
     if not path.is_file():
         raise UserError("data.template", f"no such file: {name}")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(name, f"is not valid YAML: {str(error).splitlines()[0]}") from None
-    return _from_fields(name, fields)
+    valid = [field.name for field in dataclasses.fields(Template)]
+    fix = f"A template has: {', '.join(valid)}."
+    fields, _ = yaml_file.read(path, fix)
+    return _from_fields(name, fields, valid, fix)
 
 
-def _from_fields(where: str, fields: object) -> Template:
-    valid = {field.name: field for field in dataclasses.fields(Template)}
+def _from_fields(where: str, fields: object, valid: Sequence[str], fix: str) -> Template:
     if not isinstance(fields, dict) or not {"user", "assistant"} <= set(fields):
         raise UserError(where, "a template needs at least the patterns user and assistant")
     for name, value in fields.items():
         if name not in valid:
-            raise UserError(where, f"unknown setting: {name}", f"A template has: {', '.join(valid)}.")
+            raise UserError(where, f"unknown setting: {name}", fix)
         listed = name in ("control_tokens", "stop")
         if not isinstance(value, list if listed else str):
-            raise UserError(where, f"{name} must be {'a list' if listed else 'text'}: {value!r}")
+            raise UserError(where, f"{name} must be {'a list' if listed else 'text'}: {value!r:.60}")
         if listed and not all(isinstance(token, str) and token for token in value):
-            raise UserError(where, f"{name} must be a list of tokens: {value!r}")
+            raise UserError(where, f"{name} must be a list of tokens: {value!r:.60}")
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     return Template(**{"name": Path(where).stem, **fields})

@@ -14,6 +14,7 @@ import sentencepiece
 import tokenizers
 
 from fastling.errors import UserError
+from fastling.files import read_json
 
 
 class Tokenizer(Protocol):
@@ -30,6 +31,9 @@ class Tokenizer(Protocol):
 
     def reserve(self, tokens: Sequence[str]) -> None:
         """Make these tokens control tokens: text that spells them stays text."""
+
+    def special_tokens(self) -> set[str]:
+        """Tokens that servers find in a rendered text: an exported tokenizer.json marks them special."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Plain texts -> ids, without begin or end token, each text as a run of its own."""
@@ -72,6 +76,14 @@ class SentencePieceTokenizer:
 
     def reserve(self, tokens: Sequence[str]) -> None:
         pass  # CONTROL pieces never match text; rows where USER_DEFINED ones do are refused
+
+    def special_tokens(self) -> set[str]:
+        held = self.processor
+        return {
+            held.id_to_piece(each)
+            for each in range(self.vocab_size)
+            if held.is_control(each) or held.is_unknown(each)
+        }
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self.processor.encode(list(texts), num_threads=1)
@@ -125,6 +137,10 @@ class JsonTokenizer:
             self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
         self._tokenizer.encode_special_tokens = True
 
+    def special_tokens(self) -> set[str]:
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return {token.content for token in added if token.special}
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
@@ -169,17 +185,13 @@ def _flatten(part: dict | None) -> list[dict]:
 def _special_tokens(folder: Path) -> dict[str, str]:
     """bos_token and eos_token as the files beside a tokenizer.json name them; "" for none."""
     named: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            fields = json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (ValueError, OSError) as error:
-            raise UserError(str(folder / name), f"cannot be read: {error}") from None
-        for key in ("bos_token", "eos_token"):
-            if key in fields:
-                value = fields[key]
-                named[key] = (value.get("content") if isinstance(value, dict) else value) or ""
+    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        fields = read_json(path) if path.exists() else {}
+        for key in {"bos_token", "eos_token"} & fields.keys():
+            value = fields[key].get("content") if isinstance(fields[key], dict) else fields[key]
+            if not isinstance(value, str | None):
+                raise UserError(str(path), f"{key} must be text: {value!r:.60}")
+            named[key] = value or ""
     return named
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fastling.errors import UserError
+from fastling.files import read_json
 from fastling.model.llama import Llama, local_rows, reshard
 from fastling.model.llama_config import MODEL_TYPES, LlamaConfig
 from fastling.model.meta_format import MetaFolder
-from fastling.model.safetensors_folder import SafetensorsFolder, read_json, save_weights
+from fastling.model.safetensors_folder import SafetensorsFolder, save_weights
 
 __all__ = [
     "config_json",
@@ -50,6 +51,18 @@ _OPTIONAL = (
     "mlp_bias",
     "initializer_range",
 )
+# What an absent key means to transformers, where that is not LlamaConfig's default.
+_DEFAULTS = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096},
+    "qwen3": {
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    },
+}
 # Settings that a family does not have, whatever its config.json says.
 _FOREIGN = {
     "llama": (),
@@ -87,6 +100,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
         supported = ", ".join(MODEL_TYPES)
         what = f"model_type {raw.get('model_type')!r} is not supported; these are: {supported}"
         raise UserError(str(file), what)
+    raw = _DEFAULTS[raw["model_type"]] | raw
     if raw.get("hidden_act", "silu") != "silu":
         raise UserError(str(file), f"hidden_act must be silu: {raw['hidden_act']}")
     if raw.get("quantization_config"):
@@ -99,7 +113,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
         rope_theta, rope_scaling = _read_rope(raw, file)
         return LlamaConfig(
             model_type=raw["model_type"],
-            sliding_window=_read_sliding_window(raw),
+            **_read_window(raw),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             **given,
@@ -129,10 +143,13 @@ def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:
     return theta, None if scaling["rope_type"] == "default" else scaling
 
 
-def _read_sliding_window(raw: dict) -> int | None:
+def _read_window(raw: dict) -> dict[str, int | None]:
+    """Mistral's window is on all layers; Qwen's, if it is used, on those from max_window_layers on."""
     if raw["model_type"] == "mistral":
-        return raw.get("sliding_window", 4096)  # transformers' default where the key is absent
-    return raw.get("sliding_window") if raw.get("use_sliding_window") else None
+        return {"sliding_window": raw["sliding_window"]}
+    if not raw.get("use_sliding_window"):
+        return {}
+    return {name: raw.get(name) for name in ("sliding_window", "max_window_layers")}
 
 
 def config_json(
@@ -170,6 +187,8 @@ def config_json(
         content["sliding_window"] = config.sliding_window
     if config.model_type in ("qwen2", "qwen3"):
         content["use_sliding_window"] = config.sliding_window is not None
+        if config.max_window_layers is not None:
+            content["max_window_layers"] = config.max_window_layers
     return content
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 from fastling.errors import UserError
 
@@ -15,6 +16,24 @@ _SCALING_KEYS = {
         "original_max_position_embeddings",
     },
 }
+
+
+_EXPECTED = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "an object"
+}  # fmt: skip
+
+
+def wrong_type(kind: type, value: object) -> str | None:
+    """What a value from a file must be, if it is not: true is no number, and neither is NaN."""
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if fits and (type(value) is not float or math.isfinite(value)):
+        return None
+    return f"must be {_EXPECTED[kind]}: {value!r:.60}"
+
+
+def wrong_size(kind: type, value: object) -> str | None:
+    """The same for numbers that must be above 0."""
+    return wrong_type(kind, value) or (f"must be > 0: {value}" if value <= 0 else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,7 @@ class LlamaConfig:
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     max_position_embeddings: int = 2048
     sliding_window: int | None = None
+    max_window_layers: int | None = None  # Qwen's: the window is on the layers from this one on
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None
@@ -43,6 +63,7 @@ class LlamaConfig:
         def refuse(name: str, what: str) -> None:
             raise UserError(f"model.{name}", f"{what}: {getattr(self, name)}")
 
+        self._check_types()
         if self.model_type not in MODEL_TYPES:
             refuse("model_type", f"not one of {', '.join(MODEL_TYPES)}")
         if self.num_key_value_heads is None:
@@ -51,8 +72,9 @@ class LlamaConfig:
             if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
                 refuse("num_attention_heads", f"does not divide hidden_size {self.hidden_size}")
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        may_be_0 = ("initializer_range", "max_window_layers")
         for name, value in vars(self).items():
-            if type(value) in (int, float) and value <= 0 and name != "initializer_range":
+            if type(value) in (int, float) and value <= 0 and name not in may_be_0:
                 refuse(name, "must be > 0")
         if self.num_attention_heads % self.num_key_value_heads:
             refuse("num_key_value_heads", f"does not divide {self.num_attention_heads} heads")
@@ -65,6 +87,14 @@ class LlamaConfig:
         if self.rope_scaling is not None:
             self._check_rope_scaling()
 
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value, (kind, *others) = getattr(self, name), get_args(kind) or (kind,)
+            if value is None and others:
+                continue
+            if what := wrong_type(kind, value):
+                raise UserError(f"model.{name}", what)
+
     def _check_rope_scaling(self) -> None:
         kind = self.rope_scaling.get("rope_type")
         if kind not in _SCALING_KEYS:
@@ -73,6 +103,9 @@ class LlamaConfig:
         missing = _SCALING_KEYS[kind] - self.rope_scaling.keys()
         if missing:
             raise UserError("model.rope_scaling", f"{kind} lacks {', '.join(sorted(missing))}")
+        for name in sorted(_SCALING_KEYS[kind]):
+            if what := wrong_size(float, self.rope_scaling[name]):
+                raise UserError(f"model.rope_scaling.{name}", what)
 
     @property
     def qkv_bias(self) -> bool:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastling.errors import UserError
-from fastling.model.llama_config import LlamaConfig
-from fastling.model.safetensors_folder import read_json
+from fastling.files import read_json
+from fastling.model.llama_config import LlamaConfig, wrong_size, wrong_type
 
 # Meta's name: (Hugging Face's name, the dimension that tensor parallelism splits, None if whole).
 _LAYER_TENSORS = {
@@ -26,6 +26,16 @@ _LAYER_TENSORS = {
     "feed_forward.w2": ("mlp.down_proj", 1),
     "attention_norm": ("input_layernorm", None),
     "ffn_norm": ("post_attention_layernorm", None),
+}
+
+
+# What must be in params.json, and what may.
+_PARAMS = {"dim": int, "n_layers": int, "n_heads": int, "norm_eps": float}
+_MORE_PARAMS = {
+    "n_kv_heads": int,
+    "rope_theta": float,
+    "use_scaled_rope": bool,
+    "rope_scaling_factor": float,
 }
 
 
@@ -46,6 +56,9 @@ class MetaFolder:
         for meta_name in self._shards[0]:
             if meta_name != "rope.freqs":
                 name, split_dim = self._translate(meta_name)
+                shape = tuple(self._shards[0][meta_name].shape)
+                if len(shape) != (1 if split_dim is None else 2):
+                    raise UserError(str(folder), f"the shape of {meta_name} is not LLaMA's: {shape}")
                 self._sources[name] = (meta_name, split_dim)
         self.shapes = {name: self._whole_shape(name) for name in self._sources}
         self.config = self._read_config()
@@ -64,7 +77,7 @@ class MetaFolder:
     def _translate(self, meta_name: str) -> tuple[str, int | None]:
         if meta_name == "tok_embeddings.weight":
             # LLaMA 1 and 2 split the columns, Llama 3 the rows.
-            rows_split = self._shards[0][meta_name].shape[1] == self._params["dim"]
+            rows_split = self._shards[0][meta_name].shape[-1] == self._params["dim"]
             return "model.embed_tokens.weight", 0 if rows_split else 1
         if meta_name == "norm.weight":
             return "model.norm.weight", None
@@ -107,18 +120,29 @@ class MetaFolder:
 
 def _read_params(file: Path) -> dict:
     params = read_json(file)
-    missing = {"dim", "n_layers", "n_heads", "norm_eps"} - params.keys()
+    missing = _PARAMS.keys() - params.keys()
     if missing:
         raise UserError(str(file), f"lacks {', '.join(sorted(missing))}")
+    for name, kind in (_PARAMS | _MORE_PARAMS).items():
+        check = wrong_type if kind is bool else wrong_size
+        if name in params and (what := check(kind, params[name])):
+            raise UserError(str(file), f"{name} {what}")
     return params
 
 
 def _load(file: Path) -> dict[str, Tensor]:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch each have errors of their own
         reason = str(error).splitlines()[0]
         raise UserError(str(file), f"cannot be read as a plain file of tensors: {reason}") from None
+    if not isinstance(held, dict):
+        raise UserError(str(file), f"holds no tensors with names: {type(held).__name__}")
+    for name, tensor in held.items():
+        if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise UserError(str(file), f"{name} is no tensor of floating-point numbers: {kind}")
+    return held
 
 
 def _half_split_rows(num_rows: int, head_dim: int) -> Tensor:

@@ -77,7 +77,7 @@ def _files_of(folder: Path) -> dict[Path, list[str] | None]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index).get("weight_map")
+    found = files.read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise UserError(str(index), "has no weight_map of tensors to files", "Download it again.")
     return found
@@ -146,14 +146,3 @@ def _write_index(folder: Path, bytes_in_file: dict[str, dict[str, int]]) -> None
     total_size = sum(sum(held.values()) for held in bytes_in_file.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     files.write_text(folder / _INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def read_json(file: Path) -> dict:
-    """Return the object in a JSON file; a UserError names the file that is not valid."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(str(file), f"is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(str(file), f"holds no JSON object: {str(found)[:40]}")
-    return found

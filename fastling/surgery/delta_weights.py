@@ -26,7 +26,6 @@ from torch import Tensor
 from fastling import files
 from fastling.errors import RunError, UserError
 from fastling.model.digests import digest
-from fastling.model.safetensors_folder import read_json
 from fastling.surgery.folders import (
     Weights,
     copy_small_files,
@@ -205,7 +204,7 @@ def _read_record(folder: Path) -> Record | None:
     path = folder / RECORD
     if not path.is_file():
         return None
-    content = read_json(path)
+    content = files.read_json(path)
     if content.get("format") != FORMAT:
         raise UserError(str(path), f"is not of the format {FORMAT}", "A newer fastling may read it.")
     default = Record()

@@ -23,7 +23,7 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 from fastling.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, first_difference, probing_strings
 from fastling.errors import UserError
-from fastling.model.safetensors_folder import read_json
+from fastling.files import read_json
 
 _BPE, _NORMAL = 2, 1
 PROOF_STRINGS = 2000

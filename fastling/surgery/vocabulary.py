@@ -19,7 +19,6 @@ from fastling import files
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import RunError, UserError
 from fastling.model.huggingface import read_config
-from fastling.model.safetensors_folder import read_json
 from fastling.surgery.folders import (
     EMBEDDINGS,
     Weights,
@@ -132,7 +131,7 @@ def _write_small_files(folder: Path, aside: Path, added: NewTokens, rows: int) -
     copy_small_files(folder, aside)
     for name, content in added.files.items():
         (aside / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    config = read_json(folder / "config.json") | {"vocab_size": rows}
+    config = files.read_json(folder / "config.json") | {"vocab_size": rows}
     files.write_text(aside / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -11,7 +11,7 @@ import torch
 from fastling import files
 from fastling.config import Config, resolve
 from fastling.data.batches import Loader
-from fastling.data.conversation import Conversation, Refused, parse_row, read_rows
+from fastling.data.conversation import KEYS, Conversation, Refused, parse_row, read_rows
 from fastling.data.encoding import Encoder
 from fastling.data.packing import make_plan
 from fastling.data.store import Store
@@ -97,12 +97,13 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
     """(opening question, its reference answer) of conversations spread over the held-out files."""
     found = []
     for source in config.data.validation:
-        for row in islice(read_rows(resolve(source.path, source.name)), 1000):
+        for row in islice(read_rows(resolve(source.path, source.name), KEYS), 1000):
             try:
                 conversation = parse_row(row.payload)
             except Refused:
                 continue
-            if conversation.turns[0].role == "user" and len(conversation.turns) > 1:
+            has_answer = conversation.turns[0].role == "user" and len(conversation.turns) > 1
+            if has_answer and 1 not in conversation.read_only:  # such an answer is no reference
                 question = Conversation(conversation.turns[:1], conversation.system)
                 room = config.data.sequence_length - config.evaluate.sample_tokens
                 if len(encoder.prompt_ids(question)) <= room:

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fastling.data.conversation import Conversation, Refused, Turn, parse_row, read_rows
+from fastling.data.conversation import KEYS, Conversation, Refused, Turn, parse_row, read_rows
 from fastling.errors import UserError
 
 HI = (Turn("user", "Hi"), Turn("assistant", "你好"))
@@ -19,6 +19,12 @@ ANSWER_FIRST = ("assistant", "user")
 
 def messages(*texts: str, roles=("user", "assistant")) -> list[dict]:
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def weighted(first: dict, second: dict) -> list[dict]:
+    """Two rounds whose answers say how they weigh."""
+    said = messages("Hi", "你好", "Bye", "再见")
+    return [said[0], said[1] | first, said[2], said[3] | second]
 
 
 # Formats ------------------------------------------------------------------------------------------
@@ -77,6 +83,36 @@ FORMATS = {
         Conversation(HI + BYE, "Kurz."),
     ),
     "prompt and completion": ({"prompt": "Hi", "completion": "你好"}, Conversation(HI)),
+    "prompt and completion, system beside": (
+        {"prompt": "Hi", "completion": "你好", "system": "Kurz."},
+        Conversation(HI, "Kurz."),
+    ),
+    "messages with weights": (
+        {"messages": weighted({"weight": 0}, {"weight": 1})},
+        Conversation(HI + BYE, read_only=frozenset({1})),
+    ),
+    "messages that say what to train on": (
+        {"messages": weighted({"train": True, "weight": None}, {"train": False, "weight": 1})},
+        Conversation(HI + BYE, read_only=frozenset({3})),
+    ),
+    "weights of what nobody trains on": (
+        {
+            "messages": [
+                {"role": "system", "content": "Kurz.", "weight": 0},
+                {"role": "user", "content": "Hi", "weight": 0},
+                {"role": "assistant", "content": "你好"},
+            ]
+        },
+        Conversation(HI, "Kurz."),
+    ),
+    "the same system text twice": (
+        {"system": "Kurz.", "messages": [{"role": "system", "content": "Kurz."}, *messages("Hi", "你好")]},
+        Conversation(HI, "Kurz."),
+    ),
+    "no tool is called": (
+        {"messages": [{**each, "tool_calls": [], "function_call": None} for each in messages("Hi", "你好")]},
+        Conversation(HI),
+    ),
     "prompt and completion of messages": (
         {"prompt": messages("Hi", "你好", "Bye"), "completion": messages("再见", roles=("assistant",) * 2)},
         Conversation(HI + BYE),
@@ -141,6 +177,18 @@ REFUSED = [
         "turns 2 and 3: assistant",
     ),
     ({"messages": messages("a", "b", roles=("user", "system"))}, "misplaced-system", "message 2 of 2"),
+    ({"text": "Es war einmal.", "system": "Kurz."}, "misplaced-system", "beside plain text"),
+    (
+        {"system": "Kurz.", "messages": [{"role": "system", "content": "Lang."}, *messages("Hi", "x")]},
+        "two-system-texts",
+        "one beside the messages, another in the first",
+    ),
+    ({"messages": weighted({"weight": 0.5}, {})}, "unknown-weight", "message 2: weight must be 0 or 1: 0.5"),
+    ({"messages": weighted({}, {"train": "no"})}, "unknown-weight", "message 4: train must be 0 or 1: 'no'"),
+    ({"messages": weighted({"weight": 0}, {"train": False})}, "nothing-to-train-on", "weight other than 0"),
+    ({"messages": weighted({"tool_calls": [{"id": "1"}]}, {})}, "tool-call", "message 2: only its text"),
+    ({"messages": weighted({}, {"function_call": {"name": "f"}})}, "tool-call", "message 4: only its text"),
+    ({"instruction": "Hi", "output": "x", "history": 5}, "unknown-format", "history must be a list"),
 ]  # fmt: skip
 
 
@@ -225,6 +273,60 @@ def test_a_parquet_table_of_conversations(tmp_path):
         Conversation((Turn("text", "Es war einmal."),)),
     ]
     assert rows[1].location == f"{tmp_path / 't.parquet'}:row 1"
+
+
+COLUMNS = {  # that Python has no values for
+    "nanoseconds": pyarrow.array([1700000000123456789], pyarrow.timestamp("ns")),
+    "a day too late": pyarrow.array([10**15], pyarrow.timestamp("ms")),
+    "a duration too long": pyarrow.array([2**62], pyarrow.duration("s")),
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS.values(), ids=list(COLUMNS))
+def test_columns_that_nobody_reads_do_no_harm(column, tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pyarrow.Table.from_pylist([{"messages": messages("Hi", "你好")}]).append_column("made", column)
+    pyarrow.parquet.write_table(table, path)
+    (row,) = read_rows(path, KEYS)
+    assert row.payload["made"] is None
+    assert parse_row(row.payload) == Conversation(HI)
+    pyarrow.parquet.write_table(table.select(["made"]), path)
+    (row,) = read_rows(path, KEYS)
+    with pytest.raises(Refused, match="has the keys made; expected messages"):
+        parse_row(row.payload)
+    with pytest.raises(UserError, match="t.parquet: cannot be read as parquet: "):
+        list(read_rows(path))
+
+
+def test_of_an_array_only_what_is_asked_for_is_kept(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"text": "a", "embedding": [0.5] * 9}, 7]))
+    assert [row.payload for row in read_rows(path, KEYS)] == [{"text": "a", "embedding": None}, 7]
+    assert [row.payload for row in read_rows(path)] == [{"text": "a", "embedding": [0.5] * 9}, 7]
+
+
+def test_every_key_that_a_format_has_is_read():
+    """Else `read_rows` would leave its values out."""
+    asked = set()
+
+    class Spy(dict):
+        def get(self, key, default=None):
+            asked.add(key)
+            return super().get(key, default)
+
+        def __getitem__(self, key):
+            asked.add(key)
+            return super().__getitem__(key)
+
+    for record, _ in FORMATS.values():
+        parse_row(Spy(record))
+    assert asked == KEYS
+
+
+def test_a_refusal_can_be_written_anywhere():
+    with pytest.raises(Refused) as refused:
+        parse_row(b'{"\\ud800": 1}')
+    assert "has the keys \\ud800;" in refused.value.detail
 
 
 def test_a_row_knows_its_line_and_its_number(tmp_path):

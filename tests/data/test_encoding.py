@@ -1,18 +1,20 @@
 """P1 to P4 on generated conversations, against the tokenizers' own libraries and hand-written templates."""
 
 import collections
+import dataclasses
 import pickle
 import unicodedata
 
 import numpy
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastling.data.conversation import Conversation, Refused, Turn
 from fastling.data.encoding import Encoded, Encoder, Unproved
 from fastling.data.ledger import Ledger
-from fastling.data.template import Template
+from fastling.data.template import TEMPLATES, Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
 
@@ -290,6 +292,44 @@ def test_what_a_template_writes_after_the_last_answer_is_kept_if_it_fits(kinds):
     assert cut.dropped == {"over-length": len(whole.tokens) - whole.spans[-1, 1]}
 
 
+# Turns that are read only -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "template"), COMBINATIONS)
+def test_a_turn_that_is_read_only_changes_nothing_but_what_is_supervised(name, template, kinds, own_template):
+    encoder = kinds[name].encoder(own_template if template == "own" else template)
+    whole = conversation("", ["q", "bad", "again", "好 ", "thanks", "fine"])
+    some = dataclasses.replace(whole, read_only=frozenset({1, 3}))
+    (expected,), (found,) = encoder.encode([whole]), encoder.encode([some])
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.spans.tolist() == expected.spans[2:].tolist()  # P2: what is supervised is the third answer
+    assert found.dropped == {}
+    # P1: before it stand the ids that chat feeds the model, the turns that are read only among them.
+    asked = encoder.prompt_ids(Conversation(whole.turns[:5]))
+    assert found.tokens[: found.spans[0, 0]].tolist() == asked
+    ledger = Ledger()
+    ledger.add(found)
+    ledger.check()  # P4
+    assert (ledger.trained, ledger.masked) == (found.supervised, len(expected.tokens) - found.supervised)
+
+
+def test_what_follows_the_last_answer_that_is_trained_on_is_dropped(kinds):
+    encoder = kinds["demo"].encoder("bayling")
+    turns = ["q", "a", "again", "bad"]
+    (whole,) = encoder.encode([conversation("", turns)])
+    (found,) = encoder.encode([dataclasses.replace(conversation("", turns), read_only=frozenset({3}))])
+    assert found.spans.tolist() == whole.spans[:1].tolist()
+    assert found.dropped == {"after-last-answer": len(whole.tokens) - whole.spans[0, 1]}
+
+
+def test_a_turn_that_is_read_only_is_proved_as_well(kinds):
+    """It is what the model reads before a later answer, so a token in it may not become another."""
+    encoder = kinds["sentencepiece"].encoder("bayling")
+    bad = dataclasses.replace(conversation("", ["q", "a ▁ b", "q", "a"]), read_only=frozenset({1}))
+    (result,) = encoder.encode([bad])
+    assert result.reason == "does-not-decode"
+
+
 # Plain text ---------------------------------------------------------------------------------------
 
 
@@ -326,6 +366,58 @@ def test_a_template_without_its_tokens_is_refused_in_words(kinds):
         UserError, match=r"chatml: needs the token <\|im_start\|>, which .*tokenizer.model does not"
     ):
         kinds["demo"].encoder("chatml")
+
+
+FORGETFUL = {"user": "<|im_start|>user\n{content}<|im_end|>\n", "assistant": "A: {content}<|im_end|>\n"}
+IM_END = {"control_tokens": ("<|im_end|>",)}
+# A template, a tokenizer, and the token that the template writes as text.
+SPELLED = {
+    "a forgotten entry": (Template("own", **FORGETFUL, **IM_END), "byte-level", "<|im_start|>"),
+    "a default system text": (
+        dataclasses.replace(TEMPLATES["chatml"], default_system="Stop with <|im_end|>."),
+        "byte-level",
+        "<|im_end|>",
+    ),
+    "a system block": (
+        dataclasses.replace(TEMPLATES["bayling"], system="<|endoftext|>{content}"),
+        "llama-json",
+        "<|endoftext|>",
+    ),
+    "a SentencePiece model's": (
+        dataclasses.replace(TEMPLATES["bayling"], default_system="<unk>"),
+        "demo",
+        "<unk>",
+    ),
+    "two patterns that meet": (
+        Template("own", user="end|>{content}\n", assistant="A: {content}{eos}<|im_"),
+        "byte-level",
+        "<|im_end|>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "kind", "token"), SPELLED.values(), ids=list(SPELLED))
+def test_a_template_that_spells_a_control_token_is_refused_for_servers_would_find_it(
+    template, kind, token, kinds
+):
+    """P1: a server reads one token there; which rows are proved would not show it."""
+    with pytest.raises(UserError, match="writes as plain text what .* has as a control token") as refused:
+        Encoder(template, load_tokenizer(kinds[kind].path), 99)
+    assert refused.value.what.endswith(f"servers would read other tokens: {token}")
+    assert refused.value.where == f"data.template: {template.name}"
+
+
+def test_a_built_in_template_is_refused_where_its_text_is_made_of_control_tokens(kinds, tmp_path):
+    """As with Mistral's later tokenizers, which have [INST] as one."""
+    built = tokenizers.Tokenizer.from_file(str(kinds["llama-json"].path))
+    built.add_special_tokens(["[INST]", "[/INST]"])
+    built.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"llama2: writes as plain text .*: \[/INST\]"):
+        Encoder(TEMPLATES["llama2"], load_tokenizer(tmp_path), 99)
+    own = dataclasses.replace(TEMPLATES["llama2"], control_tokens=("[INST]", "[/INST]"))
+    (encoded,) = Encoder(own, load_tokenizer(tmp_path), 99).encode([conversation("", ["q", "a"])])
+    prompt = built.encode("<s>[INST] q [/INST]", add_special_tokens=False).ids
+    assert encoded.tokens[: encoded.spans[0, 0]].tolist() == prompt
 
 
 def test_stop_ids_are_the_end_token_and_those_that_the_tokenizer_has(kinds):

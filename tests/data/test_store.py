@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy
+import pyarrow.parquet
 import pytest
 
 from fastling.data import encode_files as encode_files_module
@@ -19,7 +21,7 @@ from fastling.data.encoding import Encoder
 from fastling.data.store import Recipe, SourceFile, Store, open_store
 from fastling.data.template import TEMPLATES
 from fastling.data.tokenizer import load_tokenizer
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError, run_command
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "fastling" / "demo" / "tokenizer.model"
@@ -113,16 +115,24 @@ def test_refused_rows_are_listed_with_file_line_and_reason(tmp_path):
     ]
     path.write_bytes(b"\n".join([*good, b"", *bad]))
     store = open_store(recipe(path), tmp_path / "store", workers=1)
-    with open(store.folder / "refused.jsonl", encoding="utf-8") as file:
-        entries = [json.loads(line) for line in file]
+    entries = list(store.refused())
     assert [(each["source"], each["row"], each["location"], each["reason"]) for each in entries] == [
         ("data", 20, f"{path}:22", "broken-json"),
         ("data", 21, f"{path}:23", "invalid-utf8"),
         ("data", 22, f"{path}:24", "unknown-format"),
         ("data", 23, f"{path}:25", "too-long"),
     ]
-    assert "has the keys \ud800" in entries[2]["detail"]
+    assert "has the keys \\ud800" in entries[2]["detail"]
     assert "beyond 200" in entries[3]["detail"]
+
+
+def test_a_refused_row_is_where_its_file_is_now(tmp_path):
+    path = write(tmp_path / "data.jsonl", [*rows(3), {"bad": 1}])
+    open_store(recipe(path), tmp_path / "store", workers=1)
+    moved = path.rename(tmp_path / "moved.jsonl")
+    store = open_store(recipe(sources=(SourceFile("data", moved, None),)), tmp_path / "store", workers=1)
+    assert [entry["location"] for entry in store.refused()] == [f"{moved}:4"]
+    assert str(path) not in (store.folder / "refused.jsonl").read_text()
 
 
 def test_small_vocabularies_take_two_bytes_a_token(tmp_path, data):
@@ -154,7 +164,12 @@ def test_the_name_changes_with_everything_that_a_store_depends_on(tmp_path, data
     renamed = Path(shutil.copy(data, tmp_path / "renamed.jsonl"))
     folder = tmp_path / "tokenizer"
     shutil.copytree(kinds["byte-level"].path.parent, folder)
+    array = Path(shutil.copy(data, tmp_path / "data.json"))
+    assert recipe(data).key() == recipe(array).key()  # read alike
+    packed = Path(shutil.copy(data, tmp_path / "data.jsonl.gz"))  # by its name; it is not
+    table = Path(shutil.copy(data, tmp_path / "data.parquet"))
     keys = [
+        *(recipe(sources=(SourceFile("data", each, None),)).key() for each in (packed, table)),
         recipe(data).key(),
         recipe(longer).key(),
         recipe(renamed).key(),  # the source's name is in its ledger
@@ -263,9 +278,9 @@ def test_rows_are_read_as_they_are_needed_not_all_at_once(data, monkeypatch):
     """Memory does not grow with the file: when the first results are there, the rest is not yet read."""
     taken = 0
 
-    def counted(path):
+    def counted(path, keys):
         nonlocal taken
-        for row in original(path):
+        for row in original(path, keys):
             taken += 1
             yield row
 
@@ -277,6 +292,51 @@ def test_rows_are_read_as_they_are_needed_not_all_at_once(data, monkeypatch):
     assert taken == encode_files_module.FEW_TASKS
     next(results)
     results.close()
+
+
+def test_long_rows_are_worked_on_a_few_at_a_time(tmp_path):
+    """Or memory would grow with the length of rows."""
+    long = [{"text": "wort " * 60_000} for _ in range(10)]  # 0.3 MB each
+    for name in ("data.jsonl", "data.json", "data.parquet"):
+        path = tmp_path / name
+        if name == "data.jsonl":
+            write(path, long)
+        elif name == "data.json":
+            path.write_text(json.dumps(long))
+        else:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(long), path)
+        tasks = [len(task) for _, task, _ in encode_files([path], encoder("bayling"), workers=1)]
+        assert tasks == [4, 4, 2]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_told_in_words(tmp_path):
+    path = write(tmp_path / "data.jsonl", rows(6000))
+    results = encode_files([path], encoder("bayling"), workers=2)
+    next(results)
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(RunError, match="data.workers: one of 2 tokenizing processes was killed, .* memory"):
+        list(results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["unknown", "text"])
+def test_what_is_nested_too_deep_to_be_sent_to_a_worker_is_refused_or_ignored(key, tmp_path):
+    deep = json.loads("[" * 900 + "]" * 900)
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([*rows(2300), {**rows(1)[0], "unknown": deep}, {key: deep}]))
+    store = open_store(recipe(path), tmp_path / "store", workers=2)
+    assert store.ledgers["data"]["kept"] == 2301
+    assert store.ledgers["data"]["refused"] == {"unknown-format" if key == "unknown" else "not-text": 1}
+
+
+def test_a_row_too_deep_to_be_shown_is_refused(monkeypatch):
+    def too_deep(payload):
+        raise RecursionError
+
+    monkeypatch.setattr(encode_files_module, "parse_row", too_deep)
+    ((refusal, _),) = encode_files_module.encode_rows(encoder("bayling"), [b"{}"])
+    assert (refusal.reason, refusal.detail) == ("unknown-format", "nested too deep")
 
 
 def test_two_builds_in_one_process_do_not_mix_their_encoders(data, monkeypatch):
@@ -307,6 +367,48 @@ def test_a_damaged_file_is_named(name, damage, tmp_path, data):
         open_store(recipe(data), tmp_path / "store", workers=1)
     shutil.rmtree(store.folder)
     assert len(open_store(recipe(data), tmp_path / "store", workers=1)) == 30
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "document_offsets.bin", "refused.jsonl"])
+def test_a_flipped_bit_is_found_before_anything_is_used(name, tmp_path, monkeypatch):
+    path = write(tmp_path / "data.jsonl", [*rows(30), {"bad": 1}])
+    store = open_store(recipe(path), tmp_path / "store", workers=1)
+    content = bytearray((store.folder / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (store.folder / name).write_bytes(content)
+    said = f"{name}: is not what was written\n  Delete {store.folder}; it is built anew."
+    with pytest.raises(UserError, match=said):
+        open_store(recipe(path), tmp_path / "store", workers=1)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # trusts the one beside it, which stops them both
+    open_store(recipe(path), tmp_path / "store", workers=1)
+
+
+def test_a_missing_list_of_refused_rows_is_named(tmp_path, data):
+    store = open_store(recipe(data), tmp_path / "store", workers=1)
+    (store.folder / "refused.jsonl").unlink()
+    with pytest.raises(UserError, match="refused.jsonl: is not what was written"):
+        open_store(recipe(data), tmp_path / "store", workers=1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "{}", "[]", "another number", "deep"])
+def test_a_damaged_manifest_is_named(damage, tmp_path, data):
+    store = open_store(recipe(data), tmp_path / "store", workers=1)
+    path = store.folder / "manifest.json"
+    text = path.read_text()
+    changed = {"cut": text[:200], "empty": "", "another number": text.replace("30", "31"), "deep": "[" * 9999}
+    assert changed["another number"] != text
+    path.write_text(changed.get(damage, damage))
+    with pytest.raises(UserError, match="manifest.json: is not what was written\n  Delete .*; it is built"):
+        open_store(recipe(data), tmp_path / "store", workers=1)
+
+
+def test_a_full_disk_is_told_in_words(tmp_path, data, monkeypatch, capsys):
+    def opened(path, *mode, **options):
+        return open("/dev/full" if Path(path).name == "tokens.bin" else path, *mode, **options)
+
+    monkeypatch.setattr(store_module, "open", opened, raising=False)
+    status = run_command(lambda arguments: open_store(recipe(data), tmp_path / "store", workers=1), [])
+    assert (status, capsys.readouterr().err) == (1, "error: while writing: No space left on device\n")
 
 
 def test_too_many_refused_rows_stop_with_the_first_of_that_source(tmp_path):

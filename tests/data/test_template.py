@@ -154,7 +154,7 @@ def test_a_template_that_cannot_work_is_refused_in_words(changes, what, tmp_path
         ("shakespeare", None, "no such template: shakespeare"),
         ("missing.yaml", None, "no such file"),
         ("broken.yaml", b"a: [", "is not valid YAML"),
-        ("latin.yaml", "user: über".encode("latin-1"), "is not valid YAML"),
+        ("latin.yaml", "user: über".encode("latin-1"), "is not UTF-8: byte 6"),
         ("list.yaml", b"- user", "needs at least the patterns user and assistant"),
     ],
 )
@@ -164,6 +164,15 @@ def test_what_is_no_template_is_refused_in_words(name, content, what, tmp_path, 
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=what):
         load_template(name)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "null", "yes", "2026-01-01", "<<", " x: #", "你好\n", '"'])
+def test_a_template_that_is_written_to_a_file_is_read_back_the_same(text, tmp_path):
+    template = Template(
+        "mine", f"{text}{{content}}", "{content}{eos}", text, "{content}", text, (text,), (text,)
+    )
+    (tmp_path / "mine.yaml").write_text(template.as_yaml(), encoding="utf-8")
+    assert load_template(str(tmp_path / "mine.yaml")) == template
 
 
 def test_a_tokenizer_without_end_token_cannot_end_answers():

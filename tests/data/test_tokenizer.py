@@ -182,8 +182,19 @@ def test_the_config_beside_a_file_names_the_tokens(fields, bos, eos, kinds, tmp_
     assert (tokenizer.bos, tokenizer.eos) == (bos, eos)
 
 
-def test_a_broken_config_beside_a_file_is_an_error_in_words(kinds, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is not valid JSON: "),
+        ("5", "holds no JSON object: 5"),
+        ("[" * 5000 + "]" * 5000, "is not valid JSON: maximum recursion"),
+        ('{"bos_token": 5}', "bos_token must be text: 5"),
+        ('{"eos_token": {"content": ["x"]}}', r"eos_token must be text: \['x'\]"),
+    ],
+    ids=["cut", "a number", "brackets", "a number as token", "a list as token"],
+)
+def test_a_broken_config_beside_a_file_is_an_error_in_words(content, said, kinds, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(kinds["byte-level"].path.read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match="tokenizer_config.json: cannot be read"):
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(UserError, match=f"tokenizer_config.json: {said}"):
         load_tokenizer(tmp_path)

@@ -1,5 +1,6 @@
 """Folders in and out: configs in both spellings, streamed weights, exports, Meta's format."""
 
+import dataclasses
 import json
 import math
 from functools import partial
@@ -92,6 +93,33 @@ def test_transformers_reads_our_config_as_its_own(oracle, tmp_path):
         assert getattr(read, name) == getattr(original, name), name
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_an_absent_key_means_what_it_means_to_transformers(family, tmp_path):
+    shape = {"vocab_size": 99, "hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(
+        json.dumps(shape | {"model_type": family, "num_attention_heads": 32})
+    )
+    ours, theirs = read_config(tmp_path), transformers.AutoConfig.from_pretrained(tmp_path)
+    for name in ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"):
+        assert getattr(ours, name) == getattr(theirs, name, 4096 // 32), name
+    for name in ("tie_word_embeddings", "attention_bias", "initializer_range", "sliding_window"):
+        assert getattr(ours, name) == (getattr(theirs, name, None) or getattr(LlamaConfig, name)), name
+
+
+@pytest.mark.parametrize("layers", [None, 0, 1])
+def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
+    window = {"use_sliding_window": True, "sliding_window": 48, "max_window_layers": layers}
+    changes = {name: value for name, value in window.items() if value is not None}
+    made = dataclasses.replace(TINY, model_type="qwen2", sliding_window=48, max_window_layers=layers)
+    content = config_json(made, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16)
+    assert changes.items() <= content.items()
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_config(tmp_path) == made
+    kinds = transformers.AutoConfig.from_pretrained(tmp_path).layer_types
+    expected = transformers.Qwen2Config(num_hidden_layers=made.num_hidden_layers, **changes).layer_types
+    assert kinds == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -130,6 +158,35 @@ def test_old_spellings_and_absent_keys(exported):
     assert read_config(exported.folder).sliding_window is None
     edit_json(file, model_type="qwen2", sliding_window=8, use_sliding_window=False)
     assert read_config(exported.folder).sliding_window is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_theta": None}, "rope_theta must be a number: None"),
+        ({"rope_theta": "10000"}, "rope_theta must be a number: '10000'"),
+        ({"vocab_size": "1000"}, "vocab_size must be a whole number: '1000'"),
+        ({"hidden_size": 32.0}, "hidden_size must be a whole number: 32.0"),
+        ({"num_key_value_heads": True}, "num_key_value_heads must be a whole number: True"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number: '1e-6'"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number: nan"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false: 'false'"),
+        ({"rope_scaling": {"type": "linear", "factor": "8"}}, "rope_scaling.factor must be a number: '8'"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor must be > 0: 0"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(exported, changes, said):
+    """And `"false"` is not taken for true."""
+    edit_json(exported.folder / "config.json", rope_parameters="gone", **changes)
+    with pytest.raises(UserError, match=f"config.json: model.{said}"):
+        read_config(exported.folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_brackets_without_end_are_refused_not_followed(exported, name):
+    (exported.folder / name).write_text("[" * 5000 + "]" * 5000)
+    with pytest.raises(UserError, match=f"{name}: is not valid JSON: maximum recursion"):
+        load_pretrained(exported.folder)
 
 
 @pytest.mark.parametrize(
@@ -456,6 +513,41 @@ def test_meta_folders_that_cannot_be_read_are_refused_in_words(meta_oracle, tmp_
     write_meta(tmp_path, tensors, 2, 0, n_kv_heads=2)
     torch.save({"norm.weight": torch.ones(32)}, tmp_path / "consolidated.01.pth")
     with pytest.raises(UserError, match="other tensors than consolidated.00.pth"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"dim": "32"}, "params.json: dim must be a whole number: '32'"),
+        ({"n_heads": None}, "params.json: n_heads must be a whole number: None"),
+        ({"n_layers": 0}, "params.json: n_layers must be > 0: 0"),
+        ({"norm_eps": "1e-6"}, "params.json: norm_eps must be a number: '1e-6'"),
+        ({"rope_theta": True}, "params.json: rope_theta must be a number: True"),
+        ({"use_scaled_rope": 1}, "params.json: use_scaled_rope must be true or false: 1"),
+    ],
+)
+def test_params_of_wrong_types_are_refused_in_words(meta_oracle, tmp_path, params, said):
+    write_meta(tmp_path, meta_tensors(meta_oracle), 1, 0, **{"n_kv_heads": 2, **params})
+    with pytest.raises(UserError, match=said):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ([1], "consolidated.00.pth: holds no tensors with names: list"),
+        ({"norm.weight": 5}, "norm.weight is no tensor of floating-point numbers: int"),
+        ({"norm.weight": torch.ones(32, dtype=torch.int8)}, "norm.weight is no tensor .*: torch.int8"),
+        ({"tok_embeddings.weight": torch.zeros(5)}, r"shape of tok_embeddings.weight is not LLaMA's: \(5,\)"),
+        ({"layers.0.feed_forward.w1.weight": torch.zeros(5)}, "shape of layers.0.feed_forward.w1.weight"),
+    ],
+)
+def test_a_pth_file_of_something_else_is_refused_in_words(meta_oracle, tmp_path, change, said):
+    tensors = meta_tensors(meta_oracle)
+    write_meta(tmp_path, tensors, 1, 0, n_kv_heads=2)
+    torch.save(tensors | change if isinstance(change, dict) else change, tmp_path / "consolidated.00.pth")
+    with pytest.raises(UserError, match=said):
         load_pretrained(tmp_path)
 
 

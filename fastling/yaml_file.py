@@ -1,0 +1,111 @@
+"""YAML that people write: read with the line of everything in it, and every mistake in words."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastling.errors import UserError
+
+Location = tuple[str | int, ...]
+"""Where something lies: ("data", "sources", 0, "path")."""
+MOST_VALUES = 200_000
+"""Of one file; a few lines of aliases can stand for billions."""
+_TEXT = "tag:yaml.org,2002:str"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML takes 1e-4 for text; YAML has taken it for a number since 2009. Names are always text."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
+        if isinstance(node, yaml.MappingNode):
+            self.flatten_mapping(node)
+            for name, _ in node.value:
+                if isinstance(name, yaml.ScalarNode):
+                    name.tag = _TEXT
+        return super().construct_mapping(node, deep)
+
+    def construct_text(self, node: yaml.Node) -> str:
+        text = self.construct_scalar(node)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            what = "found half of a surrogate pair"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
+        return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that _Loader would take for a number."""
+
+
+_Loader.add_constructor(_TEXT, _Loader.construct_text)
+for each in (_Loader, _Dumper):
+    exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    each.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """Settings as a file that reads back equal."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def parse(text: str) -> Any:
+    """A value as it is typed on a command line. Raises what PyYAML raises, and ValueError for no date."""
+    return _Loader(text).get_single_data()
+
+
+def read(path: Path, fix: str) -> tuple[Any, dict[Location, int]]:
+    """What a file holds, None if it is empty, and the lines of all that lies in it.
+
+    Raises UserError, with file, line and `fix`, for what is not valid YAML, for names given twice, for what
+    holds itself, and for aliases without measure.
+    """
+    try:
+        loader = _Loader(path.read_bytes().decode("utf-8-sig"))
+        node = loader.get_single_node()
+        lines: dict[Location, int] = {}
+        for number, (location, line) in enumerate(_lines(node, path)):
+            if number == MOST_VALUES:
+                what = f"its aliases stand for more than {MOST_VALUES:,} values"
+                raise UserError(str(path), what, "Write it out, without an alias.")
+            lines[location] = line
+        return None if node is None else loader.construct_document(node), lines
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}", "Give a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"is not UTF-8: byte {error.start}", "Save it as UTF-8.") from None
+    except RecursionError:
+        raise UserError(str(path), "is not valid YAML: nested too deep", fix) from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # also: an impossible date, a list as key
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(where, f"is not valid YAML: {problem or str(error).splitlines()[0]}", fix) from None
+
+
+def _lines(
+    node: yaml.Node | None, path: Path, location: Location = (), above: tuple[yaml.Node, ...] = ()
+) -> Iterator[tuple[Location, int]]:
+    """(location, line) of all that lies in a node. Raises UserError for names given twice and for loops."""
+    if node in above:
+        where = f"{path}:{node.start_mark.line + 1}: {dotted(location)}"
+        raise UserError(where, "holds itself", "Write it out, without an alias.")
+    items = node.value if isinstance(node, yaml.CollectionNode) else ()
+    seen = set()
+    for number, item in enumerate(items):
+        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
+        here = (*location, key.value if isinstance(key, yaml.ScalarNode) else number)
+        line = (key or value).start_mark.line + 1
+        if here in seen:
+            raise UserError(f"{path}:{line}: {dotted(here)}", "is given twice", "Remove one of the two.")
+        seen.add(here)
+        yield here, line
+        yield from _lines(value, path, here, (*above, node))
+
+
+def dotted(location: Location) -> str:
+    """("data", "sources", 0, "path") -> data.sources[0].path"""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).removeprefix(".")

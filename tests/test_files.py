@@ -1,0 +1,59 @@
+"""Files and folders that are whole or absent, whenever the program is killed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastling import files
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing that handles exceptions comes to run."""
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_folder_that_is_replaced_is_whole_under_some_name_whenever_it_is_killed(
+    tmp_path, monkeypatch, renames
+):
+    aside, final = tmp_path / "out.tmp", tmp_path / "out"
+    for folder, text in ((final, "old"), (aside, "new")):
+        folder.mkdir()
+        (folder / "file").write_text(text)
+    rename, done = Path.rename, []
+
+    def killed_after(path, target):
+        if len(done) == renames:
+            raise Killed
+        done.append(target)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_after)
+        try:
+            files.publish(aside, final)
+        except Killed:
+            pass
+    found = {path.read_text() for path in tmp_path.glob("**/file")}
+    assert found == ({"new"} if renames == 2 else {"old", "new"})
+    if renames < 2:
+        files.publish(aside, final)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (final / "file").read_text() == "new"
+
+
+def test_two_processes_that_write_one_file_do_not_write_into_each_other_s(tmp_path, monkeypatch):
+    """One is in the middle of it while the other does all of it."""
+    path, flush = tmp_path / "x.json", os.fsync
+
+    def in_the_middle(descriptor):
+        flush(descriptor)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            other.setattr(os, "fsync", flush)
+            files.write_text(path, "other")
+
+    monkeypatch.setattr(os, "fsync", in_the_middle)
+    files.write_text(path, "mine")
+    assert path.read_text() == "mine"
+    assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
