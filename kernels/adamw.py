@@ -3,6 +3,9 @@
     g = gradient / scale        m += (1 - beta1) * (g - m)        v += (1 - beta2) * (g^2 - v)
     p -= lr * weight_decay * p + lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
+Written so, and not as (1 - lr * weight_decay) * p: at a decay of 1e-6, that factor in float32 is off by 1.3 %
+of the decay.
+
 Clipping to a norm means dividing every gradient by one number that only the device knows,
 scale = max(norm / clip_norm, 1). `clip_scale` is that number, a tensor, so that nothing waits for it, and
 dividing inside the update saves the pass that would read and write all gradients: 28 bytes a weight (p, g,
@@ -46,7 +49,8 @@ def adamw_reference_(
     exp_avg.lerp_(gradient, 1 - beta1)
     exp_avg_sq.lerp_(gradient.square(), 1 - beta2)
     denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
-    parameter.mul_(1 - lr * weight_decay).addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
+    update = (exp_avg / denominator).mul_(lr / (1 - beta1**step)).add_(parameter, alpha=lr * weight_decay)
+    parameter.sub_(update)
 
 
 def adamw_(
@@ -109,7 +113,7 @@ def _launch(
     with runtime.on_device_of(parameter):
         _kernel[(runtime.cdiv(num_weights, BLOCK),)](
             parameter, gradient, exp_avg, exp_avg_sq, scale, num_weights,
-            1 - lr * weight_decay, lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step),
+            lr * weight_decay, lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step),
             1 - beta1, 1 - beta2, eps, BLOCK=BLOCK,
         )  # fmt: skip
 
@@ -117,7 +121,7 @@ def _launch(
 @triton.jit
 def _kernel(
     parameter_ptr, gradient_ptr, exp_avg_ptr, exp_avg_sq_ptr, scale_ptr, num_weights,
-    keep, step_size, correction, rate1, rate2, eps, BLOCK: tl.constexpr,
+    decay, step_size, correction, rate1, rate2, eps, BLOCK: tl.constexpr,
 ):  # fmt: skip
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < num_weights
@@ -128,7 +132,8 @@ def _kernel(
     exp_avg += rate1 * (gradient - exp_avg)
     exp_avg_sq += rate2 * (gradient * gradient - exp_avg_sq)
     denominator = tl.sqrt(exp_avg_sq) * correction + eps
-    tl.store(parameter_ptr + offsets, parameter * keep - step_size * exp_avg / denominator, mask=mask)
+    update = decay * parameter + step_size * exp_avg / denominator
+    tl.store(parameter_ptr + offsets, parameter - update, mask=mask)
     tl.store(exp_avg_ptr + offsets, exp_avg, mask=mask)
     tl.store(exp_avg_sq_ptr + offsets, exp_avg_sq, mask=mask)
 

@@ -5,13 +5,8 @@
     loss = sum over s of weights[s] * row[s]                                        (float32)
     d x[v] = weights[s] * ((1 + 2 * z_loss * lse) * p[v] - (1 - smoothing) * [v = label] - smoothing / V)
 
-The first pass keeps a running maximum and sum (Milakov and Gimelshein 2018), the second writes the
-gradient: it is formed in forward, since the loss is a plain sum, and backward only scales it. Moves
-2 * S * V * b bytes if the second read hits the cache (one row a multiprocessor at a time: 34 MB at a
-vocabulary of 128k in bf16, and an H200 caches 60 MB), else 3 * S * V * b.
-
-Near p[label] = 1, p - 1 would lose all its digits. So the label's own term is left out of the running
-sum: its gradient is minus the share of the others, and the logarithm a log1p.
+The kernel (cross_entropy_rows.py) forms the gradient in forward, since the loss is a plain sum; backward
+only scales it.
 Shapes: S rows, V vocab.
 """
 
@@ -23,10 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastling.kernels import accept, runtime
+from fastling.kernels.cross_entropy_rows import IGNORE_INDEX, empty_rows, rows_and_gradient
 from fastling.kernels.runtime import tl, triton
-
-IGNORE_INDEX = -100
-BLOCK = 8192  # logits of a row at a time: 8 for each of 1024 threads, which have 64 registers each
 
 
 class CrossEntropy(NamedTuple):
@@ -171,166 +164,6 @@ def scale_in_place(x: Tensor, scale: Tensor) -> Tensor:
     return x
 
 
-# Launches ------------------------------------------------------------------------------------------
-
-
-def rows_and_gradient(
-    logits_SV: Tensor,
-    labels_S: Tensor,
-    weights_S: Tensor,
-    grad_SV: Tensor | None,
-    *,
-    smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    entropy: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return weighted loss, nll, lse, correct and entropy of each row; write the gradient to grad_SV.
-
-    grad_SV may begin where logits_SV does, with a type as wide or narrower.
-    """
-    row_S, nll_S, lse_S, correct_S, entropy_S = _empty_rows(logits_SV, entropy)
-    num_rows, vocab_size = logits_SV.shape
-    if num_rows:
-        block = min(BLOCK, runtime.next_power_of_2(vocab_size))
-        overlaps = grad_SV is not None and grad_SV.data_ptr() == logits_SV.data_ptr()
-        with runtime.on_device_of(logits_SV):
-            _kernel[(num_rows,)](
-                row_S, nll_S, lse_S, correct_S, entropy_S if entropy else None, grad_SV,
-                logits_SV, labels_S, weights_S,
-                logits_SV.stride(0), 0 if grad_SV is None else grad_SV.stride(0),
-                V=vocab_size, SMOOTHING=smoothing, Z_LOSS=z_loss, IGNORED=IGNORE_INDEX,
-                OVERLAPS=overlaps and grad_SV.dtype != logits_SV.dtype, BLOCK=block,
-                num_warps=max(4, min(32, block // 256)),
-            )  # fmt: skip
-    return row_S, nll_S, lse_S, correct_S, entropy_S
-
-
-def _empty_rows(logits_SV: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    num_rows = logits_SV.shape[0]
-    row_S, nll_S, lse_S = (logits_SV.new_empty(num_rows, dtype=torch.float32) for _ in range(3))
-    correct_S = logits_SV.new_empty(num_rows, dtype=torch.bool)
-    entropy_S = logits_SV.new_empty(num_rows if entropy else 0, dtype=torch.float32)
-    return row_S, nll_S, lse_S, correct_S, entropy_S
-
-
-# Kernels -------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _kernel(
-    row_ptr, nll_ptr, lse_ptr, correct_ptr, entropy_ptr, grad_ptr, logits_ptr, labels_ptr, weights_ptr,
-    logits_stride, grad_stride, V: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr,
-    IGNORED: tl.constexpr, OVERLAPS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    label = tl.load(labels_ptr + row)
-    logits_ptr += row * logits_stride
-    if label == IGNORED:
-        _store_row(row_ptr, nll_ptr, lse_ptr, correct_ptr, row, 0.0, 0.0, 0.0, False)
-        if entropy_ptr is not None:
-            tl.store(entropy_ptr + row, 0.0)
-        if grad_ptr is not None:
-            for start in range(0, V, BLOCK):
-                columns = start + tl.arange(0, BLOCK)
-                tl.store(grad_ptr + row * grad_stride + columns, tl.zeros((BLOCK,), tl.float32), columns < V)
-        return
-    weight = tl.load(weights_ptr + row)
-    in_vocab = (label >= 0) & (label < V)
-    label_logit = tl.load(logits_ptr + label, mask=in_vocab, other=float("nan")).to(tl.float32)
-    WITH_ENTROPY: tl.constexpr = entropy_ptr is not None
-    largest, others, surprise, total_logit = _sum_exponentials(
-        logits_ptr, label, V, SMOOTHING != 0.0, WITH_ENTROPY, BLOCK
-    )
-    # `others` and `surprise` are relative to the largest of the other logits, and now to that of all.
-    shift = tl.maximum(label_logit, largest)
-    below = tl.where(largest == float("-inf"), 0.0, largest - shift)
-    others *= tl.exp(below)
-    label_is_largest = label_logit >= largest
-    total = others + tl.exp(label_logit - shift)
-    log_total = tl.where(label_is_largest, _log1p(others), tl.log(total))
-    lse = shift + log_total
-    nll = (shift - label_logit) + log_total
-    row_loss = (1 - SMOOTHING) * nll + Z_LOSS * lse * lse
-    if SMOOTHING != 0.0:
-        row_loss += SMOOTHING * (lse - (total_logit + label_logit) / V)
-    _store_row(row_ptr, nll_ptr, lse_ptr, correct_ptr, row, weight * row_loss, nll, lse, label_is_largest)
-    if WITH_ENTROPY:
-        surprise = surprise * tl.exp(below) + others * below
-        label_term = tl.exp(label_logit - shift) * tl.maximum(label_logit - shift, -1e30)
-        tl.store(entropy_ptr + row, log_total - (surprise + label_term) / total)
-    if grad_ptr is not None:
-        scale = (1 + 2 * Z_LOSS * lse) / total
-        label_grad = SMOOTHING * (1 - 1 / V) + 2 * Z_LOSS * lse * tl.exp(label_logit - shift) / total
-        label_grad = weight * (label_grad - others / total)
-        _store_gradient(
-            grad_ptr + row * grad_stride, logits_ptr, label, label_grad, shift, weight * scale,
-            weight * SMOOTHING / V, V, OVERLAPS, BLOCK,
-        )  # fmt: skip
-
-
-@triton.jit
-def _store_row(row_ptr, nll_ptr, lse_ptr, correct_ptr, row, row_loss, nll, lse, correct):
-    tl.store(row_ptr + row, row_loss)
-    tl.store(nll_ptr + row, nll)
-    tl.store(lse_ptr + row, lse)
-    tl.store(correct_ptr + row, correct)
-
-
-@triton.jit
-def _sum_exponentials(
-    logits_ptr, label, V: tl.constexpr, WITH_TOTAL: tl.constexpr, WITH_ENTROPY: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of all logits but the label's: the largest m, sum of exp(x - m), of exp(x - m) * (x - m), of x."""
-    largest = tl.full((), float("-inf"), tl.float32)
-    exponentials = tl.zeros((BLOCK,), tl.float32)
-    surprises = tl.zeros((BLOCK,), tl.float32)
-    totals = tl.zeros((BLOCK,), tl.float32)
-    # num_stages on the loop itself: without a dot in it, Triton prefetches only when told to here.
-    for start in tl.range(0, V, BLOCK, num_stages=3):
-        columns = start + tl.arange(0, BLOCK)
-        is_other = (columns < V) & (columns != label)
-        x = tl.load(logits_ptr + columns, mask=columns < V, other=float("-inf"), eviction_policy="evict_last")
-        x = tl.where(is_other, x.to(tl.float32), float("-inf"))
-        before, largest = largest, tl.maximum(largest, tl.max(x, axis=0))
-        shift = tl.where(largest == float("-inf"), 0.0, largest)  # -inf - -inf would be NaN
-        exponential = tl.exp(x - shift)
-        rescale = tl.exp(before - shift)
-        if WITH_ENTROPY:
-            fall = tl.maximum(before - shift, -1e30)
-            surprises = (surprises + exponentials * fall) * rescale
-            surprises += exponential * tl.maximum(x - shift, -1e30)
-        exponentials = exponentials * rescale + exponential
-        if WITH_TOTAL:
-            totals += tl.where(is_other, x, 0.0)
-    return largest, tl.sum(exponentials, axis=0), tl.sum(surprises, axis=0), tl.sum(totals, axis=0)
-
-
-@triton.jit
-def _store_gradient(
-    grad_ptr, logits_ptr, label, label_grad, shift, scale, smoothing_grad,
-    V: tl.constexpr, OVERLAPS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    for start in tl.range(0, V, BLOCK, num_stages=3):
-        columns = start + tl.arange(0, BLOCK)
-        mask = columns < V
-        x = tl.load(logits_ptr + columns, mask=mask, other=float("-inf")).to(tl.float32)
-        grad = tl.exp(x - shift) * scale - smoothing_grad
-        grad = tl.where(columns == label, label_grad, grad)
-        if OVERLAPS:
-            # Narrower than the logits and in the same place, gradients reach less far than what has been
-            # read: but only once every warp has read its part of this block.
-            tl.debug_barrier()
-        tl.store(grad_ptr + columns, grad, mask=mask, eviction_policy="evict_first")
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) for x >= 0, where 1 + x would round the digits of a small x away."""
-    series = x * (1 - x * (0.5 - x * (1 / 3 - x * (0.25 - x * 0.2))))
-    return tl.where(x < 0.02, series, tl.log(1 + x))
-
-
 @triton.jit
 def _scale_kernel(x_ptr, scale_ptr, num_values, BLOCK: tl.constexpr):
     scale = tl.load(scale_ptr).to(tl.float32)
@@ -369,7 +202,7 @@ def _functional(
 
 def _fake(logits_SV, labels_S, weights_S, smoothing, z_loss, entropy, needs_grad):
     grad_SV = logits_SV.new_empty(logits_SV.shape if needs_grad else 0)
-    return logits_SV.new_empty((), dtype=torch.float32), *_empty_rows(logits_SV, entropy)[1:], grad_SV
+    return logits_SV.new_empty((), dtype=torch.float32), *empty_rows(logits_SV, entropy)[1:], grad_SV
 
 
 _forward_op = torch.library.custom_op("fastling::cross_entropy", _functional, mutates_args=())

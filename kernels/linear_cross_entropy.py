@@ -4,17 +4,20 @@
     loss   = sum over s of weights[s] * nll[s]                                      (float32)
 
 All logits of a long pack are the largest tensor of training (S * V * 4 bytes: 8 GiB for 16k rows and a
-vocabulary of 128k). `linear_cross_entropy` never holds more than one chunk of them: since the loss is a
-plain sum, it forms both gradients in the forward pass, chunk by chunk, and backward only scales them.
-Three matrix products (6 * S * V * H flops), as in the plain version, and no recomputation; beside them each
-chunk's logits are written once, read twice and overwritten by their gradient.
+vocabulary of 128k). Since the loss is a plain sum, `linear_cross_entropy` turns them into their gradient in
+the forward pass, chunk by chunk; backward only scales. Three matrix products (6 * S * V * H flops), as in the
+plain version, and no recomputation; beside them logits are written once and read twice, and their gradient,
+in the weight's type, is written once.
+
+The gradient is kept for as many rows as memory is granted for, mostly all: then the gradients of hidden and
+weight are one product each. Otherwise the rows come in groups, and the weight's gradient is summed over them.
 
 What is exact: logits and the loss are float32 (a bf16 logit of 20 is off by up to 0.06; on a CPU, which has
-no such product, half-precision logits and each chunk's share of the weight's gradient are rounded before
+no such product, half-precision logits and each group's share of the weight's gradient are rounded before
 they become float32), the gradient is rounded to the weight's type only for its products, and the weight's
-gradient is summed over chunks in float32.
+gradient is summed over groups in float32.
 Nothing waits for the device.
-Shapes: S supervised rows, C rows of a chunk, H hidden, V vocab.
+Shapes: S supervised rows, G rows of a group, C rows of a chunk, H hidden, V vocab.
 """
 
 import torch
@@ -23,18 +26,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastling.kernels import accept, runtime
-from fastling.kernels.cross_entropy import (
-    IGNORE_INDEX,
-    check_labels,
-    row_weights,
-    rows_and_gradient,
-    scale_in_place,
-)
+from fastling.kernels.cross_entropy import check_labels, row_weights, scale_in_place
+from fastling.kernels.cross_entropy_rows import IGNORE_INDEX, rows_and_gradient
 
 CPU_CHUNK_BYTES = 256 * 2**20
 CPU_TILE_BYTES = 2**20  # of float32 logits: what a core's cache holds while they become their gradient
 GPU_CHUNK_BYTES = 2 * 2**30
-GPU_MEMORY_SHARE = 32  # of a smaller GPU, a chunk takes this part
+GPU_MEMORY_SHARE = 32  # of a smaller GPU, a group takes this part
+LOGITS_SHARE = 4  # of a group's memory, logits wider than their gradient take this part
 
 
 def linear_cross_entropy_reference(
@@ -62,8 +61,8 @@ def linear_cross_entropy(
         labels_S: int64; a row with -100 counts for nothing, but costs as much as any: give only the rows
             that are trained on.
         weights_S: float32, not differentiated; None for the mean over the rows that count.
-        chunk_bytes: of logits held at a time; by default 2 GiB on a GPU, or a 32nd of a smaller one (and
-            more where one chunk then is enough, so that no float32 total of the gradient is held).
+        chunk_bytes: of logits and their gradient held at a time; by default 2 GiB on a GPU, or a 32nd of a
+            smaller one (and more where all rows then fit, so that no float32 total is held).
         logits_dtype: float32, or the weight's type for half the bytes and a loss of three digits.
 
     Backward may run once: it scales what forward has formed. Raises ValueError in words.
@@ -96,8 +95,7 @@ def _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dt
     if not (uses_triton or hidden_SH.is_cuda):
         logits_dtype = weight_VH.dtype  # wider ones would be rounded to it all the same
     if chunk_bytes is None:
-        row_bytes = weight_VH.shape[0] * logits_dtype.itemsize
-        chunk_bytes = _default_chunk_bytes(hidden_SH, weight_VH, needs_weight, row_bytes)
+        chunk_bytes = _default_chunk_bytes(hidden_SH, weight_VH, needs_weight, logits_dtype)
     weights_S = row_weights(labels_S, weights_S)
     arguments = (hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, uses_triton)
     arguments += (needs_hidden, needs_weight)
@@ -117,13 +115,24 @@ def _check(hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Te
     check_labels(op, labels_S, weights_S, len(hidden_SH), hidden_SH.device)
 
 
-def _default_chunk_bytes(hidden_SH: Tensor, weight_VH: Tensor, needs_weight: bool, row_bytes: int) -> int:
+def _default_chunk_bytes(
+    hidden_SH: Tensor, weight_VH: Tensor, needs_weight: bool, logits_dtype: torch.dtype
+) -> int:
     if not hidden_SH.is_cuda:
         return CPU_CHUNK_BYTES
     budget = min(GPU_CHUNK_BYTES, runtime.total_memory(hidden_SH.device) // GPU_MEMORY_SHARE)
-    # Several chunks sum the weight's gradient in float32. One chunk alone can have that memory for itself.
-    alone = budget + 4 * weight_VH.numel() if needs_weight else budget
-    return alone if hidden_SH.shape[0] * row_bytes <= alone else budget
+    # Several groups sum the weight's gradient in float32. One group alone can have that memory for itself.
+    total_bytes = 4 * weight_VH.numel() if needs_weight and weight_VH.dtype != torch.float32 else 0
+    alone = budget + total_bytes
+    granted, _ = _shares(alone, logits_dtype, hidden_SH.dtype)
+    return alone if hidden_SH.shape[0] * len(weight_VH) * hidden_SH.dtype.itemsize <= granted else budget
+
+
+def _shares(chunk_bytes: int, logits_dtype: torch.dtype, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes for the gradient of a group and for the logits of a chunk, which may be the same bytes."""
+    if logits_dtype == dtype:
+        return chunk_bytes, chunk_bytes
+    return chunk_bytes - chunk_bytes // LOGITS_SHARE, chunk_bytes // LOGITS_SHARE
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -164,31 +173,37 @@ def _forward(
         hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dtype, uses_triton, needs_hidden,
         needs_weight,
     )  # fmt: skip
-    vocab_size = len(weight_VH)
-    chunks = _row_chunks(len(labels_S), vocab_size * logits_dtype.itemsize, chunk_bytes)
-    # Rows of logits begin at multiples of 16 bytes whatever the vocabulary's size: products need that.
-    most_rows, row_length = max(chunk.stop - chunk.start for chunk in chunks), -(-vocab_size // 8) * 8
-    buffer_CV = hidden_SH.new_empty((most_rows, row_length), dtype=logits_dtype)
-    # One chunk's product is rounded to the weight's type once; several are summed in float32.
-    many = needs_weight and len(chunks) > 1
-    total_VH = torch.empty_like(grad_weight_VH, dtype=torch.float32) if many else grad_weight_VH
-    form_gradient = _rows_and_gradient if uses_triton else _rows_and_gradient_in_tiles
+    vocab_size, dtype = len(weight_VH), hidden_SH.dtype
+    of_group, of_chunk = _shares(chunk_bytes, logits_dtype, dtype)
+    groups = _row_slices(len(labels_S), vocab_size * dtype.itemsize, of_group)
+    most_rows = max(group.stop - group.start for group in groups)
+    grad_GV = logits_CV = None
+    if needs_hidden or needs_weight:
+        grad_GV = _empty_logits(hidden_SH, most_rows, vocab_size, dtype)
+    if grad_GV is None or logits_dtype != dtype:
+        chunk_rows = min(most_rows, max(1, of_chunk // (vocab_size * logits_dtype.itemsize)))
+        logits_CV = _empty_logits(hidden_SH, chunk_rows, vocab_size, logits_dtype)
+    # One group's product is rounded to the weight's type once; several are summed in float32.
+    many, total_VH = needs_weight and len(groups) > 1, grad_weight_VH
+    if many and dtype != torch.float32:
+        total_VH = torch.empty_like(grad_weight_VH, dtype=torch.float32)
     loss.zero_()
-    for rows in chunks:
-        hidden_CH = hidden_SH[rows]
-        logits_CV = buffer_CV[: len(hidden_CH), :vocab_size]
-        _product_into(logits_CV, hidden_CH, weight_VH.t())
-        row_C, nll_S[rows], grad_CV = form_gradient(
-            logits_CV, labels_S[rows], weights_S[rows], hidden_SH.dtype, needs_hidden or needs_weight
+    for group in groups:
+        hidden_GH = hidden_SH[group]
+        gradient = None if grad_GV is None else grad_GV[: len(hidden_GH)]
+        row_G, nll_S[group] = _losses_and_gradient(
+            hidden_GH, weight_VH, labels_S[group], weights_S[group], logits_CV, gradient, uses_triton
         )
-        loss += row_C.sum()
+        loss += row_G.sum()
         if needs_hidden:
-            torch.mm(grad_CV, weight_VH, out=grad_hidden_SH[rows])
+            torch.mm(gradient, weight_VH, out=grad_hidden_SH[group])
         if many:
-            _add_product_float32(total_VH, grad_CV.t(), hidden_CH, beta=0 if rows.start == 0 else 1)
+            _add_product_float32(total_VH, gradient.t(), hidden_GH, beta=0 if group.start == 0 else 1)
         elif needs_weight:
-            torch.mm(grad_CV.t(), hidden_CH, out=grad_weight_VH)
-    return loss, nll_S, grad_hidden_SH, total_VH.to(weight_VH.dtype) if many else grad_weight_VH
+            torch.mm(gradient.t(), hidden_GH, out=grad_weight_VH)
+    if total_VH is not grad_weight_VH:
+        grad_weight_VH.copy_(total_VH)
+    return loss, nll_S, grad_hidden_SH, grad_weight_VH
 
 
 def _empty_outputs(
@@ -210,29 +225,42 @@ def _empty_outputs(
     )
 
 
-def _row_chunks(num_rows: int, row_bytes: int, chunk_bytes: int) -> list[slice]:
+def _row_slices(num_rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
     """Even slices within the budget: an even split leaves no small ragged product at the end."""
-    most_rows = max(1, chunk_bytes // row_bytes)
-    num_chunks = max(1, -(-num_rows // most_rows))
-    bounds = [num_rows * i // num_chunks for i in range(num_chunks + 1)]
+    most_rows = max(1, most_bytes // row_bytes)
+    num_slices = max(1, -(-num_rows // most_rows))
+    bounds = [num_rows * i // num_slices for i in range(num_slices + 1)]
     return [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _rows_and_gradient(
-    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, dtype: torch.dtype, needs_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return weighted loss and nll of each row, and the gradient in `dtype` over (part of) the logits."""
-    grad_CV = None
-    if needs_gradient:
-        # A narrower gradient fills the first half of each row's bytes.
-        grad_CV = logits_CV if logits_CV.dtype == dtype else logits_CV.view(dtype)[:, : logits_CV.shape[1]]
-    row_C, nll_C, *_ = rows_and_gradient(logits_CV, labels_C, weights_C, grad_CV)
-    return row_C, nll_C, grad_CV
+def _empty_logits(hidden_SH: Tensor, num_rows: int, vocab_size: int, dtype: torch.dtype) -> Tensor:
+    """Rows begin at multiples of 16 values whatever the vocabulary's size: products and kernels need that."""
+    return hidden_SH.new_empty((num_rows, -(-vocab_size // 16) * 16), dtype=dtype)[:, :vocab_size]
+
+
+def _losses_and_gradient(
+    hidden_GH: Tensor,
+    weight_VH: Tensor,
+    labels_G: Tensor,
+    weights_G: Tensor,
+    logits_CV: Tensor | None,
+    grad_GV: Tensor | None,
+    uses_triton: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return weighted loss and nll of each row; fill grad_GV, at once or by chunks that fit logits_CV."""
+    form_gradient = rows_and_gradient if uses_triton else _rows_and_gradient_in_tiles
+    row_G, nll_G = torch.empty_like(weights_G), torch.empty_like(weights_G)
+    for rows in _row_slices(len(hidden_GH), 1, len(hidden_GH) if logits_CV is None else len(logits_CV)):
+        hidden_CH, grad_CV = hidden_GH[rows], None if grad_GV is None else grad_GV[rows]
+        logits = grad_CV if logits_CV is None else logits_CV[: len(hidden_CH)]
+        _product_into(logits, hidden_CH, weight_VH.t())
+        row_G[rows], nll_G[rows], *_ = form_gradient(logits, labels_G[rows], weights_G[rows], grad_CV)
+    return row_G, nll_G
 
 
 def _rows_and_gradient_in_tiles(
-    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, dtype: torch.dtype, needs_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, grad_CV: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The kernel's work in PyTorch; overwrites the logits, and on a CPU goes through them while in cache."""
     num_rows, vocab_size = logits_CV.shape
     tile_bytes = logits_CV.nbytes * 2 if logits_CV.is_cuda else CPU_TILE_BYTES
@@ -240,14 +268,11 @@ def _rows_and_gradient_in_tiles(
     labels_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
     weights_C = weights_C.where(valid_C, 0)
     nll_C = torch.empty_like(weights_C)
-    grad_CV = None
-    if needs_gradient:
-        grad_CV = logits_CV if logits_CV.dtype == dtype else torch.empty_like(logits_CV, dtype=dtype)
-    for rows in _row_chunks(num_rows, 4 * vocab_size, tile_bytes):
+    for rows in _row_slices(num_rows, 4 * vocab_size, tile_bytes):
         grad_tile = None if grad_CV is None else grad_CV[rows]
         nll_C[rows] = _tile_nll(logits_CV[rows], labels_C1[rows], weights_C[rows], grad_tile)
     nll_C = nll_C.where(valid_C, 0)
-    return weights_C * nll_C, nll_C, grad_CV
+    return weights_C * nll_C, nll_C
 
 
 def _tile_nll(logits_CV: Tensor, labels_C1: Tensor, weights_C: Tensor, grad_CV: Tensor | None) -> Tensor:

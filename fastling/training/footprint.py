@@ -87,10 +87,13 @@ def footprint(
     activations = (shape.num_hidden_layers - recomputed_layers) * of_layer + inputs
     head = shape.vocab_size * shape.hidden_size
     head_gradient = value_bytes * head
-    chunk = min(GPU_CHUNK_BYTES, gpu_memory // GPU_MEMORY_SHARE, 4 * supervised * shape.vocab_size)
+    # Beside half-precision gradients lie float32 logits, and a float32 total unless all rows fit at once.
+    of_logits, of_total = (4, 0) if value_bytes == 4 else (6, 4 * head)
+    most = min(GPU_CHUNK_BYTES, gpu_memory // GPU_MEMORY_SHARE) + of_total
+    logits = min(most, of_logits * supervised * shape.vocab_size)
     on_its_way = (value_bytes + 4) * weights.layer * GATHERED_LAYERS
     points = (
-        {"activations": activations, "head and loss": chunk + 4 * head + head_gradient},
+        {"activations": activations, "head and loss": logits + head_gradient},
         {
             "activations": activations + (of_layer if recomputed_layers else 0),
             "gradients not yet reduced": head_gradient + on_its_way,

@@ -161,6 +161,9 @@ def judge() -> dict[str, list[dict]]:
         "on a CPU": static.table([op_of(copies)], [replace(SHAPE, tokens=2)], bf16, (80, 90, 100), "cpu"),
         "twice": static.table([op_of(copies), op_of(copies)], [SHAPE, replace(SHAPE, tokens=2)], bf16, (90,)),
         "ours": static.table([OPS["rms_norm"], OPS["swiglu"]], [MODELS["llama3-8b"]], bf16, (90,)),
+        "losses": static.table(
+            [OPS["cross_entropy"], OPS["linear_cross_entropy"]], [MODELS["llama3-8b"]], bf16, (90,)
+        ),
     }
     assert before == (runtime.INTERPRETED, runtime.num_multiprocessors, triton.JITFunction.run)
     return {name: [static.row(report) for report in reports] for name, reports in judged.items()}
@@ -271,6 +274,17 @@ def test_our_kernels_forward_and_backward(judged):
         ("swiglu", "_backward_kernel"),
     ]
     assert [row["problems"] for row in judged["ours"]] == [[]] * 5
+
+
+def test_a_multiprocessor_has_one_long_row_of_logits_at_a_time_and_prefetches_it(judged):
+    """Of the logits and their gradient in bf16, and of float32 ones beside a gradient in bf16."""
+    rows = [row for row in judged["losses"] if row["kernel"] == "_kernel"]
+    assert {row["op"] for row in rows} == {"cross_entropy", "linear_cross_entropy"}
+    for row in rows:
+        assert row["problems"] == [] and row["shared_bytes"] > static.SHARED_BYTES[90] // 2
+        assert (
+            row["async_copies"] >= 2 * 5 * 4
+        )  # 64 bytes a thread: in both passes four ahead, and then in turn
 
 
 def test_a_report_is_a_line_with_its_problems_last():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastling.kernels import cross_entropy as module
+from fastling.kernels import cross_entropy_rows as module
 from fastling.kernels.cross_entropy import (
     IGNORE_INDEX,
     cross_entropy,
@@ -78,7 +78,7 @@ def test_every_result_and_option_is_its_formula(loss_of, vocab, label_smoothing,
 def test_any_shape_in_blocks_of_any_size(num_rows, vocab, label_smoothing, z_loss, block):
     """Small blocks, so that the running sum and the label's place in it go through many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", block)
+        patch.setattr(module, "ROUND_BYTES", 4 * block)
         options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
         assert_is_its_formula(cross_entropy, *draw(num_rows, vocab), **options)
 
@@ -236,11 +236,45 @@ def test_logits_of_any_size_stay_finite(scale):
     assert gradient.isfinite().all() and result.entropy.isfinite().all()
 
 
+@pytest.mark.parametrize("offset", [2.0**20, -(2.0**20)])
+def test_an_offset_of_all_logits_changes_nothing(offset):
+    """Logits are subtracted from each other before anything rounds them."""
+    logits, labels, weights = draw(5, 300)
+    logits = (logits.detach() * 8).round() / 8  # exact 2**20 away
+    results = []
+    for x in (logits.requires_grad_(), (logits.detach() + offset).requires_grad_()):
+        result = cross_entropy(x, labels, weights, entropy=True)
+        results.append((result.nll, result.entropy, *torch.autograd.grad(result.loss, x)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+# What is launched ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vocab", "dtype", "num_warps"),
+    [
+        (5, torch.bfloat16, 1), (32_000, torch.bfloat16, 4), (32_000, torch.float32, 8),
+        (50_257, torch.float16, 8), (128_256, torch.bfloat16, 16), (128_256, torch.float32, 16),
+    ],
+)  # fmt: skip
+def test_long_rows_get_many_warps(monkeypatch, vocab, dtype, num_warps):
+    """So that a multiprocessor holds about as many bytes of rows whatever their length."""
+    launched = []
+    monkeypatch.setattr(module, "_kernel", {(3,): lambda *_, **options: launched.append(options)})
+    logits = torch.empty(3, vocab, dtype=dtype, device="meta")
+    rows_and_gradient(logits, *torch.empty(2, 3, device="meta"), None)
+    (options,) = launched
+    assert options["num_warps"] == num_warps
+    assert 0 < vocab - options["WHOLE"] <= options["BLOCK"] and options["WHOLE"] % options["BLOCK"] == 0
+
+
 # The gradient over the logits ----------------------------------------------------------------------
 
 
-def test_the_gradient_may_be_written_over_the_logits():
-    logits, labels, weights = draw(5, 37)
+@pytest.mark.parametrize("vocab", [37, 3 * 8192 + 5])
+def test_the_gradient_may_be_written_over_the_logits(vocab):
+    logits, labels, weights = draw(5, vocab)
     expected = cross_entropy(logits, labels, weights)
     overwritten = logits * 1
     address = overwritten.data_ptr()
@@ -278,14 +312,15 @@ def test_a_leaf_or_strided_logits_are_not_overwritten():
 
 
 @pytest.mark.parametrize("vocab", [37, 2 * 8192 + 5])
-def test_a_narrower_gradient_fills_the_first_half_of_each_row(vocab):
+def test_the_gradient_may_have_a_type_and_rows_of_its_own(vocab):
     logits, labels, weights = draw(5, vocab)
     truth = torch.autograd.grad(formula(logits, labels, weights)["loss"], logits)[0]
-    buffer = torch.randn(5, vocab + 3, device=DEVICE)
-    buffer[:, :vocab] = logits.detach()
-    narrow = buffer.view(torch.float16)[:, :vocab]
-    rows_and_gradient(buffer[:, :vocab], labels, weights, narrow)
-    torch.testing.assert_close(narrow.float(), truth, atol=1e-6, rtol=1e-3)
+    padded = torch.randn(5, vocab + 3, device=DEVICE)
+    padded[:, :vocab] = logits.detach()
+    gradient = torch.full((5, vocab + 11), 7.0, dtype=torch.float16, device=DEVICE)
+    rows_and_gradient(padded[:, :vocab], labels, weights, gradient[:, :vocab])
+    torch.testing.assert_close(gradient[:, :vocab].float(), truth, atol=1e-6, rtol=1e-3)
+    assert torch.equal(padded[:, :vocab], logits) and gradient[:, vocab:].eq(7).all()
 
 
 def test_backward_scales_what_forward_has_formed_and_runs_once():

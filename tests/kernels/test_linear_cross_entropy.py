@@ -93,6 +93,27 @@ def test_no_more_logits_are_held_than_asked_for(monkeypatch):
     assert seen == [5 * ROW_BYTES] * 4  # even chunks: no small one at the end
 
 
+@pytest.mark.parametrize("granted", [0, 5, 9, 20, 1000])
+def test_logits_wider_than_their_gradient_take_a_fourth_of_the_memory(monkeypatch, granted):
+    """The gradient has the rest: of all rows at once, or of as many as fit, and then a float32 total."""
+    chunk_bytes = (
+        granted * VOCAB * 4 * 4
+    )  # a fourth is so many rows of float32; the rest six times as many of halves
+    logits, summed = [], []
+    product, add = module._product_into, module._add_product_float32
+    monkeypatch.setattr(module, "_product_into", lambda out, *x: (logits.append(len(out)), product(out, *x)))
+    monkeypatch.setattr(
+        module, "_add_product_float32", lambda *x, **y: (summed.append(len(x[2])), add(*x, **y))
+    )
+    inputs = draw(60, torch.float16)
+    ours = results_of(linear_cross_entropy, inputs, chunk_bytes=chunk_bytes)
+    assert logits == {0: [1] * 60, 5: [5] * 12, 9: [7, 8] * 4, 20: [20] * 3, 1000: [60]}[granted]
+    assert summed == {0: [1] * 60, 5: [30] * 2, 9: [30] * 2, 20: [], 1000: []}[granted]
+    plain = results_of(linear_cross_entropy_reference, inputs)
+    for one, other, exact in zip(ours, plain, truth_of(*inputs), strict=True):
+        assert (one - exact).norm() <= 2 * (other - exact).norm() + 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows_in_chunk", [30, 1000])
 @pytest.mark.parametrize("rows_in_tile", [7, 1000])

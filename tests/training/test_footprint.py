@@ -109,12 +109,21 @@ def test_recomputing_keeps_the_input_of_every_layer_or_of_every_second_one():
     }
 
 
-def test_logits_never_take_more_than_their_chunk():
+def test_logits_never_take_more_than_they_are_granted():
     shape = replace(SHAPE, vocab_size=128_000)
     part = "head and loss"
-    gradient = 6 * 128_000 * SHAPE.hidden_size  # float32 while chunks are summed, and bf16
+    gradient = 6 * 128_000 * SHAPE.hidden_size  # float32 while groups are summed, and bf16
     assert memory(shape, tokens=2**16)[part] == 2 * GIB + gradient
     assert memory(shape, tokens=2**16, gpu_memory=16 * GIB)[part] == GIB // 2 + gradient
+    in_float32 = 4 * 128_000 * SHAPE.hidden_size  # which is its own total
+    assert memory(shape, tokens=2**16, precision="fp32")[part] == 2 * GIB + in_float32
+
+
+@pytest.mark.parametrize(("precision", "weight", "logit"), [("bf16", 2, 6), ("fp32", 4, 4)])
+def test_few_rows_take_what_their_logits_take(precision, weight, logit):
+    """Float32 logits beside their bf16 gradient, or under it where that is float32; and no total."""
+    found = memory(replace(SHAPE, vocab_size=128_000), tokens=1024, precision=precision)["head and loss"]
+    assert found == weight * 128_000 * SHAPE.hidden_size + logit * 512 * 128_000
 
 
 def test_keeping_gathered_weights_costs_all_layers():
