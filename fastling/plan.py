@@ -24,8 +24,9 @@ from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import Prepared, prepare_data
 from fastling.settings import Parser
 from fastling.terminal import make_console
+from fastling.training import checkpoint
 from fastling.training.build import model_config, share_of_step
-from fastling.training.footprint import GIB, Footprint, footprint
+from fastling.training.footprint import GIB, Footprint, Weights, footprint
 from fastling.training.metrics import Work
 
 RECOMPUTING = ("none", "selective", "full")  # the faster first
@@ -59,6 +60,13 @@ class Planner:
             supervised=round(share * tokens),
             gpu_memory=self.gpu_memory,
         )
+
+    def saving(self) -> dict[str, float]:
+        """GiB of the disk for checkpoints, and of a process's host memory while it writes one."""
+        copies = checkpoint.copies_at_once(self.config.checkpoint, self.prepared.total_steps)
+        gib = checkpoint.BYTES_OF_A_WEIGHT * Weights.of(self.shape).total / GIB
+        shards = self.gpus // self.config.parallel.replicate
+        return {"disk_gib": copies * gib, "checkpoint_host_gib": checkpoint.HOST_COPIES * gib / shards}
 
     def fits(self, memory: Footprint) -> bool:
         return memory.total <= self.gpu_memory
@@ -172,6 +180,10 @@ def print_plan(planner: Planner, done: dict, console: Console) -> None:
         grid.add_row(f"{tokens:,} tokens", *cells)
     console.print()
     console.print(grid)
+    console.print(
+        f"\n{done['disk_gib']:,.1f} GiB of the disk for checkpoints, beside the export; while one is written, "
+        f"{done['checkpoint_host_gib']:,.1f} GiB of the host's memory for each process\n"
+    )
     console.print("Memory is calculated; no GPU has confirmed it yet.", style="dim")
 
 
@@ -190,6 +202,7 @@ def main(arguments: Sequence[str]) -> int:
         "tokens_per_s": planner.work["tokens"] / seconds,
         "micro_batch_tokens": planner.micro_batch_tokens,
         "total_gib": memory.total / GIB,
+        **planner.saving(),
         "memory_gib": {name: part / GIB for name, part in memory.parts.items()},
     }
     console = make_console()

@@ -97,11 +97,11 @@ class Run:
     def _check_disk(self) -> None:
         """Rehearse the export, and look for room for all that will lie there at once."""
         self.export.rehearse()
-        saves = -(-(len(self.loader) - self.first_step) // self.config.checkpoint.every_steps)
+        steps = len(self.loader) - self.first_step
         checkpoint.check_room(
             self.run_dir / "checkpoints",
             self.export.num_weights,
-            copies=min(saves, self.config.checkpoint.keep_last + 1),
+            copies=checkpoint.copies_at_once(self.config.checkpoint, steps),
             other_bytes=self.export.num_bytes,
         )
 

@@ -73,6 +73,15 @@ def test_where_it_does_not_fit_the_advice_does(capsys, tiny_run):
     assert "No number of such GPUs" in planned(capsys, path, "--gpus", "1", "--gpu-memory-gib", "4")[2]
 
 
+def test_checkpoints_take_twelve_bytes_a_weight_each(capsys, tiny_run):
+    """Of six steps every second is kept, two and the one that is written; two copies of a half in memory."""
+    path = tiny_run(model=BILLIONS, checkpoint={"every_steps": 2, "keep_last": 2})
+    _, found, _ = planned(capsys, path, "--gpus", "2", "--gpu-memory-gib", "141")
+    weights = (found["memory_gib"]["weights, gradients, moments"] * 2) / 16  # in 2**30
+    assert found["disk_gib"] == pytest.approx(3 * 12 * weights)
+    assert found["checkpoint_host_gib"] == pytest.approx(2 * 12 * weights / 2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

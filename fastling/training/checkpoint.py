@@ -30,11 +30,14 @@ from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from fastling import files
+from fastling.config import Checkpoint
 from fastling.errors import RunError, UserError
 from fastling.model.llama import local_rows
 
 BYTES_OF_A_WEIGHT = 12
 """The weight and two moments, in float32."""
+HOST_COPIES = 2
+"""Of what a process writes, in its memory meanwhile: tensors off the device, and the bytes of the file."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,11 @@ def clear_leftovers(folder: Path) -> None:
     """Remove what saves that were killed have left; none may be at work."""
     for aside in folder.glob("step-????????.tmp"):
         shutil.rmtree(aside)
+
+
+def copies_at_once(config: Checkpoint, steps: int) -> int:
+    """Checkpoints that lie on the disk when most do, of so many steps: one is written before one goes."""
+    return min(-(-steps // config.every_steps), config.keep_last + 1)
 
 
 def check_room(folder: Path, num_weights: int, *, copies: int, other_bytes: int) -> None:
