@@ -181,7 +181,7 @@ def print_plan(planner: Planner, done: dict, console: Console) -> None:
     console.print()
     console.print(grid)
     console.print(
-        f"\n{done['disk_gib']:,.1f} GiB of the disk for checkpoints, beside the export; while one is written, "
+        f"\n{done['disk_gib']:,.1f} GiB of the disk for checkpoints; while one is written, "
         f"{done['checkpoint_host_gib']:,.1f} GiB of the host's memory for each process\n"
     )
     console.print("Memory is calculated; no GPU has confirmed it yet.", style="dim")
