@@ -72,6 +72,14 @@ def test_a_rough_kernel_breaks_exactness(capsys, tiny_run, monkeypatch):
 
 
 @pytest.mark.slow
+def test_compiled_layers_hold_them_too(tiny_run):
+    """Recomputed ones among them; in a process of its own, whose compiler nobody else waits for."""
+    config = tiny_run(train={"compile": True, "activation_checkpointing": "selective", "precision": "bf16"})
+    done = run_python("fastling.verify", "--config", config, "--json")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_processes_are_checked_together(tiny_run):
     config = tiny_run(train={"activation_checkpointing": "selective"}, parallel={"replicate": 2})
     done = run_python("fastling.verify", "--config", config, "--json", ranks=4)
