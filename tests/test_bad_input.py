@@ -235,8 +235,8 @@ def test_wandb_that_is_not_installed_is_found_before_anything_is_done(say, monke
 
 
 def test_packs_that_the_processes_cannot_share(say, monkeypatch):
-    def loader_of_three(config, world, *rest):
-        return make_loader(config, dataclasses.replace(world, size=3), *rest)
+    def loader_of_three(config, world, *rest, **options):
+        return make_loader(config, dataclasses.replace(world, size=3), *rest, **options)
 
     monkeypatch.setattr(train, "make_loader", loader_of_three)
     assert say("train") == (
