@@ -110,7 +110,8 @@ def score_translations(
         scores[name] = round(found.score, DECIMALS)
         scores[f"{name}_signature"] = str(metric.get_signature())
         if bootstrap:
-            scores[f"{name}_interval"] = [round(found._mean + sign * found._ci, DECIMALS) for sign in (-1, 1)]
+            mean, half = float(found._mean), float(found._ci)  # numpy's own, which no JSON holds
+            scores[f"{name}_interval"] = [round(each, DECIMALS) for each in (mean - half, mean + half)]
     return scores
 
 

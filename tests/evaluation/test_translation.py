@@ -144,6 +144,7 @@ def test_files_that_are_no_lines_are_named(run, content, words):
 def test_bootstrap_gives_an_interval_around_the_score(run):
     result = run(ENGLISH_OUTPUTS, ENGLISH, "en", "--bootstrap", "100")
     low, high = result.scores["chrf_interval"]
+    assert json.loads(json.dumps(result.as_json()))["bleu_interval"] == result.scores["bleu_interval"]
     assert low < result.scores["chrf"] < high and "bs:100" in result.scores["chrf_signature"]
     assert result.tables[0].columns[2] == "95 % interval"
     with pytest.raises(UserError, match="--bootstrap"):
