@@ -95,10 +95,34 @@ def test_japanese_and_korean_are_cut_by_mecab_or_the_extra_is_named(run, languag
     assert caught.value.fix == f"pip install 'sacrebleu[{language}]'"
 
 
-def test_an_unknown_language_is_an_error_that_lists_the_known(run):
-    with pytest.raises(UserError, match="unknown language: xx") as caught:
-        run(ENGLISH, ENGLISH, "xx")
-    assert "de" in caught.value.fix and "zh" in caught.value.fix
+@pytest.mark.parametrize(
+    ("given", "code", "tokenizer", "note"),
+    [
+        ("xx", "xx", "13a", "BLEU cuts xx by 13a, at spaces and punctuation"),
+        ("th", "th", "13a", "BLEU cuts th by 13a, at spaces, of which it has few: compare systems by chrF"),
+        ("zh-CN", "zh", "zh", None), ("zho_Hans", "zh", "zh", None), ("EN", "en", "13a", None), ("pt_BR", "pt", "13a", None),
+    ],
+)  # fmt: skip
+def test_translations_into_any_language_are_scored(run, given, code, tokenizer, note):
+    result = run(CHINESE, CHINESE, given)
+    assert result.scores["target_lang"] == code and f"tok:{tokenizer}|" in result.scores["bleu_signature"]
+    assert result.notes == ((note,) if note else ())
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [("Chinese", "Did you mean zh?"), ("cn", "Did you mean zh?"), ("germn", "Did you mean de?"), ("8", "such as zh")],
+)  # fmt: skip
+def test_what_is_no_code_of_a_language_is_an_error_that_names_one(run, given, fix):
+    with pytest.raises(UserError, match=f"is no code of a language: {given}") as caught:
+        run(ENGLISH, ENGLISH, given)
+    assert fix in caught.value.fix
+
+
+def test_a_model_is_asked_for_languages_whose_names_are_known(run, tmp_path):
+    with pytest.raises(UserError, match="no name here to ask a model for it by: xx") as caught:
+        run(None, ENGLISH, "xx", "--model", str(tmp_path), sources=CHINESE)
+    assert "any language" in caught.value.fix
 
 
 def test_empty_hypotheses_are_counted_and_scored_as_empty(run):
