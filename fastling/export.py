@@ -22,7 +22,7 @@ import fastling
 from fastling import files
 from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
-from fastling.data.tokenizer_export import exact_tokenizer_json
+from fastling.data.tokenizer_export import exact_tokenizer_json, sentencepiece_file
 from fastling.errors import RunError, UserError, run_command
 from fastling.export_check import Check, check_export
 from fastling.model.digests import digested
@@ -78,6 +78,11 @@ class Export:
             raise UserError(str(self.folder), f"cannot be written: {error.strerror}") from None
 
     @functools.cached_property
+    def model_file(self) -> Path | None:
+        """What becomes tokenizer.model, beside tokenizer.json."""
+        return sentencepiece_file(self.encoder.tokenizer)
+
+    @functools.cached_property
     def num_weights(self) -> int:
         return sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())
 
@@ -99,9 +104,8 @@ class Export:
         self.aside.mkdir(parents=True, exist_ok=True)
         for name, content in self.small_files().items():
             (self.aside / name).write_text(content, encoding="utf-8")
-        model_file = self.encoder.tokenizer.path
-        if model_file.suffix != ".json":
-            shutil.copyfile(model_file, self.aside / "tokenizer.model")
+        if self.model_file:
+            shutil.copyfile(self.model_file, self.aside / "tokenizer.model")
 
     def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
         """Add the weights, check the folder, and give it its name. All ranks call it together.
