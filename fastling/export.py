@@ -299,7 +299,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write; an earlier export is replaced"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="numbers of the weights (default: as trained)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="type of the weights (default: the one that training computed in)"
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as one JSON object on stdout")
     options = parser.parse_args(arguments)
     checks = export_run(options.run, options.out, DTYPES.get(options.dtype))
