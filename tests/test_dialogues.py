@@ -252,6 +252,14 @@ def test_mistakes_are_told_in_words(tmp_path, capsys, name):
     assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_misspelled_option_is_named_before_the_one_that_it_leaves_missing(tmp_path, capsys):
+    arguments = options(write_corpus(tmp_path, count=40), tmp_path / "out.jsonl")
+    arguments[arguments.index("--source-lang")] = "--sorce-lang"
+    assert run_command(dialogues.main, arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == "error: command line: unknown setting: sorce-lang\n  Did you mean source-lang?"
+
+
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     corpus, out = write_corpus(tmp_path, count=40), tmp_path / "out.jsonl"
     out.write_text("old")
