@@ -210,6 +210,7 @@ def measure(case: Case, folder: Path, options: argparse.Namespace) -> list[dict]
             "device": machine["device"],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "triton": machine["triton"],
             "transformers": transformers.__version__,
             "commit": machine["commit"],
             "dirty": machine["dirty"],

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import describe_machine, now
+from benchmarks.timing import describe_machine, now, with_every_key
 from fastling.config import OTHER_NAMES, Config, Source
 from fastling.errors import RunError, UserError, run_command
 from fastling.evaluation.records import read_records
@@ -48,8 +48,10 @@ def main(arguments: Sequence[str]) -> None:
     machine = dataclasses.asdict(
         describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     )
-    kept = ({"bench": "interactive", "date": now(), **machine, **row} for row in rows)
-    write_text(options.out / "table.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+    told = {"bench": "interactive", "date": now(), **machine}
+    kept = [told | {"case": row.get("held_out")} | row for row in rows]
+    text = "".join(json.dumps(with_every_key(row)) + "\n" for row in kept)
+    write_text(options.out / "table.jsonl", text)
     Console().print(as_table(rows))
 
 

@@ -267,9 +267,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+KEYS = (
+    "bench", "case", "provider", "device", "torch", "triton", "commit", "date", "milliseconds", "spread",
+)  # fmt: skip
+"""Of every row, in every file of results."""
+
+
+def with_every_key(row: dict) -> dict:
+    """The row, with None for what every row has and this one does not say."""
+    return dict.fromkeys(KEYS) | row
+
+
 def add_rows(rows: Iterable[dict], out: Path | None) -> None:
     """Append rows to a file of JSON lines, where one is wanted."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(json.dumps(with_every_key(row)) + "\n" for row in rows)

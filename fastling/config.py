@@ -308,9 +308,8 @@ def build_parser(prog: str, description: str) -> Parser:
     """A parser with every setting as an option; verbs add their own."""
     usage = f"{prog} [--config FILE] [--section.key VALUE ...] [options]"
     parser = Parser(prog, description, usage)
-    parser.add_argument(
-        "--config", action="append", metavar="FILE", help="YAML file with settings (default: the demo's)"
-    )
+    words = "YAML file with settings; without one the demo's config, which sets values of its own"
+    parser.add_argument("--config", action="append", metavar="FILE", help=words)
     parser.add_settings(Config, OTHER_NAMES)
     return parser
 

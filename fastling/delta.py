@@ -45,7 +45,9 @@ def make(arguments: Sequence[str]) -> None:
         "--target TARGET --out OUT",
         "Write a model as its differences from a base, computed in float32. Rows for added tokens, which "
         "the base lacks, are stored as they are. delta.json says which base fits (digests of its tensors) "
-        "and how far the applied model is from the target at most; mostly it is equal bit for bit. "
+        "and how far the applied model is from the target at most. Where base and target are of one half "
+        "precision, nearly always, it is equal bit for bit; the differences of a float32 target are "
+        "rounded, so export that in the base's type first (fastling export --dtype). "
         "Memory: about 1 GiB and five times the largest tensor in float32.",
     )
     parser.add_argument("--target", type=Path, required=True, help="Hugging Face folder to be published")

@@ -285,7 +285,7 @@ def _build(recipe: Recipe, options: argparse.Namespace, total: int, console: Con
 
 def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: Console) -> dict:
     try:
-        from fastling.interactive.generate import write_generated
+        from fastling.interactive.generate import MOST_USELESS, write_generated
         from fastling.remote import Server
     except ModuleNotFoundError as error:
         raise UserError(
@@ -320,6 +320,13 @@ def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: 
     _print_rejects(rejects, console)
     if counts.unasked:
         console.print(f"the budget left {counts.unasked:,} pairs unasked", soft_wrap=True)
+    elif options.count and counts.kept.total() < options.count:
+        why = (
+            f"of the last {counts.useless:,} pairs the model made none"
+            if counts.useless >= MOST_USELESS
+            else "no more pairs are left"
+        )
+        console.print(f"{counts.kept.total():,} of {options.count:,} dialogues: {why}", soft_wrap=True)
     return {
         "dialogues": counts.kept.total(),
         "types": dict(counts.kept.most_common()),

@@ -25,7 +25,7 @@ import fastling
 from fastling import files
 from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
-from fastling.data.tokenizer_export import exact_tokenizer_json
+from fastling.data.tokenizer_export import exact_tokenizer_json, sentencepiece_file
 from fastling.errors import RunError, UserError, run_command
 from fastling.export_check import Check, check_export, check_prompts
 from fastling.model.digests import digested
@@ -94,6 +94,11 @@ class Export:
             )
 
     @functools.cached_property
+    def model_file(self) -> Path | None:
+        """What becomes tokenizer.model, beside tokenizer.json."""
+        return sentencepiece_file(self.encoder.tokenizer)
+
+    @functools.cached_property
     def num_weights(self) -> int:
         return sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())
 
@@ -115,9 +120,8 @@ class Export:
         self.aside.mkdir(parents=True, exist_ok=True)
         for name, content in self.small_files().items():
             (self.aside / name).write_text(content, encoding="utf-8")
-        model_file = self.encoder.tokenizer.path
-        if model_file.suffix != ".json":
-            shutil.copyfile(model_file, self.aside / "tokenizer.model")
+        if self.model_file:
+            shutil.copyfile(self.model_file, self.aside / "tokenizer.model")
 
     def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
         """Add the weights, check the folder, and give it its name. All ranks call it together.
@@ -328,7 +332,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write; an earlier export is replaced"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="numbers of the weights (default: as trained)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="type of the weights (default: the one that training computed in)"
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as one JSON object on stdout")
     options = parser.parse_args(arguments)
     checks = export_run(options.run, options.out, DTYPES.get(options.dtype))

@@ -18,6 +18,12 @@ DESCRIPTION = (
     "become added tokens, matched as plain content. The new rows must be trained to be of use."
 )
 USAGE = "fastling extend --model MODEL --out OUT (--tokens FILE | --pieces FILE) [options]"
+TOKENS_HELP = (
+    "text file, one token a line; those that the vocabulary has are passed over. A leading space counts: "
+    "'zebra' is never the word after a space, ' zebra' is. A SentencePiece model merges two pieces at a "
+    "time, so the letters that it lacks and the joints that lead to a token, zeb for ze + b + ra, are "
+    "added besides, after the tokens, and told"
+)
 INIT_HELP = (
     "how new rows start, in the embedding and the head alike: mean-of-pieces, the mean of the old tokens "
     "that made the token's text before (the default); mean, that of all tokens; copy:TOKEN, the row of "
@@ -32,7 +38,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write; must not exist, or be empty"
     )
-    parser.add_argument("--tokens", type=Path, help="text file, one token a line; a leading space counts")
+    parser.add_argument("--tokens", type=Path, help=TOKENS_HELP)
     parser.add_argument(
         "--pieces", type=Path, help="a SentencePiece BPE .model, whose pieces are added that the model lacks"
     )
@@ -62,9 +68,14 @@ def main(arguments: Sequence[str]) -> None:
     console = make_console()
     if options.init == "zip-tie-approximation":
         console.print("note: an approximation of Bailong's zip-tie, after a description of it")
-    if added.unreached:
-        shown = ", ".join(map(repr, added.unreached[:5]))
-        console.print(f"note: {len(added.unreached)} pieces do not come out of their own text: {shown}")
+    for texts, words in (
+        (added.known, "passed over, as the vocabulary has them"),
+        (added.helpers, "added besides, letters and joints that the others are merged from"),
+        (added.unreached, "pieces that do not come out of their own text"),
+    ):
+        if texts:
+            shown = ", ".join(map(repr, texts[:5])) + (", ..." if len(texts) > 5 else "")
+            console.print(f"note: {words} ({len(texts):,}): {shown}", soft_wrap=True, markup=False)
     console.print(
         f"written: {options.out}: {done['tokens']} tokens from id {done['first_id']} on, each "
         f"{done['pieces_per_token_before']:.1f} tokens until now; "

@@ -193,9 +193,13 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
     console.print(table)
     for suffix, store in stores:
         for name, ledger in store.ledgers.items():
-            for key, unit in (("refused", "rows refused"), ("dropped", "tokens dropped")):
+            for key, one, more in (
+                ("refused", "row refused", "rows refused"),
+                ("dropped", "token dropped", "tokens dropped"),
+            ):
                 for reason, count in ledger[key].items():
                     if count:
+                        unit = one if count == 1 else more
                         console.print(f"  {name}{suffix}: {count:,} {unit}: {reason}")
     console.print(
         f"{len(prepared.plan):,} packs of {prepared.encoder.sequence_length} tokens, "

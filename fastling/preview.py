@@ -1,9 +1,10 @@
 """`fastling preview`: see, token by token, what is trained on, and why a row is cut or refused."""
 
+import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -20,6 +21,8 @@ from fastling.errors import UserError, run_command, visible
 from fastling.prepare import make_encoder, source_files
 
 TRAINED, MASKED, CONTROL = "black on green3", "dim", "bold magenta"
+OPEN, CLOSE = "[[", "]]"
+"""Around what is trained on, where there are no colours to show it."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,11 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def show(row: PreviewRow, encoder: Encoder) -> Text:
-    """A row for the terminal: trained tokens on green, the rest dim, control tokens in magenta."""
+def show(row: PreviewRow, encoder: Encoder, *, brackets: bool = False) -> Text:
+    """A row for the terminal: trained tokens on green, the rest dim, control tokens in magenta.
+
+    With `brackets`, for a reader without colours, trained tokens stand between them.
+    """
     title = f"{row.source} row {row.row}: {row.status}"
     if isinstance(row.result, Encoded):
         title += f", {row.result.supervised} of {len(row.result.tokens)} tokens trained on"
@@ -96,12 +102,15 @@ def show(row: PreviewRow, encoder: Encoder) -> Text:
         text.append(visible(f" ({row.reason})"), style="red")
     text.append("\n")
     if isinstance(row.result, Encoded):
-        begins = True
+        begins, inside = True, False
         for ids, supervised, control in _stretches(row, encoder):
+            if brackets and supervised != inside:
+                text.append(OPEN if supervised else CLOSE)
+                inside = supervised
             style = TRAINED if supervised else CONTROL if control else MASKED
             text.append(visible(_readable(ids, control, begins, encoder)), style=style)
             begins = control
-        text.append("\n")
+        text.append(f"{CLOSE}\n" if inside else "\n")
     return text
 
 
@@ -138,6 +147,28 @@ def _parse_rows(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def _show_all(rows: Iterable[PreviewRow], encoder: Encoder, html: str | None) -> None:
+    """Rows with a legend on stdout, and on a page of that name."""
+    console = _Console(soft_wrap=True)
+    page = Console(record=True, soft_wrap=True, file=io.StringIO()) if html else None
+    brackets = console.no_color or console.color_system is None
+    legend = Text.assemble(
+        ("trained on", TRAINED), "  ", ("read only", MASKED), "  ", ("control token", CONTROL)
+    )
+    console.print(f"{OPEN}trained on{CLOSE}  read only" if brackets else legend, markup=False)
+    if page:
+        page.print(legend)
+    for row in rows:
+        console.print(show(row, encoder, brackets=brackets))
+        if page:
+            page.print(show(row, encoder))
+    if page:
+        try:
+            page.save_html(html)
+        except OSError as error:
+            raise UserError("--html", f"cannot be written: {html}: {error.strerror}") from None
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = build_parser("fastling preview", "Show, token by token, what is trained on.")
     parser.add_argument("--rows", type=str, default="0-4", help="rows of each source, counted from 0")
@@ -167,17 +198,7 @@ def main(arguments: Sequence[str]) -> None:
         for row in rows:
             print(json.dumps(row.as_dict(encoder), ensure_ascii=False))
         return
-    console = _Console(record=bool(options.html), soft_wrap=True)
-    console.print(
-        Text.assemble(("trained on", TRAINED), "  ", ("read only", MASKED), "  ", ("control token", CONTROL))
-    )
-    for row in rows:
-        console.print(show(row, encoder))
-    if options.html:
-        try:
-            console.save_html(options.html)
-        except OSError as error:
-            raise UserError("--html", f"cannot be written: {options.html}: {error.strerror}") from None
+    _show_all(rows, encoder, options.html)
 
 
 if __name__ == "__main__":

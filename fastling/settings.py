@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import json
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,15 +113,25 @@ class Parser(argparse.ArgumentParser):
             )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        parsed, rest = self.parse_known_args(args, namespace)
-        if rest and rest[0].startswith("-"):
-            name = rest[0].lstrip("-").partition("=")[0]
-            valid = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-            fix = nearest(name, valid, self.other_names)
-            raise UserError("command line", f"unknown setting: {name}", fix)
+        args = sys.argv[1:] if args is None else args
+        try:
+            parsed, rest = self.parse_known_args(args, namespace)
+        except UserError:
+            # A misspelled name first: what it leaves missing only follows from it.
+            self._refuse_unknown([each for each in args if each.startswith("--")])
+            raise
+        self._refuse_unknown(rest[:1])
         if rest:
             self.error(f"unexpected: {rest[0]}")
         return parsed
+
+    def _refuse_unknown(self, options: Sequence[str]) -> None:
+        names = [each.partition("=")[0] for each in options if each.startswith("-")]
+        unknown = [name.lstrip("-") for name in names if name not in self._option_string_actions]
+        if unknown:
+            valid = [option[2:] for option in self._option_string_actions if option.startswith("--")]
+            fix = nearest(unknown[0], valid, self.other_names)
+            raise UserError("command line", f"unknown setting: {unknown[0]}", fix)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(self.prog, message, "--help shows every option.")

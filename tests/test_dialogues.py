@@ -252,6 +252,14 @@ def test_mistakes_are_told_in_words(tmp_path, capsys, name):
     assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_misspelled_option_is_named_before_the_one_that_it_leaves_missing(tmp_path, capsys):
+    arguments = options(write_corpus(tmp_path, count=40), tmp_path / "out.jsonl")
+    arguments[arguments.index("--source-lang")] = "--sorce-lang"
+    assert run_command(dialogues.main, arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == "error: command line: unknown setting: sorce-lang\n  Did you mean source-lang?"
+
+
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     corpus, out = write_corpus(tmp_path, count=40), tmp_path / "out.jsonl"
     out.write_text("old")
@@ -261,12 +269,21 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     assert out.read_text() == "old" and not list(tmp_path.glob("*.tmp"))
 
 
-def test_files_of_the_wrong_language_are_counted_out(tmp_path, capsys):
+def test_files_of_the_wrong_language_are_a_failed_run_that_says_so(tmp_path, capsys):
     corpus = write_corpus(tmp_path, "de", "en", count=100)
     arguments = options(corpus, tmp_path / "out.jsonl", "--json", "--source-lang", "fr")
-    assert run_command(dialogues.main, arguments) == 0
-    counts = json.loads(capsys.readouterr().out)
-    assert counts["dialogues"] == 0 and counts["rejects"]["wrong-language"] == 100
+    (tmp_path / "out.jsonl").write_text("as it was")
+    assert run_command(dialogues.main, arguments) == 1
+    said = capsys.readouterr()
+    assert "not one dialogue could be built from 100 pairs\n  Not used: wrong-language 100." in said.err
+    assert not said.out and (tmp_path / "out.jsonl").read_text() == "as it was"
+
+
+def test_a_corpus_that_is_held_out_whole_is_a_failed_run(tmp_path, capsys):
+    corpus = write_corpus(tmp_path, count=100)
+    arguments = options(corpus, tmp_path / "out.jsonl", "--exclude", corpus.first)
+    assert run_command(dialogues.main, arguments) == 1
+    assert "excluded" in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="FASTLING_DATA names no folder with parallel/")
@@ -324,7 +341,7 @@ def test_a_model_writes_the_further_turns(tmp_path, capsys, model_server):
     assert run_command(dialogues.main, arguments) == 0
     said = capsys.readouterr()
     counts, rows = json.loads(said.out), rows_of(out)
-    assert counts["dialogues"] == len(rows) >= 6 and counts["tokens"] == 100 * len(model_server.bodies)
+    assert counts["dialogues"] == len(rows) == 12 and counts["tokens"] == 100 * len(model_server.bodies)
     assert {row["pair"] for row in rows} <= {"de-en", "en-de"}
     for row in rows:
         assert len(row["messages"]) >= 4 and row["messages"][2]["content"] == REQUEST
@@ -333,6 +350,28 @@ def test_a_model_writes_the_further_turns(tmp_path, capsys, model_server):
     first = out.read_bytes()
     assert run_command(dialogues.main, arguments) == 0  # again, from what was answered
     assert out.read_bytes() == first and len(model_server.bodies) == asked
+
+
+def test_pairs_are_drawn_until_the_count_is_reached(tmp_path, capsys, model_server):
+    """Where one turn of three is junk; no pair twice, and no further than the pairs go."""
+    model_server.behave = lambda number, body: good(number, body) if number % 3 else (200, completion("no"))
+    corpus, out = write_corpus(tmp_path, "de", "en", count=100), tmp_path / "out.jsonl"
+    assert run_command(dialogues.main, generate(corpus, out, model_server, "--count", 20, "--json")) == 0
+    rows = rows_of(out)
+    lines = [row["lines"][0] for row in rows]
+    assert json.loads(capsys.readouterr().out)["dialogues"] == len(rows) == len(set(lines)) == 20
+    assert min(lines) < 30 and max(lines) > 70
+    assert run_command(dialogues.main, generate(corpus, out, model_server, "--count", 500)) == 0
+    assert "of 500 dialogues: no more pairs are left" in capsys.readouterr().err
+
+
+def test_a_model_that_writes_nothing_of_use_is_a_failed_run_soon(tmp_path, capsys, model_server):
+    model_server.behave = lambda number, body: (200, completion("no"))
+    corpus, out = write_corpus(tmp_path, "de", "en"), tmp_path / "out.jsonl"
+    assert run_command(dialogues.main, generate(corpus, out, model_server, "--count", 50)) == 1
+    said = capsys.readouterr().err
+    assert "not one dialogue could be built" in said and "no whole JSON object" in said
+    assert len(model_server.bodies) == 300 and not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
 from fastling.data.template import BoundTemplate, load_template
 from fastling.data.tokenizer import load_tokenizer
+from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import RunError, UserError
 from fastling.export import DTYPES, Export
 from fastling.export_check import check_export
@@ -235,6 +236,27 @@ def test_the_sentencepiece_model_lies_beside_its_tokenizer_json(case):
         assert copied.read_bytes() == original.read_bytes()
     else:
         assert not copied.exists()
+
+
+def test_of_a_folder_with_both_tokenizers_the_sentencepiece_model_is_passed_on(tmp_path):
+    """If it is the tokenizer that the model has: not once tokens were added to tokenizer.json alone."""
+    tokenizer = load_tokenizer(DEMO / "tokenizer.model")
+    both = tmp_path / "both"
+    both.mkdir()
+    shutil.copyfile(tokenizer.path, both / "tokenizer.model")
+    (both / "tokenizer.json").write_text(exact_tokenizer_json(tokenizer, ()), encoding="utf-8")
+    (both / "special_tokens_map.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    made = make_export(tmp_path / "out", "bayling", both)
+    made.rehearse()
+    assert (made.aside / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()
+    built = tokenizers.Tokenizer.from_file(str(both / "tokenizer.json"))
+    built.add_tokens(["舒舟"])
+    built.save(str(both / "tokenizer.json"))
+    made = make_export(tmp_path / "extended", "bayling", both)
+    made.rehearse()
+    assert not (made.aside / "tokenizer.model").exists()
+    (both / "tokenizer.model").write_text("IQ== 0\n")  # as Llama 3's begins
+    assert make_export(tmp_path / "third", "bayling", both).model_file is None
 
 
 def test_the_model_card_is_read_by_the_hub(case):

@@ -38,6 +38,17 @@ def test_tokens_from_a_file(arguments, tmp_path, capsys):
     assert tensors_of(tmp_path / "out")["lm_head.weight"].dtype == torch.float16
 
 
+def test_a_word_list_is_taken_as_it_is(arguments, tmp_path, capsys):
+    """With words that the vocabulary has, and words of more than two pieces; both are told."""
+    (tmp_path / "tokens.txt").write_text("in\n舒舟艾\n龘\n舒舟艾\n", encoding="utf-8")
+    extend.main([*arguments, "--tokens", str(tmp_path / "tokens.txt"), "--json"])
+    shown = capsys.readouterr()
+    done = json.loads(shown.out)
+    assert (done["known"], done["helpers"], done["tokens"]) == (["in"], ["舒舟"], 3)
+    assert "note: passed over, as the vocabulary has them (1): 'in'" in shown.err
+    assert "note: added besides, letters and joints that the others are merged from (1): '舒舟'" in shown.err
+
+
 def test_an_approximation_is_called_one(arguments, tmp_path, capsys):
     init = ["--init", "zip-tie-approximation"]
     extend.main([*arguments, "--tokens", str(tmp_path / "tokens.txt"), *init])

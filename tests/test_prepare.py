@@ -72,7 +72,7 @@ def test_the_ledger_is_said_in_words(run):
         numbers = [ledger["rows"], ledger["kept"], ledger["cut"], sum(ledger["refused"].values())]
         numbers += [ledger["tokens"], ledger["trained"], ledger["masked"], sum(ledger["dropped"].values())]
         assert line[1:] == [str(number) for number in numbers]
-    assert "mixed: 1 rows refused: broken-json" in said
+    assert "mixed: 1 row refused: broken-json" in said
     dropped = found["sources"]["mixed"]["dropped"]["too-long"]
     assert f"mixed: {dropped:,} tokens dropped: too-long" in said
     assert f"{found['packs']} packs of 256 tokens, " in said

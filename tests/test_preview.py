@@ -214,7 +214,7 @@ def test_words_show_everything_in_plain_text(show):
     assert "mine row 2: cut, " in out and "(over-length: " in out
     assert "mine row 4: refused (no-assistant-turn)\n" in out
     assert "### Instruction:\nSay it in Chinese, with an emoji: good morning! \n### Response:\n" in out
-    assert "### Response:\n 早上好！😀👩‍👩‍👧\n</s>" in out
+    assert "### Response:\n[[ 早上好！😀👩‍👩‍👧\n</s>]]" in out
     assert "龘 𠮷?" in out
 
 
@@ -228,6 +228,17 @@ def test_a_terminal_shows_trained_tokens_on_green_and_no_others(show, monkeypatc
     assert [text for style, text in codes if style.startswith("1;35")] == ["control token", "<s>"]
 
 
+def test_without_colours_what_is_trained_on_stands_between_brackets(show, monkeypatch):
+    plain = show("--rows", "0", "--source", "mine")
+    assert plain.startswith("[[trained on]]  read only\n")
+    assert re.findall(r"\[\[(.*?)\]\]", plain, re.DOTALL)[1:] == [" 早上好！😀👩‍👩‍👧\n</s>", "No idea.</s>"]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "[[" not in show("--rows", "0", "--source", "mine")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "[[No idea." in re.sub(r"\x1b\[[\d;]*m", "", show("--rows", "0", "--source", "mine"))
+
+
 def test_the_page_needs_nothing_but_itself(show, tmp_path):
     path = tmp_path / "preview.html"
     out = show("--rows", "0", "--source", "mine", "--html", str(path))
@@ -237,7 +248,7 @@ def test_the_page_needs_nothing_but_itself(show, tmp_path):
     (green,) = re.findall(r"\.(r\d+) \{[^}]*background-color: #00d700\}", page)
     trained = re.findall(rf'<span class="{green}">(.*?)</span>', page, re.DOTALL)
     assert trained == ["trained on", " 早上好！😀👩‍👩‍👧", "&lt;/s&gt;", "No idea.&lt;/s&gt;"]
-    assert "早上好！😀👩‍👩‍👧" in out
+    assert "早上好！😀👩‍👩‍👧" in out and "[[" in out and "[[" not in page
 
 
 def test_a_page_that_cannot_be_written(config, tmp_path, capsys):

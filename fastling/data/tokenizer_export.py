@@ -13,6 +13,7 @@ Llama 3's without it for another, which reads hundreds of words differently. Ser
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
@@ -130,6 +131,27 @@ def _normalizer(spec) -> normalizers.Normalizer:
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", "▁"))
     return normalizers.Sequence(steps)
+
+
+def sentencepiece_file(tokenizer: Tokenizer) -> Path | None:
+    """The SentencePiece model of a tokenizer: its own file, or the one beside its tokenizer.json.
+
+    None where there is none, and where the one beside has other pieces or reads text otherwise, as it does
+    once tokens were added to the tokenizer.json alone.
+    """
+    if not isinstance(tokenizer, JsonTokenizer):
+        return tokenizer.path
+    path = tokenizer.path.with_name("tokenizer.model")
+    try:
+        beside = SentencePieceTokenizer(path)
+    except UserError:  # not there; or Llama 3's, which is no such file
+        return None
+    if beside.vocab_size != tokenizer.vocab_size or any(
+        beside.piece(number) != tokenizer.piece(number) for number in range(beside.vocab_size)
+    ):
+        return None
+    texts = probing_strings(beside)
+    return path if beside.encode(texts) == tokenizer.encode(texts) else None
 
 
 def first_difference(

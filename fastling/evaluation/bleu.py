@@ -5,6 +5,8 @@ of tokens. chrF2 (Popović 2015): F-score, recall counting double, of 1- to 6-gr
 (Popović 2017) adds 1- and 2-grams of words. All in percent.
 """
 
+import difflib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -75,18 +77,43 @@ LANGUAGES = {
     "vi": Language("Vietnamese", "越南语"),
     "zh": Language("Chinese", "中文"),
 }
-"""Languages that the tokenizers can cut; Thai, Lao, Khmer and Burmese are written without spaces, too."""
+"""How a model is asked for them; text in any other can be scored."""
+_OTHER_CODES = {"zho": "zh", "chi": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
+_COUNTRIES = {"cn": "zh", "jp": "ja"}
+"""Taken for languages, which by these codes are none."""
+_UNSPACED = ("bo", "km", "lo", "my", "th", "yue")
+"""Written without spaces, like Chinese, and with no tokenizer of their own."""
 
 
-def check_target_language(code: str) -> None:
-    """Raises UserError for a language that is not known, or whose tokenizer is not installed."""
-    if code not in LANGUAGES:
-        raise UserError("--target-lang", f"unknown language: {code}", f"Known: {', '.join(LANGUAGES)}.")
+def language_code(text: str) -> str:
+    """A language as it is known here: zh of "zh-CN", "ZH" and "zho_Hans". Raises UserError for no code."""
+    code = re.split("[-_]", text.strip().casefold())[0]
+    names = {language.english.casefold(): known for known, language in LANGUAGES.items()}
+    if not re.fullmatch("[a-z]{2,3}", code) or code in _COUNTRIES:
+        near = _COUNTRIES.get(code) or names.get((difflib.get_close_matches(code, names, n=1) or [""])[0])
+        fix = f"Did you mean {near}?" if near else "Give a code of two or three letters, such as zh."
+        raise UserError("--target-lang", f"is no code of a language: {text}", fix)
+    return _OTHER_CODES.get(code, code)
+
+
+def check_target_language(code: str, *, asks_model: bool) -> None:
+    """Raises UserError for a language without its tokenizer, or one that a model cannot be asked for."""
+    if asks_model and code not in LANGUAGES:
+        words = f"has no name here to ask a model for it by: {code}"
+        fix = "Translations that are made already are scored in any language: --hypotheses, --predictions."
+        raise UserError("--target-lang", words, fix)
     try:
         BLEU(tokenize=TOKENIZERS.get(code, "13a"))
     except (ImportError, RuntimeError):  # sacrebleu's own words, by version
         words = f"the tokenizer {TOKENIZERS[code]} of {LANGUAGES[code].english} is not installed"
         raise UserError("--target-lang", words, f"pip install 'sacrebleu[{code}]'") from None
+
+
+def notes_of_language(code: str) -> tuple[str, ...]:
+    """How a language was cut that has no tokenizer of its own and may be none."""
+    if code in _UNSPACED:
+        return (f"BLEU cuts {code} by 13a, at spaces, of which it has few: compare systems by chrF",)
+    return () if code in LANGUAGES else (f"BLEU cuts {code} by 13a, at spaces and punctuation",)
 
 
 def score_translations(
@@ -110,7 +137,8 @@ def score_translations(
         scores[name] = round(found.score, DECIMALS)
         scores[f"{name}_signature"] = str(metric.get_signature())
         if bootstrap:
-            scores[f"{name}_interval"] = [round(found._mean + sign * found._ci, DECIMALS) for sign in (-1, 1)]
+            mean, half = float(found._mean), float(found._ci)  # numpy's own, which no JSON holds
+            scores[f"{name}_interval"] = [round(each, DECIMALS) for each in (mean - half, mean + half)]
     return scores
 
 

@@ -38,17 +38,17 @@ _LEAD_PATTERN = re.compile(_LEAD + r"\s*", re.I)
 _ENGLISH = (
     r"(?:(?:(?:(?:correct|right|best|my|final)\s+)*answers?"
     r"|(?:correct|right|best|my|final)\s+(?:choices?|options?|responses?|selection|statement))"
-    r"(?:\s+(?:to|for)\s[^.:\n]{0,60}?|\s+here|\s+choice|\s+option)?\s*"
+    r"(?:\s+(?:to|for)\s[^.:\n]{0,60}?|\s+here|\s+choice|\s+option|[\"'])?\s*"
     r"(?:\bis|\bare|\bwas|:|=|would be|should be|must be|will be|could be|may be|might be|has to be)(?:\s*:)?"
-    r"|(?:final|correct|right|best)\s+answer"
-    r"|^\s*(?:answer|correct\s*:|ans\s*[.:])"
+    r"|(?:final|correct|right|best)\s+answer(?:\s+[-–—])?"
+    r"|^\s*(?:answer(?:\s+[-–—])?|correct\s*:|ans\s*[.:])"
     r"|\b(?:choose|chose|select|selected|pick|picked|go with|going with|opt for|settle on)"
     r"(?:\s+(?:the\s+)?(?:answer|option|choice))?\s*:?"
     r"|\b(?:I|I'd|I would)\s+(?:think|believe|guess|say|conclude)(?:\s+that)?"
     r"(?:\s+(?:it|this|that)(?:'s|\s+is|\s+must be))?)"
 )
 _CHINESE = (
-    r"(?:(?:答案|正确选项|正确的选项|正解)】?(?:应该|应当|应|就|只能|可能|很可能|显然|最终)*(?:是|为|选择|选|即)?\s*:?\s*"
+    r"(?:(?:答案(?:选项)?|正确选项|正确的选项|正解)】?(?:应该|应当|应|就|只能|可能|很可能|显然|最终)*(?:是|为|选择|选|即)?\s*:?\s*"
     r"|(?:选择|选)(?:的是|为|是|了|出)?\s*:?\s*(?:答案|选项)?)"
 )
 _CONCLUSION = (
@@ -89,6 +89,14 @@ _MARKED_LINE = (
     r"(?:(?:[)\]】」]+[.。:、,]?|[.。:、,])(?!\s*LETTER(?![A-Za-z]))(?=\s|\W|[^\x00-\x7f]|[A-Z]|$)"
     r"|\s+(?=because\b|since\b|因为))"
 )
+# A letter with a mark or a space behind it, before an option's text: "(B)25", "Option B: 25", "B - 25".
+_LETTERED = re.compile(
+    rf"\s*(?P<word>(?i:option|choice|选项)\s*)?{_OPEN}(?P<letter>[A-Za-z])"
+    rf"(?P<mark>{_CLOSE}[.。:、,]?\s*(?:[-–—]\s*)?)(?<![A-Za-z])"
+)
+_OTHER_LETTER = re.compile(r"(?<![A-Za-z0-9_])[A-Z][)\].。:、]")
+_AFTER_TEXT = re.compile(r"\s*(?:[.。,;:!]|(?:because|since)\b|因为)")
+_COURTESY = re.compile(r"\A\s*(?:(?:sure|certainly|of course|okay|ok)\b|好的)\s*[!,.:。]+\s*", re.I)
 
 
 class _Patterns(NamedTuple):
@@ -127,7 +135,7 @@ def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
     """
     if len(text) > 2 * LONGEST_END:  # a model that repeats itself up to its limit
         text = f"{text[:LONGEST_END]}\n{text[-LONGEST_END:]}"
-    text = plain(text)
+    text = _COURTESY.sub("", plain(text))
     patterns = _PATTERNS[chr(ord("A") + len(options) - 1)]
     options = [_compared(option) for option in options]
     for kind in (_announced, _lines, _verdicts):
@@ -272,6 +280,8 @@ def _lines(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
                 return None
             if not _DENIED.match(rest) and not re.match(r"\s*(?:incorrect|wrong|false)\b", rest, re.I):
                 marked.append(_letters(match["expression"]))
+        elif choice := _with_its_text(line, options):
+            marked.append(choice)
     return marked[0] if marked and len(set(marked)) == 1 else None
 
 
@@ -289,10 +299,26 @@ def _verdicts(text: str, patterns: _Patterns, options: list[str]) -> Choice | No
 
 
 def _repeated(text: str, options: list[str]) -> Choice | None:
-    """The letter of the one option whose text this is."""
+    """The letter of the one option whose text this is, with its letter before it or without."""
     said = _compared(text)
     same = [number for number, option in enumerate(options) if option and option == said]
+    if not same:
+        return _with_its_text(text, options)
     return frozenset(chr(ord("A") + same[0])) if len(same) == 1 else None
+
+
+def _with_its_text(text: str, options: list[str]) -> Choice | None:
+    """The letter that a text begins with, where that option's own text follows and no other letter."""
+    match = _LETTERED.match(text)
+    number = ord(match["letter"].upper()) - ord("A") if match else len(options)
+    if number >= len(options) or not options[number] or _compared(text) in options:
+        return None
+    rest, own = text[match.end() :], options[number]
+    said, naked = _compared(rest), not match["mark"].strip() and not match["word"]
+    more = said.startswith(own) and _AFTER_TEXT.match(said, len(own)) and not _OTHER_LETTER.search(rest)
+    # without a mark, "A cat, ..." may be an article with its noun
+    chosen = match["letter"].isupper() and said == own if naked else said == own or more
+    return frozenset(match["letter"].upper()) if chosen else None
 
 
 def _compared(text: str) -> str:

@@ -26,6 +26,7 @@ from fastling.evaluation.answering import (
 )
 from fastling.evaluation.bleu import (
     check_target_language,
+    notes_of_language,
     notes_of_scores,
     one_line,
     score_translations,
@@ -33,7 +34,12 @@ from fastling.evaluation.bleu import (
 )
 from fastling.evaluation.records import Record, read_records
 from fastling.evaluation.result import Result, TableData
-from fastling.evaluation.translation import add_user_language, check_user_language, request
+from fastling.evaluation.translation import (
+    add_target_language,
+    add_user_language,
+    check_user_language,
+    request,
+)
 from fastling.settings import Parser
 
 DESCRIPTION = (
@@ -64,7 +70,7 @@ def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("--predictions", type=Path, metavar="F", help="JSON lines with tgt, constraint and hypo")
     add("--questions", type=Path, metavar="F", help="with --model: JSON lines with src, tgt and constraint")
-    add("--target-lang", required=True, metavar="L", help="language of the translations: zh, ja, de, ...")
+    add_target_language(parser, "translations")
     add_user_language(parser)
     add_limit(parser)
     add_model_options(parser)
@@ -72,7 +78,7 @@ def add_options(parser: Parser) -> None:
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
     """Raises UserError for options and rows that cannot be right, before a model is asked."""
-    check_target_language(options.target_lang)
+    check_target_language(options.target_lang, asks_model=bool(options.model))
     check_source(options, "predictions")
     check_user_language(options)
     if options.model and not options.questions:
@@ -89,6 +95,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
     notes = (
         *notes,
         *notes_of_scores(scores),
+        *notes_of_language(options.target_lang),
         "by whole words, our own count: NFKC, whole words where words are spaced, longest first, no two in "
         f"one place; by it the references themselves reach {scores['reference_whole_word_accuracy']:.2f} %",
     )

@@ -77,7 +77,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         ) from None
     prompt = load_prompt(options.judge_prompts)
     questions = read_questions(options.questions)
-    baseline = read_answers(options.baseline, questions)
+    baseline, baseline_notes = read_answers(options.baseline, questions)
     ours, failed, notes = _our_answers(options, questions, console)
     questions = {key: asked for key, asked in questions.items() if key in ours}
     pairs = [Pair(key, *asked, ours[key], baseline[key]) for key, asked in questions.items()]
@@ -100,7 +100,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
     if failures.stopped and not judgements:
         raise failures.stopped
     result = summarize(pairs, judgements, failures, judge=options.judge_model, tokens=tokens)
-    return replace(result, scores=result.scores | failed, notes=result.notes + notes)
+    return replace(result, scores=result.scores | failed, notes=result.notes + notes + baseline_notes)
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -121,7 +121,8 @@ def _our_answers(
 ) -> tuple[dict[str, tuple[str, ...]], dict, tuple[str, ...]]:
     """Answers by question_id, given or made; and what went wrong where a model made them, with notes."""
     if options.answers:
-        return read_answers(options.answers, questions), {}, ()
+        answers, notes = read_answers(options.answers, questions)
+        return answers, {}, notes
     asked = dict(list(questions.items())[: options.limit])
     answered = answer_questions(options, [Question(turns) for _, turns in asked.values()], console)
     counts, notes = failures_of(answered)
@@ -146,15 +147,18 @@ def read_questions(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     return questions
 
 
-def read_answers(path: Path, questions: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
-    """question_id -> one answer a turn, for all questions; an answer may be empty.
+def read_answers(
+    path: Path, questions: dict[str, tuple[str, tuple[str, ...]]]
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """question_id -> one answer a turn, for all questions; and a note of rows that answer no question.
 
-    Raises UserError with file and line.
+    An answer may be empty. Raises UserError with file and line.
     """
-    answers = {}
+    answers, others = {}, 0
     for where, key, row in _named_rows(path):
         if key not in questions:
-            raise UserError(where, f"answers a question that is not asked: {key:.80}")
+            others += 1
+            continue
         found = answers_of(row, where)
         if len(found) != len(questions[key][1]):
             raise UserError(where, f"holds {len(found)} answers; the turns are {len(questions[key][1])}")
@@ -164,7 +168,8 @@ def read_answers(path: Path, questions: dict[str, tuple[str, tuple[str, ...]]]) 
         named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         what = f"{len(missing)} of {len(questions)} questions have no answer: {named:.200}"
         raise UserError(str(path), what, "Nothing was judged yet; an empty answer is a row with empty text.")
-    return answers
+    note = f"answers in {path.name} that no question asks for: {others:,}"
+    return answers, (note,) if others else ()
 
 
 def _named_rows(path: Path) -> Iterator[tuple[str, str, dict]]:

@@ -19,6 +19,8 @@ from fastling.evaluation.answering import (
 from fastling.evaluation.bleu import (
     LANGUAGES,
     check_target_language,
+    language_code,
+    notes_of_language,
     notes_of_scores,
     one_line,
     score_translations,
@@ -37,12 +39,18 @@ def add_options(parser: Parser) -> None:
     add("--references", type=Path, required=True, metavar="F", help="text, one sentence a line")
     add("--hypotheses", type=Path, metavar="F", help="the translations, line by line")
     add("--sources", type=Path, metavar="F", help="what was translated: for --model and COMET")
-    add("--target-lang", required=True, metavar="L", help="language of the references: zh, ja, de, ...")
+    add_target_language(parser, "references")
     add("--bootstrap", type=int, metavar="N", help="resample N times for intervals of 95 %% (default: none)")
     add("--comet-command", metavar="C", help="comet-score, with its path and options, for COMET too")
     add_user_language(parser)
     add_limit(parser)
     add_model_options(parser)
+
+
+def add_target_language(parser: Parser, of_what: str) -> None:
+    """--target-lang, by which BLEU's tokenizer is chosen."""
+    words = f"language of the {of_what}: any code; zh, ja and ko are cut into words, others at spaces"
+    parser.add_argument("--target-lang", type=language_code, required=True, metavar="L", help=words)
 
 
 def add_user_language(parser: Parser) -> None:
@@ -85,13 +93,14 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
     scores = {"target_lang": options.target_lang, **scores, **counts}
     name = model_name(options.model) if options.model else options.hypotheses.name
     table = table_of_scores(scores, f"{name}: {len(references):,} sentences into {options.target_lang}")
-    result = Result("translation", scores, (table,), (*notes, *notes_of_scores(scores)))
+    notes = (*notes, *notes_of_scores(scores), *notes_of_language(options.target_lang))
+    result = Result("translation", scores, (table,), notes)
     return _with_comet(result, command, sources, hypotheses, references, console) if command else result
 
 
 def _check(options: argparse.Namespace) -> list[str] | None:
     """The words of COMET's command."""
-    check_target_language(options.target_lang)
+    check_target_language(options.target_lang, asks_model=bool(options.model))
     check_source(options, "hypotheses")
     check_user_language(options)
     if options.bootstrap is not None and options.bootstrap < 2:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from fastling.errors import RunError
 from fastling.interactive.dialogue import Dialogue
 from fastling.interactive.diversity import Diversity, own_words
 from fastling.interactive.exclusion import Exclusion
@@ -240,7 +241,10 @@ def write_dialogues(
     workers: int = 1,
     progress: Callable[[int], None] = lambda lines: None,
 ) -> Tally:
-    """Write a file of dialogues, whole or not at all: at most `count`, spread evenly over the lines."""
+    """Write a file of dialogues, whole or not at all: at most `count`, spread evenly over the lines.
+
+    Raises RunError where there would be none in it.
+    """
     tally = Tally()
     with whole_or_absent(out) as file:
         for lines, made, rejects in _chunks_made(recipe, tally, total, count, workers):
@@ -251,7 +255,17 @@ def write_dialogues(
                 tally.add(each)
                 file.write(each.row + "\n")
             progress(lines)
+        check_some_built(tally.dialogues, tally.pairs, tally.rejects)
     return tally
+
+
+def check_some_built(dialogues: int, pairs: int, rejects: Counter, unasked: int = 0) -> None:
+    """Raises RunError, with the reasons, where nothing was built: nobody trains on an empty file."""
+    if not dialogues:
+        why = [f"{reason} {number:,}" for reason, number in rejects.most_common(5)]
+        why += [f"left unasked by the budget {unasked:,}"] if unasked else []
+        words = f"not one dialogue could be built from {pairs:,} pairs"
+        raise RunError("fastling dialogues", words, f"Not used: {', '.join(why)}." if why else "")
 
 
 @contextlib.contextmanager

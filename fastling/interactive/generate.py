@@ -3,13 +3,19 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from fastling.interactive.build import Recipe, Tally, distinct_pairs, whole_or_absent
+from fastling.interactive.build import Recipe, Tally, check_some_built, distinct_pairs, whole_or_absent
 from fastling.interactive.gates import check_pair
+from fastling.interactive.pairs import Pair
 from fastling.interactive.refinements import Counts, Seed, load_prompts, refine
 from fastling.remote import Server
+
+MOST_USELESS = 256
+"""Dialogues begun in a row that may come to nothing: a model that writes only those is asked no more."""
 
 
 def write_generated(
@@ -24,59 +30,99 @@ def write_generated(
 ) -> tuple[Tally, Counts, int]:
     """Write a file of dialogues, whole or not at all; return what was read, what came of it, tokens paid.
 
-    `count` bounds how many dialogues are begun, spread evenly over the lines. Raises UserError, and RunError
-    where the server cannot be used; what it has answered until then is in its cache.
+    Pairs are drawn, spread evenly over the lines, until `count` dialogues are kept. Raises UserError, and
+    RunError where the server cannot be used; what it has answered until then is in its cache.
     """
-    tally, counts = Tally(), Counts()
+    draw, counts = Draw(recipe, total), Counts()
     names = recipe.phrasings[min(recipe.phrasings)].names
     prompts = load_prompts(prompts_folder)
-    lines_read = 0
-
-    def watched() -> Iterator[Seed]:
-        nonlocal lines_read
-        for seed in _seeds(recipe, tally, total, count):
-            lines_read = seed.number
-            yield seed
 
     async def write() -> int:
         server = open_server()  # within the loop that its client belongs to
         try:
             with whole_or_absent(out) as file:
-                async for row in refine(watched(), server, prompts, names, counts, seed=recipe.seed):
+                grow = partial(
+                    refine,
+                    server=server,
+                    prompts=prompts,
+                    language_names=names,
+                    counts=counts,
+                    seed=recipe.seed,
+                )
+                async for row in _until_enough(draw, counts, count, grow):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    progress(lines_read, server.tokens)
+                    progress(draw.line, server.tokens)
+                rejects = draw.tally.rejects + counts.rejected
+                check_some_built(counts.kept.total(), draw.tally.pairs, rejects, counts.unasked)
             return server.tokens
         finally:
             await server.close()
 
     tokens = asyncio.run(write())
-    return tally, counts, tokens
+    return draw.tally, counts, tokens
 
 
-def _seeds(recipe: Recipe, tally: Tally, total: int, count: int | None) -> Iterator[Seed]:
-    """The first turns of dialogues, of pairs that pass every gate, each drawn from a seed of its own line."""
-    corpus, begun = recipe.knowledge.corpus, 0
-    for _, pairs in distinct_pairs(corpus, tally):
-        for pair in pairs:
-            due = count is None or begun < -(-count * min(pair.line, total) // total)
-            if not due:
-                continue
-            if reason := check_pair(pair, recipe.knowledge, recipe.exclusion):
-                tally.rejects[reason] += 1
-                continue
-            choose = random.Random(f"{recipe.seed} {pair.line} generated")
-            user_language = choose.choice(sorted(recipe.phrasings))
-            turned = corpus.directed(pair, choose.choice(corpus.languages))
-            request = recipe.phrasings[user_language].say(
-                choose, "translate", target=turned.target, text=turned.text
-            )
-            provenance = {
-                "source_file": corpus.first.name,
-                "target_file": corpus.second.name,
-                "lines": [pair.line],
-            }
-            begun += 1
-            yield Seed(
-                pair.line, turned.text, turned.reference, turned.origin, turned.target, user_language,
-                request, provenance,
-            )  # fmt: skip
+async def _until_enough(
+    draw: "Draw", counts: Counts, count: int | None, grow: Callable[[Iterator[Seed]], AsyncIterator[dict]]
+) -> AsyncIterator[dict]:
+    """Dialogues of as many pairs as are wanted, then of as many again as came to nothing.
+
+    It ends before there are enough with the pairs, with the budget, or with a model that writes none.
+    """
+    while True:
+        kept, begun = counts.kept.total(), draw.begun
+        async for row in grow(draw.seeds(None if count is None else count - kept)):
+            yield row
+        more, tried = counts.kept.total() - kept, draw.begun - begun
+        counts.useless = 0 if more else counts.useless + tried
+        if count in (None, kept + more) or not tried or counts.unasked or counts.useless >= MOST_USELESS:
+            return
+
+
+@dataclass
+class Draw:
+    """The first turns of dialogues, of pairs that pass every gate; no pair is drawn twice."""
+
+    recipe: Recipe
+    total: int
+    """Lines of the corpus."""
+    tally: Tally = field(default_factory=Tally)
+    begun: int = 0
+    line: int = 0
+    """Of the pair drawn last."""
+    _looked_at: set[int] = field(default_factory=set)
+
+    def seeds(self, count: int | None) -> Iterator[Seed]:
+        """At most so many, spread evenly over the lines, of pairs that were not looked at before."""
+        drawn = 0
+        # what is read again is not counted again
+        tally = Tally() if self._looked_at else self.tally
+        for _, pairs in distinct_pairs(self.recipe.knowledge.corpus, tally):
+            for pair in pairs:
+                due = count is None or drawn < -(-count * min(pair.line, self.total) // self.total)
+                if not due or pair.line in self._looked_at:
+                    continue
+                self._looked_at.add(pair.line)
+                if reason := check_pair(pair, self.recipe.knowledge, self.recipe.exclusion):
+                    self.tally.rejects[reason] += 1
+                    continue
+                drawn, self.begun, self.line = drawn + 1, self.begun + 1, pair.line
+                yield _seed(self.recipe, pair)
+
+
+def _seed(recipe: Recipe, pair: Pair) -> Seed:
+    """The first turn, drawn from a seed of the pair's own line."""
+    corpus = recipe.knowledge.corpus
+    choose = random.Random(f"{recipe.seed} {pair.line} generated")
+    user_language = choose.choice(sorted(recipe.phrasings))
+    turned = corpus.directed(pair, choose.choice(corpus.languages))
+    request = recipe.phrasings[user_language].say(choose, "translate", target=turned.target, text=turned.text)
+    provenance = {
+        "source_file": corpus.first.name,
+        "target_file": corpus.second.name,
+        "lines": [pair.line],
+    }
+    return Seed(
+        pair.line, turned.text, turned.reference, turned.origin, turned.target, user_language, request,
+        provenance,
+    )  # fmt: skip

@@ -51,6 +51,7 @@ class Counts:
     kept: Counter = field(default_factory=Counter)  # dialogues, by kind
     rejected: Counter = field(default_factory=Counter)  # turns, by reason
     unasked: int = 0  # seeds for which the budget had no tokens left
+    useless: int = 0  # seeds that came to nothing since the last dialogue that was kept
 
 
 def load_prompts(folder: Path | None) -> dict[str, Template]:

@@ -75,7 +75,12 @@ _FOREIGN = {
 def load_pretrained(
     path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Llama:
-    """Return the model of a Hugging Face or a Meta folder, whole, on one device."""
+    """Return the model of a Hugging Face or a Meta folder, whole, on one device.
+
+    Raises UserError for a folder that holds none, and TypeError for a dtype that is not torch's.
+    """
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"load_pretrained: dtype must be torch's own, such as torch.float32: {dtype!r}")
     with torch.device("meta"):
         model = Llama(read_config(path)).to(dtype)
     model.to_empty(device=device)
@@ -94,6 +99,12 @@ def read_config(folder: str | Path) -> LlamaConfig:
     file = folder / "config.json"
     if not file.is_file():
         fix = "Give a Hugging Face folder (config.json) or Meta's original files (params.json)."
+        if (folder / "export").is_dir():
+            fix = f"This is the folder of a run; its model is {folder / 'export'}."
+        elif (folder / "checkpoints").is_dir():
+            fix = (
+                f"This is the folder of a run; fastling export --run {folder} --out DIR makes a model of it."
+            )
         raise UserError(str(folder), "holds no model: there is no config.json", fix)
     raw = read_json(file)
     if raw.get("model_type") not in MODEL_TYPES:

@@ -192,7 +192,8 @@ class Llama(nn.Module):
         return ops.linear_cross_entropy(hidden_SH, self.head_weight, labels, weights)
 
     def logits(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Return the logits (T, V) of every token."""
+        """Return the logits (T, V) of every token. Raises ValueError for borders that are not the tokens'."""
+        _check_borders(tokens, cu_seqlens)
         return self(tokens, cu_seqlens)
 
     def loss(self, batch) -> Tensor:
@@ -255,6 +256,18 @@ class Llama(nn.Module):
                 values = torch.empty(parameter.shape).normal_(std=self.config.initializer_range)
             local, start, stop = local_rows(parameter)
             local.copy_(values[start:stop])
+
+
+def _check_borders(tokens: Tensor, cu_seqlens: Tensor) -> None:
+    """A device sync, which `forward` is spared: what training gives it is made with its borders."""
+    if tokens.dim() != 1:
+        shape = tuple(tokens.shape)
+        raise ValueError(f"logits: tokens must be one stream (T,), with no batch dimension: {shape}")
+    borders = cu_seqlens.tolist() if cu_seqlens.dim() == 1 else []
+    if [*borders[:1], *borders[-1:]] != [0, len(tokens)] or borders != sorted(borders):
+        words = f"must ascend from 0 to the {len(tokens)} tokens, (D + 1,) for D documents"
+        shown = str(borders)[:80] if borders else f"shape {tuple(cu_seqlens.shape)}"
+        raise ValueError(f"logits: cu_seqlens {words}: {shown}")
 
 
 def reshard(model: nn.Module) -> None:

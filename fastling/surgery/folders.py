@@ -29,7 +29,7 @@ EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-    "chat_template.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
+    "chat_template.json", "template.yaml", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
 )  # fmt: skip
 """What makes a folder of weights a model; other files of a folder are not taken along."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

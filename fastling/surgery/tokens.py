@@ -8,24 +8,31 @@ them such a tokenizer reads a space that is not there.
 Byte-level tokenizer.json (Llama 3, Qwen): the tokens become added tokens, matched as plain content.
 """
 
-import copy
+import dataclasses
 import functools
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import sentencepiece
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 from fastling.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, first_difference, probing_strings
 from fastling.errors import UserError
 from fastling.files import read_json
+from fastling.surgery.pieces import (
+    BPE,
+    NORMAL,
+    as_inside_a_text,
+    error_of_all,
+    extended_to_reach,
+    parse_model,
+    unreached_pieces,
+    with_pieces,
+)
 
-_BPE, _NORMAL = 2, 1
 PROOF_STRINGS = 2000
 """On which a tokenizer.json with added tokens is compared with itself before."""
 
@@ -42,6 +49,10 @@ class NewTokens:
     """Pieces that their own text does not come out as; other text still may."""
     files: dict[str, str | bytes]
     """Name -> content of the tokenizer files that change."""
+    known: list[str] = field(default_factory=list)
+    """What was given and is in the vocabulary already."""
+    helpers: list[str] = field(default_factory=list)
+    """Those of `texts`, the last ones, that were not given and that the given ones are merged from."""
 
     @property
     def first_id(self) -> int:
@@ -68,7 +79,10 @@ def _byte_level_letters() -> list[str]:
 
 
 def read_token_file(path: Path) -> list[str]:
-    """One token a line, blanks included; empty lines are skipped. Raises UserError for what is none."""
+    """One token a line, blanks included; empty lines are skipped, and what was given before.
+
+    Raises UserError for what is none.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
@@ -76,33 +90,40 @@ def read_token_file(path: Path) -> list[str]:
     tokens = [line.removesuffix("\r") for line in lines if line.removesuffix("\r")]
     if not tokens:
         raise UserError(str(path), "holds no token", "Give one token a line.")
-    seen: set[str] = set()
-    for number, token in enumerate(tokens, 1):
-        if token in seen or not token.strip():
-            what = f"is given twice: {token!r}" if token in seen else f"is nothing but blanks: {token!r}"
-            raise UserError(str(path), f"token {number} {what}", "Remove it.")
-        seen.add(token)
-    return tokens
+    blank = [
+        f"token {number} is nothing but blanks" for number, each in enumerate(tokens, 1) if not each.strip()
+    ]
+    if blank:
+        raise error_of_all(str(path), blank, "Remove such lines.")
+    return list(dict.fromkeys(tokens))
 
 
 def add_tokens(folder: Path, texts: Sequence[str]) -> NewTokens:
-    """Tokens given as text. Raises UserError for one that the vocabulary has, or cannot reach."""
+    """Tokens given as text, those passed over that the vocabulary has.
+
+    Raises UserError where it has all, or for those that cannot become tokens.
+    """
     model = _sentencepiece_model(folder)
     if model is None:
         return _into_json(folder, texts)
-    pieces = [text.replace(" ", "▁") for text in texts]
-    extended, unreached = _extended(model, pieces)
-    letters = {piece.piece for piece in extended.pieces}
-    for text, piece in zip(texts, pieces, strict=True):
-        # SentencePiece merges letters that it has no piece for; a tokenizer.json makes bytes of them first.
-        if lacking := [letter for letter in piece if letter not in letters]:
-            what = f"{text!r} has a letter that is no token itself: {lacking[0]}"
-            raise UserError("--tokens", what, "Add the letter as a token, too, or leave it out.")
-    if unreached:
-        found = " + ".join(_alone(extended).encode(unreached[0], out_type=str))
-        what = f"{unreached[0]!r} cannot be reached by merging two pieces at a time; it comes out as {found}"
-        raise UserError("--tokens", what, "Add the joint of two of these as a token, too, or leave it out.")
-    return _into_sentencepiece(folder, model, extended, unreached, pieces)
+    held = {piece.piece for piece in model.pieces}
+    wanted = dict.fromkeys(text.replace(" ", "▁") for text in texts)
+    known = [piece for piece in wanted if piece in held]
+    pieces = [piece for piece in wanted if piece not in held]
+    _refuse_if_none(pieces, known)
+    extended, helpers = extended_to_reach(model, pieces)
+    added = _into_sentencepiece(folder, model, extended, [], [*pieces, *helpers])
+    return dataclasses.replace(added, known=_as_texts(known), helpers=_as_texts(helpers))
+
+
+def _refuse_if_none(lacking: Sequence[str], known: Sequence[str]) -> None:
+    if not lacking:
+        what = f"holds no token that the vocabulary lacks: {known[0]!r} and {len(known) - 1} others"
+        raise UserError("--tokens", what, "There is nothing to add.")
+
+
+def _as_texts(pieces: Sequence[str]) -> list[str]:
+    return [piece.replace("▁", " ") for piece in pieces]
 
 
 def add_pieces(folder: Path, pieces_file: Path) -> NewTokens:
@@ -111,14 +132,15 @@ def add_pieces(folder: Path, pieces_file: Path) -> NewTokens:
     if model is None:
         fix = "Such a vocabulary takes --tokens."
         raise UserError("--pieces", f"the tokenizer of {folder} is no SentencePiece model", fix)
-    other = _parse(SentencePieceTokenizer(pieces_file).processor.serialized_model_proto())
-    if other.trainer_spec.model_type != _BPE:
+    other = parse_model(SentencePieceTokenizer(pieces_file).processor.serialized_model_proto())
+    if other.trainer_spec.model_type != BPE:
         raise UserError("--pieces", f"is no BPE model: {pieces_file}", "Pieces of other kinds do not merge.")
     held = {piece.piece for piece in model.pieces}
-    pieces = [piece.piece for piece in other.pieces if piece.type == _NORMAL and piece.piece not in held]
+    pieces = [piece.piece for piece in other.pieces if piece.type == NORMAL and piece.piece not in held]
     if not pieces:
         raise UserError("--pieces", f"holds no piece that the vocabulary lacks: {pieces_file}")
-    return _into_sentencepiece(folder, model, *_extended(model, pieces), pieces=pieces)
+    extended = with_pieces(model, pieces)
+    return _into_sentencepiece(folder, model, extended, unreached_pieces(extended, pieces), pieces)
 
 
 def _sentencepiece_model(folder: Path):
@@ -132,8 +154,8 @@ def _sentencepiece_model(folder: Path):
         if (folder / "tokenizer.json").is_file():  # Llama 3's tokenizer.model is a tiktoken file
             return None
         raise
-    model = _parse(tokenizer.processor.serialized_model_proto())
-    if model.trainer_spec.model_type != _BPE:
+    model = parse_model(tokenizer.processor.serialized_model_proto())
+    if model.trainer_spec.model_type != BPE:
         raise UserError(str(path), "is no BPE model", "A Unigram vocabulary cannot be extended exactly.")
     known = load_tokenizer(folder).vocab_size
     if known != len(model.pieces):
@@ -142,49 +164,16 @@ def _sentencepiece_model(folder: Path):
     return model
 
 
-def _parse(serialized: bytes):
-    model = sentencepiece_model.ModelProto()
-    model.ParseFromString(serialized)
-    return model
-
-
-def _alone(model) -> sentencepiece.SentencePieceProcessor:
-    """Encodes a piece as it stands inside a text: without the space before a first word."""
-    model = copy.deepcopy(model)
-    model.normalizer_spec.add_dummy_prefix = False
-    model.normalizer_spec.remove_extra_whitespaces = False
-    return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-
-
-def _extended(model, pieces: list[str]) -> tuple:
-    """A model with more pieces, of lower score than all it had; and those that do not come out alone."""
-    ids = {piece.piece: number for number, piece in enumerate(model.pieces)}
-    extended = copy.deepcopy(model)
-    lowest = min((piece.score for piece in model.pieces if piece.type == _NORMAL), default=0.0)
-    for number, piece in enumerate(pieces, 1):
-        if piece in ids:
-            raise UserError(
-                "--tokens", f"{piece!r} is in the vocabulary already, as {ids[piece]}", "Remove it."
-            )
-        extended.pieces.add(piece=piece, score=lowest - number, type=_NORMAL)
-    extended.trainer_spec.vocab_size = len(extended.pieces)
-    found = _alone(extended).encode(pieces)
-    first = len(model.pieces)
-    return extended, [piece for number, piece in enumerate(pieces) if found[number] != [first + number]]
-
-
 def _into_sentencepiece(folder: Path, model, extended, unreached: list[str], pieces: list[str]) -> NewTokens:
     serialized = extended.SerializeToString()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tokenizer.model"
         path.write_bytes(serialized)
-        changed = _json_files(
-            folder, SentencePieceTokenizer(path), [piece.replace("▁", " ") for piece in pieces]
-        )
+        changed = _json_files(folder, SentencePieceTokenizer(path), _as_texts(pieces))
     return NewTokens(
         old=load_tokenizer(folder),
-        texts=[piece.replace("▁", " ") for piece in pieces],
-        parts=_alone(model).encode(pieces),
+        texts=_as_texts(pieces),
+        parts=as_inside_a_text(model).encode(pieces),
         unreached=unreached,
         files={"tokenizer.model": serialized, **changed},
     )
@@ -247,12 +236,10 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     if not path.is_file():
         raise UserError(str(folder), "holds neither tokenizer.json nor tokenizer.model")
     old = JsonTokenizer(path)
-    parts = old.encode(texts)
-    for text, ids in zip(texts, parts, strict=True):
-        known = old.control_id(text)
-        if known is not None or len(ids) == 1:
-            number = ids[0] if known is None else known
-            raise UserError("--tokens", f"{text!r} is in the vocabulary already, as {number}", "Remove it.")
+    parts = dict(zip(texts, old.encode(texts), strict=True))
+    known = [text for text in texts if old.control_id(text) is not None or len(parts[text]) == 1]
+    texts = [text for text in texts if text not in set(known)]
+    _refuse_if_none(texts, known)
     ids = {text: old.vocab_size + number for number, text in enumerate(texts)}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     fields = read_json(path)
@@ -268,7 +255,7 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
             files[name] = _json(listed)
         elif key is None and listed:
             files[name] = _json(listed | ids)
-    return NewTokens(old=old, texts=list(texts), parts=parts, unreached=[], files=files)
+    return NewTokens(old, texts, [parts[text] for text in texts], unreached=[], files=files, known=known)
 
 
 def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> None:
@@ -278,12 +265,18 @@ def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> 
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
+    split = [
+        repr(text)
+        for text, number in ids.items()
+        if after.token_to_id(text) == number and after.encode(text, add_special_tokens=False).ids != [number]
+    ]
+    if split:
+        problems = [f"{text} does not come out as one token" for text in split]
+        raise error_of_all("--tokens", problems, "Leave them out.")
     for text, number in ids.items():
         if after.token_to_id(text) != number:
             what = f"has holes in its ids: {text!r} would be {after.token_to_id(text)}, and not {number}"
             raise UserError(str(old.path), what)
-        if after.encode(text, add_special_tokens=False).ids != [number]:
-            raise UserError("--tokens", f"{text!r} does not come out as one token", "Leave it out.")
         for around in ("a{}b", "我{}你", "x {} y"):
             expected, found = (_back_and_forth(each, around.format(text)) for each in (before, after))
             if found != expected:

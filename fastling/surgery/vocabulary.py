@@ -106,6 +106,8 @@ def extend_model(folder: Path, out: Path, added: NewTokens, init: str, multiple:
         "rows": rows,
         "rows_before": old_rows,
         "init": init,
+        "known": added.known,
+        "helpers": added.helpers,
         "unreached": added.unreached,
         "pieces_per_token_before": sum(map(len, added.parts)) / len(added.parts),
     }

@@ -8,6 +8,7 @@ import pytest
 from conftest import DEMO
 
 from benchmarks import data
+from benchmarks.timing import KEYS
 from fastling.data.conversation import parse_row, read_rows
 from fastling.errors import RunError, UserError, run_command
 
@@ -54,6 +55,7 @@ def test_the_whole_on_the_demos_data(tmp_path, capsys):
     options += ["--data", str(DEMO / "train.jsonl"), "--out", str(out)]
     assert run_command(data.main, options) == 0
     rows = {(row["case"], row["provider"]): row for row in map(json.loads, out.read_text().splitlines())}
+    assert all(set(KEYS) <= row.keys() for row in rows.values())
     whole, few = rows["prepare", "one process"], rows["prepare", "a tenth of the rows"]
     assert whole["tokens"] == rows["prepare", "all cores"]["tokens"] > 5 * few["tokens"]
     assert ("prepare", "trl") not in rows  # it is compared with another template only

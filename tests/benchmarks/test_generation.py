@@ -7,6 +7,7 @@ import torch
 from conftest import run_python
 
 from benchmarks import generation
+from benchmarks.timing import KEYS
 from fastling.errors import RunError
 
 
@@ -28,7 +29,7 @@ def test_a_row_for_each_side_with_speed_spread_and_memory():
         assert row["bench"] == "generation" and row["case"] == "one" and row["new_tokens"] == 4
         assert row["torch"] == torch.__version__ and row["commit"] and row["date"] and row["device"]
         assert row["tokens_per_s"] == pytest.approx(4000 / row["milliseconds"], rel=0.01)
-        assert row["spread"] >= 0 and 50 < row["peak_mib"] < 5000
+        assert set(KEYS) <= row.keys() and row["spread"] >= 0 and 50 < row["peak_mib"] < 5000
     assert "tokens/s" in result.stderr
 
 

@@ -7,6 +7,7 @@ from conftest import DEMO, tiny_settings
 from interactive.parallel_text import write_corpus
 
 from benchmarks import interactive
+from benchmarks.timing import KEYS
 from fastling import dialogues
 from fastling.config import Source
 from fastling.errors import UserError, run_command
@@ -73,6 +74,7 @@ def test_both_arms_train_and_are_judged_by_type(corpus, tmp_path):
     arguments = ["--config", str(config), "--text", str(folder), "--out", str(tmp_path / "out")]
     assert run_command(interactive.main, arguments) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "table.jsonl").read_text().splitlines()]
+    assert all(set(KEYS) <= row.keys() and row["case"] == row.get("held_out") for row in rows)
     names = {row["held_out"] for row in rows if "held_out" in row}
     types = {row["type"] for row in interactive.read_dialogues(Source(**source))}
     assert names == {f"de-en.{name}" for name in types | {"single"}}

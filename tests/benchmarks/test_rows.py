@@ -4,8 +4,10 @@ import json
 
 import pytest
 from benchmarks.page_rows import compared, machine, rung, timed_kernel, trained
+from conftest import ROOT
 
 from benchmarks.rows import newest_and_older, read, runs_of
+from benchmarks.timing import KEYS, add_rows
 from fastling.errors import UserError
 
 
@@ -24,6 +26,21 @@ def test_all_rows_are_read_but_a_last_line_cut_short(tmp_path):
     assert read(path) == rows
     path.write_text("")
     assert read(path) == []
+
+
+def test_every_row_has_every_key_and_those_without_a_value_are_not_shown(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"bench": "unheard of", **machine()}
+    add_rows([row], path)
+    assert set(KEYS) <= json.loads(path.read_text()).keys()
+    assert read(path) == [row]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks/results").glob("*.jsonl")), ids=lambda path: path.stem
+)
+def test_kept_rows_have_every_key(path):
+    assert all(set(KEYS) <= json.loads(line).keys() for line in path.read_text().splitlines())
 
 
 @pytest.mark.parametrize("line, words", [

@@ -92,6 +92,21 @@ LATER = [
 ("选择：D","D"),("所以，答案是：**D. Rome**","D"),("因为A错，所以选B","B"),("不能选A，也不能选B，只能选C","C"),("A、B、D错误，C正确","C"),("A、B错误，C、D正确","CD"),("C，因为柏林是德国首都","C"),("C 因为柏林是德国首都","C"),
 ("The answer is definitely not A; it's C.","C"),("The answer: (B), i.e. London","B"),("正确的是B","B"),("正确的是B和C","BC"),("下列说法正确的是D","D"),("Ans. C","C"),("Choice C.","C"),("D because it's in Italy","D"),("答案就是A","A"),("选B吧","B"),("应该是C吧","C")
 ]  # fmt: skip
+NUMBERS = ("20", "25", "30", "blue", "②③")
+# (text, letters) for options that are numbers and small letters, repeated with their letter as AGIEval
+# writes them, "(B)25"
+REPEATED = [
+    ("(B)25", "B"), ("(B) 25", "B"), ("B)25", "B"), ("B.25", "B"), ("B:25", "B"), ("B、25", "B"), ("B．25", "B"),
+    ("（B）25", "B"), ("[B]25", "B"), ("【B】25", "B"), ("(B)25.", "B"), ("(B)25, because 5*5=25", "B"),
+    ("(B)25\n\nBecause 5*5=25", "B"), ("B．25\n解析：略", "B"), ("(b)25", "B"), ("(D)blue", "D"), ("D、blue", "D"),
+    ("(E)②③", "E"), ("(E)23", "E"), ("B 25", "B"), ("B - 25", "B"), ("Option (B) 25", "B"), ("Option B: 25", "B"),
+    ("选项B：25", "B"), ("\\boxed{(B)25}", "B"), ("The answer is (B)25", "B"), ("答案选项：B", "B"), ("Sure! B", "B"),
+    ("Correct answer - B", "B"), ("Answer - B", "B"), ('{"answer": "B"}', "B"), ("好的。B", "B"),
+    # nothing that can be counted on
+    ("(B)251", UNCLEAR), ("B.255", UNCLEAR), ("(A)blueprint", UNCLEAR), ("(B)25 is wrong", UNCLEAR), ("b 25", UNCLEAR),
+    ("(A)20 (B)25 (C)30 (D)blue (E)②③", UNCLEAR), ("(A)20\n(B)25", UNCLEAR), ("(A)20. (B)25.", UNCLEAR),
+    ("Option A: 20. Option B: 25.", UNCLEAR), ("B25", UNCLEAR), ("B 25 30", UNCLEAR), ("Sure!", UNCLEAR), ("(B)30", UNCLEAR),
+]  # fmt: skip
 MISSED = [("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Berlin is the city.", "C")]
 """Clear to a person and not read: counted as unanswered, which is the side to err on."""
 
@@ -100,6 +115,17 @@ MISSED = [("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Be
 def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
     choice = extract_choice(text, CITIES)
     assert choice == (frozenset(letters) if letters else None), choice
+
+
+@pytest.mark.parametrize(("text", "letters"), REPEATED)
+def test_an_option_repeated_with_its_letter_is_chosen(text, letters):
+    choice = extract_choice(text, NUMBERS)
+    assert choice == (frozenset(letters) if letters else None), choice
+
+
+def test_a_letter_and_a_text_that_are_another_options_text_choose_that_one():
+    assert extract_choice("A cat", ["cat", "A cat", "dog"]) == {"B"}
+    assert extract_choice("A cat, as it were", ["cat", "hen"]) is None
 
 
 @pytest.mark.parametrize(("text", "letters"), MISSED)

@@ -319,7 +319,15 @@ TWO = {"1": ("generic", ("Hi?", "So?")), "b": ("math", ("1 + 1?",))}
     ],
 )  # fmt: skip
 def test_answers_are_read_in_each_form(tmp_path, rows):
-    assert read_answers(write_rows(tmp_path / "a.jsonl", rows), TWO) == {"1": ("A", "B"), "b": ("2",)}
+    answers, notes = read_answers(write_rows(tmp_path / "a.jsonl", rows), TWO)
+    assert answers == {"1": ("A", "B"), "b": ("2",)} and not notes
+
+
+def test_answers_to_questions_that_are_not_asked_are_passed_over_with_a_note(tmp_path):
+    rows = [{"question_id": "b", "text": "2"}, {"question_id": 7}, {"question_id": 1, "text": ["A", "B"]}]
+    answers, notes = read_answers(write_rows(tmp_path / "a.jsonl", rows), TWO)
+    assert answers.keys() == {"1", "b"}
+    assert notes == ("answers in a.jsonl that no question asks for: 1",)
 
 
 def test_questions_are_read_in_each_form(tmp_path):
@@ -342,7 +350,6 @@ def test_questions_are_read_in_each_form(tmp_path):
         (b'{"question_id": 1.0, "text": ["A", "B"]}', "has no question_id"),
         (b'{"question_id": "\\n", "text": ["A", "B"]}', "has no question_id"),
         (b'{"question_id": "b", "text": "2"}', "question_id b is given twice"),
-        (b'{"question_id": 2, "text": ["A", "B"]}', "answers a question that is not asked: 2"),
         (b'{"question_id": 1, "text": ["A"]}', "holds 1 answers; the turns are 2"),
         (b'{"question_id": 1, "text": "A"}', "holds 1 answers; the turns are 2"),
         (b'{"question_id": 1, "text": ["A", "B", "C"]}', "holds 3 answers; the turns are 2"),

@@ -95,10 +95,34 @@ def test_japanese_and_korean_are_cut_by_mecab_or_the_extra_is_named(run, languag
     assert caught.value.fix == f"pip install 'sacrebleu[{language}]'"
 
 
-def test_an_unknown_language_is_an_error_that_lists_the_known(run):
-    with pytest.raises(UserError, match="unknown language: xx") as caught:
-        run(ENGLISH, ENGLISH, "xx")
-    assert "de" in caught.value.fix and "zh" in caught.value.fix
+@pytest.mark.parametrize(
+    ("given", "code", "tokenizer", "note"),
+    [
+        ("xx", "xx", "13a", "BLEU cuts xx by 13a, at spaces and punctuation"),
+        ("th", "th", "13a", "BLEU cuts th by 13a, at spaces, of which it has few: compare systems by chrF"),
+        ("zh-CN", "zh", "zh", None), ("zho_Hans", "zh", "zh", None), ("EN", "en", "13a", None), ("pt_BR", "pt", "13a", None),
+    ],
+)  # fmt: skip
+def test_translations_into_any_language_are_scored(run, given, code, tokenizer, note):
+    result = run(CHINESE, CHINESE, given)
+    assert result.scores["target_lang"] == code and f"tok:{tokenizer}|" in result.scores["bleu_signature"]
+    assert result.notes == ((note,) if note else ())
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [("Chinese", "Did you mean zh?"), ("cn", "Did you mean zh?"), ("germn", "Did you mean de?"), ("8", "such as zh")],
+)  # fmt: skip
+def test_what_is_no_code_of_a_language_is_an_error_that_names_one(run, given, fix):
+    with pytest.raises(UserError, match=f"is no code of a language: {given}") as caught:
+        run(ENGLISH, ENGLISH, given)
+    assert fix in caught.value.fix
+
+
+def test_a_model_is_asked_for_languages_whose_names_are_known(run, tmp_path):
+    with pytest.raises(UserError, match="no name here to ask a model for it by: xx") as caught:
+        run(None, ENGLISH, "xx", "--model", str(tmp_path), sources=CHINESE)
+    assert "any language" in caught.value.fix
 
 
 def test_empty_hypotheses_are_counted_and_scored_as_empty(run):
@@ -144,6 +168,7 @@ def test_files_that_are_no_lines_are_named(run, content, words):
 def test_bootstrap_gives_an_interval_around_the_score(run):
     result = run(ENGLISH_OUTPUTS, ENGLISH, "en", "--bootstrap", "100")
     low, high = result.scores["chrf_interval"]
+    assert json.loads(json.dumps(result.as_json()))["bleu_interval"] == result.scores["bleu_interval"]
     assert low < result.scores["chrf"] < high and "bs:100" in result.scores["chrf_signature"]
     assert result.tables[0].columns[2] == "95 % interval"
     with pytest.raises(UserError, match="--bootstrap"):

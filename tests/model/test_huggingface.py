@@ -582,3 +582,17 @@ def test_a_config_of_wrong_types_is_refused_in_words(tmp_path, content, said):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=said):
         read_config(tmp_path)
+
+
+def test_a_dtype_by_its_name_is_refused_in_words(tmp_path):
+    with pytest.raises(TypeError, match="such as torch.float32: 'float32'"):
+        load_pretrained(tmp_path, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"), [("export", "its model is .*export"), ("checkpoints", "fastling export --run")]
+)
+def test_of_a_runs_folder_the_export_is_named(tmp_path, holds, said):
+    (tmp_path / holds).mkdir()
+    with pytest.raises(UserError, match=f"the folder of a run.*{said}"):
+        load_pretrained(tmp_path)

@@ -126,6 +126,17 @@ def test_what_a_caller_leaves_out_is_derived(pack):
     assert torch.equal(given, model.logits(pack.tokens, pack.cu_seqlens))
 
 
+@pytest.mark.parametrize("borders", [[0, 3, 7], [1, 6], [0, 8], [0, 4, 2, 6], [], [[0, 6]]], ids=str)
+def test_borders_that_are_not_the_tokens_are_refused_in_words(borders):
+    with pytest.raises(ValueError, match=r"logits: cu_seqlens must ascend from 0 to the 6 tokens"):
+        tiny_model().logits(torch.arange(6), torch.tensor(borders, dtype=torch.int32))
+
+
+def test_a_batch_dimension_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"no batch dimension: \(1, 6\)"):
+        tiny_model().logits(torch.arange(6)[None], torch.tensor([0, 6], dtype=torch.int32))
+
+
 def test_logit_index_gives_the_same_rows(pack):
     model = tiny_model()
     last = pack.cu_seqlens[1:].long() - 1

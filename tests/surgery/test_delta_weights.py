@@ -190,6 +190,13 @@ def test_the_base_may_be_metas_original_files(made, tmp_path):
         make_delta(folder / "base", meta, tmp_path / "delta", None)
 
 
+def test_the_template_goes_with_the_model(copied):
+    (copied / "target/template.yaml").write_text("name: mine\n")
+    make_delta(copied / "base", copied / "target", copied / "again", None)
+    apply_delta(copied / "base", copied / "again", copied / "out", no_warning)
+    assert (copied / "out/template.yaml").read_text() == "name: mine\n"
+
+
 def test_only_files_that_were_there_when_it_was_made_are_passed_on(copied):
     (copied / "delta/tokenizer.json").write_text("slipped in")
     apply_delta(copied / "base", copied / "delta", copied / "out", no_warning)

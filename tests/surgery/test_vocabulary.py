@@ -18,6 +18,7 @@ from fastling.data import tokenizer_export
 from fastling.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import UserError
+from fastling.surgery.pieces import extended_to_reach, parse_model
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
 from fastling.surgery.vocabulary import extend_model
 
@@ -200,14 +201,17 @@ def test_transformers_puts_the_same_begin_token_as_before(spm, tmp_path, setting
 
 @pytest.fixture(scope="module")
 def other_pieces(tmp_path_factory):
+    return train_pieces(tmp_path_factory.mktemp("pieces"), "identity")
+
+
+def train_pieces(folder, rule):
     """A SentencePiece BPE model of another language, trained on text that the demo has little of."""
-    folder = tmp_path_factory.mktemp("pieces")
     words = "szczęście źródło żółw świat łódź książka gęś ćma jaźń chrząszcz brzmi w trzcinie".split()
     lines = [" ".join(words[i:] + words[:i]) for i in range(len(words))] * 20
     (folder / "text").write_text("\n".join(lines), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "text"), model_prefix=str(folder / "new"), vocab_size=120, model_type="bpe",
-        byte_fallback=False, character_coverage=1.0, normalization_rule_name="identity", minloglevel=2,
+        byte_fallback=False, character_coverage=1.0, normalization_rule_name=rule, minloglevel=2,
     )  # fmt: skip
     return folder / "new.model"
 
@@ -305,34 +309,55 @@ def test_rows_that_were_padding_are_taken_first(tmp_path):
     assert torch.equal(after[2001], before[row]) and after.dtype == torch.bfloat16
 
 
+# Word lists ------------------------------------------------------------------------------------------
+
+
+def test_what_the_vocabulary_has_is_passed_over(case):
+    model, _, added = case
+    known = ["▁a", "in"] if "舒舟" in added.texts else ["<|end|>", "e"]
+    again = add_tokens(model, [*known, added.texts[0]])
+    assert again.texts == added.texts[:1] and len(again.known) == 2 and again.first_id == added.first_id
+
+
+def test_letters_and_joints_that_a_word_is_merged_from_are_added_and_told(spm, tmp_path):
+    model, words = spm[0], ["舒舟艾芳", "龘龘", "艾龘", " qzqzqz"]
+    added = add_tokens(model, words)
+    assert added.texts[: len(words)] == words and added.texts[len(words) :] == added.helpers
+    assert added.helpers[0] == "龘" and "舒舟" in added.helpers
+    done = extend_model(model, tmp_path / "out", added, "mean-of-pieces")
+    assert done["helpers"] == added.helpers and done["tokens"] == len(added.texts)
+    new = load_tokenizer(tmp_path / "out")
+    for number, word in enumerate(words, added.first_id):
+        assert number in new.encode([f"我{word}"])[0]
+    assert new.encode(OLD_TEXTS) == load_tokenizer(model / "tokenizer.model").encode(OLD_TEXTS)
+
+
 # Refused ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("tokens", "said"),
-    [
-        (["▁a"], "'▁a' is in the vocabulary already"),
-        (["in"], "'in' is in the vocabulary already"),
-        (
-            ["舒舟艾芳"],
-            "cannot be reached by merging two pieces at a time; it comes out as 舒 + 舟 + 艾 + 芳",
-        ),
-        (["龘龘"], "'龘龘' has a letter that is no token itself: 龘"),
-        (["艾龘", "舒舟"], "'艾龘' has a letter that is no token itself: 龘"),
-    ],
-)
-def test_tokens_that_cannot_be_added(spm, tokens, said):
-    with pytest.raises(UserError) as caught:
-        add_tokens(spm[0], tokens)
-    assert said in str(caught.value)
+def test_a_list_with_nothing_new_is_refused(case):
+    tokens = ["▁a", "in"] if "舒舟" in case[2].texts else ["<|end|>", " the", "e"]
+    with pytest.raises(UserError, match="holds no token that the vocabulary lacks"):
+        add_tokens(case[0], tokens)
 
 
-def test_byte_level_tokens_that_cannot_be_added(byte_level):
-    for token in ("<|end|>", " the", "e"):
-        with pytest.raises(UserError, match="is in the vocabulary already"):
-            add_tokens(byte_level[0], [token])
+def test_pieces_need_a_sentencepiece_model(byte_level):
     with pytest.raises(UserError, match="is no SentencePiece model"):
         add_pieces(byte_level[0], DEMO / "tokenizer.model")
+
+
+def test_all_that_cannot_become_a_token_is_told_at_once(tmp_path):
+    """A model that reads full-width letters as plain ones."""
+    model = parse_model(
+        SentencePieceTokenizer(train_pieces(tmp_path, "nfkc")).processor.serialized_model_proto()
+    )
+    with pytest.raises(UserError) as caught:
+        extended_to_reach(model, ["ab舒", *(f"Ｑ{letter}" for letter in "舒舟艾芳苍")])
+    said = str(caught.value)
+    assert (
+        "'Ｑ舒' is read as" in said and "'Ｑ艾'" in said and "... and 2 more" in said and "ab舒" not in said
+    )
+    assert len(said.splitlines()) <= 5
 
 
 def test_a_tokenizer_json_that_would_put_spaces_after_added_tokens_is_refused(tmp_path):
@@ -346,12 +371,11 @@ def test_a_tokenizer_json_that_would_put_spaces_after_added_tokens_is_refused(tm
 
 def test_files_of_tokens(tmp_path):
     path = tmp_path / "tokens"
-    path.write_bytes("\ufeff舒舟\r\n\n 艾芳\n".encode())
+    path.write_bytes("\ufeff舒舟\r\n\n 艾芳\n舒舟\n".encode())
     assert read_token_file(path) == ["舒舟", " 艾芳"]
     for content, said in (
         (b"", "holds no token"),
-        (b"a\na\n", "token 2 is given twice"),
-        (b"a\n  \n", "nothing but blanks"),
+        (b"a\n  \n", "token 2 is nothing but blanks"),
         (b"\xff", "cannot be read"),
     ):
         path.write_bytes(content)
