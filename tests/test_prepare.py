@@ -131,7 +131,7 @@ def test_refused_rows_that_were_held_out_are_listed_too(run, tmp_path):
     path = write(tmp_path / "held-out.jsonl", [GOOD, {"b": 1}])
     _, said, run_dir = run(validation=[{"name": "held-out", "path": path}])
     entries = [json.loads(line) for line in (run_dir / "refused.jsonl").read_text().splitlines()]
-    assert "held-out (held out): 1 rows refused: unknown-format" in said
+    assert "held-out (held out): 1 row refused: unknown-format" in said
     assert [entry["source"] for entry in entries] == [*["mixed"] * 3, "held-out"]
     assert entries[3]["location"] == f"{path}:2"
 
@@ -227,7 +227,7 @@ def test_names_that_look_like_markup_or_smileys_are_shown_as_they_are(run, sourc
     for source, name in zip(sources, ("x[/y]", "alpaca[zh] :smile:"), strict=True):
         source["name"] = name
     _, said, _ = run()
-    assert "x[/y]: 1 rows refused: broken-json" in said
+    assert "x[/y]: 1 row refused: broken-json" in said
     assert "alpaca[zh] :smile:" in said
 
 

@@ -102,16 +102,16 @@ def test_a_finished_run_started_again_changes_nothing(finished):
 
 
 def test_the_triton_kernels_train_the_same_model(tmp_path):
-    """Two processes, two steps, every kernel interpreted, against plain PyTorch."""
+    """Two processes, two steps, every kernel interpreted, against plain PyTorch in one."""
     courses = {}
-    for kernels in ("triton", "reference"):
+    for kernels, ranks in (("triton", 2), ("reference", 0)):
         config = tiny_settings(tmp_path / kernels)
         config["model"] |= {"kernels": kernels, "hidden_size": 16, "intermediate_size": 24}
         config["data"] |= {"sequence_length": 128, "validation": []}
         config["train"] |= {"steps": 2, "global_batch_tokens": 256, "micro_batch_tokens": 128}
         path = tmp_path / f"{kernels}.json"
         path.write_text(json.dumps(config))
-        result = train("--config", path, ranks=2, environment={"TRITON_INTERPRET": "1"})
+        result = train("--config", path, ranks=ranks, environment={"TRITON_INTERPRET": "1"})
         assert f"swiglu: {kernels}: named in the config" in result.stderr
         courses[kernels] = course(tmp_path / kernels)
     assert len(courses["triton"]) == 2
@@ -169,20 +169,27 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(whole, tmp_path):
         assert mine.read_bytes() == theirs.read_bytes()
 
 
-def test_resumed_on_another_number_of_processes_it_goes_on_with_the_same_data(whole, tmp_path):
+def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(whole, tmp_path):
+    """Four packs a step on two processes, then on three, as when a machine is lost: the same data and losses."""
     arguments, undisturbed = whole
     run_dir = tmp_path / "killed"
     start_and_kill(arguments, run_dir, 4)
-    assert "resuming after step" in train(*arguments, "--run_dir", run_dir).stderr
+    assert "resuming after step" in train(*arguments, "--run_dir", run_dir, ranks=3).stderr
     for mine, theirs in zip(course(run_dir), course(undisturbed), strict=True):
-        assert mine["tokens"] == theirs["tokens"]
+        assert (mine["tokens"], mine["supervised_tokens"]) == (theirs["tokens"], theirs["supervised_tokens"])
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-def test_a_replicated_run_resumes(whole, tmp_path):
-    """Replicas write each tensor once between them; the check must not miss it on the others."""
-    arguments = [*whole[0], "--run_dir", tmp_path / "run", "--parallel.replicate", "2"]
-    train(*arguments, ranks=2)
+def test_copies_make_what_shards_make_and_resume(whole, tmp_path):
+    """Their gradients are summed over both of two micro-batches at once; and they write each tensor once
+    between them, which the check must not miss on the others."""
+    arguments, undisturbed = whole
+    arguments = [*arguments, "--run_dir", tmp_path / "run", "--parallel.replicate", "2"]
+    train(*arguments, "--train.micro_batch_tokens", "256", ranks=2)
+    for mine, theirs in zip(course(tmp_path / "run"), course(undisturbed), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
     result = train(*arguments, ranks=2)
     assert "resuming after step 8 of 8" in result.stderr
     assert "damaged" not in result.stderr
@@ -262,19 +269,6 @@ def test_a_pretrained_folder_is_fine_tuned(finished, tmp_path):
     assert exported["torch_dtype"] == exported["dtype"] == "bfloat16"
 
 
-def test_a_run_goes_on_with_processes_that_cannot_share_its_packs_evenly(finished, tmp_path):
-    """Four packs a step on two processes, then on three, as when a machine is lost."""
-    config, run_dir, _ = finished
-    killed = tmp_path / "killed"
-    start_and_kill(["--config", config, "--log.wandb", "false"], killed, enough=3)
-    result = train("--config", config, "--run_dir", killed, "--log.wandb", "false", ranks=3)
-    assert "resuming after step" in result.stderr
-    for mine, theirs in zip(course(killed), course(run_dir), strict=True):
-        assert (mine["tokens"], mine["supervised_tokens"]) == (theirs["tokens"], theirs["supervised_tokens"])
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-
-
 def test_spoilt_samples_and_a_lost_export_do_not_keep_a_run_from_going_on(finished, tmp_path):
     """A kill while samples are written cuts a character; one while an export is replaced leaves two folders."""
     config, run_dir, _ = finished
@@ -283,7 +277,7 @@ def test_spoilt_samples_and_a_lost_export_do_not_keep_a_run_from_going_on(finish
     with open(copy / "samples.jsonl", "ab") as file:
         file.write(b'{"step": 6, "question": "\xe8\xaf')
     (copy / "export").rename(copy / ".export.replaced")
-    train("--config", config, "--run_dir", copy, "--log.wandb", "false", ranks=2)
+    train("--config", config, "--run_dir", copy, "--log.wandb", "false")
     assert (copy / "samples.jsonl").read_text() == (run_dir / "samples.jsonl").read_text()
     assert (copy / "export" / "README.md").exists() and not (copy / ".export.replaced").exists()
 
@@ -297,13 +291,3 @@ def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path):
     done = json.loads(train("--config", path, "--json").stdout)
     (line,) = read_json_lines(tmp_path / "run/metrics.jsonl")
     assert done["eval_loss_first"] == line["eval_loss_before"] == pytest.approx(7.6, abs=0.3)
-
-
-def test_copies_of_the_model_are_summed_once_a_step(finished, tmp_path):
-    """Two copies and two micro-batches: as two shards make it."""
-    config, run_dir, _ = finished
-    options = ("--parallel.replicate", "2", "--train.micro_batch_tokens", "256", "--log.wandb", "false")
-    train("--config", config, "--run_dir", tmp_path / "copies", *options, ranks=2)
-    for mine, theirs in zip(course(tmp_path / "copies"), course(run_dir), strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
