@@ -13,6 +13,8 @@ from surgery.models import logits_of, make_model, tensors_of, tuned
 from fastling import delta
 from fastling.errors import UserError
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -19,6 +19,8 @@ from fastling.interactive import build
 from fastling.interactive.pairs import Corpus
 from fastling.interactive.rules import BUILDERS
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 REAL = Path(os.environ.get("FASTLING_DATA", "/nowhere")) / "parallel"
 
 

@@ -22,6 +22,8 @@ from benchmarks.train import parse
 from benchmarks.training_page import picture_of_training
 from fastling.errors import run_command
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LADDER = [
     rung("packed", milliseconds=2000.0, memory_gib=100.0),

@@ -13,6 +13,8 @@ from benchmarks.growth import make_shape
 from benchmarks.simulation import Layout, Links, Measured, Part, copy_group, micro_batch_seconds, shard_group
 from fastling.errors import UserError, run_command
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 FAST = Links(450.0, 50.0, 0.0)
 LARGE, SHAPE = make_shape("8b"), make_shape("demo")
 LAYER_WEIGHTS = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336 + 2 * 4096

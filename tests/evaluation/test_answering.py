@@ -28,6 +28,8 @@ from fastling.model.generation import Decoding
 from fastling.settings import Parser
 from fastling.terminal import make_console
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 QUESTIONS = [
     Question(("Hello there!",)),
     Question(("提供这句话的英语翻译：你好。", "再短一些")),

@@ -7,6 +7,8 @@ import pytest
 from fastling.evaluation.instruction_checks import CHECKS, DISABLED, make_check
 from fastling.evaluation.instruction_text import language_of
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 LONG_CHINESE = "今天天气很好，我们去公园散步。孩子们在草地上玩耍，老人坐在树下聊天。"
 LONG_ENGLISH = "the old man walked slowly along the river and thought about his children."
 HINDI = "आज मौसम बहुत अच्छा है और हम बगीचे में घूमने जा रहे हैं।"

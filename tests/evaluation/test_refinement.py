@@ -15,6 +15,8 @@ from fastling.errors import run_command
 from fastling.evaluation import refinement
 from fastling.evaluation.revision import chrf
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 REAL = Path(os.environ.get("FASTLING_DATA", "/nowhere")) / "parallel"
 
 CAT = "The old cat slept on the mat on Monday."

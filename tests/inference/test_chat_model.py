@@ -18,6 +18,8 @@ from fastling.inference.chat_model import ChatModel, StreamedAnswer, load_chat_m
 from fastling.model.generation import Completion, Decoding, generate
 from fastling.model.llama import Llama, LlamaConfig
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 FRAGMENTS = [
     "Hello, world", " ", "  ", "\n", "\t", "请把这句话翻译成英语：", "龘", "，", "😀", "👩‍👩‍👧", "e\u0301",
     "</s>", "<s>", "<|im_end|>", "<|eot_id|>", "### Response:\n", "ASSISTANT: ", "a" * 30, "1,234.5",

@@ -9,6 +9,8 @@ from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.inference.streaming import TextStream
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 KINDS = ["sentencepiece", "demo", "byte-level", "qwen", "llama-json", "llama-first"]
 TEXTS = [
     "你好，世界！龘𠮷野家",

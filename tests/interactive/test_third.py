@@ -16,6 +16,8 @@ from fastling.interactive.pairs import Pair
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 
 def options(corpus, out, *more) -> list[str]:
     paths = ["--source", corpus.first, "--target", corpus.second, "--third", corpus.third, "--out", out]

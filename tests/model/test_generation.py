@@ -18,6 +18,8 @@ from fastling.model.huggingface import load_pretrained
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 TINY = LlamaConfig(
     vocab_size=67,
     hidden_size=32,

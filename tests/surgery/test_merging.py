@@ -17,6 +17,8 @@ from fastling.errors import UserError
 from fastling.surgery import merging
 from fastling.surgery.merging import average, merge_models, ties, trimmed
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 
 @pytest.fixture(autouse=True)
 def fewer_probing_strings(monkeypatch):

@@ -22,6 +22,8 @@ from fastling.surgery.pieces import extended_to_reach, parse_model
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
 from fastling.surgery.vocabulary import extend_model
 
+pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
+
 TOKENS = ["舒舟", " 艾", " 艾芳", "苍舒", "苍舒舟", "龘", "zq", "qzq", "qzqz", "nh"]
 """Joints of pieces that the demo's tokenizer has, a letter that it lacks, and a leading space."""
 BYTE_TOKENS = ["龘龘", "<note>", " Übersetzung", "qzq"]
