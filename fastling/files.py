@@ -44,17 +44,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """Objects of a file that a run appends to, up to the first line that a kill or a full disk has spoilt."""
+    """Objects of a file that a run appends to, without the lines that a kill or a full disk has spoilt."""
     lines: list[dict] = []
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError):
-                break
-            if not isinstance(line, dict):
-                break
-            lines.append(line)
+                continue
+            if isinstance(line, dict):
+                lines.append(line)
     return lines
 
 

@@ -30,7 +30,6 @@ from fastling.training.footprint import GIB, Footprint, Weights, footprint
 from fastling.training.metrics import Work
 
 RECOMPUTING = ("none", "selective", "full")  # the faster first
-MOST_GPUS = 1024
 
 
 class Planner:
@@ -42,7 +41,7 @@ class Planner:
             raise UserError("parallel.replicate", f"does not divide {gpus} GPUs: {config.parallel.replicate}")
         self.prepared = prepare_data(config)
         self.shape = model_config(config, self.prepared.encoder)
-        self.micro_batches, packs = share_of_step(config, gpus)
+        _, packs = share_of_step(config, gpus)
         self.micro_batch_tokens = packs * config.data.sequence_length
         self.work = work_of(self.prepared, self.shape)
 
@@ -90,13 +89,16 @@ class Planner:
         for mode, tokens, memory in self.choices():
             if self.fits(memory):
                 return f"--train.micro_batch_tokens {tokens} --train.activation_checkpointing {mode} fits."
-        least = {"activation_checkpointing": "full", "micro_batch_tokens": self.config.data.sequence_length}
-        gpus = self.gpus
-        while gpus < MOST_GPUS:
-            gpus *= 2
-            if self.fits(self.memory(gpus=gpus, **least)):
-                return f"{gpus} such GPUs would do, with --train.activation_checkpointing full."
-        return "No number of such GPUs would do: a pack of fewer tokens (data.sequence_length) may."
+        length = self.config.data.sequence_length
+        least = {"activation_checkpointing": "full", "micro_batch_tokens": length}
+        packs = self.config.train.global_batch_tokens // length
+        for gpus in range(2 * self.gpus, packs + 1, self.gpus):
+            if packs % gpus == 0 and self.fits(self.memory(gpus=gpus, **least)):
+                options = f"--train.micro_batch_tokens {length} --train.activation_checkpointing full"
+                return f"--gpus {gpus} {options} fits."
+        return (
+            "No number of such GPUs that share a step's packs would do; data.sequence_length may be lowered."
+        )
 
 
 def work_of(prepared: Prepared, shape: LlamaConfig) -> dict[str, int | float]:

@@ -162,6 +162,8 @@ def main(arguments: Sequence[str]) -> int:
             print_checks(checks, config, world, make_console())
     if checks and options.json:
         rows = [{**asdict(check), "passed": check.passed} for check in checks]
+        for row in rows:
+            row["error"] = row["error"] if math.isfinite(row["error"]) else None  # JSON has no infinity
         print(json.dumps({"passed": not broken, "checks": rows}))
     return 1 if broken else 0
 

@@ -8,12 +8,15 @@ from conftest import run_python
 
 from fastling import ops, verify
 from fastling.data.batches import Normaliser
+from fastling.training import plain_gradient
 
 
 def broken(capsys, config, *options: str) -> tuple[int, set[str]]:
     """Exit status, and the promises that do not hold."""
     status = verify.main(["--config", str(config), "--json", *options])
-    found = json.loads(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    found = json.loads(text)
+    assert "Infinity" not in text and "NaN" not in text  # no JSON
     assert found["passed"] == (status == 0)
     return status, {check["promise"] for check in found["checks"] if not check["passed"]}
 
@@ -60,6 +63,19 @@ def test_documents_that_weigh_too_much_break_the_gradient(capsys, tiny_run, monk
 
     monkeypatch.setattr(Normaliser, "weights", off)
     assert broken(capsys, tiny_run(train={"precision": precision})) == (1, {"P7"})
+
+
+def test_a_gradient_that_is_no_number_is_not_passed_over(capsys, tiny_run, monkeypatch):
+    """NaN is larger than nothing: a maximum would pass over it."""
+    right = plain_gradient.plain_gradient
+
+    def with_a_hole(*arguments):
+        found = right(*arguments)
+        found["model.norm.weight"][0] = torch.nan
+        return found
+
+    monkeypatch.setattr(plain_gradient, "plain_gradient", with_a_hole)
+    assert broken(capsys, tiny_run()) == (1, {"P7"})
 
 
 def test_a_rough_kernel_breaks_exactness(capsys, tiny_run, monkeypatch):

@@ -89,8 +89,8 @@ def test_sums_by_group():
 @pytest.mark.parametrize("rest", [b'{"step": 2, "lo', b'{"step": 2, "q": "\xe8\xaf', b"\0\0\0", b"[2]", b""])
 def test_what_a_kill_has_spoilt_is_left_out(tmp_path, rest):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + rest)
-    assert read_json_lines(path) == [{"step": 1, "loss": 2.0}]
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + rest + b'\n{"step": 3}\n')
+    assert read_json_lines(path) == [{"step": 1, "loss": 2.0}, {"step": 3}]
     assert read_json_lines(tmp_path / "none.jsonl") == []
 
 
