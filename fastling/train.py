@@ -24,9 +24,9 @@ from fastling.prepare import prepare_data, print_ledger
 from fastling.terminal import make_console
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
-from fastling.training.determinism import one_order
 from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers, sums_by
 from fastling.training.float8 import check_float8
+from fastling.training.gradient import add_gradients
 from fastling.training.isolation import prove_isolation
 from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_wandb, plot_loss
 from fastling.training.optimizer import clip, learning_rate, make_optimizer
@@ -179,14 +179,8 @@ class Run:
         config, device = self.config, self.world.device
         num_sources = len(self.prepared.training.source_names)
         sums = torch.zeros(1 + 2 * num_sources, device=device)
-        for number_in_step, batch in enumerate(step.batches, start=1):
-            # Copies of the model add up their gradients once a step, not once a micro-batch.
-            self.model.set_requires_all_reduce(number_in_step == len(step.batches))
-            batch = batch.to(device)
-            with one_order(config.train.deterministic, device, compute_dtype(config)):
-                loss, nll = self.model.loss_and_nll(batch)
-                loss.backward()
-            sums += torch.cat([loss.detach().view(1), sums_by(batch.sources, nll, num_sources)])
+        for batch, loss, nll in add_gradients(self.model, step.batches, config, device):
+            sums += torch.cat([loss.view(1), sums_by(batch.sources, nll, num_sources)])
         grad_norm = clip(self.optimizer, config.optimizer.clip_norm)
         lr = learning_rate(config.optimizer, number - 1, len(self.loader))
         for group in self.optimizer.param_groups:

@@ -19,6 +19,7 @@ from fastling.data.store import Store
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.training.build import build_model, make_loader
+from fastling.training.gradient import add_gradients
 from fastling.training.parallel import World, compute_dtype
 
 LAYERS = 2
@@ -61,7 +62,7 @@ def compare_gradients(
     expected, allowed = {}, {}
     if world.is_main:
         expected, allowed = _expected(config, shape, store, documents, world.device)
-    found = _training_gradient(config, shape, store, plan, world)
+    found = training_gradient(config, shape, store, plan, world)
     distances = []
     for name, gradient in found:
         if world.is_main:
@@ -124,19 +125,18 @@ def _sum_of(turns: list[torch.Tensor], loss: str) -> tuple[torch.Tensor, int]:
     return (tokens.sum(), len(tokens)) if loss == "token" else (tokens.mean(), 1)
 
 
-def _training_gradient(
+def training_gradient(
     config: Config, shape: LlamaConfig, store: Store, plan: Plan, world: World
 ) -> Iterable[tuple[str, torch.Tensor]]:
-    """The same as training makes them, whole, on every rank."""
+    """The "loss" and gradients of the first step as training makes them, whole, on every rank."""
     ops.configure(
         config.model.kernels, config.model.attention, device=world.device, dtype=compute_dtype(config)
     )
     model = build_model(config, shape, world)
     loss = torch.zeros((), device=world.device)
-    for batch in make_loader(config, world, store, plan).step(0).batches:
-        value = model.loss(batch.to(world.device))
-        value.backward()
-        loss += value.detach()
+    batches = make_loader(config, world, store, plan).step(0).batches
+    for _, part, _ in add_gradients(model, batches, config, world.device):
+        loss += part
     yield "loss", world.sum(loss)
     for name, parameter in model.named_parameters():
         yield name, parameter.grad.full_tensor()

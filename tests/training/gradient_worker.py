@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from fastling.config import Config, build_parser, parse
 from fastling.errors import leave
 from fastling.prepare import prepare_data
-from fastling.training.build import build_model, make_loader, model_config
+from fastling.training.build import model_config
 from fastling.training.parallel import World, open_world
+from fastling.training.plain_gradient import training_gradient
 
 
 def main() -> None:
@@ -28,17 +29,11 @@ def main() -> None:
 
 
 def gradients(config: Config, world: World) -> dict[str, torch.Tensor]:
-    """Whole gradients by name, and the loss, after this rank's share of the first step."""
+    """Whole gradients by name, and the loss, of the first step."""
     prepared = prepare_data(config)
-    model = build_model(config, model_config(config, prepared.encoder), world)
-    loader = make_loader(config, world, prepared.training, prepared.plan)
-    total = torch.zeros(())
-    for batch in loader.step(0).batches:
-        value = model.loss(batch)
-        value.backward()
-        total += value.detach()
-    named = {name: parameter.grad.full_tensor().clone() for name, parameter in model.named_parameters()}
-    return {**named, "loss": world.sum(total).view(1)}
+    shape = model_config(config, prepared.encoder)
+    found = dict(training_gradient(config, shape, prepared.training, prepared.plan, world))
+    return {**found, "loss": found["loss"].view(1)}
 
 
 if __name__ == "__main__":
