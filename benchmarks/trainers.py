@@ -10,6 +10,7 @@ torchrun the first speaks and listens, and the others follow it.
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import sys
 import time
@@ -176,6 +177,10 @@ class Parts:
 # Peers ----------------------------------------------------------------------------------------------
 
 
+TRL_PACKS_AT_ONCE = 8
+"""Its default of `per_device_train_batch_size`."""
+
+
 def trl(case: Case, folder: Path, gate: Gate | Follower, **options) -> None:
     """TRL's SFTTrainer on the same packs, in the same order: packing "bfd", so padding-free."""
     from datasets import Dataset
@@ -241,8 +246,11 @@ def trl_attention() -> str:
 
 
 def trl_defaults(case: Case, folder: Path, gate: Gate | Follower) -> None:
-    """The same with TRL's default of checkpointing activations."""
-    trl(case, folder, gate, gradient_checkpointing=True)
+    """As it comes, but for packing: eight packs at once, or as many as a step shares, and recomputing."""
+    packs = case.packs // case.processes
+    at_once = math.gcd(TRL_PACKS_AT_ONCE, packs)
+    batch = {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": packs // at_once}
+    trl(case, folder, gate, gradient_checkpointing=True, **batch)
 
 
 def trl_at_once(case: Case, folder: Path, gate: Gate | Follower) -> None:
