@@ -5,13 +5,14 @@
 #                   of its own under .readers (20 GB, half an hour the first time; wants cmake and a C++ compiler)
 # make gpu-test     on a machine with a GPU: the tests of the kernels, compiled; GPU_PYTHON is the Python with
 #                   PyTorch for CUDA
-# make gpu-kernels  likewise: measure the kernels (8 minutes), then print and plot the results; RESULTS is the
-#                   folder of lines and plots
+# make gpu-kernels  likewise: measure the kernels (MINUTES, and one more), then print and plot the results; RESULTS
+#                   is the folder of lines and plots
 # make gpu-train    likewise: training, one thing more at a time, then beside its peers where they are installed
 
 PYTHON ?= python3
 GPU_PYTHON ?= python3
 RESULTS ?= benchmarks/results
+MINUTES ?= 7
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -70,8 +71,8 @@ $(READERS)/llama.cpp/installed: | .venv/installed-test
 gpu-kernels:
 	-$(GPU_PYTHON) -m fastling.verify --train.precision bf16 --model.hidden_size 2048 --model.intermediate_size 8192 \
 	--model.num_attention_heads 32 --model.num_key_value_heads 8
-	$(GPU_PYTHON) -m benchmarks.kernels --out $(RESULTS)/kernels.jsonl; status=$$?; [ $$status -eq 2 ] || \
-	$(GPU_PYTHON) -m benchmarks.report $(RESULTS)/*.jsonl --out $(RESULTS); exit $$status
+	$(GPU_PYTHON) -m benchmarks.kernels --minutes $(MINUTES) --out $(RESULTS)/kernels.jsonl; status=$$?; \
+	[ $$status -eq 2 ] || $(GPU_PYTHON) -m benchmarks.report $(RESULTS)/*.jsonl --out $(RESULTS); exit $$status
 
 # The most telling first, and each row is written when it is measured, should time run out. 1b fits 80 GB; the
 # others need more, and say so there. TRAIN_MORE rehearses it: TRAIN_MORE="--size demo --sequence-length 256 ...".
