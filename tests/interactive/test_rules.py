@@ -219,6 +219,15 @@ def test_items_to_keep_of_chinese(text, items):
         ("unfinished", "Letztes Jahr war gut,", "Last year was good,"),
         ("unfinished", 'Er sagte: "Letztes Jahr war gut.', 'He said: "Last year was good."'),
         ("damaged", "Letztes Jahr war sch?n für uns.", "Last year was nice for us."),
+        ("damaged", "Letztes Jahr war schÃ¶n fÃ¼r uns.", "Last year was nice for us."),
+        ("damaged", "Letztes Jahr war schön für uns.", "Last year wasnâ€™t nice for us."),
+        ("damaged", "Letztes Jahr war schön\x85 für uns.", "Last year was nice for us."),
+        (None, "Mehr auf https://x.de/suche?jahr=1 für uns.", "More on https://x.de/suche?jahr=1 for us."),
+        ("markup", "<b>Letztes Jahr</b> war gut für uns.", "Last year was good for us."),
+        ("markup", "Letztes Jahr war gut für uns.", "Last year was good for us.</s>"),
+        (None, "<b>Letztes Jahr</b> war 3 < 5 für uns.", "<b>Last year</b> was 3 < 5 and > 2 for us."),
+        ("capitals", "Letztes Jahr war gut für uns.", "LAST YEAR WAS GOOD FOR US."),
+        (None, "LETZTES JAHR WAR GUT FÜR UNS.", "LAST YEAR WAS GOOD FOR US."),
         ("wrong-language", "Last year was good for us and them.", "Last year was also good for us all."),
         (
             "length-ratio",
@@ -232,6 +241,14 @@ def test_items_to_keep_of_chinese(text, items):
 def test_gates_of_pairs(reason, first, second):
     exclusion = Exclusion(["THIS was a good year!"])
     assert gates.check_pair(Pair(1, first, second), knowledge_of("de", "en"), exclusion) == reason
+
+
+def test_chinese_is_no_text_in_capitals():
+    knowledge, nothing = knowledge_of("zh", "en"), Exclusion()
+    assert (
+        gates.check_pair(Pair(1, "NBA去年很好。", "The NBA was good last year."), knowledge, nothing) is None
+    )
+    assert gates.check_pair(Pair(1, "去年很好。", "LAST YEAR WAS GOOD."), knowledge, nothing) == "capitals"
 
 
 def broken(reason: str) -> Dialogue:
@@ -278,3 +295,5 @@ def test_sentences_of_evaluation_sets_are_known_whole_and_in_part():
     assert exclusion.holds("说三四五六七八九十甲乙丙丁戊己庚辛壬癸子丑")
     assert not exclusion.holds("三四五六七八九十甲乙丙丁")
     assert not Exclusion().holds(long)
+    untidy = Exclusion(["Das Fru\u0308hjahr &amp; der Auto\xadfahrer"])
+    assert untidy.holds("Das Frühjahr & der Autofahrer")
