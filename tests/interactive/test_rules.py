@@ -18,7 +18,7 @@ from fastling.interactive.dialogue import Dialogue, Wish
 from fastling.interactive.drafts import _MAKERS, Draft, is_sound, make_draft
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.pairs import Direction, Pair
-from fastling.interactive.phrasings import load_phrasings
+from fastling.interactive.phrasings import Phrasings, load_phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
 
 PAIRS = st.sampled_from(
@@ -122,6 +122,51 @@ def test_every_fault_is_what_its_name_says(kind):
         else:
             assert {draft.wrong, draft.right} == {"?", "."}
     assert found > 15
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "wrong"),
+    [
+        ("是真的。", "It is true.", "?"),
+        ("是真的吗？", "Say whether it is true.", None),
+        ("说是真的。", "It is true, is it?", None),
+        ("Is it true?", "请说说是不是真的。", None),
+        ("It is true.", "是真的。", "？"),
+    ],
+)
+def test_no_end_is_called_wrong_that_the_source_has(text, reference, wrong):
+    origin, target = ("en", "zh") if text[0] == "I" else ("zh", "en")
+    pair = Direction(1, origin, target, text, reference)
+    place = _MAKERS["punctuation"](pair, (), knowledge_of("zh", "en"), random.Random(0))
+    assert (place and place[1]) == wrong
+
+
+def test_nobody_says_the_same_sentence_twice(monkeypatch):
+    spoken = []
+
+    def say(phrasings, choose, key, said, **values):
+        spoken.append(said)
+        return original(phrasings, choose, key, said, **values)
+
+    original = Phrasings.say
+    monkeypatch.setattr(Phrasings, "say", say)
+    dialogues = [dialogue_of(("zh", "en", "de"), seed) for seed in range(100)]
+    for dialogue in dialogues:
+        assert sum(said is dialogue.said for said in spoken) == len(dialogue.said)
+
+
+def test_after_a_draft_and_a_question_about_words_it_is_said_anew_what_is_wanted(monkeypatch):
+    monkeypatch.setattr("fastling.interactive.rules.WHICH_WORDS_AGAIN", 1.0)
+    found, names = Counter(), ("English", "German", "Englisch", "Deutsch")
+    for seed in range(40):
+        for kind in ("correct_draft", "no_change", "translate"):
+            dialogue = dialogue_of(("de", "en"), seed, kind)
+            if dialogue and dialogue.steps[:2] == [kind, "which_words"] and len(dialogue.versions) > 1:
+                request = dialogue.turns[2][0]
+                found[kind, any(name in request for name in names)] += 1
+    assert found["correct_draft", True] > 5 and found["no_change", True] > 5
+    assert not found["correct_draft", False] and not found["no_change", False]
+    assert found["translate", False] > 5
 
 
 @many
