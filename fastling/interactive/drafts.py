@@ -216,6 +216,8 @@ def _punctuation(
         return None
     if pair.text[-1].translate(_HALF_WIDTH) == other.translate(_HALF_WIDTH):
         return None
+    if pair.target == "fr" and other == "?":
+        other = "\u00a0?"
     return len(text) - 1, other, text[-1]
 
 

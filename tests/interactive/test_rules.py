@@ -141,6 +141,11 @@ def test_no_end_is_called_wrong_that_the_source_has(text, reference, wrong):
     assert (place and place[1]) == wrong
 
 
+def test_a_french_question_has_its_space():
+    pair = Direction(1, "en", "fr", "It is true.", "Cela est vrai.")
+    assert _MAKERS["punctuation"](pair, (), knowledge_of("fr", "en"), random.Random(0))[1] == "\u00a0?"
+
+
 def test_nobody_says_the_same_sentence_twice(monkeypatch):
     spoken = []
 
