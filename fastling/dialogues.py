@@ -20,7 +20,7 @@ from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
 from fastling.interactive.knowledge import learn
 from fastling.interactive.languages import LANGUAGES, check_language
-from fastling.interactive.pairs import Corpus, make_corpus, with_third
+from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step, with_third
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
 from fastling.settings import Parser
@@ -43,6 +43,8 @@ MIX_WITH_THIRD = MIX | {SWITCH_TARGET: 7.0}
 RIGHT_DRAFTS = (0.1, 0.2)
 """Share of drafts that should need no change; with fewer a model always edits, with more it never does."""
 ENOUGH_DRAFTS = 100
+FEW_OUT_OF_STEP, MOST_OUT_OF_STEP = 0.02, 0.5
+"""Share of a sample that is told, and refused, where lines and their translations do not go together."""
 
 
 def parse_mix(text: str | None, has_third: bool) -> dict[str, float]:
@@ -188,6 +190,7 @@ def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -
         if not total:
             raise UserError(str(corpus.first), "is empty")
         sample = corpus.sample(total)
+        check_in_step(corpus, sample, console)
         knowledge = learn(corpus, sample)
         if not knowledge.running_text and mix.pop("continue_text", None):
             console.print(
@@ -198,6 +201,24 @@ def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -
             raise UserError("--mix", "leaves nothing to build: these lines are no running text")
         recipe = Recipe(knowledge, exclusion, phrasings, mix, options.seed)
         return dataclasses.replace(recipe, mix=even_mix(recipe, sample)), total
+
+
+def check_in_step(corpus: Corpus, sample: Sequence[Sequence[Pair]], console: Console) -> None:
+    """Raises UserError for files that are no translations of each other; tells it where a part is none.
+
+    One line that is missing in one file, and everything after it would be built on wrong translations.
+    """
+    for side in ("second", "third"):
+        path: Path | None = getattr(corpus, side)
+        bad, told = out_of_step(sample, side) if path else ([], 0)
+        if not bad or len(bad) <= FEW_OUT_OF_STEP * told:
+            continue
+        where, what = f"{path}:{bad[0]}", f"lines do not translate those of {corpus.first}"
+        if len(bad) >= MOST_OUT_OF_STEP * told:
+            fix = "Give files in which the same line is the same sentence."
+            raise UserError(where, f"from here on, {what}", fix)
+        share = f"{100 * len(bad) / told:.0f} %"
+        console.print(f"{where}: here and elsewhere, in {share} of a sample, {what}", soft_wrap=True)
 
 
 def summary(tally: Tally, corpus: Corpus, out: Path) -> dict:

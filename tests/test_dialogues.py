@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -314,11 +315,17 @@ def model_server():
 
 
 def good(number, body):
-    """Any turn that passes: of a text in German, a version in English that nobody gave before."""
-    words = f"There was a new word for all of it on day {number} of the year, and it was good to hear."
-    if "English translation" not in body["messages"][0]["content"]:
-        words = f"Es war am Tag {number} des Jahres ein neues Wort für alles, und es war gut zu hören."
-    return 200, completion(json.dumps({"request": REQUEST, "answer": words}))
+    """Any turn that passes: the translation before, with words around it that nobody gave before."""
+    prompt = body["messages"][0]["content"]
+    before = re.split("assistant: |translation: ", prompt)[-1].split("\n\n", 1)[0]
+    words = (
+        ("What we know is this", "that is all")
+        if "English translation" in prompt
+        else ("So ist es", "genau so")
+    )
+    return 200, completion(
+        json.dumps({"request": REQUEST, "answer": f"{words[0]}: {before} {words[1]} {number % 9}."})
+    )
 
 
 REQUEST = "Would you please make it sound the way that people say it? At most 60 words."

@@ -148,13 +148,17 @@ def test_the_commands_of_baylings_recipe_work_in_order(user_folder):
     for language in ("zh", "de"):
         corpus = write_corpus(user_folder, language, "en")
         for path, code in ((corpus.first, language), (corpus.second, "en")):
-            shutil.move(path, data / f"train.{code}")
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            for part, some in (("train", lines[:500]), ("valid", lines[500:])):
+                (data / f"{part}.{code}").write_text("".join(some), encoding="utf-8")
             (data / f"test.{code}").write_text("nothing of this is in the text\n")
     (data / "alpaca.json").write_text(json.dumps([{"instruction": "Say hello.", "output": "Hello."}]))
     shutil.copytree(ROOT / "configs", user_folder / "configs")
     page = (ROOT / "configs" / "bayling.md").read_text(encoding="utf-8")
     commands = "".join(re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)).splitlines()
-    assert [command.split()[0] for command in commands] == ["fastling"] * 2 + ["torchrun"] + ["fastling"] * 4
+    programs = [command.split()[0] for command in commands]
+    assert programs == ["fastling"] * 4 + ["torchrun"] + ["fastling"] * 4
+    (data / "held-out.jsonl").unlink()  # the README's
     for command in commands:
         command += " --max-new-tokens 2" if "--model" in command else ""
         if "fastling.train" in command:

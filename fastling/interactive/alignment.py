@@ -12,7 +12,8 @@ ROUNDS = 5
 FEWEST = 4
 """Sentences that must hold both words."""
 CONFIDENT = 0.3
-"""Least probability of a word given the other, in both directions."""
+"""Least probability of a word given the other, in both directions; in one of them, of words that often go
+together."""
 POSSIBLE = 0.02
 """Probability, in either direction, from which a word may well be a translation of the other."""
 MOST_EVENTS = 16_000_000
@@ -26,17 +27,25 @@ Sentence = Sequence[str]
 class Links:
     """Words that render each other, by their case-folded forms."""
 
-    def __init__(self, confident: dict[str, set[str]], possible: set[tuple[str, str]]):
+    def __init__(
+        self,
+        confident: dict[str, set[str]],
+        possible: set[tuple[str, str]],
+        likely: frozenset[tuple[str, str]] = frozenset(),
+    ):
         self.forward = confident
         self.backward: dict[str, set[str]] = {}
         for source, targets in confident.items():
             for target in targets:
                 self.backward.setdefault(target, set()).add(source)
-        self.possible = possible
+        self.possible, self.likely = possible, likely
 
     def reversed(self) -> "Links":
         """The same, from the other language."""
-        return Links(self.backward, {(target, source) for source, target in self.possible})
+        possible, likely = (
+            {(target, source) for source, target in each} for each in (self.possible, self.likely)
+        )
+        return Links(self.backward, possible, frozenset(likely))
 
     def between(self, source: Sentence, target: Sentence) -> list[tuple[int, int]]:
         """(source, target) positions of words that render each other and nothing else in these sentences."""
@@ -56,6 +65,10 @@ class Links:
     def may_render(self, source: str, target: str) -> bool:
         """Whether a word could be a right translation of another."""
         return (source.casefold(), target.casefold()) in self.possible
+
+    def often_renders(self, source: str, target: str) -> bool:
+        """Whether a word often stands for another, be it with others: this year is 今年."""
+        return (source.casefold(), target.casefold()) in self.likely
 
 
 def learn_links(pairs: Sequence[tuple[Sentence, Sentence]]) -> Links:
@@ -84,8 +97,13 @@ def learn_links(pairs: Sequence[tuple[Sentence, Sentence]]) -> Links:
     for place in numpy.flatnonzero(sure):
         confident.setdefault(source_words[sources[place]], set()).add(target_words[targets[place]])
     maybe = numpy.flatnonzero((forward >= POSSIBLE) | (backward >= POSSIBLE))
-    possible = {(source_words[sources[place]], target_words[targets[place]]) for place in maybe}
-    return Links(confident, possible)
+    often = maybe[numpy.maximum(forward, backward)[maybe] >= CONFIDENT]
+    often = often[together[often] >= FEWEST]
+    possible, likely = (
+        {(source_words[sources[place]], target_words[targets[place]]) for place in each}
+        for each in (maybe, often)
+    )
+    return Links(confident, possible, frozenset(likely))
 
 
 def _affordable(pairs: Sequence[tuple[Sentence, Sentence]]) -> list[tuple[Sentence, Sentence]]:

@@ -16,6 +16,7 @@ _JOINED = r"(?:& |(?:of|for|the|de|la|le|les|des|du|del|di|da|von|van|der|den|al
 _NAME = rf"(?<![\w&.-])[A-ZÀ-Þ][\w'’]*(?:[ -]{_JOINED}[A-ZÀ-Þ][\w'’]*)*(?![\w&-])"
 _NUMBER_BY_CHINESE = r"(?<![A-Za-z0-9.,:/-])\d{2,}(?![A-Za-z0-9,:/%-]|\.\d|[万亿千百十])"
 _CANDIDATE = re.compile(f"{_NAME}|{_NUMBER}")
+_FRENCH_JOINTS = frozenset(("de", "du", "des", "d"))
 _TITLE = re.compile(r"^(?:Mr|Mrs|Ms|Dr|Sir|Mme|Mlle|MM?|Herr|Frau)\.? ")
 """What is translated before a name."""
 _MID_SENTENCE = re.compile(r"(?:[\w,;)]|\b(?:Mr|Mrs|Ms|Dr|MM?)\.) $")
@@ -41,21 +42,41 @@ def renderings(pair: Direction, knowledge: Knowledge) -> list[tuple[str, str]]:
 def _renders_more(
     source: Word, target: Word, pair: Direction, knowledge: Knowledge, links: Sequence[tuple[Word, Word]]
 ) -> bool:
-    """Whether a word beside one of the two may belong to the link: 景区 is not scenic, but scenic area."""
+    """Whether a word beside one of the two may belong to the link: 景区 is not scenic, but scenic area, and
+    今年 is this year; but Freitag is Friday, because "on" before it is "am".
+    """
     linked = {word for link in links for word in link}
-    beside = [each for each in _neighbours(pair.text, pair.origin, source, knowledge) if each not in linked]
-    if any(knowledge.may_render(each, target, pair) for each in beside):
-        return True
-    beside = _neighbours(pair.reference, pair.target, target, knowledge)
-    return any(knowledge.may_render(source, each, pair) for each in beside if each not in linked)
+    by_source, by_target = (
+        [each for each in _neighbours(text, language, word, knowledge) if each not in linked]
+        for text, language, word in (
+            (pair.text, pair.origin, source),
+            (pair.reference, pair.target, target),
+        )
+    )
+    paired = [
+        (one, other)
+        for one in by_source
+        for other in by_target
+        if is_stop_word(one.text, pair.origin) and is_stop_word(other.text, pair.target)
+        if knowledge.may_render(one, other, pair)
+    ]
+    taken = {word for both in paired for word in both}
+    return any(knowledge.may_render(each, target, pair) for each in by_source if each not in taken) or any(
+        knowledge.may_render(source, each, pair) for each in by_target if each not in taken
+    )
 
 
 def _neighbours(text: str, language: str, word: Word, knowledge: Knowledge) -> list[Word]:
-    """The words of meaning right before and after one."""
+    """The words right before and after one, and in French what 'de' joins to it: mot de passe."""
     words = knowledge.cut(text, language)
     at = words.index(word)
-    near = (*words[max(0, at - 1) : at], *words[at + 1 : at + 2])
-    return [each for each in near if not is_stop_word(each.text, language)]
+    before, after = words[max(0, at - 2) : at][::-1], words[at + 1 : at + 3]
+    return [
+        each
+        for side in (before, after)
+        for number, each in enumerate(side)
+        if not number or (language == "fr" and side[0].text in _FRENCH_JOINTS)
+    ]
 
 
 def words_to_include(pair: Direction, knowledge: Knowledge, choose: random.Random) -> list[str]:

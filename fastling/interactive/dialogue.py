@@ -46,9 +46,11 @@ class Dialogue:
     drafts: list[Draft] = field(default_factory=list)
     pointed: list[tuple[Draft, str, str]] = field(default_factory=list)
     """(draft, span that the user calls wrong, what the user wants in its place or nothing)"""
+    said: set[str] = field(default_factory=set)
+    """Sentences of the phrasings that were used: nobody puts two requests in the same words."""
 
     def say(self, key: str, **values: str | Sequence[str]) -> str:
-        return self.phrasings.say(self.choose, key, **values)
+        return self.phrasings.say(self.choose, key, self.said, **values)
 
     def add(self, step: str, requests: Sequence[str], answer: str) -> None:
         """A turn of the user, one request a line, and its answer."""

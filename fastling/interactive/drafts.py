@@ -30,6 +30,7 @@ _WEIGHTS = {
     "punctuation": 1,
 }
 _MARK = re.compile(r"[\"“”„«»「」()（）《》]")
+_HALF_WIDTH = str.maketrans("。？", ".?")
 MOST_OMITTED = 8
 """Words that a draft that breaks off may lack."""
 
@@ -208,11 +209,15 @@ def _case(
 def _punctuation(
     pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
 ) -> Place | None:
-    """End a statement as a question, or a question as a statement."""
+    """End a statement as a question, or a question as a statement; not as the source has it."""
     text = pair.reference
     other = {".": "?", "?": ".", "。": "？", "？": "。"}.get(text[-1])
     if other is None or not text[-2].isalpha():
         return None
+    if pair.text[-1].translate(_HALF_WIDTH) == other.translate(_HALF_WIDTH):
+        return None
+    if pair.target == "fr" and other == "?":
+        other = "\u00a0?"
     return len(text) - 1, other, text[-1]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastling.errors import UserError
-from fastling.interactive.languages import is_chinese
+from fastling.interactive.languages import is_chinese, tidy
 from fastling.interactive.pairs import read_lines
 
 WORDS, CHARACTERS = 13, 20
@@ -22,7 +22,7 @@ class Exclusion:
         self.whole: set[str] = set()
         self.pieces: set[str] = set()
         for line in lines:
-            text = normalised(line)
+            text = normalised(tidy(line, language=""))  # as the corpus is
             if text:
                 self.whole.add(text.replace(" ", ""))
                 self.pieces.update(pieces(text))

@@ -25,7 +25,12 @@ LEAST_RATIO, MOST_RATIO = 0.5, 2.0
 NEAR_COPY = 0.7
 """Share of the words that a third text may have in common with one of the other two."""
 _UNFINISHED = frozenset(",;:，；：、(（-–—")
-_DAMAGE = re.compile(rf"\ufffd|[{HAN}]\?[{HAN}]|[a-zà-ÿ]\?[a-zà-ÿ]")
+_DAMAGE = re.compile(
+    rf"[\x00-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd]|[{HAN}]\?[{HAN}]|[a-zà-ÿ]\?[a-zà-ÿ]|"
+    r"Ã[\u0080-\u00bf\u0192\u201e\u2020\u0152\u0153\u0178]|â€|Â[\u00a1-\u00bf]"
+)
+_ADDRESS = re.compile(r"(?:https?://|www\.)\S+")
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 
 
 # Pairs ----------------------------------------------------------------------------------------------
@@ -64,8 +69,21 @@ def _quotes_match(text: str) -> bool:
 
 
 def is_damaged(pair: Pair) -> bool:
-    """Whether characters were lost: a question mark inside a word."""
-    return any(_DAMAGE.search(text) for text in pair.texts)
+    """Whether characters were lost: a question mark inside a word, or UTF-8 that was read as Latin-1."""
+    return any(_DAMAGE.search(_ADDRESS.sub("", text)) for text in pair.texts)
+
+
+def has_other_markup(pair: Pair) -> bool:
+    """Whether one side has tags that the other lacks."""
+    first, second = (Counter(_TAG.findall(text)) for text in pair.texts)
+    return first != second
+
+
+def is_in_capitals(pair: Pair, corpus: Corpus) -> bool:
+    """Whether one side only is written in capitals; Chinese has none."""
+    sides = zip(pair.texts, corpus.languages, strict=True)
+    loud = [language != "zh" and text == text.upper() and text != text.lower() for text, language in sides]
+    return loud[0] != loud[1]
 
 
 def is_in_another_language(pair: Pair, corpus: Corpus) -> bool:
@@ -113,6 +131,10 @@ def _check_texts(pair: Pair, corpus: Corpus, median_ratio: float) -> str | None:
         return "unfinished"
     if is_damaged(pair):
         return "damaged"
+    if has_other_markup(pair):
+        return "markup"
+    if is_in_capitals(pair, corpus):
+        return "capitals"
     if is_in_another_language(pair, corpus):
         return "wrong-language"
     if has_odd_length(pair, median_ratio):

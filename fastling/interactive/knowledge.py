@@ -62,9 +62,11 @@ class Knowledge:
         return [(source[one], target[other]) for one, other in found]
 
     def may_render(self, source: Word, target: Word, pair: Direction) -> bool:
-        """Whether a word of a text could be rendered by one of its reference."""
+        """Whether a word of a text could be rendered by one of its reference, by itself or with others."""
         links = self.links if pair.origin == self.corpus.first_language else self.reverse
-        return links.may_render(source.text, target.text)
+        by_itself = not is_stop_word(source.text, pair.origin) and not is_stop_word(target.text, pair.target)
+        # What stands in every sentence is possible for all words.
+        return (links.may_render if by_itself else links.often_renders)(source.text, target.text)
 
     def similar_word(
         self, word: str, pair: Direction, beside: tuple[str, str], choose: random.Random

@@ -2,6 +2,7 @@
 
 import html
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,6 +79,11 @@ _HAN_SPACES = re.compile(
     rf"(?<=[{HAN}])\s+(?=[{HAN}{_FULL_WIDTH}])|(?<=[{_FULL_WIDTH}])\s+(?=[{HAN}{_FULL_WIDTH}])|"
     r"\s+(?=[，。！？；：、）》」』])|(?<=[，。！？；：、（《「『])\s+"
 )
+_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+_QUOTE_SPACES = re.compile(r"(?<=“)\s+|\s+(?=”)|(?<=[.,!?])\s+(?=\"$)")
+_HALF_WIDTH = re.compile(rf"(?<=[{HAN}])(?:([,;:!])\s*|(\?)(?=$|[”’》」』]))")
+"""After Chinese; a question mark between two characters is one that was lost."""
+_TO_FULL_WIDTH = str.maketrans(",;:!?", "，；：！？")
 _LATIN_WORD = re.compile(r"[^\W\d_]{2,}")
 _SPACES = re.compile(r"\s+")
 _LETTER = re.compile(rf"[^\W\d_{HAN}]")
@@ -102,12 +108,19 @@ def check_language(option: str, code: str) -> str:
 
 
 def tidy(text: str, language: str) -> str:
-    """One line without what only a corpus has: entities, double spaces, spaces inside Chinese."""
+    """One line without what only a corpus has: entities, letters in two parts, what is not seen, spaces
+    too many, and in Chinese the commas of another script.
+    """
     if "&" in text:
         text = html.unescape(text)
-    text = text.replace("\ufeff", "").replace("\u200b", "")
+    text = _UNSEEN.sub("", unicodedata.normalize("NFC", text))
     text = _SPACES.sub(_no_break_space if language == "fr" else " ", text).strip()
-    return _HAN_SPACES.sub("", text) if language == "zh" else text
+    if language != "fr" and "„" not in text:  # what closes in German opens in English
+        text = _QUOTE_SPACES.sub("", text)
+    if language == "zh":
+        text = _HALF_WIDTH.sub(lambda mark: (mark[1] or mark[2]).translate(_TO_FULL_WIDTH), text)
+        text = _HAN_SPACES.sub("", text)
+    return text
 
 
 def _no_break_space(spaces: re.Match[str]) -> str:

@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import math
+import statistics
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +14,9 @@ from fastling.interactive.languages import tidy
 
 SAMPLED_RUNS, RUN_LENGTH = 500, 50
 """What is learned from: at most so many runs of so many lines."""
+FEWEST_TOLD, LEAST_SPREAD, LEAST_CORRELATION = 20, 0.2, 0.3
+"""By how many lines, of lengths how different, it can be told whether two files are in step; and what their
+lengths, as logarithms, then have in common at least. Of 591 runs of real text the least was 0.49."""
 
 
 class Pair(NamedTuple):
@@ -95,6 +100,26 @@ class Corpus(NamedTuple):
             if number - 1 - run * total // runs < RUN_LENGTH:
                 found[run].append(self.tidied(number, lines))
         return found
+
+
+def out_of_step(sample: Sequence[Sequence[Pair]], side: str) -> tuple[list[int], int]:
+    """(first lines of the runs that are no translations of each other, number of runs that could be told).
+
+    Of text and translation both are long or both short, wherever texts differ in length at all. `side` is
+    what is beside the first text: "second" or "third".
+    """
+    bad, told = [], 0
+    for run in sample:
+        texts = [(pair.first, getattr(pair, side)) for pair in run]
+        lengths = [[math.log(len(text)) for text in both] for both in texts if all(both)]
+        if len(lengths) < FEWEST_TOLD:
+            continue
+        sides = list(zip(*lengths, strict=True))
+        if min(map(statistics.stdev, sides)) >= LEAST_SPREAD:
+            told += 1
+            if statistics.correlation(*sides) < LEAST_CORRELATION:
+                bad.append(run[0].line)
+    return bad, told
 
 
 def read_lines(path: Path) -> Iterator[str]:

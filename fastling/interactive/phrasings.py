@@ -63,8 +63,13 @@ class Phrasings:
     """Language code -> its name in this language."""
     separator: str
 
-    def say(self, choose: random.Random, key: str, **values: str | Sequence[str]) -> str:
-        """One of a key's sentences with its holes filled; languages by their codes, words as a list."""
+    def say(
+        self, choose: random.Random, key: str, said: set[str] | None = None, **values: str | Sequence[str]
+    ) -> str:
+        """One of a key's sentences with its holes filled; languages by their codes, words as a list.
+
+        None of those that are in `said`, to which it is added, as long as there are others.
+        """
         able = self.lists[key]
         if values.get("target", self.language) != self.language:
             able += self.lists.get(f"foreign.{key}", ())
@@ -74,7 +79,9 @@ class Phrasings:
         quoting = {name for name, value in values.items() if isinstance(value, str) and _MARK.search(value)}
         if quoting:
             able = tuple(text for text in able if not quoting & _quoted_holes(text)) or able
-        text = choose.choice(able)
+        said = set() if said is None else said
+        text = choose.choice([text for text in able if text not in said] or able)
+        said.add(text)
         for name, value in values.items():
             if not isinstance(value, str):
                 values[name] = self._joined(text, name, value)

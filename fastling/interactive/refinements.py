@@ -8,7 +8,6 @@ dialogue keeps the turns before the first that does not, and is dropped if none 
 import asyncio
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -17,31 +16,13 @@ from itertools import islice
 from pathlib import Path
 from string import Template
 
-from fastling.interactive.languages import reads_as, tidy, tokens
+from fastling.interactive.languages import tidy
+from fastling.interactive.turn_checks import Rejected, Seed, check_turn
 from fastling.remote import BudgetSpent, Message, NoAnswer, Server, read_prompt
 
 KINDS = ("style", "grammar", "length", "suggestion", "simulation")
 PLACES = {"source", "translation", "source_language", "target_language", "user_language", "dialogue"}
 MOST_TOKENS = 700
-LENGTH_RATIO = (0.3, 3.0)  # of an answer to the translation before it, where length is not the wish
-
-
-class Rejected(Exception):
-    """A turn that is not kept; the text is the reason it is counted under."""
-
-
-@dataclass(frozen=True)
-class Seed:
-    """What a dialogue grows from: the first turn, asked and answered, and where it comes from."""
-
-    number: int
-    source: str
-    translation: str
-    source_lang: str
-    target_lang: str
-    user_lang: str
-    request: str  # the first turn of the user
-    provenance: dict
 
 
 @dataclass
@@ -163,46 +144,3 @@ def parse_turn(text: str) -> dict:
     if not found["request"].strip() or not found["answer"].strip():
         raise Rejected("empty or cut off")
     return found
-
-
-def check_turn(written: dict, kind: str, start: Seed, messages: list[Message]) -> None:
-    """Raises Rejected unless a turn says what it should, in the right languages, and something new."""
-    request, answer, before = written["request"], written["answer"], messages[-1]["content"]
-    if not reads_as(request, start.user_lang, _other(start, start.user_lang)):
-        raise Rejected("request in another language")
-    if not reads_as(answer, start.target_lang, start.source_lang):
-        raise Rejected("answer in another language")
-    earlier = {_plain(message["content"]) for message in messages} | {_plain(start.source)}
-    if _plain(answer) in earlier:
-        raise Rejected("answer is a copy")
-    if _plain(answer) in _plain(request):
-        raise Rejected("request holds the answer")
-    if kind == "length":
-        _check_length(written, start.target_lang)
-    else:
-        ratio = _length(answer, start.target_lang) / max(1, _length(before, start.target_lang))
-        if not LENGTH_RATIO[0] <= ratio <= LENGTH_RATIO[1]:
-            raise Rejected("answer far shorter or longer")
-
-
-def _check_length(written: dict, language: str) -> None:
-    """The bound is the number in the request itself, so that nobody has to believe the writer."""
-    numbers = [int(number) for number in re.findall(r"\d+", written["request"])]
-    if len(numbers) != 1:
-        raise Rejected("no one bound of length in the request")
-    if _length(written["answer"], language) > numbers[0]:
-        raise Rejected("bound of length not met")
-
-
-def _length(text: str, language: str) -> int:
-    """Words; of Chinese, characters."""
-    return sum(len(token.text) if language == "zh" else 1 for token in tokens(text))
-
-
-def _plain(text: str) -> str:
-    """What is left of a text when copies should look alike."""
-    return re.sub(r"[\W_]+", "", text).casefold()
-
-
-def _other(start: Seed, language: str) -> str:
-    return start.target_lang if language == start.source_lang else start.source_lang

@@ -143,8 +143,10 @@ def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
             continue
         last = dialogue.pairs[-1]
         pair = pair if pair.origin == last.origin else opposite(pair)
-        # Who compared or corrected drafts, or asked for another language, has to say anew what is wanted.
-        translated = dialogue.steps[-1] not in SAY_ANEW
+        # Who compared or corrected drafts, or asked for another language, has to say anew what is wanted,
+        # after a question about words as well.
+        last_step = next(step for step in reversed(dialogue.steps) if step != "which_words")
+        translated = last_step not in SAY_ANEW
         how = "next_sentence" if translated else "translate"
         again = choose.random() < WISH_AGAIN
         words = choose.random() < 0.7

@@ -49,8 +49,10 @@ def with_pieces(
     """A model with more pieces, of lower score than all it had, so that old merges come first."""
     extended = copy.deepcopy(model)
     lowest = min((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
+    # Scores are float32, and LLaMA's lowest is -1e9, beside which 1 is nothing: equal ones have no order.
+    step = max(1.0, abs(lowest) * 2**-22)
     for number, piece in enumerate(pieces, 1):
-        extended.pieces.add(piece=piece, score=lowest - number, type=NORMAL)
+        extended.pieces.add(piece=piece, score=lowest - number * step, type=NORMAL)
     extended.trainer_spec.vocab_size = len(extended.pieces)
     return extended
 

@@ -270,3 +270,15 @@ def test_who_finds_no_fault_does_not_say_whose_draft_it_is(language):
         "fr": r"\b[Vv]otre\b|\b[Tt]a\b|tu l’as|Bravo",
     }
     assert not [each for each in phrasings(language)["no_change"] if re.search(yours[language], each)]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_next_sentence_is_not_asked_for_as_the_last_one(language):
+    """That may have been asked for with words to include, which are not in the next one's translation."""
+    alike = {
+        "en": r"\b[Ss]ame (?!language)",
+        "zh": "同样|照样|一样",
+        "de": r"\b(?:[Gg]leiche\b(?! Sprache)|[Gg]enauso|hiermit\b)",
+        "fr": r"[Mm]ême chose|autant",
+    }
+    assert not [each for each in phrasings(language)["next_sentence"] if re.search(alike[language], each)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections import Counter
 
 import pytest
 from interactive.parallel_text import corpus_of, knowledge_of, pairs_of
@@ -17,6 +18,7 @@ from fastling.interactive.neighbours import Neighbours
 from fastling.interactive.pairs import Direction, Pair
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS, directed
+from fastling.interactive.words import Lexicon
 
 # What may stand in the place of a word ----------------------------------------------------------------
 
@@ -168,6 +170,32 @@ def test_a_word_that_renders_half_of_two_is_not_asked_about():
         assert renderings(pair, knowledge) == found
         back = Direction(1, "en", "zh", pair.reference, pair.text)
         assert renderings(back, knowledge) == [link[::-1] for link in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "asked"),
+    [
+        ("今年很好", "This year was good", []),  # 今年 is more than year
+        ("今年很好", "The year was good", [("今年", "year")]),
+        ("Es war am Freitag gut", "It was good on Friday", [("Freitag", "Friday")]),  # "on" is "am"
+        ("Der Freitag war gut", "Good was on Friday", []),
+        ("Le mot de passe", "Your password", []),
+        ("Le nom de famille", "Your surname here", [("famille", "surname")]),
+    ],
+)
+def test_what_stands_for_more_than_a_word_is_not_asked_about(text, reference, asked):
+    links = Links(
+        {"今年": {"year"}, "freitag": {"friday"}, "passe": {"password"}, "famille": {"surname"}},
+        {("mot", "password")},
+        {("今年", "this"), ("freitag", "on"), ("am", "on")},
+    )
+    origin = "zh" if text[0] == "今" else "fr" if text[0] == "L" else "de"
+    knowledge = dataclasses.replace(knowledge_of(origin, "en"), links=links)
+    if origin == "zh":
+        knowledge = dataclasses.replace(
+            knowledge, lexicons=knowledge.lexicons | {"zh": Lexicon(Counter({"今年": 9}))}
+        )
+    assert renderings(Direction(1, origin, "en", text, reference), knowledge) == asked
 
 
 def test_lines_belong_together_that_share_words_in_both_languages():

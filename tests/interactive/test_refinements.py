@@ -35,7 +35,7 @@ GOOD = {
 
 
 def good(number: int, body: dict) -> tuple[int, str]:
-    return 200, completion(json.dumps(GOOD).replace("{number}", f"morning of day {number}"))
+    return 200, completion(json.dumps(GOOD).replace("{number}", f"morning of day {number % 9}"))
 
 
 @pytest.fixture
@@ -272,6 +272,19 @@ MESSAGES = [
         ("style", {"request": "Say: The road had ice on it.", "answer": "The road had ice on it."}, "request holds the answer"),
         ("style", {"answer": "Ice."}, "answer far shorter or longer"),
         ("style", {"answer": "There was ice. " * 20}, "answer far shorter or longer"),
+        ("style", {"request": "User: could you make it formal?"}, "request begins with a role"),
+        ("style", {"answer": "I'm sorry, but I cannot say how icy the road was."}, "answer is no translation alone"),
+        ("style", {"answer": "Sure! The road was icy this morning."}, "answer is no translation alone"),
+        ("style", {"answer": "Translation: The road was icy."}, "answer is no translation alone"),
+        ("style", {"answer": "**The road was icy this morning.**"}, "answer is no translation alone"),
+        ("style", {"answer": "“The road was icy this morning.”"}, "answer is no translation alone"),
+        ("style", {"answer": "The road was icy as can be this morning (冰)."}, "answer is no translation alone"),
+        ("style", {"answer": "The road number 17 was icy this morning."}, "answer has a number of its own"),
+        ("style", {"answer": "A committee of the town painted all of its boats."}, "answer speaks of something else"),
+        ("length", {"request": "Say it in at least 60 words."}, "no one bound of length in the request"),
+        ("style", {"request": "Please make it 50 % shorter."}, "no one bound of length in the request"),
+        ("style", {"request": "Say it in fewer than 6 words."}, "bound of length not met"),
+        ("length", {"request": "In at most 20 characters, please."}, "bound of length not met"),
         ("length", {"request": "Make it shorter."}, "no one bound of length in the request"),
         ("length", {"request": "In 5 to 7 words."}, "no one bound of length in the request"),
         ("length", {"request": "Say it in at most 4 words.", "answer": "The road was icy today."}, "bound of length not met"),
@@ -282,6 +295,39 @@ def test_a_turn_that_does_not_do_what_it_says_is_rejected(kind, changed, reason)
     check_turn(good_turn, kind, START, MESSAGES)
     with pytest.raises(Rejected, match=re.escape(reason)):
         check_turn(good_turn | changed, kind, START, MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("language", "answer", "first"),
+    [
+        ("zh", "抱歉，我不能翻译路上有冰。", "路上有冰。"),
+        ("zh", "好的，以下是修改后的译文：路上有冰。", "路上有冰。"),
+        ("de", "Es tut mir leid, auf der Straße war Eis.", "Auf der Straße war Eis."),
+        ("fr", "Voici la traduction : il y avait de la glace.", "Il y avait de la glace."),
+    ],
+)
+def test_what_a_model_says_to_its_user_is_no_translation(language, answer, first):
+    start = Seed(0, "The road was icy.", first, "en", language, "en", "Translate.", {})
+    messages = [{"role": "user", "content": "Translate."}, {"role": "assistant", "content": first}]
+    turn = {"request": "Please make it more formal.", "answer": answer}
+    with pytest.raises(Rejected, match="answer is no translation alone"):
+        check_turn(turn, "style", start, messages)
+
+
+def test_what_the_text_itself_says_to_its_reader_may_stay():
+    start = Seed(
+        0,
+        "“Es tut mir leid, 2015 war Eis.”",
+        "“I'm sorry, there was ice in 2015.”",
+        "de",
+        "en",
+        "en",
+        "?",
+        {},
+    )
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": start.translation}]
+    turn = {"request": "No more than 12 words, please.", "answer": "“I am sorry, in 2015 there was ice.”"}
+    check_turn(turn, "style", start, messages)
 
 
 def test_chinese_is_measured_in_characters():

@@ -18,7 +18,7 @@ from fastling.interactive.dialogue import Dialogue, Wish
 from fastling.interactive.drafts import _MAKERS, Draft, is_sound, make_draft
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.pairs import Direction, Pair
-from fastling.interactive.phrasings import load_phrasings
+from fastling.interactive.phrasings import Phrasings, load_phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
 
 PAIRS = st.sampled_from(
@@ -124,6 +124,56 @@ def test_every_fault_is_what_its_name_says(kind):
     assert found > 15
 
 
+@pytest.mark.parametrize(
+    ("text", "reference", "wrong"),
+    [
+        ("是真的。", "It is true.", "?"),
+        ("是真的吗？", "Say whether it is true.", None),
+        ("说是真的。", "It is true, is it?", None),
+        ("Is it true?", "请说说是不是真的。", None),
+        ("It is true.", "是真的。", "？"),
+    ],
+)
+def test_no_end_is_called_wrong_that_the_source_has(text, reference, wrong):
+    origin, target = ("en", "zh") if text[0] == "I" else ("zh", "en")
+    pair = Direction(1, origin, target, text, reference)
+    place = _MAKERS["punctuation"](pair, (), knowledge_of("zh", "en"), random.Random(0))
+    assert (place and place[1]) == wrong
+
+
+def test_a_french_question_has_its_space():
+    pair = Direction(1, "en", "fr", "It is true.", "Cela est vrai.")
+    assert _MAKERS["punctuation"](pair, (), knowledge_of("fr", "en"), random.Random(0))[1] == "\u00a0?"
+
+
+def test_nobody_says_the_same_sentence_twice(monkeypatch):
+    spoken = []
+
+    def say(phrasings, choose, key, said, **values):
+        spoken.append(said)
+        return original(phrasings, choose, key, said, **values)
+
+    original = Phrasings.say
+    monkeypatch.setattr(Phrasings, "say", say)
+    dialogues = [dialogue_of(("zh", "en", "de"), seed) for seed in range(100)]
+    for dialogue in dialogues:
+        assert sum(said is dialogue.said for said in spoken) == len(dialogue.said)
+
+
+def test_after_a_draft_and_a_question_about_words_it_is_said_anew_what_is_wanted(monkeypatch):
+    monkeypatch.setattr("fastling.interactive.rules.WHICH_WORDS_AGAIN", 1.0)
+    found, names = Counter(), ("English", "German", "Englisch", "Deutsch")
+    for seed in range(40):
+        for kind in ("correct_draft", "no_change", "translate"):
+            dialogue = dialogue_of(("de", "en"), seed, kind)
+            if dialogue and dialogue.steps[:2] == [kind, "which_words"] and len(dialogue.versions) > 1:
+                request = dialogue.turns[2][0]
+                found[kind, any(name in request for name in names)] += 1
+    assert found["correct_draft", True] > 5 and found["no_change", True] > 5
+    assert not found["correct_draft", False] and not found["no_change", False]
+    assert found["translate", False] > 5
+
+
 @many
 @given(PAIRS, SEEDS)
 def test_wishes_hold_in_every_later_version(languages, seed):
@@ -219,6 +269,15 @@ def test_items_to_keep_of_chinese(text, items):
         ("unfinished", "Letztes Jahr war gut,", "Last year was good,"),
         ("unfinished", 'Er sagte: "Letztes Jahr war gut.', 'He said: "Last year was good."'),
         ("damaged", "Letztes Jahr war sch?n für uns.", "Last year was nice for us."),
+        ("damaged", "Letztes Jahr war schÃ¶n fÃ¼r uns.", "Last year was nice for us."),
+        ("damaged", "Letztes Jahr war schön für uns.", "Last year wasnâ€™t nice for us."),
+        ("damaged", "Letztes Jahr war schön\x85 für uns.", "Last year was nice for us."),
+        (None, "Mehr auf https://x.de/suche?jahr=1 für uns.", "More on https://x.de/suche?jahr=1 for us."),
+        ("markup", "<b>Letztes Jahr</b> war gut für uns.", "Last year was good for us."),
+        ("markup", "Letztes Jahr war gut für uns.", "Last year was good for us.</s>"),
+        (None, "<b>Letztes Jahr</b> war 3 < 5 für uns.", "<b>Last year</b> was 3 < 5 and > 2 for us."),
+        ("capitals", "Letztes Jahr war gut für uns.", "LAST YEAR WAS GOOD FOR US."),
+        (None, "LETZTES JAHR WAR GUT FÜR UNS.", "LAST YEAR WAS GOOD FOR US."),
         ("wrong-language", "Last year was good for us and them.", "Last year was also good for us all."),
         (
             "length-ratio",
@@ -232,6 +291,14 @@ def test_items_to_keep_of_chinese(text, items):
 def test_gates_of_pairs(reason, first, second):
     exclusion = Exclusion(["THIS was a good year!"])
     assert gates.check_pair(Pair(1, first, second), knowledge_of("de", "en"), exclusion) == reason
+
+
+def test_chinese_is_no_text_in_capitals():
+    knowledge, nothing = knowledge_of("zh", "en"), Exclusion()
+    assert (
+        gates.check_pair(Pair(1, "NBA去年很好。", "The NBA was good last year."), knowledge, nothing) is None
+    )
+    assert gates.check_pair(Pair(1, "去年很好。", "LAST YEAR WAS GOOD."), knowledge, nothing) == "capitals"
 
 
 def broken(reason: str) -> Dialogue:
@@ -278,3 +345,5 @@ def test_sentences_of_evaluation_sets_are_known_whole_and_in_part():
     assert exclusion.holds("说三四五六七八九十甲乙丙丁戊己庚辛壬癸子丑")
     assert not exclusion.holds("三四五六七八九十甲乙丙丁")
     assert not Exclusion().holds(long)
+    untidy = Exclusion(["Das Fru\u0308hjahr &amp; der Auto\xadfahrer"])
+    assert untidy.holds("Das Frühjahr & der Autofahrer")

@@ -1,5 +1,6 @@
 """Longer vocabularies: old text and old logits as they were, new rows as they were said to be."""
 
+import itertools
 import json
 import shutil
 
@@ -18,7 +19,7 @@ from fastling.data import tokenizer_export
 from fastling.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import UserError
-from fastling.surgery.pieces import extended_to_reach, parse_model
+from fastling.surgery.pieces import NORMAL, extended_to_reach, parse_model, with_pieces
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
 from fastling.surgery.vocabulary import extend_model
 
@@ -239,6 +240,16 @@ def test_pieces_of_another_model(spm, other_pieces, tmp_path):
 
 
 # Initialisation --------------------------------------------------------------------------------------
+
+
+def test_pieces_keep_their_order_below_the_score_that_llamas_rarest_have(spm):
+    """-1e9, beside which a float32 has no room for one less: equal scores would be merged from the left."""
+    model = parse_model((spm[0] / "tokenizer.model").read_bytes())
+    next(piece for piece in model.pieces if piece.type == NORMAL).score = -1e9
+    scores = [piece.score for piece in with_pieces(model, [f"新{number}" for number in range(5000)]).pieces]
+    new = scores[len(model.pieces) :]
+    assert len(new) == 5000 and new[0] < min(scores[: len(model.pieces)])
+    assert all(one > other for one, other in itertools.pairwise(new))
 
 
 def rows_of(spm, tmp_path, init: str, **options):

@@ -1,0 +1,63 @@
+"""Files of parallel lines: whether the same line is the same sentence."""
+
+import random
+
+import pytest
+from interactive.parallel_text import sentences
+from rich.console import Console
+
+from fastling.dialogues import check_in_step
+from fastling.errors import UserError
+from fastling.interactive.pairs import RUN_LENGTH, Corpus, Pair, out_of_step
+
+
+def runs_of(*languages: str, late_from: int | None = None, count: int = 20):
+    """Runs of pairs whose lengths vary as those of real text; from a line on, the last side is a line late."""
+    choose, all_sentences = random.Random(0), sentences()
+    several = [choose.choices(range(600), k=choose.randint(1, 6)) for _ in range(count * RUN_LENGTH + 1)]
+    sides = [[" ".join(all_sentences[one][at] for at in each) for each in several] for one in languages]
+    if late_from is not None:
+        sides[-1][late_from:] = sides[-1][late_from - 1 : -1]
+    pairs = [Pair(number, *texts) for number, texts in enumerate(zip(*sides, strict=True), 1)]
+    return [pairs[at : at + RUN_LENGTH] for at in range(0, count * RUN_LENGTH, RUN_LENGTH)]
+
+
+def said_of(corpus, runs, capsys) -> str:
+    check_in_step(corpus, runs, Console(stderr=True, width=200))
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("languages", [("zh", "en"), ("de", "en"), ("zh", "en", "fr")])
+def test_files_in_step_are_not_spoken_of(languages, capsys, tmp_path):
+    paths = [tmp_path / language for language in languages]
+    corpus = Corpus(*paths[:2], *languages[:2], *paths[2:], *languages[2:])
+    assert said_of(corpus, runs_of(*languages), capsys) == ""
+
+
+def test_where_a_line_is_missing_the_rest_is_out_of_step(capsys, tmp_path):
+    corpus = Corpus(tmp_path / "a.zh", tmp_path / "a.en", "zh", "en")
+    bad, told = out_of_step(runs_of("zh", "en", late_from=800), "second")
+    assert told == 20 and bad == [801, 851, 901, 951]
+    said = said_of(corpus, runs_of("zh", "en", late_from=800), capsys)
+    assert (
+        f"a.en:801: here and elsewhere, in 20 % of a sample, lines do not translate those of {tmp_path}"
+        in said
+    )
+
+
+@pytest.mark.parametrize("languages", [("zh", "en"), ("zh", "en", "fr")])
+def test_files_out_of_step_are_refused(languages, tmp_path):
+    paths = [tmp_path / language for language in languages]
+    corpus = Corpus(*paths[:2], *languages[:2], *paths[2:], *languages[2:])
+    with pytest.raises(
+        UserError, match=f"{languages[-1]}:151: from here on, lines do not translate those of"
+    ):
+        check_in_step(corpus, runs_of(*languages, late_from=150), Console())
+
+
+def test_what_lengths_cannot_tell_is_left_alone():
+    """Sentences of one length, too few of them, and those of which one side is empty."""
+    alike = [[Pair(n, "x" * 40, "y" * 60) for n in range(50)]]
+    few = [run[:19] for run in runs_of("de", "en", late_from=1)]
+    empty = [[pair._replace(second="") for pair in run] for run in runs_of("de", "en")]
+    assert out_of_step([*alike, *few, *empty], "second") == ([], 0)
