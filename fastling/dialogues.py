@@ -45,6 +45,8 @@ RIGHT_DRAFTS = (0.1, 0.2)
 ENOUGH_DRAFTS = 100
 FEW_OUT_OF_STEP, MOST_OUT_OF_STEP = 0.02, 0.5
 """Share of a sample that is told, and refused, where lines and their translations do not go together."""
+ENOUGH_TO_REFUSE = 3
+"""Runs of lines that must be out of step: one short file may be odd in good faith."""
 
 
 def parse_mix(text: str | None, has_third: bool) -> dict[str, float]:
@@ -214,7 +216,7 @@ def check_in_step(corpus: Corpus, sample: Sequence[Sequence[Pair]], console: Con
         if not bad or len(bad) <= FEW_OUT_OF_STEP * told:
             continue
         where, what = f"{path}:{bad[0]}", f"lines do not translate those of {corpus.first}"
-        if len(bad) >= MOST_OUT_OF_STEP * told:
+        if len(bad) >= max(MOST_OUT_OF_STEP * told, ENOUGH_TO_REFUSE):
             fix = "Give files in which the same line is the same sentence."
             raise UserError(where, f"from here on, {what}", fix)
         share = f"{100 * len(bad) / told:.0f} %"

@@ -61,3 +61,8 @@ def test_what_lengths_cannot_tell_is_left_alone():
     few = [run[:19] for run in runs_of("de", "en", late_from=1)]
     empty = [[pair._replace(second="") for pair in run] for run in runs_of("de", "en")]
     assert out_of_step([*alike, *few, *empty], "second") == ([], 0)
+
+
+def test_two_odd_runs_are_told_and_not_refused(capsys, tmp_path):
+    corpus = Corpus(tmp_path / "a.zh", tmp_path / "a.en", "zh", "en")
+    assert "in 100 % of a sample" in said_of(corpus, runs_of("zh", "en", late_from=1, count=2), capsys)
