@@ -152,7 +152,8 @@ class Run:
                 evaluates = self._is_due(number, config.evaluate.every_steps)
                 saves = self._is_due(number, config.checkpoint.every_steps)
                 if evaluates or saves:
-                    self._tell(waiting, evaluates=evaluates)  # raises when it is not finite: never saved
+                    # Raises when it is not finite: never saved.
+                    self._tell(waiting, evaluates=evaluates, saves=saves)
                     waiting = None
                     if saves:
                         self._save(number)
@@ -160,12 +161,14 @@ class Run:
         if self.log:
             self.log.close()
 
-    def _tell(self, measured: Measured, *, evaluates: bool = False) -> None:
+    def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
         """Write down and show a step's numbers, and the held-out losses after it."""
         line = self.meter.line(measured, self.config.data.sequence_length) | self.extra
         line |= self._evaluate(measured.number) if evaluates else {}
         self.progress.update(line)
-        if self.log and (evaluates or measured.number % self.config.log.every_steps == 0):
+        # Nothing else keeps what was known before the first step for a run that resumes.
+        due = evaluates or measured.number % self.config.log.every_steps == 0 or (saves and self.extra)
+        if self.log and due:
             self.log.write(line)
             self.extra = {}
             if evaluates:
