@@ -44,6 +44,32 @@ dist.destroy_process_group = lambda: time.sleep(60)
 errors.SECONDS_FOR_RANK_0 = 0.5
 errors.leave(errors.run_command(main, []))
 """
+# Two processes save a checkpoint, and the disk is full for the one that is first.
+ONE_CANNOT_SAVE = """
+import time
+from pathlib import Path
+
+import torch
+
+from fastling import errors
+from fastling.config import Config
+from fastling.training import checkpoint
+from fastling.training.parallel import open_world
+
+def write_text(path, text, write=Path.write_text):
+    if path.name == "digests-0001.json":
+        raise OSError(28, "No space left on device")
+    time.sleep(1)
+    write(path, text)
+
+def main(arguments):
+    Path.write_text = write_text
+    with open_world(Config()):
+        folder = Path(__file__).parent / "checkpoints"
+        checkpoint.save(folder, 7, {"model.weight": torch.ones(4)}, {"identity": {}}, keep_last=1)
+
+errors.leave(errors.run_command(main, []))
+"""
 
 
 def closing_report(stderr: str) -> str:
@@ -90,3 +116,10 @@ def test_a_rank_that_stops_in_the_midst_says_why_and_the_others_only_that_it_has
     before_torchrun = result.stderr.split("torch/distributed/elastic")[0]
     assert "Traceback" not in before_torchrun
     assert before_torchrun.index(said) < before_torchrun.index("rank 0: cannot go on: another process")
+
+
+def test_why_a_checkpoint_cannot_be_written_is_said_though_another_rank_finds_it(tmp_path):
+    result = run_script(tmp_path, ONE_CANNOT_SAVE)
+    said = "the checkpoint could not be written: OSError: [Errno 28] No space left on device"
+    assert said in result.stderr.splitlines()[0]
+    assert not list((tmp_path / "checkpoints").iterdir())
