@@ -27,8 +27,8 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
 def clip(optimizer: torch.optim.AdamW, clip_norm: float) -> torch.Tensor:
     """Have the next step divide gradients down to a global norm of clip_norm; return their norm () before.
 
-    The division happens inside torch's fused update (its `grad_scale`, on the device), so that clipping
-    reads the gradients once, for the norm, and writes nothing.
+    The division happens inside torch's fused update (its `grad_scale`, on the device), which also writes the
+    divided gradients back: of its own, clipping only reads them once, for the norm.
     """
     gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
     norm = get_total_norm(gradient for gradient in gradients if gradient is not None)
