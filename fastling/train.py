@@ -61,7 +61,7 @@ class Run:
         self.run_dir = Path(config.run_dir)
         if config.train.precision == "fp8":
             check_float8(world.device)
-        world.on_main(self._lock_run_dir)
+        record.check_shared(self.run_dir, world.on_main(self._lock_run_dir))
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
         self.dtype = compute_dtype(config)
@@ -90,9 +90,10 @@ class Run:
         print_ledger(self.prepared, console)
         self._describe(choices)
 
-    def _lock_run_dir(self) -> None:
+    def _lock_run_dir(self) -> int:
         self.lock = record.lock_run_dir(self.run_dir)
         checkpoint.clear_leftovers(self.run_dir / "checkpoints")
+        return self.lock.number
 
     def _check_disk(self) -> None:
         """Rehearse the export, and look for room for all that will lie there at once."""

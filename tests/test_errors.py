@@ -70,6 +70,25 @@ def main(arguments):
 
 errors.leave(errors.run_command(main, []))
 """
+# Two processes save a checkpoint, each on a disk of its own.
+EACH_ON_ITS_OWN = """
+import os
+from pathlib import Path
+
+import torch
+
+from fastling import errors
+from fastling.config import Config
+from fastling.training import checkpoint
+from fastling.training.parallel import open_world
+
+def main(arguments):
+    with open_world(Config()) as world:
+        folder = Path(__file__).parent / str(world.rank)
+        checkpoint.save(folder, 7, {"model.weight": torch.ones(4)}, {"identity": {}}, keep_last=1)
+
+errors.leave(errors.run_command(main, []))
+"""
 
 
 def closing_report(stderr: str) -> str:
@@ -123,3 +142,9 @@ def test_why_a_checkpoint_cannot_be_written_is_said_though_another_rank_finds_it
     said = "the checkpoint could not be written: OSError: [Errno 28] No space left on device"
     assert said in result.stderr.splitlines()[0]
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_no_checkpoint_is_written_of_the_shards_of_one_node_alone(tmp_path):
+    result = run_script(tmp_path, EACH_ON_ITS_OWN)
+    assert "OSError: this process does not see what rank 0 made: rank 1" in result.stderr.splitlines()[0]
+    assert not list((tmp_path / "0").iterdir())

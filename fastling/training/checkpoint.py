@@ -116,8 +116,11 @@ class _Writer(HuggingFaceStorageWriter):
     def __init__(self, folder: Path, digests: str):
         super().__init__(str(folder), save_distributed=True)
         self._file, self._digests = folder / f"digests-{dist.get_rank():04d}.json", digests
+        self._is_shared = folder.is_dir()  # rank 0 has made it; asked before torch makes one of its own
 
     def write_data(self, plan, planner):
+        if not self._is_shared:
+            raise OSError(f"this process does not see what rank 0 made: rank {dist.get_rank()}")
         self._file.write_text(self._digests)
         return super().write_data(plan, planner)
 

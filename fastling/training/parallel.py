@@ -86,7 +86,7 @@ def open_world(config: Config):
         # for them, and what is wrong would not be said; torchrun ends them when this process has ended.
         if dist.get_world_size() == 1:
             dist.destroy_process_group()
-        elif isinstance(error, RuntimeError) and "closed by peer" in str(error):  # gloo's, of a process gone
+        elif isinstance(error, RuntimeError) and "by peer" in str(error):  # gloo's, of a process gone
             what = "cannot go on: another process of the run has stopped"
             raise RunError(f"rank {dist.get_rank()}", what, "It says why, unless it was killed.") from None
         raise
