@@ -61,7 +61,7 @@ class Run:
         self.run_dir = Path(config.run_dir)
         if config.train.precision == "fp8":
             check_float8(world.device)
-        world.on_main(self._lock_run_dir)
+        record.check_shared(self.run_dir, world.on_main(self._lock_run_dir))
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
         self.dtype = compute_dtype(config)
@@ -90,9 +90,10 @@ class Run:
         print_ledger(self.prepared, console)
         self._describe(choices)
 
-    def _lock_run_dir(self) -> None:
+    def _lock_run_dir(self) -> int:
         self.lock = record.lock_run_dir(self.run_dir)
         checkpoint.clear_leftovers(self.run_dir / "checkpoints")
+        return self.lock.number
 
     def _check_disk(self) -> None:
         """Rehearse the export, and look for room for all that will lie there at once."""
@@ -152,7 +153,8 @@ class Run:
                 evaluates = self._is_due(number, config.evaluate.every_steps)
                 saves = self._is_due(number, config.checkpoint.every_steps)
                 if evaluates or saves:
-                    self._tell(waiting, evaluates=evaluates)  # raises when it is not finite: never saved
+                    # Raises when it is not finite: never saved.
+                    self._tell(waiting, evaluates=evaluates, saves=saves)
                     waiting = None
                     if saves:
                         self._save(number)
@@ -160,12 +162,14 @@ class Run:
         if self.log:
             self.log.close()
 
-    def _tell(self, measured: Measured, *, evaluates: bool = False) -> None:
+    def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
         """Write down and show a step's numbers, and the held-out losses after it."""
         line = self.meter.line(measured, self.config.data.sequence_length) | self.extra
         line |= self._evaluate(measured.number) if evaluates else {}
         self.progress.update(line)
-        if self.log and (evaluates or measured.number % self.config.log.every_steps == 0):
+        # Nothing else keeps what was known before the first step for a run that resumes.
+        due = evaluates or measured.number % self.config.log.every_steps == 0 or (saves and self.extra)
+        if self.log and due:
             self.log.write(line)
             self.extra = {}
             if evaluates:

@@ -9,6 +9,7 @@ Shapes: T packed tokens, N heads, K kv heads, D head dim; cu_seqlens (documents 
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
 
@@ -84,7 +85,7 @@ def available(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
     if find_spec(module) is None:
         return f"{module} is not installed"
     if backend == "xformers":
-        return None
+        return _broken("xformers.ops")
     if dtype not in (torch.float16, torch.bfloat16):
         return "needs float16 or bfloat16"
     capability = torch.cuda.get_device_capability(device)
@@ -92,6 +93,15 @@ def available(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
         return "needs compute capability 9.0"
     if capability < (8, 0):
         return "needs compute capability 8.0 or newer"
+    return _broken(module)
+
+
+def _broken(module: str) -> str | None:
+    """None if an installed module can be imported, else why not: mostly it was built for another PyTorch."""
+    try:
+        import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"{module} is installed and cannot be imported: {str(error).strip().splitlines()[0][:120]}"
     return None
 
 

@@ -291,3 +291,14 @@ def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path):
     done = json.loads(train("--config", path, "--json").stdout)
     (line,) = read_json_lines(tmp_path / "run/metrics.jsonl")
     assert done["eval_loss_first"] == line["eval_loss_before"] == pytest.approx(7.6, abs=0.3)
+
+
+def test_the_loss_before_training_outlives_a_kill_between_lines_of_metrics(tmp_path):
+    """The run may be killed right after its first checkpoint, with no step told before it."""
+    settings = tiny_settings(tmp_path / "run") | {"log": {"every_steps": 100}}
+    settings["train"]["steps"] = 500
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settings | {"evaluate": {"every_steps": 1000, "samples": 0}}))
+    start_and_kill(["--config", path], tmp_path / "run", 1)
+    (line,) = read_json_lines(tmp_path / "run/metrics.jsonl")
+    assert line["step"] == 2 and "eval_loss_before" in line

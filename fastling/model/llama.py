@@ -23,10 +23,7 @@ from fastling.model.rotary import rotary_tables
 
 @dataclass(frozen=True)
 class Documents:
-    """How the stream is divided, with the rotary tables.
-
-    An object of its own because FSDP casts tensor arguments to bfloat16, and leaves this one alone.
-    """
+    """How the stream is divided, with the rotary tables, which stay float32."""
 
     positions_T: Tensor
     cu_seqlens: Tensor

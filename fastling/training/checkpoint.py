@@ -91,9 +91,8 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
     dist.barrier()
     try:
         digests = {name: _digest_of_rows(tensor) for name, tensor in tensors.items()}
-        (aside / f"digests-{rank:04d}.json").write_text(json.dumps(digests, indent=0))
         with _quiet():
-            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))
+            dcp.save(tensors, storage_writer=_Writer(aside, json.dumps(digests, indent=0)))
         if rank == 0:
             state = {**state, "step": step, "ranks": dist.get_world_size()}
             (aside / "state.json").write_text(_sealed(state))
@@ -109,6 +108,21 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
             shutil.rmtree(old)
     dist.barrier()
     return final
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Writes the digests of this rank's rows as well, where all ranks hear of it when one cannot."""
+
+    def __init__(self, folder: Path, digests: str):
+        super().__init__(str(folder), save_distributed=True)
+        self._file, self._digests = folder / f"digests-{dist.get_rank():04d}.json", digests
+        self._is_shared = folder.is_dir()  # rank 0 has made it; asked before torch makes one of its own
+
+    def write_data(self, plan, planner):
+        if not self._is_shared:
+            raise OSError(f"this process does not see what rank 0 made: rank {dist.get_rank()}")
+        self._file.write_text(self._digests)
+        return super().write_data(plan, planner)
 
 
 def newest_step(folder: Path, report=print) -> int:

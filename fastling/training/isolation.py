@@ -11,13 +11,24 @@ from fastling.errors import RunError
 from fastling.model.llama import LlamaConfig
 
 LENGTHS = [37, 1, 90, 64]
+CHOOSE_ANOTHER = "Choose another backend, for example --model.attention sdpa."
 
 
 def prove_isolation(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Change one document and look at the others; take gradients of one and look at the others.
 
-    Raises RunError when anything crosses a border. Leaves no trace in the random state.
+    Raises RunError when anything crosses a border, or the backend does not take such heads. Leaves no trace
+    in the random state.
     """
+    try:
+        _look_across_borders(config, device, dtype)
+    except (ValueError, RuntimeError) as error:
+        heads = f"{config.num_attention_heads} heads of {config.head_dim}"
+        what = f"does not take {heads} in {dtype}: {str(error).splitlines()[0][:200]}"
+        raise RunError("model.attention", what, CHOOSE_ANOTHER) from error
+
+
+def _look_across_borders(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     borders = torch.tensor([0, *LENGTHS]).cumsum(0)
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
@@ -52,5 +63,5 @@ def _contaminated(document: int, what: str) -> RunError:
     return RunError(
         "model.attention",
         f"does not keep packed documents apart: when document {document} changes, {what}",
-        "Training with it would be wrong. Choose another backend, for example --model.attention sdpa.",
+        f"Training with it would be wrong. {CHOOSE_ANOTHER}",
     )

@@ -151,7 +151,7 @@ class Meter:
             raise RunError(
                 f"step {measured.number}",
                 f"loss or gradient is not finite: loss {loss}, gradient norm {grad_norm}",
-                "The checkpoints hold the last good state. A lower optimizer.lr may help.",
+                "A lower optimizer.lr may help, in another run_dir: a run keeps the one it began with.",
             )
         step = measured.step
         line = {

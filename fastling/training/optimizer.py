@@ -27,8 +27,8 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
 def clip(optimizer: torch.optim.AdamW, clip_norm: float) -> torch.Tensor:
     """Have the next step divide gradients down to a global norm of clip_norm; return their norm () before.
 
-    The division happens inside torch's fused update (its `grad_scale`, on the device), so that clipping
-    reads the gradients once, for the norm, and writes nothing.
+    The division happens inside torch's fused update (its `grad_scale`, on the device), which also writes the
+    divided gradients back: of its own, clipping only reads them once, for the norm.
     """
     gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
     norm = get_total_norm(gradient for gradient in gradients if gradient is not None)
@@ -46,17 +46,21 @@ def learning_rate(config: Optimizer, step: int, total_steps: int) -> float:
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * _fall(config, done))
+    course = max(1, total_steps - warmup_steps)
+    left = _way_left(config, (step - warmup_steps) / course, total_steps / course)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
 
 
-def _fall(config: Optimizer, done: float) -> float:
-    """Share of the way down that is left (1 to 0) when `done` (0 to 1) of the course is behind."""
+def _way_left(config: Optimizer, done: float, all_steps: float) -> float:
+    """Share of the way down that is left (1 to 0) when `done` (0 to 1) of the course is behind.
+
+    `all_steps` are those of the run, warm-up included, in courses.
+    """
     if config.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "linear":
         return 1 - done
     if config.schedule == "wsd":
-        decay = 0.2 if config.decay_ratio is None else config.decay_ratio
+        decay = min(1.0, (0.2 if config.decay_ratio is None else config.decay_ratio) * all_steps)
         return min(1.0, (1 - done) / decay) if decay else 1.0
     return 1.0

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from fastling.config import Config
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.model.llama import Llama
 from fastling.training.determinism import prepare_device
 from fastling.training.float8 import use_float8
@@ -81,8 +81,16 @@ def open_world(config: Config):
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device, _mesh(config, device))
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # Others may wait for this process in a collective operation. To take NCCL's groups apart is to wait
+        # for them, and what is wrong would not be said; torchrun ends them when this process has ended.
+        if dist.get_world_size() == 1:
+            dist.destroy_process_group()
+        elif isinstance(error, RuntimeError) and "by peer" in str(error):  # gloo's, of a process gone
+            what = "cannot go on: another process of the run has stopped"
+            raise RunError(f"rank {dist.get_rank()}", what, "It says why, unless it was killed.") from None
+        raise
+    dist.destroy_process_group()
 
 
 def _device(local_rank: int) -> torch.device:

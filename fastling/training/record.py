@@ -1,9 +1,13 @@
 """What a run folder records of a run: its config, where everything came from, what it may resume."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
+import os
+import secrets
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +28,9 @@ PACKAGES = (
     "flash-attn",
     "xformers",
 )
+
+SECONDS_UNTIL_SEEN = 30
+"""After which a file that one node has written is there for another, over whatever network."""
 
 
 def identity(config: Config, prepared: Prepared) -> dict:
@@ -58,8 +65,14 @@ class RunLock:
 
     def __init__(self, path: Path):
         self._file = None
-        self._file = open(path, "w")
+        self._file = open(path, "a+")
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.number = secrets.randbelow(2**62) + 1
+        """Of this run, in the file, for other processes to see that the folder is theirs too."""
+        self._file.truncate(0)
+        self._file.write(str(self.number))
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def __del__(self):
         if self._file:
@@ -76,6 +89,23 @@ def lock_run_dir(run_dir: Path) -> RunLock:
         raise UserError("run_dir", what, "Wait for it, stop it, or name another one.") from None
     except OSError as error:
         raise UserError("run_dir", f"cannot be written: {error}") from None
+
+
+def check_shared(run_dir: Path, number: int) -> None:
+    """Raise UserError unless this process sees the lock of rank 0: each writes its share in there."""
+    path, found = run_dir / "lock", ""
+    for _ in range(SECONDS_UNTIL_SEEN):
+        with contextlib.suppress(OSError):
+            found = path.read_text(errors="replace")
+        if found == str(number):
+            return
+        time.sleep(1)
+    raise UserError(
+        "run_dir",
+        "is not on a disk that all processes share: "
+        f"{os.uname().nodename} does not see rank 0's {path.absolute()}",
+        "Name a folder on one that they do.",
+    )
 
 
 def write_records(config: Config, prepared: Prepared, world: World) -> None:

@@ -148,9 +148,24 @@ def test_what_is_missing_is_said_in_words(monkeypatch, backend, device, dtype, c
 
 def test_flash_attention_3_wants_exactly_hopper(monkeypatch):
     monkeypatch.setattr(attention_kernels, "find_spec", lambda _: object())
+    monkeypatch.setattr(attention_kernels, "import_module", lambda _: object())
     for capability, missing in (((9, 0), None), ((10, 0), "needs compute capability 9.0")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert available("flash3", CUDA, torch.bfloat16) == missing
+
+
+def test_a_package_that_is_installed_and_broken_is_passed_over_or_refused(monkeypatch, tmp_path):
+    """Built for another PyTorch, as packages with compiled kernels often are."""
+    (tmp_path / "flash_attn.py").write_text(
+        "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    words = "flash_attn is installed and cannot be imported: flash_attn_2_cuda.so: undefined symbol: _ZN3"
+    backend, reason = choose("auto", CUDA, torch.bfloat16)
+    assert backend == "torch" and words in reason
+    with pytest.raises(ValueError, match=words):
+        choose("flash2", CUDA, torch.bfloat16)
 
 
 def test_auto_takes_the_first_that_can_run_and_says_why_not_the_others(monkeypatch):

@@ -43,6 +43,20 @@ def test_a_path_that_mixes_documents_is_refused(monkeypatch, wrong, said):
         prove_isolation(CONFIG, torch.device("cpu"), torch.float32)
 
 
+def test_a_path_that_does_not_take_the_heads_is_refused_in_words(monkeypatch):
+    """As fused attention refuses head dimensions that are no multiple of 8."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("head_dim should be a multiple of 8\nException raised from mha_varlen_fwd")
+
+    monkeypatch.setattr(ops, "attention", refuse)
+    said = (
+        "model.attention: does not take 4 heads of 8 in torch.float32: head_dim should be a multiple of 8\n"
+    )
+    with pytest.raises(RunError, match=said):
+        prove_isolation(CONFIG, torch.device("cpu"), torch.float32)
+
+
 def test_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     prove_isolation(CONFIG, torch.device("cpu"), torch.float32)

@@ -9,7 +9,7 @@ from fastling import ops
 from fastling.config import Config, Log
 from fastling.data.batches import Step
 from fastling.data.packing import Plan
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.files import read_json_lines
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.training import metrics
@@ -78,6 +78,14 @@ def test_mfu_is_needed_work_over_what_all_gpus_could_do_in_that_time(monkeypatch
     assert speeds == pytest.approx((80, 20, 256))
     assert line["loss_a"] == 2.0 and "loss_b" not in line  # nothing of b was in the step
     assert (line["loss"], line["grad_norm"], line["epoch"]) == (0.25, 2.0, 0.5)
+
+
+def test_a_step_that_is_not_finite_ends_the_run_with_advice_that_can_be_taken():
+    """Resumed with a lower rate, a run would be refused."""
+    meter = Meter(Llama(LlamaConfig(**SHAPE)), World(0, 1, torch.device("cpu"), mesh=None), None, [])
+    measured = Measured(3, None, 0.1, torch.tensor([float("nan"), 2.0]), Mark(torch.device("cpu")))
+    with pytest.raises(RunError, match=r"(?s)step 3: .*loss 2.0, gradient norm nan\n.* in another run_dir"):
+        meter.line(measured, sequence_length=64)
 
 
 def test_sums_by_group():
