@@ -5,8 +5,9 @@ import unicodedata
 from fractions import Fraction
 
 ANNOUNCEMENT = re.compile(
-    r"(?:\b(?:answers?|result|value)\s*(?:is|are|:|=)(?:\s*:)?|(?:答案|结果)(?:应该|应|就)?(?:是|为)?\s*:?|填(?:入|写)?:?)",
-    re.I,
+    r"(?:\b(?:answers?|result|value)\s*(?:is|are|:|=)(?:\s*:)?|(?:答案|结果)(?:应该|应|就)?(?:是|为)?\s*:?|填(?:入|写)?:?"
+    r"|^\s*答\s*:)",
+    re.I | re.M,
 )
 UNITS = re.compile(
     r"(?<=[0-9})])(?:cm|mm|km|m|kg|g|s|min|h|degrees?|dollars?|units?|°|平方米|立方米|厘米|千米|米|度|元|个|人|种|次"

@@ -30,8 +30,7 @@ class Record(NamedTuple):
 
 def read_records(path: Path) -> list[Record]:
     """Rows of .json, .jsonl, their .gz or .zst, or .parquet. Raises UserError for none, or no objects."""
-    if not path.is_file():
-        raise UserError(str(path), "no such file")
+    _check_there(path)
     records = []
     for row in read_rows(path):
         fields = _parse(row.location, row.payload) if isinstance(row.payload, bytes) else row.payload
@@ -57,10 +56,10 @@ def _parse(location: str, line: bytes) -> object:
 def read_lines(path: Path) -> list[str]:
     """Text, one sentence a line, ended by \\n or \\r\\n and by nothing else that Unicode calls a line break.
 
-    An empty line counts as an empty sentence; the end of the last line need not be there.
+    An empty line counts as an empty sentence; the end of the last line need not be there. The file may
+    be a pipe, as a shell's <(...) is one.
     """
-    if not path.is_file():
-        raise UserError(str(path), "no such file")
+    _check_there(path)
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         lines = content.decode("utf-8").split("\n")
@@ -74,6 +73,13 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise UserError(str(path), "is empty")
     return [line.removesuffix("\r") for line in lines]
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise UserError(str(path), "no such file")
+    if path.is_dir():
+        raise UserError(str(path), "is a folder", "Name a file.")
 
 
 def check_same_number(first: Path, firsts: Sequence, what: str, second: Path, seconds: Sequence) -> None:

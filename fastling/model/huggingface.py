@@ -63,6 +63,8 @@ _DEFAULTS = {
         "sliding_window": 4096,
     },
 }
+DELTA_RECORD = "delta.json"
+"""What `fastling delta make` writes beside the differences."""
 # Settings that a family does not have, whatever its config.json says.
 _FOREIGN = {
     "llama": (),
@@ -88,12 +90,16 @@ def load_pretrained(
     return model
 
 
-def read_config(folder: str | Path) -> LlamaConfig:
+def read_config(folder: str | Path, *, may_be_delta: bool = False) -> LlamaConfig:
     """Return the shape that a folder's config.json (or Meta's params.json) describes.
 
-    Reads the spellings of transformers 4 and 5. Raises UserError for what cannot be trained here.
+    Reads the spellings of transformers 4 and 5. Raises UserError for what cannot be trained here, and
+    for a delta, which looks like a model and is none, unless it may be one.
     """
     folder = Path(folder)
+    if not may_be_delta and (folder / DELTA_RECORD).is_file():
+        fix = f"fastling delta apply --base BASE --delta {folder} --out DIR makes the model."
+        raise UserError(str(folder), "holds differences from a base, not a model", fix)
     if _is_meta_folder(folder):
         return MetaFolder(folder).config
     file = folder / "config.json"

@@ -26,6 +26,7 @@ from torch import Tensor
 from fastling import files
 from fastling.errors import RunError, UserError
 from fastling.model.digests import digest
+from fastling.model.huggingface import DELTA_RECORD
 from fastling.surgery.folders import (
     Weights,
     copy_small_files,
@@ -36,7 +37,6 @@ from fastling.surgery.folders import (
 )
 from fastling.surgery.progress import progress_over
 
-RECORD = "delta.json"
 FORMAT = "fastling-delta-1"
 
 
@@ -91,7 +91,7 @@ def make_delta(base_folder: Path, target_folder: Path, out: Path, dtype: torch.d
         )
         record.delta = write_weights(_differences(base, target, dtype, record, advance), aside, dtype)
         record.files = {name: _file_digest(aside / name) for name in copy_small_files(target_folder, aside)}
-        files.write_text(aside / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+        files.write_text(aside / DELTA_RECORD, json.dumps(asdict(record), indent=1) + "\n")
     return record
 
 
@@ -136,11 +136,12 @@ def apply_delta(
     record = _read_record(delta_folder)
     with ExitStack() as stack:
         base = stack.enter_context(Weights(base_folder))
-        delta = stack.enter_context(Weights(delta_folder))
+        delta = stack.enter_context(Weights(delta_folder, may_be_delta=True))
         _refuse_mismatches(base, delta)
         if record is None:
             warn(
-                f"{delta_folder} has no {RECORD}: whether this is the base it was made for cannot be checked"
+                f"{delta_folder} has no {DELTA_RECORD}: "
+                "whether this is the base it was made for cannot be checked"
             )
             dtype = delta.dtype
         else:
@@ -193,7 +194,7 @@ def _file_digest(path: Path) -> str:
 def _check_small_files(folder: Path, record: Record) -> None:
     for name, expected in record.files.items():
         if Path(name).name != name:
-            raise UserError(str(folder / RECORD), f"names a file outside its folder: {name}")
+            raise UserError(str(folder / DELTA_RECORD), f"names a file outside its folder: {name}")
         if not (folder / name).is_file():
             raise UserError(str(folder), f"is incomplete: {name} is missing", "Copy the whole folder.")
         if _file_digest(folder / name) != expected:
@@ -201,7 +202,7 @@ def _check_small_files(folder: Path, record: Record) -> None:
 
 
 def _read_record(folder: Path) -> Record | None:
-    path = folder / RECORD
+    path = folder / DELTA_RECORD
     if not path.is_file():
         return None
     content = files.read_json(path)

@@ -43,9 +43,9 @@ class Weights:
     tied model. Raises UserError for a folder that holds no model of a supported kind.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, may_be_delta: bool = False):
         self.folder = folder
-        self.config = read_config(folder)
+        self.config = read_config(folder, may_be_delta=may_be_delta)
         is_meta = not (folder / "config.json").is_file()
         self._source = MetaFolder(folder) if is_meta else SafetensorsFolder(folder)
         ignored = {"lm_head.weight"} if self.config.tie_word_embeddings else set()

@@ -137,7 +137,7 @@ CLOZES = [
     # (answer, text, right); None: no answer in it
     ("2", "2", True), ("2", "答案是2。", True), ("2", "The answer is $2$.", True), ("2", "a=2", True), ("2", "\\boxed{2}", True),
     ("2", "2.0", True), ("2", "3", False), ("2", "", None), ("2", "x\ny", None), ("2", "We compute 1+1.\nAnswer: 2", True),
-    ("2", "22", False), ("2", "答案：２", True), ("2", "The answer is 2 or 3", False), ("90^{\\circ}", "90°", True), ("$90^{\\circ}$", "90", True),
+    ("2", "22", False), ("2", "答案：２", True), ("2", "解：x=2\n答：$2$。", True), ("2", "The answer is 2 or 3", False), ("90^{\\circ}", "90°", True), ("$90^{\\circ}$", "90", True),
     ("$\\frac{1}{2}$", "1/2", True), ("$\\frac{1}{2}$", "0.5", True), ("$\\frac{1}{2}$", "\\dfrac{1}{2}", True), ("0.14", "14%", True),
     ("$\\frac{1}{2}$", "\\frac12", True), ("$\\frac{1}{2}$", "-0.5", False), ("-63", "−63", True), ("$-\\frac{1}{2}$", "-\\frac{1}{2}", True),
     ("$2\\sqrt{3}$", "2√3", True), ("$2\\sqrt{3}$", "$2 \\sqrt 3$", True), ("$2\\sqrt{3}$", "3\\sqrt{2}", False), ("1000", "1,000", True),

@@ -1,9 +1,11 @@
 """BLEU and chrF against sacrebleu's own command, hostile lines, and a COMET that is there, fails, or lies."""
 
 import json
+import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from fastling.errors import RunError, UserError
 from fastling.evaluation import bleu, comet
-from fastling.evaluation.records import read_lines
+from fastling.evaluation.records import read_lines, read_records
 from fastling.evaluation.translation import add_options, evaluate, request
 from fastling.settings import Parser
 from fastling.terminal import make_console
@@ -163,6 +165,19 @@ def test_lines_come_back_as_they_were_written(tmp_path_factory, lines):
 def test_files_that_are_no_lines_are_named(run, content, words):
     with pytest.raises(UserError, match=words):
         run(content, ENGLISH, "en")
+
+
+def test_lines_may_come_through_a_pipe_and_a_folder_is_said_to_be_one(tmp_path):
+    reading, writing = os.pipe()
+    with open(writing, "wb") as pipe:
+        pipe.write(b"eins\nzwei\n")
+    assert read_lines(Path(f"/dev/fd/{reading}")) == ["eins", "zwei"]
+    os.close(reading)
+    for read in (read_lines, read_records):
+        with pytest.raises(UserError, match="is a folder"):
+            read(tmp_path)
+        with pytest.raises(UserError, match="no such file"):
+            read(tmp_path / "none.jsonl")
 
 
 def test_bootstrap_gives_an_interval_around_the_score(run):

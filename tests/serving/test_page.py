@@ -182,6 +182,8 @@ def test_a_full_context_drops_the_oldest_turns_and_says_so_once(page):
         assert page.get_by_label("Your message").input_value() == "wort " * 300
         ask(page, "short")
         sync_api.expect(page.locator("li.assistant:not(.coming)")).to_have_count(7)
+        last = chat.encoder.tokenizer.decode([chat.fed[-1]])[0]
+        assert "question 5" in last  # the question that was refused has made nothing forgotten
 
 
 def test_an_answer_of_nothing_gives_the_question_back(page):

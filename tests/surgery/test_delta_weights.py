@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from surgery.models import change, make_model, tensors_of, tuned
 
 from fastling.errors import UserError
+from fastling.model.huggingface import load_pretrained
 from fastling.model.meta_format import _half_split_rows
 from fastling.surgery import delta_weights
 from fastling.surgery.delta_weights import apply_delta, make_delta
 from fastling.surgery.folders import narrowed
+from fastling.surgery.merging import merge_models
 
 META_NAMES = {
     "model.embed_tokens.weight": "tok_embeddings.weight",
@@ -52,6 +54,19 @@ def made(request, tmp_path_factory):
 def copied(made, tmp_path):
     """A folder of its own for a test that damages it; float16 and bfloat16 alike."""
     return shutil.copytree(made[0], tmp_path / "copy")
+
+
+def test_a_delta_is_not_taken_for_a_model(made, tmp_path):
+    folder, _, _ = made
+    with pytest.raises(UserError, match="differences from a base, not a model") as caught:
+        load_pretrained(folder / "delta")
+    assert f"fastling delta apply --base BASE --delta {folder / 'delta'}" in caught.value.fix
+    for base, target in (("base", "delta"), ("delta", "target")):
+        with pytest.raises(UserError, match="differences from a base, not a model"):
+            make_delta(folder / base, folder / target, tmp_path / "out", None)
+    with pytest.raises(UserError, match="differences from a base, not a model"):
+        merge_models([folder / "target", folder / "delta"], [1, 1], tmp_path / "out", no_warning)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_difference_is_that_of_float64_rounded_once(made):

@@ -89,21 +89,22 @@ async function* events(response) {
   }
 }
 
-// Ask with as much of the conversation as fits: the oldest question and its answer go first.
+// Ask with as much of the conversation as fits: the oldest question and its answer go first. A question that
+// fits with nothing is refused, and leaves out nothing.
 async function open() {
-  for (;;) {
-    const kept = messages.slice(leftOut);
+  for (let left = leftOut; ; left += 2) {
+    const kept = messages.slice(left);
     const text = system.value;
     if (text.trim()) kept.unshift({ role: "system", content: text });
     const body = { model: model.id, messages: kept, stream: true, max_completion_tokens: model.max_new_tokens };
     try {
-      return await call("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal: request.signal });
+      const sent = { method: "POST", body: JSON.stringify(body), signal: request.signal };
+      const response = await call("/v1/chat/completions", sent);
+      if (left && !leftOut) log.insertBefore(noteOfLeftOut(), log.lastElementChild);
+      leftOut = left;
+      return response;
     } catch (error) {
-      if (error.code !== "context_length_exceeded" || messages.length - leftOut < 3) throw error;
-      if (!leftOut) {
-        log.insertBefore(noteOfLeftOut(), log.lastElementChild);
-      }
-      leftOut += 2;
+      if (error.code !== "context_length_exceeded" || messages.length - left < 3) throw error;
     }
   }
 }
