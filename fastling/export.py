@@ -161,11 +161,16 @@ class Export:
         tokenizer, template = self.encoder.tokenizer, self.encoder.template
         fields = json.loads(self.tokenizer_json)
         unknown = _unknown_token(fields)
+        # For a token that the files beside a tokenizer name, and it lacks, readers would make a new one.
+        bos, eos = (
+            token if token and tokenizer.control_id(token) is not None else None
+            for token in (tokenizer.bos, tokenizer.eos)
+        )
         special = {
-            "bos_token": tokenizer.bos,
+            "bos_token": bos,
             "eos_token": template.end_token,
             "unk_token": unknown,
-            "pad_token": unknown or tokenizer.eos or template.end_token,
+            "pad_token": unknown or eos or template.end_token,
         }
         special = {name: token for name, token in special.items() if token}
         ids = {name: tokenizer.control_id(token) for name, token in special.items()}

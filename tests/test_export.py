@@ -229,6 +229,18 @@ def test_tokenizer_config_is_right_for_transformers_4_and_5(case):
     assert case.json("config.json")["pad_token_id"] == case.encoder.tokenizer.control_id(config["pad_token"])
 
 
+def test_a_token_that_the_tokenizer_lacks_is_not_named(byte_level, tmp_path):
+    """transformers would make a new one of it, with an id that the model has never seen."""
+    shutil.copyfile(byte_level, tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|no|>", "eos_token": "<|nope|>"}')
+    made = make_export(tmp_path / "out", "chatml", tmp_path / "tokenizer.json")
+    named = json.loads(made.small_files()["special_tokens_map.json"])
+    assert named == {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    made.rehearse()
+    read = transformers.AutoTokenizer.from_pretrained(made.aside)
+    assert len(read) == made.encoder.tokenizer.vocab_size and read.pad_token_id == read.eos_token_id
+
+
 def test_the_sentencepiece_model_lies_beside_its_tokenizer_json(case):
     """llama.cpp converts from it."""
     copied, original = case.folder / "tokenizer.model", case.encoder.tokenizer.path
