@@ -143,7 +143,8 @@ def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Ite
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}") from None
+        fix = "A file that begins with [ is read as one list of rows."
+        raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}", fix) from None
     except (RecursionError, ValueError) as error:
         raise UserError(str(path), f"broken JSON: {_first_line(error)}") from None
     size = len(content) // max(1, len(records))
@@ -193,6 +194,10 @@ def _parse_json(line: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise Refused("invalid-utf8", f"byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
+        if line.strip() == b"{":
+            raise Refused(
+                "broken-json", "an object over several lines: write a row a line, or a list"
+            ) from None
         raise Refused("broken-json", f"column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise Refused("broken-json", _first_line(error)) from None

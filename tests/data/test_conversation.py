@@ -175,6 +175,7 @@ def test_formats_are_told_by_their_keys(name):
 REFUSED = [
     (b'{"a": ', "broken-json", "column 7"),
     (b"not json", "broken-json", "column 1"),
+    (b"{\r\n", "broken-json", "over several lines: write a row a line"),
     (b'{"a":' * 100_000, "broken-json", "recursion"),
     (b'{"text": ' + b"9" * 5000 + b"}", "broken-json", "4300 digits"),
     (b'{"text": "\xff"}', "invalid-utf8", "byte 10 of the line"),
@@ -434,6 +435,13 @@ def test_a_file_that_cannot_be_read_is_an_error_in_words(name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=what):
         list(read_rows(tmp_path / name))
+
+
+def test_lines_of_lists_are_told_how_they_are_read(tmp_path):
+    (tmp_path / "x.jsonl").write_text('[{"role": "user"}]\n[{"role": "user"}]\n')
+    with pytest.raises(UserError) as refused:
+        list(read_rows(tmp_path / "x.jsonl"))
+    assert refused.value.fix == "A file that begins with [ is read as one list of rows."
 
 
 def test_bytes_that_are_no_text_in_a_parquet_file_are_an_error_in_words(tmp_path):
