@@ -25,6 +25,7 @@ import fastling
 from fastling import files
 from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
+from fastling.data.tokenizer import Tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, sentencepiece_file
 from fastling.errors import RunError, UserError, run_command
 from fastling.export_check import Check, check_export, check_prompts
@@ -83,14 +84,15 @@ class Export:
             self._write_small_files()
         except OSError as error:
             raise UserError(str(self.folder), f"cannot be written: {error.strerror}") from None
-        failed = [check for check in check_prompts(self.aside, self.encoder) if check.passed is False]
+        checks = check_prompts(self.aside, self.encoder, self.shape.model_type)
+        failed = [check for check in checks if check.passed is False]
         if failed:
             shutil.rmtree(self.aside)
             raise UserError(
                 f"export of {self.encoder.tokenizer.path}",
                 f"with the template {self.encoder.template.name} would fail its check: {failed[0].name}: "
                 f"{failed[0].result}",
-                "Choose a template that was made for this tokenizer.",
+                "Choose a template, or a model_type, that was made for this tokenizer.",
             )
 
     @functools.cached_property
@@ -161,11 +163,12 @@ class Export:
         tokenizer, template = self.encoder.tokenizer, self.encoder.template
         fields = json.loads(self.tokenizer_json)
         unknown = _unknown_token(fields)
+        bos, eos = (_known(tokenizer, token) for token in (tokenizer.bos, tokenizer.eos))
         special = {
-            "bos_token": tokenizer.bos,
+            "bos_token": bos,
             "eos_token": template.end_token,
             "unk_token": unknown,
-            "pad_token": unknown or tokenizer.eos or template.end_token,
+            "pad_token": unknown or eos or template.end_token,
         }
         special = {name: token for name, token in special.items() if token}
         ids = {name: tokenizer.control_id(token) for name, token in special.items()}
@@ -258,6 +261,11 @@ def make_export(folder: Path, shape: LlamaConfig, encoder: Encoder, config: Conf
 
 def _json(content: dict) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _known(tokenizer: Tokenizer, token: str | None) -> str | None:
+    """A token that files beside a tokenizer name, if it has it: else readers would make a new one."""
+    return token if token and tokenizer.control_id(token) is not None else None
 
 
 def _unknown_token(fields: dict) -> str | None:

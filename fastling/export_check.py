@@ -32,6 +32,25 @@ PROBES = (
         system="Antworte kurz.",
     ),
 )
+QWEN2 = {
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {
+                "type": "Split",
+                "pattern": {
+                    "Regex": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+                    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+                },
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        ],
+    },
+}
+"""How transformers 5 reads text for a model of type qwen2, whatever its tokenizer.json says."""
 LARGEST_FOR_LOGITS = 3e9
 """Weights; a larger model in float32 might not fit beside a training, which would lose the export."""
 
@@ -53,18 +72,19 @@ def check_export(
         _attempt("shape", lambda: _shape(folder, shape)),
         _attempt("weights", lambda: _weights(folder, digests)),
         _attempt("token ids", lambda: _token_ids(folder, encoder)),
-        *check_prompts(folder, encoder),
+        *check_prompts(folder, encoder, shape.model_type),
     ]
     if any(check.passed is False for check in checks):
         return checks
     return [*checks, _attempt("logits", lambda: _logits(folder, encoder))]
 
 
-def check_prompts(folder: Path, encoder: Encoder) -> list[Check]:
+def check_prompts(folder: Path, encoder: Encoder, model_type: str) -> list[Check]:
     """What can be checked before there are weights: does a server build the prompts that training saw?"""
     return [
         _attempt("template text", lambda: _template_text(folder, encoder)),
         _attempt("prompt ids", lambda: _prompt_ids(folder, encoder)),
+        *([_attempt("Qwen2", lambda: _qwen2(folder, encoder))] if model_type == "qwen2" else []),
     ]
 
 
@@ -121,6 +141,25 @@ def _prompt_ids(folder: Path, encoder: Encoder) -> Check:
             if built.encode(text, add_special_tokens=False).ids != encoder.prompt_ids(asked):
                 return Check("prompt ids", False, f"a server would feed other ids for {text[-40:]!r}")
     return Check("prompt ids", True, "a server feeds the ids that training saw")
+
+
+def _qwen2(folder: Path, encoder: Encoder) -> Check:
+    """Whether text is cut into the same tokens by Qwen2's own rules, which transformers 5 puts in place."""
+    fields = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model = fields["model"] | {"byte_fallback": False, "fuse_unk": False, "ignore_merges": False}
+    if fields["model"]["type"] != "BPE":
+        return Check("Qwen2", False, f"transformers 5 reads no {fields['model']['type']} for a Qwen2 model")
+    read = fields | QWEN2 | {"model": model}
+    same = read == fields
+    built = tokenizers.Tokenizer.from_str(json.dumps(read))
+    difference = None if same else first_difference(encoder.tokenizer, built)
+    if difference is None:
+        return Check("Qwen2", True, "transformers 5 reads text by Qwen2's own rules: the same tokens")
+    return Check(
+        "Qwen2",
+        False,
+        f"transformers 5 reads text for a qwen2 by Qwen2's own rules, other tokens for {difference!r:.40}",
+    )
 
 
 def _num_weights(folder: Path) -> int:

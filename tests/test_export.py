@@ -229,6 +229,41 @@ def test_tokenizer_config_is_right_for_transformers_4_and_5(case):
     assert case.json("config.json")["pad_token_id"] == case.encoder.tokenizer.control_id(config["pad_token"])
 
 
+def test_a_token_that_the_tokenizer_lacks_is_not_named(byte_level, tmp_path):
+    """transformers would make a new one of it, with an id that the model has never seen."""
+    shutil.copyfile(byte_level, tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|no|>", "eos_token": "<|nope|>"}')
+    made = make_export(tmp_path / "out", "chatml", tmp_path / "tokenizer.json")
+    named = json.loads(made.small_files()["special_tokens_map.json"])
+    assert named == {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    made.rehearse()
+    read = transformers.AutoTokenizer.from_pretrained(made.aside)
+    assert len(read) == made.encoder.tokenizer.vocab_size and read.pad_token_id == read.eos_token_id
+
+
+def test_a_qwen2_takes_no_tokenizer_that_transformers_5_would_read_as_qwen2s(byte_level, tmp_path):
+    """It puts Qwen2's own rules in place of those of tokenizer.json, for this model_type alone."""
+    made = make_export(tmp_path / "out", "bayling", DEMO / "tokenizer.model", model_type="qwen2")
+    with pytest.raises(UserError, match=r"would fail its check: Qwen2: .* other tokens for .*") as refused:
+        made.rehearse()
+    assert "or a model_type" in refused.value.fix
+    make_export(tmp_path / "other", "bayling", DEMO / "tokenizer.model", model_type="qwen3").rehearse()
+
+    fields = json.loads(byte_level.read_text(encoding="utf-8"))
+    fields |= export_check.QWEN2 | {"post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end_of_text|>"}')
+    made = make_export(tmp_path / "out", "chatml", tmp_path / "tokenizer.json", model_type="qwen2")
+    made.rehearse()
+    read = transformers.AutoTokenizer.from_pretrained(made.aside)
+    rendered = {"add_generation_prompt": True, "return_dict": False}
+    assert read.apply_chat_template(messages(QUESTION), **rendered) == made.encoder.prompt_ids(QUESTION)
+    if int(transformers.__version__.split(".")[0]) >= 5:  # what is written in export_check is what it does
+        found = json.loads(read.backend_tokenizer.to_str())
+        found["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = False  # of no token
+        assert {name: found[name] for name in export_check.QWEN2} == export_check.QWEN2
+
+
 def test_the_sentencepiece_model_lies_beside_its_tokenizer_json(case):
     """llama.cpp converts from it."""
     copied, original = case.folder / "tokenizer.model", case.encoder.tokenizer.path

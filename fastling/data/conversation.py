@@ -26,9 +26,14 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
 }
+MEDIA = ("image", "images", "videos", "audio", "audios")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+SIDES = ("role", "prompt", "completion", "question", "answer", "response", "output")
+"""Beside plain text, the keys of a dialogue in a form that is not known."""
 KEYS = frozenset(
-    "messages conversations instruction input output history prompt completion text system pair".split()
-)
+    "messages conversations instruction input output history prompt completion text system system_prompt "
+    "pair tools functions rejected label kto_tag".split()
+).union(MEDIA, SIDES)
 """Of a row, in any of the formats, that `parse_row` reads."""
 BYTES_AT_ONCE = 1 << 20
 """Of rows that are worked on together, however long each is."""
@@ -138,7 +143,8 @@ def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Ite
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}") from None
+        fix = "A file that begins with [ is read as one list of rows."
+        raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}", fix) from None
     except (RecursionError, ValueError) as error:
         raise UserError(str(path), f"broken JSON: {_first_line(error)}") from None
     size = len(content) // max(1, len(records))
@@ -166,13 +172,16 @@ def parse_row(payload: Any) -> Conversation:
     """JSON bytes or a record -> a conversation whose turns can be trained on.
 
     Raises Refused: broken-json, invalid-utf8, unknown-format, unknown-role, unknown-weight, not-text,
-    tool-call, empty-turn, no-assistant-turn, nothing-to-train-on, starts-with-assistant,
-    turns-do-not-alternate, misplaced-system, two-system-texts.
+    tool-call, reasoning-apart, preference, empty-turn, no-assistant-turn, nothing-to-train-on,
+    starts-with-assistant, turns-do-not-alternate, misplaced-system, two-system-texts.
     """
     record = _parse_json(payload) if isinstance(payload, bytes) else payload
     if not isinstance(record, dict):
         raise Refused("unknown-format", f"a row must be an object: {type(record).__name__}")
+    _check_beside(record)
     found = _read_turns(record)
+    if (not found.turns or found.turns[-1].role == "user") and record.get("rejected"):
+        raise Refused("preference", "its answers are chosen and rejected: put the chosen one in its place")
     _check_turns(found)
     pair = record.get("pair")
     system = found.system if found.system.strip() else ""
@@ -185,35 +194,55 @@ def _parse_json(line: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise Refused("invalid-utf8", f"byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
+        if line.strip() == b"{":
+            raise Refused(
+                "broken-json", "an object over several lines: write a row a line, or a list"
+            ) from None
         raise Refused("broken-json", f"column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise Refused("broken-json", _first_line(error)) from None
 
 
+def _check_beside(record: dict) -> None:
+    """Raise Refused where what stands beside a row's text says that it is not to be trained on alone."""
+    for key in ("tools", "functions"):
+        if record.get(key) not in (None, "", "[]", []):
+            raise Refused("tool-call", f"{key} beside the messages: only their text could be trained on")
+    for key in MEDIA:
+        if record.get(key) not in (None, "", []):
+            raise Refused("not-text", f"{key} beside the text: only the text could be trained on")
+    for key in ("label", "kto_tag"):
+        if record.get(key) is False:
+            raise Refused("preference", f"{key} is false: its answer is an example of what not to say")
+
+
 def _read_turns(record: dict) -> Conversation:
-    """Tell the format by its keys, and read it."""
+    """Tell the format by its keys, those of null passed over, and read it."""
     messages = record.get("messages")
     if messages is not None:
         return _messages(record, messages, "role", "content")
     if record.get("conversations") is not None:
         return _messages(record, record["conversations"], "from", "value")
-    if "instruction" in record:
+    instructed = record.get("instruction") is not None
+    if instructed and "output" in record:
         return _alpaca(record)
-    if "prompt" in record and "completion" in record:
+    if record.get("prompt") is not None and "completion" in record:
         return _prompt_completion(record)
-    if "text" in record:
+    sides = any(record.get(key) is not None for key in SIDES)
+    if record.get("text") is not None and not instructed and not sides:
         if _system(record).strip():
             raise Refused("misplaced-system", "beside plain text, which has no place for it")
         return Conversation((Turn("text", _text(record["text"])),))
     keys = ", ".join(sorted(map(str, record))[:8])
     raise Refused(
         "unknown-format",
-        f"has the keys {keys}; expected messages, conversations, instruction, prompt and completion, or text",
+        f"has the keys {keys}; expected messages, conversations, instruction and output, "
+        "prompt and completion, or text alone",
     )
 
 
 def _system(record: dict) -> str:
-    return _text(record.get("system") or "")
+    return _text(record.get("system") or record.get("system_prompt") or "")
 
 
 def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conversation:
@@ -221,8 +250,9 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
         raise Refused("unknown-format", "the messages must be a list of objects")
     system, turns, read_only = _system(record), [], set()
     for number, message in enumerate(messages, start=1):
-        if role_key not in message or text_key not in message:  # the two spellings get mixed
-            role_key, text_key = ("from", "value") if "from" in message else ("role", "content")
+        if message.get(role_key) is None or text_key not in message:  # the two spellings get mixed
+            from_value = message.get("from") is not None
+            role_key, text_key = ("from", "value") if from_value else ("role", "content")
         name = message.get(role_key)
         role = ROLES.get(name.lower()) if isinstance(name, str) else None
         if role is None:
@@ -237,14 +267,24 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
                 raise Refused("two-system-texts", "one beside the messages, another in the first of them")
             system = content
             continue
-        if role == "assistant" and not _is_trained(message, number):
-            read_only.add(len(turns))
+        if role == "assistant":
+            for key in THOUGHTS:
+                if message.get(key):
+                    raise Refused("reasoning-apart", f"message {number}: {key} is not in its text")
+            if not _is_trained(message, number):
+                read_only.add(len(turns))
         turns.append(Turn(role, content))
     return Conversation(tuple(turns), system, read_only=frozenset(read_only))
 
 
 def _is_trained(message: dict, number: int) -> bool:
     """Whether an answer is to be trained on: `"weight": 0` (OpenAI's) or `"train": false` says it is not."""
+    for key, trained in (("loss", True), ("training", True), ("masked", False), ("mask", False)):
+        if message.get(key) is (not trained):  # as other trainers write it
+            raise Refused("unknown-weight", f'message {number}: say "train": false, not {key}')
+    for key in ("train_detail", "training_detail"):
+        if message.get(key):
+            raise Refused("unknown-weight", f"message {number}: {key}: an answer is trained on as a whole")
     for key in ("weight", "train"):
         if message.get(key, 1) not in (0, 1, None):  # False and True among them
             raise Refused("unknown-weight", f"message {number}: {key} must be 0 or 1: {message[key]!r:.40}")
@@ -253,8 +293,8 @@ def _is_trained(message: dict, number: int) -> bool:
 
 def _alpaca(record: dict) -> Conversation:
     question, history = _text(record["instruction"]), record.get("history") or []
-    if record.get("input"):
-        question += "\n" + _text(record["input"])
+    if record.get("input") not in (None, ""):
+        question = "\n".join(part for part in (question, _text(record["input"])) if part)
     if not isinstance(history, list) or not all(
         isinstance(pair, list) and len(pair) == 2 for pair in history
     ):
@@ -267,7 +307,8 @@ def _alpaca(record: dict) -> Conversation:
 def _prompt_completion(record: dict) -> Conversation:
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _messages(record, prompt + completion, "role", "content")
+        given = [each | {"train": False} if isinstance(each, dict) else each for each in prompt]
+        return _messages(record, given + completion, "role", "content")
     turns = (Turn("user", _text(prompt)), Turn("assistant", _text(completion)))
     return Conversation(turns, _system(record))
 

@@ -33,6 +33,7 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Names that config.json and LlamaConfig share; those of the first group must be there.
 _REQUIRED = (
     "vocab_size",
@@ -242,8 +243,23 @@ def _fill(model: Llama, source: SafetensorsFolder | MetaFolder, folder: Path) ->
             last = min(stop, piece_start + num_rows)
             if first < last:
                 rows = source.read(piece_name, first - piece_start, last - piece_start)
+                if not rows.isfinite().all():
+                    raise UserError(str(folder), f"{piece_name} holds what is no finite number")
+                if name == _EMBEDDING and _HEAD in source.shapes and model.config.tie_word_embeddings:
+                    _check_tied(rows, source.read(_HEAD, first, last), folder)
                 local[first - start : last - start].copy_(rows)
             piece_start += num_rows
+
+
+def _check_tied(embedding: Tensor, head: Tensor, folder: Path) -> None:
+    """Raise UserError where a head that should be the embedding is another matrix; it would be lost."""
+    if not torch.equal(embedding, head.to(embedding.dtype)):
+        raise UserError(
+            str(folder),
+            f"{_HEAD} is not the embedding, as tie_word_embeddings in config.json says",
+            "Set tie_word_embeddings to false there to train both; to train the embedding as both, "
+            f"take {_HEAD} out of the weights.",
+        )
 
 
 def _pieces(name: str, num_rows: int, config: LlamaConfig) -> list[tuple[str, int]]:
@@ -270,7 +286,7 @@ def _check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path)
         for name in found.keys() - wanted.keys()
         # Old exports hold the rotary frequencies; tied models may hold the embedding twice.
         if not name.endswith("rotary_emb.inv_freq")
-        and not (name == "lm_head.weight" and model.config.tie_word_embeddings)
+        and not (name == _HEAD and model.config.tie_word_embeddings and found[name] == wanted[_EMBEDDING])
     }
     complaints = [f"missing: {name} {wanted[name]}" for name in wanted.keys() - found.keys()]
     complaints += [f"unexpected: {name} {found[name]}" for name in unexpected]

@@ -78,6 +78,10 @@ FORMATS = {
         {"instruction": "Translate:", "input": "Hi", "output": "你好"},
         Conversation((Turn("user", "Translate:\nHi"), HI[1])),
     ),
+    "Alpaca whose question is all in the input": (
+        {"instruction": "", "input": "Hi", "output": "你好"},
+        Conversation(HI),
+    ),
     "Alpaca with history": (
         {"instruction": "Bye", "output": "再见", "history": [["Hi", "你好"]], "system": "Kurz."},
         Conversation(HI + BYE, "Kurz."),
@@ -115,7 +119,32 @@ FORMATS = {
     ),
     "prompt and completion of messages": (
         {"prompt": messages("Hi", "你好", "Bye"), "completion": messages("再见", roles=("assistant",) * 2)},
+        Conversation(HI + BYE, read_only=frozenset({1})),  # a prompt is not trained on
+    ),
+    "what other trainers write of answers that are trained on": (
+        {"messages": weighted({"loss": True, "masked": False}, {"train_detail": None, "reasoning": ""})},
         Conversation(HI + BYE),
+    ),
+    "system text by its other name": (
+        {"system_prompt": "Kurz.", "messages": messages("Hi", "你好")},
+        Conversation(HI, "Kurz."),
+    ),
+    "beside it, what changes nothing": (
+        {"messages": messages("Hi", "你好"), "tools": "[]", "images": [], "label": 0, "rejected": "x"},
+        Conversation(HI),
+    ),
+    "null columns of a table of every form": (
+        {"instruction": None, "output": None, "prompt": None, "completion": None, "text": "Es war einmal."},
+        Conversation((Turn("text", "Es war einmal."),)),
+    ),
+    "null fields of a table of both spellings": (
+        {
+            "messages": [
+                {"role": None, "content": None, "from": "human", "value": "Hi"},
+                {"role": "assistant", "content": "你好", "from": None, "value": None},
+            ]
+        },
+        Conversation(HI),
     ),
     "text": ({"text": " Es war einmal. "}, Conversation((Turn("text", " Es war einmal. "),))),
     "null columns of a table": (
@@ -146,6 +175,7 @@ def test_formats_are_told_by_their_keys(name):
 REFUSED = [
     (b'{"a": ', "broken-json", "column 7"),
     (b"not json", "broken-json", "column 1"),
+    (b"{\r\n", "broken-json", "over several lines: write a row a line"),
     (b'{"a":' * 100_000, "broken-json", "recursion"),
     (b'{"text": ' + b"9" * 5000 + b"}", "broken-json", "4300 digits"),
     (b'{"text": "\xff"}', "invalid-utf8", "byte 10 of the line"),
@@ -189,6 +219,19 @@ REFUSED = [
     ({"messages": weighted({"tool_calls": [{"id": "1"}]}, {})}, "tool-call", "message 2: only its text"),
     ({"messages": weighted({}, {"function_call": {"name": "f"}})}, "tool-call", "message 4: only its text"),
     ({"instruction": "Hi", "output": "x", "history": 5}, "unknown-format", "history must be a list"),
+    ({"instruction": "Hi", "input": 0, "output": "x"}, "not-text", "expected text: int"),
+    ({"instruction": "Hi", "response": "x", "text": "y"}, "unknown-format", "has the keys instruction, resp"),
+    ({"question": "Hi", "answer": "x", "text": "y"}, "unknown-format", "or text alone"),
+    ({"text": "Hi", "role": "prompter", "parent_id": None}, "unknown-format", "or text alone"),
+    ({"messages": messages("Hi", "x"), "tools": [{"type": "function"}]}, "tool-call", "tools beside"),
+    ({"messages": messages("<image>", "x"), "image": "a.jpg"}, "not-text", "image beside the text"),
+    ({"messages": messages("a", "b", "c"), "rejected": "x"}, "preference", "chosen and rejected"),
+    ({"messages": messages("a"), "rejected": "x"}, "preference", "chosen and rejected"),
+    ({"prompt": "Hi", "completion": "x", "label": False}, "preference", "label is false"),
+    ({"messages": weighted({"loss": False}, {})}, "unknown-weight", 'message 2: say "train": false, not loss'),
+    ({"messages": weighted({}, {"masked": True})}, "unknown-weight", "message 4: say"),
+    ({"messages": weighted({"train_detail": [{"train": False}]}, {})}, "unknown-weight", "as a whole"),
+    ({"messages": weighted({"reasoning_content": "Hm."}, {})}, "reasoning-apart", "message 2: reasoning_con"),
 ]  # fmt: skip
 
 
@@ -320,7 +363,10 @@ def test_every_key_that_a_format_has_is_read():
 
     for record, _ in FORMATS.values():
         parse_row(Spy(record))
-    assert asked == KEYS
+    assert asked <= KEYS
+    for key in KEYS - asked:  # those by which a row is refused
+        with pytest.raises(Refused):
+            parse_row({"text": "a"} | {key: False if key in ("label", "kto_tag") else "x"})
 
 
 def test_a_refusal_can_be_written_anywhere():
@@ -389,6 +435,13 @@ def test_a_file_that_cannot_be_read_is_an_error_in_words(name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=what):
         list(read_rows(tmp_path / name))
+
+
+def test_lines_of_lists_are_told_how_they_are_read(tmp_path):
+    (tmp_path / "x.jsonl").write_text('[{"role": "user"}]\n[{"role": "user"}]\n')
+    with pytest.raises(UserError) as refused:
+        list(read_rows(tmp_path / "x.jsonl"))
+    assert refused.value.fix == "A file that begins with [ is read as one list of rows."
 
 
 def test_bytes_that_are_no_text_in_a_parquet_file_are_an_error_in_words(tmp_path):

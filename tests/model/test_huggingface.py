@@ -346,10 +346,28 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(exported):
     ]
 
 
-def test_a_tied_model_ignores_a_head_in_the_file(exported):
+def test_a_head_in_a_tied_models_file_must_be_the_embedding(exported):
+    """Where it is another matrix, transformers 4 drops it and 5 does not tie: neither in silence here."""
     edit_json(exported.folder / "config.json", tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"lm_head.weight is not the embedding, as tie_word_embeddings"):
+        load_pretrained(exported.folder)
+    file = exported.folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
     model = load_pretrained(exported.folder)
     assert model.head_weight is model.model.embed_tokens.weight
+    save_file(tensors | {"lm_head.weight": torch.ones(3, 32)}, file)
+    with pytest.raises(UserError, match=r"unexpected: lm_head.weight \(3, 32\)"):
+        load_pretrained(exported.folder)
+
+
+def test_weights_that_are_no_numbers_are_named_before_a_step_is_lost_to_them(exported):
+    file = exported.folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.self_attn.v_proj.weight"][3, 4] = math.nan
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"layers.1.self_attn.v_proj.weight holds what is no finite number"):
+        load_pretrained(exported.folder)
 
 
 @pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../model.safetensors", "C:\\x.safetensors"])
