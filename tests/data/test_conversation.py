@@ -125,6 +125,14 @@ FORMATS = {
         {"messages": weighted({"loss": True, "masked": False}, {"train_detail": None, "reasoning": ""})},
         Conversation(HI + BYE),
     ),
+    "and of those that are not": (
+        {"messages": weighted({"loss": False}, {})},
+        Conversation(HI + BYE, read_only=frozenset({1})),
+    ),
+    "by a third name": (
+        {"messages": weighted({"masked": True}, {"training": True})},
+        Conversation(HI + BYE, read_only=frozenset({1})),
+    ),
     "system text by its other name": (
         {"system_prompt": "Kurz.", "messages": messages("Hi", "你好")},
         Conversation(HI, "Kurz."),
@@ -228,8 +236,6 @@ REFUSED = [
     ({"messages": messages("a", "b", "c"), "rejected": "x"}, "preference", "chosen and rejected"),
     ({"messages": messages("a"), "rejected": "x"}, "preference", "chosen and rejected"),
     ({"prompt": "Hi", "completion": "x", "label": False}, "preference", "label is false"),
-    ({"messages": weighted({"loss": False}, {})}, "unknown-weight", 'message 2: say "train": false, not loss'),
-    ({"messages": weighted({}, {"masked": True})}, "unknown-weight", "message 4: say"),
     ({"messages": weighted({"train_detail": [{"train": False}]}, {})}, "unknown-weight", "as a whole"),
     ({"messages": weighted({"reasoning_content": "Hm."}, {})}, "reasoning-apart", "message 2: reasoning_con"),
 ]  # fmt: skip
