@@ -89,6 +89,19 @@ def test_type_stream_second_turn_reset(page):
         )
 
 
+def test_a_server_that_comes_back_is_asked_without_a_reload(page):
+    with serving(Parrot()) as running:
+        page.route("**/v1/models", lambda route: route.abort())
+        page.goto(running.url)
+        sync_api.expect(page.locator("#status")).to_have_text("The server cannot be reached.")
+        ask(page, "早上好")
+        sync_api.expect(page.get_by_label("Your message")).to_have_value("早上好")
+        page.unroute("**/v1/models")
+        page.get_by_role("button", name="Send").click()
+        wait_for_end(page)
+        sync_api.expect(page.locator("li.assistant")).to_contain_text("早上好")
+
+
 def test_stop_keeps_what_was_said_and_ends_the_generation(page):
     chat = Parrot(lambda question: "word " * 3000, pause_s=0.01, context=8192)
     with serving(chat, defaults=Decoding(max_new_tokens=4000)) as running:

@@ -172,8 +172,9 @@ function resize() {
   question.style.height = `${question.scrollHeight}px`;
 }
 
-$("ask").addEventListener("submit", (event) => {
+$("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
+  if (!model) await connect(); // the server was not there when the page was opened
   const text = question.value;
   if (!text.trim() || request || !model) return;
   question.value = "";
