@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fastling.errors import UserError
 
+GIT_LFS = b"version https://git-lfs"
+
 
 def flush(folder: Path) -> None:
     """Make a folder's files and its entries survive a power failure."""
@@ -41,6 +43,18 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raise UserError for what git-lfs leaves in a file's place until it is fetched."""
+    try:
+        with open(path, "rb") as file:
+            is_pointer = file.read(len(GIT_LFS)) == GIT_LFS
+    except OSError:
+        return  # told by who reads it
+    if is_pointer:
+        what = "is a pointer that git-lfs left in the file's place"
+        raise UserError(str(path), what, "Fetch the file itself: git lfs pull")
 
 
 def read_json_lines(path: Path) -> list[dict]:

@@ -64,6 +64,7 @@ def source_files(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
         path = resolve(each.path, f"source {each.name}")
         if not path.is_file():
             raise UserError(f"source {each.name}", f"is no file: {each.path}")
+        files.check_no_pointer(path)
         found.append(SourceFile(each.name, path, each.pair))
     return tuple(found)
 

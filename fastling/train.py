@@ -41,16 +41,9 @@ def train(config: Config) -> dict:
     """
     check_wandb(config)
     with open_world(config) as world:
-        try:
-            run = Run(config, world, make_console(quiet=not world.is_main))
-            run.loop()
-            return run.finish()
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"rank {world.rank}",
-                f"out of GPU memory: {str(error).split('. ')[0]}",
-                "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs.",
-            ) from None
+        run = Run(config, world, make_console(quiet=not world.is_main))
+        run.loop()
+        return run.finish()
 
 
 class Run:

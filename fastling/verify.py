@@ -121,16 +121,13 @@ def verify(config: Config, world: World) -> list[Check]:
         check_float8(world.device)
     prepared = prepare_data(config, show_progress=world.is_main)
     shape, dtype = model_config(config, prepared.encoder), compute_dtype(config)
-    distances = compare_gradients(config, shape, prepared.training, prepared.plan, world)
     choices = ops.configure(config.model.kernels, config.model.attention, device=world.device, dtype=dtype)
+    (attention,) = (choice for choice in choices if choice.op == "attention")
+    isolation = check_isolation(shape, attention, world, dtype)
+    distances = compare_gradients(config, shape, prepared.training, prepared.plan, world)
     if not world.is_main:
         return []
-    (attention,) = (choice for choice in choices if choice.op == "attention")
-    return [
-        check_isolation(shape, attention, world, dtype),
-        *check_gradient(distances),
-        *check_operations(shape, world, dtype),
-    ]
+    return [isolation, *check_gradient(distances), *check_operations(shape, world, dtype)]
 
 
 def print_checks(checks: Sequence[Check], config: Config, world: World, console: Console) -> None:

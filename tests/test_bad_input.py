@@ -28,6 +28,7 @@ from fastling.training.build import make_loader
 VERBS = {"prepare": prepare.main, "preview": preview.main, "train": train.main, "export": export.main}
 GOOD_ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 TEMPLATE = 'user: "Q {content}"\nassistant: "A {content}{eos}"\n'
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2097\n"
 SHAPE = (
     "hidden_size",
     "intermediate_size",
@@ -65,6 +66,7 @@ def broken(tmp_path_factory) -> Path:
         "text.parquet": "PAR",
         "tiktoken.model": "IQ== 0\nIg== 1\nIw== 2\n" * 100,
         "text.json": "hello",
+        "pointer.json": LFS,
         "object.json": "{}",
         "open.yaml": "user: [",
         "date.yaml": TEMPLATE + "begin: 2024-99-99",
@@ -91,10 +93,11 @@ def broken(tmp_path_factory) -> Path:
         (folder / name).write_text(text, encoding="latin-1")
     os.mkfifo(folder / "pipe.jsonl")
     (folder / "random.model").write_bytes(bytes(range(256)) * 16)
-    for name in ("good", "gpt2", "shape", "pickle", "damaged"):
+    for name in ("good", "gpt2", "shape", "pickle", "damaged", "pointer"):
         make_model(folder / name)
     (folder / "pickle/model.safetensors").rename(folder / "pickle/pytorch_model.bin")
     (folder / "damaged/model.safetensors").write_bytes(b"\xff" * 100)
+    (folder / "pointer/model.safetensors").write_text(LFS)
     for name, key, value in (("gpt2", "model_type", "gpt2"), ("shape", "intermediate_size", 96)):
         config = json.loads((folder / name / "config.json").read_text())
         (folder / name / "config.json").write_text(json.dumps({**config, key: value}))

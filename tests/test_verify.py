@@ -8,6 +8,7 @@ from conftest import run_python
 
 from fastling import ops, verify
 from fastling.data.batches import Normaliser
+from fastling.errors import UserError
 from fastling.training import plain_gradient
 
 
@@ -52,6 +53,15 @@ def test_attention_that_ignores_borders_breaks_isolation_and_the_gradient(capsys
 
     monkeypatch.setattr(ops, "attention", everything_is_one_document)
     assert broken(capsys, tiny_run()) == (1, {"P5", "P7"})
+
+
+def test_heads_that_a_backend_does_not_take_are_told_in_words(capsys, tiny_run, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("head_dim should be a multiple of 8")
+
+    monkeypatch.setattr(ops, "attention", refuse)
+    with pytest.raises(UserError, match="model.attention: does not take .*: head_dim should be a multiple"):
+        verify.main(["--config", str(tiny_run())])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

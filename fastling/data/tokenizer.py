@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 
 from fastling.errors import UserError
-from fastling.files import read_json
+from fastling.files import check_no_pointer, read_json
 
 
 class Tokenizer(Protocol):
@@ -202,6 +202,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
             if (path / name).exists():
                 return load_tokenizer(path / name)
         raise UserError(str(path), "holds neither tokenizer.json nor tokenizer.model")
+    if path.is_file():
+        check_no_pointer(path)
     if path.suffix == ".json":
         return JsonTokenizer(path)
     return SentencePieceTokenizer(path)

@@ -37,6 +37,7 @@ class SafetensorsFolder:
     def _open(self, file: Path, names: list[str] | None) -> None:
         if not file.is_file():
             raise UserError(str(file), "is missing", f"{_INDEX} names it: copy the whole folder.")
+        files.check_no_pointer(file)
         try:
             tensors = self._open_files.enter_context(safe_open(file, framework="pt"))
         except SafetensorError as error:

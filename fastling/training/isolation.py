@@ -7,7 +7,7 @@ so the path that this run will take is tried, on its device and in its numbers, 
 import torch
 
 from fastling import ops
-from fastling.errors import RunError
+from fastling.errors import RunError, UserError
 from fastling.model.llama import LlamaConfig
 
 LENGTHS = [37, 1, 90, 64]
@@ -17,15 +17,17 @@ CHOOSE_ANOTHER = "Choose another backend, for example --model.attention sdpa."
 def prove_isolation(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Change one document and look at the others; take gradients of one and look at the others.
 
-    Raises RunError when anything crosses a border, or the backend does not take such heads. Leaves no trace
-    in the random state.
+    Raises RunError when anything crosses a border, UserError when the backend does not take such heads.
+    Leaves no trace in the random state.
     """
     try:
         _look_across_borders(config, device, dtype)
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, RuntimeError) as error:
         heads = f"{config.num_attention_heads} heads of {config.head_dim}"
         what = f"does not take {heads} in {dtype}: {str(error).splitlines()[0][:200]}"
-        raise RunError("model.attention", what, CHOOSE_ANOTHER) from error
+        raise UserError("model.attention", what, CHOOSE_ANOTHER) from error
 
 
 def _look_across_borders(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:

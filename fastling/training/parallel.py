@@ -80,7 +80,8 @@ def open_world(config: Config):
     else:
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device, _mesh(config, device))
+        with _out_of_memory_in_words(device):
+            yield World(dist.get_rank(), dist.get_world_size(), device, _mesh(config, device))
     except BaseException as error:
         # Others may wait for this process in a collective operation. To take NCCL's groups apart is to wait
         # for them, and what is wrong would not be said; torchrun ends them when this process has ended.
@@ -91,6 +92,18 @@ def open_world(config: Config):
             raise RunError(f"rank {dist.get_rank()}", what, "It says why, unless it was killed.") from None
         raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def _out_of_memory_in_words(device: torch.device):
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            str(device),
+            ". ".join(str(error).split(". ")[:2]),  # that it is full, and how much was wanted
+            "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs.",
+        ) from None
 
 
 def _device(local_rank: int) -> torch.device:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastling import ops
-from fastling.errors import RunError
+from fastling.errors import RunError, UserError
 from fastling.model.llama import LlamaConfig
 from fastling.training.isolation import prove_isolation
 
@@ -53,7 +53,7 @@ def test_a_path_that_does_not_take_the_heads_is_refused_in_words(monkeypatch):
     said = (
         "model.attention: does not take 4 heads of 8 in torch.float32: head_dim should be a multiple of 8\n"
     )
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(UserError, match=said):
         prove_isolation(CONFIG, torch.device("cpu"), torch.float32)
 
 
