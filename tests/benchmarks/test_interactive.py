@@ -69,6 +69,7 @@ def test_both_arms_train_and_are_judged_by_type(corpus, tmp_path):
         "sources": [source],
         "validation": [source],
     }
+    settings |= {"checkpoint": {"every_steps": 6}, "evaluate": {"every_steps": 6, "samples": 0}}
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(settings))
     arguments = ["--config", str(config), "--text", str(folder), "--out", str(tmp_path / "out")]

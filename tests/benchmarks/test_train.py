@@ -196,7 +196,7 @@ def test_the_commands_of_the_makefile_can_be_parsed():
 @pytest.mark.slow
 def test_two_processes_do_the_work_of_one(tmp_path):
     """And so does every peer that can run in two."""
-    arguments = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "1024", "--steps", "4"]
+    arguments = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "1024", "--steps", "3"]
     losses = {}
     for processes in ("1", "2"):
         out = tmp_path / f"{processes}.jsonl"
