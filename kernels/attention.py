@@ -101,7 +101,8 @@ def _broken(module: str) -> str | None:
     try:
         import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
-        return f"{module} is installed and cannot be imported: {str(error).strip().splitlines()[0][:120]}"
+        first_line = str(error).strip().partition("\n")[0]
+        return f"{module} is installed and cannot be imported: {first_line[:120]}"
     return None
 
 

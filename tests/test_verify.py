@@ -60,7 +60,7 @@ def test_heads_that_a_backend_does_not_take_are_told_in_words(capsys, tiny_run, 
         raise RuntimeError("head_dim should be a multiple of 8")
 
     monkeypatch.setattr(ops, "attention", refuse)
-    with pytest.raises(UserError, match="model.attention: does not take .*: head_dim should be a multiple"):
+    with pytest.raises(UserError, match="model.attention: fails on .*: head_dim should be a multiple"):
         verify.main(["--config", str(tiny_run())])
 
 

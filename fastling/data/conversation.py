@@ -279,7 +279,7 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
 
 def _is_trained(message: dict, number: int) -> bool:
     """Whether an answer is to be trained on: `"weight": 0` (OpenAI's) or `"train": false` says it is not, and
-    so do `"loss": false`, `"training": false` and `"masked": true`, as other trainers write it.
+    so do `"loss": false`, `"training": false`, `"masked": true` and `"mask": true`, as others write it.
     """
     for key in ("train_detail", "training_detail"):
         if message.get(key):
@@ -287,7 +287,9 @@ def _is_trained(message: dict, number: int) -> bool:
     for key in ("weight", "train"):
         if message.get(key, 1) not in (0, 1, None):  # False and True among them
             raise Refused("unknown-weight", f"message {number}: {key} must be 0 or 1: {message[key]!r:.40}")
-    if message.get("loss") is False or message.get("training") is False or message.get("masked") is True:
+    if any(message.get(key) is False for key in ("loss", "training")):
+        return False
+    if any(message.get(key) is True for key in ("masked", "mask")):
         return False
     return all(message.get(key) in (1, None) for key in ("weight", "train"))
 

@@ -17,7 +17,7 @@ CHOOSE_ANOTHER = "Choose another backend, for example --model.attention sdpa."
 def prove_isolation(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Change one document and look at the others; take gradients of one and look at the others.
 
-    Raises RunError when anything crosses a border, UserError when the backend does not take such heads.
+    Raises RunError when anything crosses a border, UserError when the backend fails on such heads.
     Leaves no trace in the random state.
     """
     try:
@@ -26,7 +26,8 @@ def prove_isolation(config: LlamaConfig, device: torch.device, dtype: torch.dtyp
         raise
     except (ValueError, RuntimeError) as error:
         heads = f"{config.num_attention_heads} heads of {config.head_dim}"
-        what = f"does not take {heads} in {dtype}: {str(error).splitlines()[0][:200]}"
+        first_line = str(error).partition("\n")[0]
+        what = f"fails on {heads} in {dtype}: {first_line[:200]}"
         raise UserError("model.attention", what, CHOOSE_ANOTHER) from error
 
 

@@ -129,6 +129,10 @@ FORMATS = {
         {"messages": weighted({"loss": False}, {})},
         Conversation(HI + BYE, read_only=frozenset({1})),
     ),
+    "by a fourth name": (
+        {"messages": weighted({"mask": True}, {"mask": False})},
+        Conversation(HI + BYE, read_only=frozenset({1})),
+    ),
     "by a third name": (
         {"messages": weighted({"masked": True}, {"training": True})},
         Conversation(HI + BYE, read_only=frozenset({1})),

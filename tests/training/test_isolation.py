@@ -50,9 +50,7 @@ def test_a_path_that_does_not_take_the_heads_is_refused_in_words(monkeypatch):
         raise RuntimeError("head_dim should be a multiple of 8\nException raised from mha_varlen_fwd")
 
     monkeypatch.setattr(ops, "attention", refuse)
-    said = (
-        "model.attention: does not take 4 heads of 8 in torch.float32: head_dim should be a multiple of 8\n"
-    )
+    said = "model.attention: fails on 4 heads of 8 in torch.float32: head_dim should be a multiple of 8\n"
     with pytest.raises(UserError, match=said):
         prove_isolation(CONFIG, torch.device("cpu"), torch.float32)
 
