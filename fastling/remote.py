@@ -159,7 +159,8 @@ class Server:
         """One request may fail; a server that answers none is not asked for hours."""
         self._failures += 1
         if self._failures >= self._most_failures:
-            words = f"{self._failures} requests in a row had no answer from {self.url}: {reason}"
+            # The bound, not the count: others in flight fail after this one, and any of them may be told.
+            words = f"{self._most_failures} requests in a row had no answer from {self.url}: {reason}"
             raise RunError(
                 f"{self._option}-url", words, "What was answered is kept; the same command goes on."
             )

@@ -1,5 +1,6 @@
 """Scores out of a judge's words, and pairs before a judge that misbehaves, over HTTP on loopback."""
 
+import asyncio
 import json
 import re
 import sqlite3
@@ -346,6 +347,21 @@ def test_a_server_that_never_answers_is_given_up(judge):
         judgements, failures, _ = judge(server, [pair(number) for number in range(50)], requests_in_flight=2)
     assert not judgements and "4 requests in a row had no answer" in str(failures.stopped)
     assert len(server.bodies) < 12
+
+
+def test_all_that_are_in_flight_when_a_server_is_given_up_say_the_same(tmp_path):
+    async def ask_all(url: str) -> set[str]:
+        asked = {"option": "--judge", "retries": 0, "requests_in_flight": 2}
+        server = Server(url, "m", tmp_path / "cache.sqlite", **asked)
+        messages = [{"role": "user", "content": "x"}]
+        questions = [server.ask(messages, temperature=0, seed=seed, most_tokens=1) for seed in range(8)]
+        ends = await asyncio.gather(*questions, return_exceptions=True)
+        await server.close()
+        return {str(end) for end in ends if isinstance(end, RunError)}
+
+    with serving(lambda number, body: (500, "oops")) as server:
+        (said,) = asyncio.run(ask_all(server.url))
+    assert "4 requests in a row had no answer" in said
 
 
 def test_many_requests_are_in_flight_and_no_more_than_allowed(judge):
