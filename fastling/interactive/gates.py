@@ -31,6 +31,7 @@ _DAMAGE = re.compile(
 )
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+")
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_YEAR = re.compile(r"(?<![\d.,])(?:1[1-9]|20)\d\d(?!\d|[.,]\d)")
 
 
 # Pairs ----------------------------------------------------------------------------------------------
@@ -77,6 +78,12 @@ def has_other_markup(pair: Pair) -> bool:
     """Whether one side has tags that the other lacks."""
     first, second = (Counter(_TAG.findall(text)) for text in pair.texts)
     return first != second
+
+
+def has_other_years(pair: Pair) -> bool:
+    """Whether both sides name years, and none in common: lines that do not belong together, or a slip."""
+    first, second = (set(_YEAR.findall(text)) for text in pair.texts)
+    return bool(first and second) and first.isdisjoint(second)
 
 
 def is_in_capitals(pair: Pair, corpus: Corpus) -> bool:
@@ -133,6 +140,8 @@ def _check_texts(pair: Pair, corpus: Corpus, median_ratio: float) -> str | None:
         return "damaged"
     if has_other_markup(pair):
         return "markup"
+    if has_other_years(pair):
+        return "other-years"
     if is_in_capitals(pair, corpus):
         return "capitals"
     if is_in_another_language(pair, corpus):
