@@ -58,7 +58,7 @@ class Run:
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
         self.dtype = compute_dtype(config)
-        self.identity = record.identity(config, self.prepared)
+        self.identity = record.identity(config, self.prepared, shape)
         found = self._find_checkpoint()
         self.first_step = found.state["step"] if found else 0
         # A run goes on with whatever machines are left; only a new one has to divide its packs evenly.

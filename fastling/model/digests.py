@@ -1,4 +1,7 @@
-"""SHA-256 of tensors: taken from memory before they are written, compared with what the disk gives back."""
+"""SHA-256 of tensors: taken from memory before they are written, compared with what the disk gives back.
+
+And of a folder's weights, to know them again.
+"""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -8,6 +11,9 @@ import torch
 from torch import Tensor
 
 from fastling.model.safetensors_folder import SafetensorsFolder
+
+MARK_BYTES = 2**20
+"""Of each file: what its tensors are called and where they lie, and some of their values."""
 
 
 def digest(name: str, tensor: Tensor) -> str:
@@ -39,3 +45,12 @@ def misread(folder: Path, digests: Mapping[str, str]) -> str | None:
     finally:
         source.close()
     return None
+
+
+def mark_of_weights(folder: Path) -> str:
+    """A digest that tells a folder's weights from others, wherever it lies, and reads little of them."""
+    found = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("consolidated.*.pth")]):
+        with open(path, "rb") as file:
+            found.update(f"{path.name} {path.stat().st_size}\n".encode() + file.read(MARK_BYTES))
+    return found.hexdigest()[:16]

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import fastling
 from fastling import files
-from fastling.config import Config
+from fastling.config import Config, resolve
 from fastling.errors import UserError
+from fastling.model.digests import mark_of_weights
+from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import Prepared, keep_records
 from fastling.training.parallel import World
 
@@ -33,11 +35,13 @@ SECONDS_UNTIL_SEEN = 30
 """After which a file that one node has written is there for another, over whatever network."""
 
 
-def identity(config: Config, prepared: Prepared) -> dict:
-    """What must stay when a run goes on: all that its last weights depend on."""
-    train, model = config.train, config.model
+def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
+    """What must stay when a run goes on: all that its last weights depend on, wherever it lies."""
+    train, pretrained = config.train, config.model.pretrained
+    first = mark_of_weights(resolve(pretrained, "model.pretrained")) if pretrained else None
     return {
-        "model": str(Path(model.pretrained).expanduser().resolve()) if model.pretrained else model.shape(),
+        "model.pretrained, by its weights": first,
+        **{f"model.{name}": value for name, value in vars(shape).items()},
         "data": prepared.training.folder.name,
         "data.sources weights": [source.weight for source in config.data.sources],
         "seed": config.seed,

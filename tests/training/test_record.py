@@ -1,8 +1,16 @@
 """What a run folder records, and that it is one folder for all processes."""
 
-import pytest
+import json
 
+import pytest
+import torch
+
+from fastling.config import build_parser, parse
 from fastling.errors import UserError
+from fastling.model.huggingface import hf_tensors, save_weights
+from fastling.model.llama import Llama
+from fastling.model.llama_config import LlamaConfig
+from fastling.prepare import prepare_data
 from fastling.training import record
 
 
@@ -23,3 +31,26 @@ def test_whoever_comes_second_leaves_the_lock_as_it_is(tmp_path):
     with pytest.raises(UserError, match="another run is at work"):
         record.lock_run_dir(tmp_path)
     record.check_shared(tmp_path, lock.number)
+
+
+def test_a_run_knows_its_base_by_the_weights_and_not_by_where_they_lie(tmp_path):
+    data = {"tokenizer": "fastling:demo/tokenizer.model", "sequence_length": 256}
+    data["sources"] = [{"name": "demo", "path": "fastling:demo/held-out.jsonl"}]
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(vocab_size=2000, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                              num_attention_heads=2))  # fmt: skip
+
+    def identity(name: str) -> dict:
+        settings = {"model": {"pretrained": str(tmp_path / name)}, "data": data, "train": {"steps": 1}}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+        return record.identity(config, prepare_data(config), model.config)
+
+    save_weights(hf_tensors(model), tmp_path / "base")
+    first = json.loads(json.dumps(identity("base")))
+    (tmp_path / "base").rename(tmp_path / "moved")
+    record.check_identity(tmp_path, first, identity("moved"))
+    model.model.norm.weight.data[3] = 2
+    save_weights(hf_tensors(model), tmp_path / "other")
+    with pytest.raises(UserError, match="another model.pretrained, by its weights: .*; the config now gives"):
+        record.check_identity(tmp_path, first, identity("other"))
