@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +39,16 @@ class Prepared:
     @property
     def total_steps(self) -> int:
         return -(-len(self.plan) // self.global_packs)
+
+    @cached_property
+    def copies(self) -> dict[str, int]:
+        """Of each source of training, the conversations that are copies of earlier ones."""
+        return self.training.count_copies()
+
+    @cached_property
+    def trained_on(self) -> dict[str, int]:
+        """Of each held-out source, the conversations that are in the training data, too."""
+        return self.validation.count_held_by(self.training) if self.validation else {}
 
     @property
     def fill(self) -> float:
@@ -166,6 +177,8 @@ def summary(prepared: Prepared) -> dict:
     return {
         "sources": prepared.training.ledgers,
         "validation": prepared.validation.ledgers if prepared.validation else {},
+        "copies": prepared.copies,
+        "validation_trained_on": prepared.trained_on,
         "packs": len(prepared.plan),
         "packs_per_epoch": list(prepared.plan.packs_per_epoch),
         "fill": prepared.fill,
@@ -202,6 +215,12 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
                     if count:
                         unit = one if count == 1 else more
                         console.print(f"  {name}{suffix}: {count:,} {unit}: {reason}")
+    for name, count in prepared.copies.items():
+        if count:
+            console.print(f"  {name}: {count:,} of its rows are copies of earlier ones")
+    for name, count in prepared.trained_on.items():
+        if count:
+            console.print(f"  {name} (held out): {count:,} of its rows are trained on, too", style="yellow")
     console.print(
         f"{len(prepared.plan):,} packs of {prepared.encoder.sequence_length} tokens, "
         f"{100 * prepared.fill:.2f} % full, {prepared.total_steps:,} steps\n"

@@ -101,6 +101,21 @@ def test_held_out_data_has_a_ledger_of_its_own(run):
     assert "held-out (held out)" in said
 
 
+def test_copies_and_what_is_held_out_and_trained_on_are_told(run, tmp_path):
+    """A held-out loss on what is trained on would tell of memory, and nothing else would say so."""
+    other = {"messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你好！"}]}
+    validation = [
+        {"name": "leaking", "path": write(tmp_path / "leaking.jsonl", [other, GOOD])},
+        {"name": "clean", "path": write(tmp_path / "clean.jsonl", [other])},
+    ]
+    found, said, _ = run(validation=validation)
+    assert found["copies"] == {"mixed": 1, "fine": 5}  # of mixed's first row, whatever their pair
+    assert found["validation_trained_on"] == {"leaking": 1, "clean": 0}
+    assert "mixed: 1 of its rows are copies of earlier ones" in said
+    assert "leaking (held out): 1 of its rows are trained on, too" in said
+    assert "clean (held out)" not in said.split("dropped")[-1]
+
+
 def test_without_json_nothing_is_on_stdout(tiny_run, sources, capsys):
     config = tiny_run(data={"sources": sources, "max_refused_share": 0.9})
     assert run_command(prepare.main, ["--config", str(config)]) == 0

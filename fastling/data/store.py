@@ -32,7 +32,7 @@ from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
 
-FORMAT = 5
+FORMAT = 6
 """Raised whenever the same inputs would give another store."""
 ARRAYS = {
     "document_offsets": numpy.int64,  # (documents + 1,) into tokens
@@ -41,6 +41,7 @@ ARRAYS = {
     "sources": numpy.int16,  # (documents,) index into source names
     "pairs": numpy.int32,  # (documents,) index into pair names, -1: none
     "rows": numpy.int64,  # (documents,) row in the source's file
+    "marks": numpy.uint64,  # (documents,) digest of its tokens: copies have the same
 }
 
 
@@ -156,6 +157,19 @@ class Store:
         start, stop = self.document_offsets[index : index + 2]
         first, last = self.span_offsets[index : index + 2]
         return self.tokens[start:stop], self.spans[first:last]
+
+    def count_copies(self) -> dict[str, int]:
+        """Of each source, the documents that are token by token an earlier one of this store."""
+        _, first = numpy.unique(self.marks, return_index=True)
+        return self._count(~numpy.isin(numpy.arange(len(self)), first))
+
+    def count_held_by(self, other: "Store") -> dict[str, int]:
+        """Of each source, the documents that another store holds as well."""
+        return self._count(numpy.isin(self.marks, other.marks))
+
+    def _count(self, chosen: numpy.ndarray) -> dict[str, int]:
+        counts = numpy.bincount(self.sources[chosen], minlength=len(self.source_names))
+        return dict(zip(self.source_names, counts.tolist(), strict=True))
 
     def refused(self) -> Iterator[dict]:
         """Every refused row: source, row, location (in the file as it is called now), reason, detail."""
@@ -293,6 +307,11 @@ class _Writer:
         self._append("sources", [source] * len(kept))
         self._append("pairs", [self._pair_number(pair) for _, _, pair in kept])
         self._append("rows", [row.index for row, _, _ in kept])
+        self._append("marks", [self._mark(each.tokens) for each in encoded])
+
+    def _mark(self, tokens: numpy.ndarray) -> int:
+        content = numpy.asarray(tokens, self.token_type).tobytes()
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
     def _pair_number(self, pair: str | None) -> int:
         return self.pairs.setdefault(pair, len(self.pairs)) if pair else -1
