@@ -217,10 +217,10 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
                         console.print(f"  {name}{suffix}: {count:,} {unit}: {reason}")
     for name, count in prepared.copies.items():
         if count:
-            console.print(f"  {name}: {count:,} of its rows are copies of earlier ones")
+            console.print(f"  {name}: copies of earlier rows: {count:,}")
     for name, count in prepared.trained_on.items():
         if count:
-            console.print(f"  {name} (held out): {count:,} of its rows are trained on, too", style="yellow")
+            console.print(f"  {name} (held out): rows that are trained on, too: {count:,}", style="yellow")
     console.print(
         f"{len(prepared.plan):,} packs of {prepared.encoder.sequence_length} tokens, "
         f"{100 * prepared.fill:.2f} % full, {prepared.total_steps:,} steps\n"

@@ -111,8 +111,8 @@ def test_copies_and_what_is_held_out_and_trained_on_are_told(run, tmp_path):
     found, said, _ = run(validation=validation)
     assert found["copies"] == {"mixed": 1, "fine": 5}  # of mixed's first row, whatever their pair
     assert found["validation_trained_on"] == {"leaking": 1, "clean": 0}
-    assert "mixed: 1 of its rows are copies of earlier ones" in said
-    assert "leaking (held out): 1 of its rows are trained on, too" in said
+    assert "mixed: copies of earlier rows: 1" in said
+    assert "leaking (held out): rows that are trained on, too: 1" in said
     assert "clean (held out)" not in said.split("dropped")[-1]
 
 
