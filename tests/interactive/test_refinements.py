@@ -12,6 +12,7 @@ pytest.importorskip("openai")
 
 from misbehaving_server import Misbehaving, completion
 
+from fastling import remote
 from fastling.errors import RunError, UserError
 from fastling.interactive import refinements
 from fastling.interactive.refinements import (
@@ -228,9 +229,24 @@ def test_a_slow_answer_is_not_waited_for_without_end(serve, ask):
 
 def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
     server = serve(lambda number, body: (500, "oops"))
-    with pytest.raises(RunError, match="6 requests in a row had no answer from http://127.*: status 500"):
-        ask(server, 50, requests_in_flight=3)
-    assert len(server.bodies) < 20
+    with pytest.raises(RunError, match="3 requests in a row had no answer from http://127.*: status 500"):
+        ask(server, 50, requests_in_flight=2)
+    assert len(server.bodies) < 10
+
+
+def test_a_server_that_has_answered_is_given_more_time(serve, ask):
+    server = serve(lambda number, body: (500, "oops") if number else good(number, body))
+    with pytest.raises(RunError, match="8 requests in a row had no answer from http://127.*: status 500"):
+        ask(server, 50, requests_in_flight=4)
+
+
+def test_a_request_is_not_tried_for_ever(serve, ask, monkeypatch):
+    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.1)
+    server = serve(lambda number, body: time.sleep(5) or good(number, body))
+    began = time.monotonic()
+    with pytest.raises(RunError, match="in a row had no answer from .*: too slow"):
+        ask(server, 3, requests_in_flight=3, timeout_seconds=0.5, retries=6)
+    assert time.monotonic() - began < 3
 
 
 def test_where_nobody_listens_the_run_ends_in_words(serve, ask):
