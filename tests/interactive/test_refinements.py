@@ -235,7 +235,11 @@ def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
 
 
 def test_a_server_that_has_answered_is_given_more_time(serve, ask):
-    server = serve(lambda number, body: (500, "oops") if number else good(number, body))
+    def at_first(number, body):
+        time.sleep(0.3 * bool(number))  # so that the first is the first to be heard
+        return (500, "oops") if number else good(number, body)
+
+    server = serve(at_first)
     with pytest.raises(RunError, match="8 requests in a row had no answer from http://127.*: status 500"):
         ask(server, 50, requests_in_flight=4)
 
