@@ -180,6 +180,9 @@ CLOZES = [
     ("$(0,1)$", "[0,1)", False), ("$(-\\infty,0)\\cup(0,1]$", "\\left(-\\infty, 0\\right) \\cup (0,1]", True), ("$y=2x$", "y = 2x", True),
     ("$y=2x$", "2x", False), ("$4-\\mathrm{i}$", "4-i", True), ("$2x+y+1=0$", "2x+y+1=0", True), ("16", "16种", True), ("16", "x=16 cm", True),
     ("2", "1/0", False), ("2", "答案：", None), ("3", "The answer is 3. I am sure.", True), ("1.96", "The answer is 1.96", True),
+    ("2", "答案为$2$，其中略。", True), ("2", "The answer is 2, because 1+1=2.", True), ("2", "The answer is 3 because 1+1=2.", False),
+    ("2", "综上，a=2。", True), ("2", "所以 $a=2$", True), ("2", "= 2", True), ("2", "So", False), ("2", "综上", False),
+    ("1", "答案是$1$或$2$", False), ("1", "答案为$1$，$2$", False), ("2", "答案是$2$，不是3", False),
 ]  # fmt: skip
 
 
