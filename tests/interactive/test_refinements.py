@@ -362,9 +362,17 @@ def test_chinese_is_measured_in_characters():
         check_turn(turn | {"answer": "今天路上有冰。"}, "length", start, messages)
 
 
-@pytest.mark.parametrize("around", ["{}", "Sure!\n```json\n{}\n```", "{} Anything else?"])
+THOUGHT = '<think>{"request": "Hm?", "answer": "Hm."} is too short.</think>'
+
+
+@pytest.mark.parametrize("around", ["{}", "Sure!\n```json\n{}\n```", "{} Anything else?", f"{THOUGHT}\n{{}}"])
 def test_words_around_the_object_do_not_matter(around):
     assert parse_turn(around.replace("{}", json.dumps(GOOD))) == GOOD
+
+
+def test_what_was_only_thought_is_no_turn():
+    with pytest.raises(Rejected, match="empty or cut off"):
+        parse_turn(THOUGHT)
 
 
 # Prompts --------------------------------------------------------------------------------------------
