@@ -132,6 +132,7 @@ def _add_generator_options(add: Callable) -> None:
     )
     add("--generator-budget-tokens", type=int, metavar="N", help="of all answers kept, prompts included")
     add("--generator-requests", type=int, metavar="N", help="in flight at a time (default: 16)")
+    add("--generator-timeout", type=float, metavar="S", help="seconds for one answer (default: 120)")
 
 
 def _check_generator_options(options: argparse.Namespace) -> None:
@@ -159,9 +160,11 @@ def check_options(options: argparse.Namespace) -> Corpus:
     if options.user_lang != "both":
         check_language("--user-lang", options.user_lang)
     _check_generator_options(options)
-    for name in ("count", "workers", "generator_budget_tokens", "generator_requests"):
-        if (number := getattr(options, name)) is not None and number < 1:
-            raise UserError(f"--{name.replace('_', '-')}", f"must be > 0: {number}")
+    numbers = ("generator_budget_tokens", "generator_requests", "generator_timeout")
+    for name in ("count", "workers", *numbers):
+        number = getattr(options, name)
+        if number is not None and not 0 < number < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')}", f"must be > 0: {number:g}")
     corpus = make_corpus(options.source, options.target, source, target)
     if options.third:
         if not options.third_lang:
@@ -329,6 +332,7 @@ def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: 
                 option="--generator",
                 budget_tokens=options.generator_budget_tokens,
                 requests_in_flight=options.generator_requests or 16,
+                timeout_seconds=options.generator_timeout or 120.0,
             ),
             prompts_folder=options.generator_prompts,
             progress=lambda lines, tokens: progress.update(

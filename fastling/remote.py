@@ -24,6 +24,13 @@ from fastling.errors import RunError, UserError
 Message = dict[str, str]  # {"role": ..., "content": ...}
 BYTES_PER_TOKEN = 3  # for a server that does not tell its usage
 ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/\S*)?")
+FEWEST_FAILURES = 3
+"""In a row, of a server that has never answered: nobody listens there, or it takes hours to say so."""
+UNREACHABLE = re.compile("no connection|too slow|status (?:429|5..)")
+PATIENCE = 3
+"""Times the time-out that a request may take with all its retries, or what their pauses may."""
+LONGEST_PAUSE = 60.0
+"""Seconds: the openai client waits no longer, whatever a server asks for."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 """Where a model refuses a parameter by name: what is sent in its place."""
 
@@ -69,7 +76,7 @@ class Server:
         self.model, self.budget_tokens, self.url, self._option = model, budget_tokens, url, option
         if not ADDRESS.fullmatch(url):
             raise UserError(f"{option}-url", f"is no address: {url}", "Such as http://127.0.0.1:8000/v1.")
-        self._failures, self._most_failures = 0, 2 * requests_in_flight  # in a row
+        self._failures, self._most_failures, self._has_answered = 0, 2 * requests_in_flight, False
         self._names: dict[str, str | None] = {}  # of parameters that this model refuses, the other ones
         self._client = openai.AsyncOpenAI(
             base_url=url,
@@ -77,6 +84,7 @@ class Server:
             max_retries=retries,
             timeout=timeout_seconds,
         )
+        self._longest = max(PATIENCE * timeout_seconds, retries * LONGEST_PAUSE)
         self._in_flight = asyncio.Semaphore(requests_in_flight)
         self._cache, self.tokens = _open_cache(cache, option)
 
@@ -108,7 +116,7 @@ class Server:
             except NoAnswer as reason:
                 self._count_failure(str(reason))
                 raise
-        self._failures = 0
+        self._failures, self._has_answered = 0, True
         self.tokens += answer.tokens
         self._keep(key, answer)
         return answer.text
@@ -127,11 +135,12 @@ class Server:
 
     async def _send(self, request: dict) -> Answer:
         try:
-            response = await self._create(request)
+            async with asyncio.timeout(self._longest):
+                response = await self._create(request)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             words = f"{self.url} refuses {self.model}: {error.status_code}"
             raise RunError(f"{self._option}-url", words, "Check address, model and OPENAI_API_KEY.") from None
-        except openai.APITimeoutError:
+        except (openai.APITimeoutError, TimeoutError):
             raise NoAnswer("too slow") from None
         except openai.APIConnectionError:
             raise NoAnswer("no connection") from None
@@ -158,9 +167,12 @@ class Server:
     def _count_failure(self, reason: str) -> None:
         """One request may fail; a server that answers none is not asked for hours."""
         self._failures += 1
-        if self._failures >= self._most_failures:
+        most = self._most_failures
+        if not self._has_answered and UNREACHABLE.match(reason):
+            most = min(FEWEST_FAILURES, most)
+        if self._failures >= most:
             # The bound, not the count: others in flight fail after this one, and any of them may be told.
-            words = f"{self._most_failures} requests in a row had no answer from {self.url}: {reason}"
+            words = f"{most} requests in a row had no answer from {self.url}: {reason}"
             raise RunError(
                 f"{self._option}-url", words, "What was answered is kept; the same command goes on."
             )

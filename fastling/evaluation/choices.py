@@ -1,12 +1,14 @@
 """What a text says is the answer to a multiple-choice question: letters, or nothing where it is not clear.
 
-Three kinds of statement are looked for, the first kind that is found decides:
+Four kinds of statement are looked for, the first kind that is found decides:
  1. announcements: "The answer is (B)", "答案是选项(D)。", "故选C", \\boxed{A}; what is announced may
     be letters or the very text of an option. The last one counts: a text may think aloud and correct itself;
  2. lines that are nothing but letters, or begin with a letter and a mark, "C. Paris"; they must agree;
- 3. verdicts: "B is correct", "B项正确"; they must agree.
-Last, a text that is an option's text. Two letters with "or" between them are no answer; denied, supposed
-and asked ones are passed over. Nothing is guessed: a letter that is only mentioned is not an answer.
+ 3. verdicts: "B is correct", "B项正确"; they must agree;
+ 4. what a text leads to: "which corresponds to option B", "对应选项B"; they must agree.
+Last, a text that is an option's text, or begins with one and gives its letter or a reason. Two letters
+with "or" between them are no answer; denied, supposed and asked ones are passed over. Nothing is guessed:
+a letter that is only mentioned is not an answer.
 """
 
 import re
@@ -31,15 +33,16 @@ _EXPRESSION = (
     r"(?![A-Za-z0-9_]|['’][a-z]))"
 )
 _LEAD = (
-    r"(?:\s*(?:either|both|definitely|clearly|probably|likely|most likely|certainly|therefore|option|choice"
-    r"|letter)\b)*"
+    r"(?:[\s,]*(?:either|both|definitely|clearly|probably|likely|most likely|certainly|therefore|option"
+    r"|choice|letter|indeed|actually|in fact|of course|obviously|simply)\b,?)*"
 )
 _LEAD_PATTERN = re.compile(_LEAD + r"\s*", re.I)
 _ENGLISH = (
     r"(?:(?:(?:(?:correct|right|best|my|final)\s+)*answers?"
     r"|(?:correct|right|best|my|final)\s+(?:choices?|options?|responses?|selection|statement))"
     r"(?:\s+(?:to|for)\s[^.:\n]{0,60}?|\s+here|\s+choice|\s+option|[\"'])?\s*"
-    r"(?:\bis|\bare|\bwas|:|=|would be|should be|must be|will be|could be|may be|might be|has to be)(?:\s*:)?"
+    r"(?:\bis|\bare|\bwas|:|=|would be|should be|must be|will be|could be|may be|might be|has to be"
+    r"|would have to be|can only be|turns out to be|→|->|=>)(?:\s*:)?"
     r"|(?:final|correct|right|best)\s+answer(?:\s+[-–—])?"
     r"|^\s*(?:answer(?:\s+[-–—])?|correct\s*:|ans\s*[.:])"
     r"|\b(?:choose|chose|select|selected|pick|picked|go with|going with|go for|opt for|settle on)"
@@ -48,20 +51,26 @@ _ENGLISH = (
     r"(?:\s+(?:it|this|that)(?:'s|\s+is|\s+must be))?)"
 )
 _CHINESE = (
-    r"(?:(?:答案(?:选项)?|正确选项|正确的选项|正解)】?(?:应该|应当|应|就|只能|可能|很可能|显然|最终)*(?:是|为|选择|选|即)?\s*:?\s*"
-    r"|(?:选择|选)(?:的是|为|是|了|出)?\s*:?\s*(?:答案|选项)?|^\s*(?:答|解答)\s*:\s*)"
+    r"(?:(?:答案(?:选项)?|正确选项|正确的选项|正解)[】\]]?"
+    r"(?:应该|应当|应|就|只能|可能|很可能|显然|最终|无疑|肯定|一定|当然)*(?:是|为|选择|选|即)?\s*:?\s*"
+    r"|(?:选择|选)(?:的(?:选项|答案)?(?:应该|应|就)?(?:是|为)|为|是|了|出)?\s*:?\s*(?:答案|选项)?|^\s*(?:答|解答)\s*:\s*)"
 )
 _CONCLUSION = (
     r"(?:\b(?:therefore|thus|hence|so|consequently)\b,?\s*(?:(?:it|this|that)(?:'s|\s+is|\s+must be)\s*)?"
-    r"|\b(?:it|that|this)(?:'s|\s+is|\s+must be|\s+should be)\s*"
-    r"|(?:应该|应当|认为|觉得|因此|所以|故|综上|符合题意的|合适的|恰当的|正确的(?:说法|一项|描述|表述)?)[,:\s]*(?:应该)?(?:是|为)?\s*:?\s*)"
+    r"|\b(?:it|that|this)(?:'s|\s+is|\s+(?:must|should|has to|would|can only) be)\s*"
+    r"|(?:应该|应当|认为|觉得|因此|所以|故|综上|结论|符合题意的|合适的|恰当的|正确的(?:说法|一项|描述|表述)?)[,:\s]*(?:应该)?"
+    r"(?:是|为|有|包括)?\s*:?\s*)"
 )
 _END = r"(?=\s*(?:项|选项)?吧?\s*(?:[.。!,，;:\n]|$|because\b|since\b|因为))"
 _VERDICT = (
     r"\s*(?:[.:、)]\s*(?=correct\b|right\b|[^a-z]))?(?:项|选项)?\s*"
-    r"(?:(?:(?:is|are)\s+(?:both\s+|all\s+)?(?:therefore\s+|clearly\s+|definitely\s+)?(?:the\s+)?|(?<=[.:)]\s))"
-    r"(?:correct|right|best|true)\b(?!\s*\?)"
-    r"|(?:都|均|是|为|才是)*(?:正确|对的|符合题意|最(?:合适|恰当|佳|好)的)(?!吗|与否|的是))"
+    r"(?:(?:(?:is|are|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)\s+(?:both\s+|all\s+)?"
+    r"(?:therefore\s+|clearly\s+|definitely\s+)?(?:the\s+)?|(?<=[.:)]\s))(?:correct|right|best|true)\b(?!\s*\?)"
+    r"|(?:is|must be|has to be)\s+(?:therefore\s+|clearly\s+|definitely\s+)?(?:the|my)"
+    r"(?=\s+(?:final\s+)?answer\b)"
+    r"|best\s+(?:answers|captures|describes|explains|expresses|fits|matches|reflects|summarizes|supports)\b"
+    r"|(?:都|均|是|为|才是)*(?:正确|对的|(?:最|更|较|最为)?符合题意|最为?(?:合适|恰当|佳|好|准确|贴切)"
+    r"|对(?=[.。,，;!]|$)|符合(?=[.。,，;!]|$)|(?:本题|此题)的?(?=答案))(?!吗|与否|的是|不))"
 )
 _DENIED = re.compile(
     r"\s*(?:项|选项)?\s*(?:(?:is|are|was|were|can|could|would)(?:n't|\s*not\b|\s+never\b)|cannot\b"
@@ -82,8 +91,15 @@ _AFTER_LETTER = frozenset(
     "because since as for which due based with given is are and but although though while the by in on "
     "so therefore thus hence according it this that here from when if not".split()
 )
-_NAMED = re.compile(r"\s*(?:answer|choice|option|答案|选项)", re.I)
+_NAMED = re.compile(r"\s*的?(?:final\s+)?(?:answer|choice|option|答案|选项)", re.I)
 _BARE = re.compile(r"^[\s\W_]*$")
+_BEFORE_BARE = re.compile(_LEAD + r"\s*", re.I)
+_NUMBERED = re.compile(r"\A\s*\d{1,3}[.)、]\s+(?=\S{1,4}\s*\Z)")
+# "which corresponds to option C", "对应选项C": what leads to an answer, where none is named.
+_HINT = (
+    r"(?:\b(?:corresponds?|corresponding|leads|points)\s+to|\bmatch(?:es|ing)?|\balign(?:s|ing)?\s+with|\bsupports"
+    r"|\bi\.e\.,?|对应(?:的是|的?为)?)\s*(?:the\s+)?(?=\(|option\b|choice\b|选项)"
+)
 _MARKED_LINE = (
     rf"^\s*{_OPEN}(?P<expression>LETTER)"
     r"(?:(?:[)\]】」]+[.。:、,]?|[.。:、,])(?!\s*LETTER(?![A-Za-z]))(?=\s|\W|[^\x00-\x7f]|[A-Z]|$)"
@@ -96,6 +112,11 @@ _LETTERED = re.compile(
 )
 _OTHER_LETTER = re.compile(r"(?<![A-Za-z0-9_])[A-Z][)\].。:、]")
 _AFTER_TEXT = re.compile(r"\s*(?:[.。,;:!]|(?:because|since)\b|因为)")
+# Behind an option's text: its letter once more, or a reason.
+_MORE_SAID = re.compile(
+    r"\s*(?:\((?:option\s+|选项)?(?P<letter>[a-z])(?:\)|$)|,?\s*(?:i\.e\.,?|or)\s+(?P<other>[a-z])\W*$"
+    r"|,?\s*(?:because|which|not|rather than|instead of)\b|,?\s*(?:因为|而不是|而非|不是))"
+)
 _COURTESY = re.compile(r"\A\s*(?:(?:sure|certainly|of course|okay|ok)\b|好的)\s*[!,.:。]+\s*", re.I)
 
 
@@ -106,6 +127,7 @@ class _Patterns(NamedTuple):
     marked_line: re.Pattern
     expression: re.Pattern
     contrast: re.Pattern
+    hint: re.Pattern
 
 
 def _compile(last: str) -> _Patterns:
@@ -122,6 +144,7 @@ def _compile(last: str) -> _Patterns:
         pattern(_MARKED_LINE),
         pattern(_EXPRESSION),
         pattern(rf"(?i:(?:not|不是))\s*{_EXPRESSION}\s*,?\s*(?i:but|而是|而应是|而应选)\s*"),
+        pattern(f"(?i:{_HINT}){_EXPRESSION}{_END}"),
     )
 
 
@@ -138,11 +161,11 @@ def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
     text = _COURTESY.sub("", plain(text))
     patterns = _PATTERNS[chr(ord("A") + len(options) - 1)]
     options = [_compared(option) for option in options]
-    for kind in (_announced, _lines, _verdicts):
+    for kind in (_announced, _lines, _verdicts, _hints):
         choice = kind(text, patterns, options)
         if choice is not None:
             return choice or None
-    return _repeated(text, options)
+    return _repeated(text, options) or _begun_with(text, options) or None
 
 
 def plain(text: str) -> str:
@@ -198,7 +221,9 @@ def _said_at(text: str, start: int, patterns: _Patterns, options: list[str]) -> 
     lead = _LEAD_PATTERN.match(text, contrast.end() if contrast else start)
     match = patterns.expression.match(text, lead.end())
     choice = _judge(text, match, options) if match else None
-    return repeated if choice is None else choice
+    if choice is None:
+        return _begun_with(line, options) if repeated is None else repeated
+    return choice
 
 
 def _judge(text: str, match: re.Match, options: list[str]) -> Choice | None:
@@ -254,10 +279,11 @@ def _lists_the_options(letters: Choice, rest: str, options: list[str]) -> bool:
 
 def _bare(text: str, patterns: _Patterns) -> Choice | None:
     """Of a text that is nothing but letters: "C", "(b).", "A and C", "A or C" (an empty choice)."""
+    text = text[_BEFORE_BARE.match(text).end() :]
     match = patterns.expression.search(text)
     if not match or not _BARE.match(text[: match.start()]):
         return None
-    rest = text[match.end() :]
+    rest = re.sub(r"\A(?:选项|项)", "", text[match.end() :])
     if _BARE.match(rest):
         return None if "?" in rest else _letters(match["expression"]) or None
     other = _OR.match(rest)
@@ -268,7 +294,7 @@ def _bare(text: str, patterns: _Patterns) -> Choice | None:
 
 def _lines(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
     """Lines of letters alone must agree; so must the lines that begin with a letter and a mark."""
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = [line for line in _NUMBERED.sub("", text).split("\n") if line.strip()]
     bare = {choice for line in lines if (choice := _bare(line, patterns)) is not None}
     if bare:
         return bare.pop() if len(bare) == 1 else frozenset()
@@ -296,6 +322,31 @@ def _verdicts(text: str, patterns: _Patterns, options: list[str]) -> Choice | No
     if not found:
         return None
     return found.pop() if len(found) == 1 else frozenset()
+
+
+def _hints(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
+    """What a text leads to without naming an answer; all that it leads to must agree."""
+    found = {
+        choice
+        for match in patterns.hint.finditer(text)
+        if (choice := _judge(text, match, options)) and not _refused_before(text, match.start())
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _begun_with(text: str, options: list[str]) -> Choice | None:
+    """The letter of the one option that a text begins with, where its letter or a reason follows.
+
+    An empty choice where the letter is another one's.
+    """
+    said = _compared(text)
+    begun = {option for option in options if option and said.startswith(option)}
+    own = max((each for each in begun if _MORE_SAID.match(said, len(each))), key=len, default="")
+    if not own or options.count(own) > 1:
+        return None
+    letter, more = chr(ord("A") + options.index(own)), _MORE_SAID.match(said, len(own))
+    named = more["letter"] or more["other"]
+    return frozenset(letter) if not named or named.upper() == letter else frozenset()
 
 
 def _repeated(text: str, options: list[str]) -> Choice | None:

@@ -9,6 +9,9 @@ ANNOUNCEMENT = re.compile(
     r"|^\s*答\s*:)",
     re.I | re.M,
 )
+LEAD = re.compile(r"(?:综上(?:所述)?|因此|所以|故|即|(?:therefore|thus|hence|so)\b)?[,:\s]*=?\s*", re.I)
+# Behind an answer: a reason, or words without numbers after a formula in dollars.
+REASON = re.compile(r"[,;]?\s*(?:因为|其中|because\b|since\b|where\b).*|(?<=\$)[,;][^$0-9]*$", re.I)
 UNITS = re.compile(
     r"(?<=[0-9})])(?:cm|mm|km|m|kg|g|s|min|h|degrees?|dollars?|units?|°|平方米|立方米|厘米|千米|米|度|元|个|人|种|次"
     r"|分|秒|天|岁)$"
@@ -43,12 +46,16 @@ def _given(text: str, blanks: int) -> list[list[str]] | None:
     if announced:
         rest = text[announced[-1] :].strip()
         return _readings(re.split(r"\n|。|\.(?=\s|$)", rest)[0]) if rest else None
-    return _readings(text) if text and "\n" not in text else None
+    return _readings(text[LEAD.match(text).end() :]) if text and "\n" not in text else None
 
 
 def _readings(said: str) -> list[list[str]]:
-    """One answer; several between semicolons; several between commas outside of brackets."""
-    return [[said], _blanks(said), _split_outside_of_brackets(said)]
+    """One answer; several between semicolons; several between commas outside of brackets; and without
+    the reason behind it.
+    """
+    readings = [[said], _blanks(said), _split_outside_of_brackets(said)]
+    shorter = REASON.sub("", said, count=1)
+    return readings if shorter == said else [*readings, *_readings(shorter)]
 
 
 def _blanks(text: str) -> list[str]:

@@ -36,6 +36,20 @@ DESCRIPTION = (
 MARK = re.compile(r"^\s*[(（][A-Z][)）]|^\s*[A-Z][.．、:：](?=\s|[^\x00-\x7f])")
 """Before an option's text; where it stands tells its letter, not this, which is wrong here and there."""
 CHINESE = re.compile("[\u4e00-\u9fff]")
+START_TOKENS = re.compile(r"\A(?:\s*(?:<s>|<\|\w+\|>)(?:assistant)?)+")
+END_TOKEN = re.compile(r"</s>|<\|\w+\|>|<(?:end|start)_of_turn>")
+REASONING = re.compile("<(?:think|thinking|thought|reasoning)>", re.I)
+REASONED = re.compile("</(?:think|thinking|thought|reasoning)>", re.I)
+NEXT_QUESTION = re.compile(
+    r"\n\s*(?:#+\s*|\*\*)?(?:question|q|human|user|instruction|问题|题目|问|用户)\s*\d*\s*(?:\*\*)?[:：]",
+    re.I,
+)
+ASKS_FOR_WRONG = re.compile("(?:错误|不正确|不恰当|不符合[^，。]{0,6}|有误|不当)的")
+WRONG_ONE = re.compile(
+    "(?:错误|不正确|不恰当|不符合[^，。]{0,6}|有误|不当)的(?:说法|一项|选项|描述|表述|判断|结论)?(?:应该|应|就)?"
+    r"(?:是|为|有)\s*[:：]?\s*(?=(?:选项)?\s*[(（]?[A-ZＡ-Ｚ])"
+)
+"""Which of the options a text calls the wrong one: the answer to who asked for that."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +208,33 @@ def score_items(items: Sequence[Item], texts: Sequence[str]) -> Score:
 
 
 def verdict(item: Item, text: str) -> bool | None:
-    """Whether a text is right; None if it gives no clear answer. Of several letters all must be there."""
+    """Whether a text is right; None if it gives no clear answer. Of several letters all must be there.
+
+    Of a text that goes on with a question of its own, as models do that do not stop, what stands before.
+    """
+    text = answer_of(text)
+    before = NEXT_QUESTION.split(text, maxsplit=1)[0]
+    found = _verdict(item, before)
+    return _verdict(item, text) if found is None and before != text else found
+
+
+def _verdict(item: Item, text: str) -> bool | None:
     if not item.options:
         return cloze.is_right(text, item.answer)
+    if ASKS_FOR_WRONG.search(item.question):
+        text = WRONG_ONE.sub("正确的是", text)
     choice = extract_choice(text, item.options)
     return None if choice is None else choice == item.letters
+
+
+def answer_of(text: str) -> str:
+    """A text without the reasoning before its answer, and without the token that ends it.
+
+    Reasoning that was cut off has no answer behind it.
+    """
+    text = END_TOKEN.split(START_TOKENS.sub("", text), maxsplit=1)[0]
+    text = text[max((match.end() for match in REASONED.finditer(text)), default=0) :]
+    return REASONING.split(text, maxsplit=1)[0]
 
 
 def _as_scores(score: Score) -> dict:

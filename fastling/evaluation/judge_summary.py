@@ -9,6 +9,7 @@ import numpy
 from fastling.errors import RunError
 from fastling.evaluation.judge import ATTEMPTS, HIGHEST, LOWEST, Failures, Judgement, Pair
 from fastling.evaluation.result import Result, TableData
+from fastling.remote import UNREACHABLE
 
 RESAMPLES, SEED = 1000, 0
 VERDICTS = {1: "win", 0: "tie", -1: "loss"}
@@ -70,6 +71,11 @@ def _failure(scores: dict, failures: Failures) -> RunError | None:
         return RunError(
             "--judge-url", f"no question could be judged: {reasons}", "Try another judge or prompt."
         )
+    silent = {reason: count for reason, count in scores["excluded"].items() if UNREACHABLE.match(reason)}
+    if silent:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in silent.items())
+        what = f"{sum(silent.values())} of {scores['questions']} questions had no answer: {reasons}"
+        return RunError("--judge-url", what, "What was judged is kept; the same command asks these again.")
     return None
 
 

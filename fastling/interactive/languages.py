@@ -79,6 +79,8 @@ _HAN_SPACES = re.compile(
     rf"(?<=[{HAN}])\s+(?=[{HAN}{_FULL_WIDTH}])|(?<=[{_FULL_WIDTH}])\s+(?=[{HAN}{_FULL_WIDTH}])|"
     r"\s+(?=[，。！？；：、）》」』])|(?<=[，。！？；：、（《「『])\s+"
 )
+_CSV_FIELD = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
+"""A line that a table was cut into: in quotation marks, its own ones doubled."""
 _UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 _QUOTE_SPACES = re.compile(r"(?<=“)\s+|\s+(?=”)|(?<=[.,!?])\s+(?=\"$)")
 _HALF_WIDTH = re.compile(rf"(?<=[{HAN}])(?:([,;:!])\s*|(\?)(?=$|[”’》」』]))")
@@ -108,9 +110,11 @@ def check_language(option: str, code: str) -> str:
 
 
 def tidy(text: str, language: str) -> str:
-    """One line without what only a corpus has: entities, letters in two parts, what is not seen, spaces
-    too many, and in Chinese the commas of another script.
+    """One line without what only a corpus has: quotation marks of a table, entities, letters in two parts,
+    what is not seen, spaces too many, and in Chinese the commas of another script.
     """
+    if '""' in text and (field := _CSV_FIELD.fullmatch(text)) and '""' in field[1]:
+        text = field[1].replace('""', '"')
     if "&" in text:
         text = html.unescape(text)
     text = _UNSEEN.sub("", unicodedata.normalize("NFC", text))

@@ -40,6 +40,7 @@ PLACEHOLDERS = {
 FOREIGN = ("translate", "correct_draft")
 """Lists with more sentences for a language that is not the user's own: who is learning it, who knows none."""
 FAULTS = ("omission", "addition", "number", "repetition", "order", "replacement", "punctuation", "case")
+ADDRESSES = ("familiar", "polite")
 VERDICTS = ("first_better", "second_better")
 OPTIONAL = {"target", "origin"}
 """Placeholders that a sentence may use where its key has them, and need not."""
@@ -62,13 +63,16 @@ class Phrasings:
     names: Mapping[str, str]
     """Language code -> its name in this language."""
     separator: str
+    addresses: Mapping[str, str]
+    """Sentence -> "familiar" (du, tu, 你) or "polite" (Sie, vous, 您), of those that show it."""
 
     def say(
         self, choose: random.Random, key: str, said: set[str] | None = None, **values: str | Sequence[str]
     ) -> str:
         """One of a key's sentences with its holes filled; languages by their codes, words as a list.
 
-        None of those that are in `said`, to which it is added, as long as there are others.
+        None of those that are in `said`, to which it is added, as long as there are others; and none that
+        addresses the other one differently than those do.
         """
         able = self.lists[key]
         if values.get("target", self.language) != self.language:
@@ -80,6 +84,9 @@ class Phrasings:
         if quoting:
             able = tuple(text for text in able if not quoting & _quoted_holes(text)) or able
         said = set() if said is None else said
+        used = {self.addresses[text] for text in said if text in self.addresses}
+        if used:
+            able = tuple(text for text in able if self.addresses.get(text) in {None, *used}) or able
         text = choose.choice([text for text in able if text not in said] or able)
         said.add(text)
         for name, value in values.items():
@@ -133,7 +140,26 @@ def load_phrasings(language: str, folder: Path = FOLDER, fewest: int = FEWEST) -
         raise UserError(f"{path}: languages", f"must name {', '.join(LANGUAGES)}")
     if not isinstance(separator, str) or not separator:
         raise UserError(f"{path}: list_separator", f"must be text: {separator!r}")
-    return Phrasings(language, lists, names, separator)
+    addresses = _addresses(path, content.get("address", {}), lists)
+    return Phrasings(language, lists, names, separator, addresses)
+
+
+def _addresses(path: Path, patterns: Any, lists: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """How a sentence addresses the other one, where a pattern of the file's "address" finds it."""
+    where = f"{path}: address"
+    if not isinstance(patterns, dict) or not set(patterns) <= set(ADDRESSES):
+        raise UserError(where, f"must be a mapping of {' and '.join(ADDRESSES)} to a pattern")
+    found: dict[str, str] = {}
+    for address, pattern in patterns.items():
+        try:
+            of_address = re.compile(pattern, re.VERBOSE)
+        except (TypeError, re.error) as error:
+            raise UserError(where, f"{address} is no pattern: {error}") from None
+        for text in {text for texts in lists.values() for text in texts if of_address.search(text)}:
+            if text in found:
+                raise UserError(where, f"is both familiar and polite: {text}")
+            found[text] = address
+    return found
 
 
 def _sentences(path: Path, key: str, found: Any, holes: set[str], fewest: int) -> tuple[str, ...]:

@@ -129,7 +129,10 @@ class _Writer:
 
 
 def parse_turn(text: str) -> dict:
-    """{"request": str, "answer": str} out of what a model wrote, with words around it. Raises Rejected."""
+    """{"request": str, "answer": str} out of what a model wrote, with words around it, and behind what it
+    thought aloud. Raises Rejected.
+    """
+    text = text.rpartition("</think>")[2]
     if not text.strip():
         raise Rejected("empty or cut off")
     start = text.find("{")

@@ -1,6 +1,7 @@
 """The application: OpenAI's models and chat completions over one model, and the page."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -20,6 +21,9 @@ from fastling.serving.worker import Busy, Ending, Job, Worker, in_words
 PAGE = Path(__file__).parent / "page"
 LARGEST_BODY = 4 * 2**20
 """Bytes."""
+LARGEST_DISCARDED, DISCARD_S = 8 * LARGEST_BODY, 1.0
+"""Of a body that is too large, read and thrown away: who hangs up on it resets the connection, and the
+answer is lost on the way."""
 BODY_TIMEOUT_S = 15.0
 """For the whole body of a request."""
 LOOK_FOR_CLIENT_S = 0.25
@@ -173,6 +177,7 @@ async def read_body(request: Request) -> bytes:
         headers={"connection": "close"},  # what is still to come is not read
     )
     if not announced.isdigit() or int(announced) > LARGEST_BODY:
+        await _discard(request)
         raise too_large
     body = bytearray()
     try:
@@ -180,11 +185,23 @@ async def read_body(request: Request) -> bytes:
             async for part in request.stream():
                 body += part
                 if len(body) > LARGEST_BODY:
+                    await _discard(request)
                     raise too_large
     except TimeoutError:
         message = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
         raise ApiError(408, message, code="request_timeout", headers={"connection": "close"}) from None
     return bytes(body)
+
+
+async def _discard(request: Request) -> None:
+    """Read what is left of a body, up to a bound."""
+    left = LARGEST_DISCARDED
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            async for part in request.stream():
+                left -= len(part)
+                if left < 0:
+                    return
 
 
 def make_application(chat: ChatModel, defaults: Decoding, worker: Worker) -> FastAPI:

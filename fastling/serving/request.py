@@ -34,7 +34,10 @@ NEUTRAL = {
     "modalities": (["text"],),
 }
 """Of what this server does not do, the values that ask for nothing; null is one for all."""
-MOST_STOP_STRINGS = 4
+MOST_STOP_STRINGS, LONGEST_STOP_STRING = 4, 200
+STOP_STRINGS = (
+    f"stop must be a text of 1 to {LONGEST_STOP_STRING} characters, or up to {MOST_STOP_STRINGS} of them"
+)
 
 
 @dataclass
@@ -71,7 +74,7 @@ class _StreamOptions(_Strict):
     include_usage: bool | None = None
 
 
-_Stop = Annotated[str, pydantic.Field(min_length=1, max_length=200)]
+_Stop = Annotated[str, pydantic.Field(min_length=1, max_length=LONGEST_STOP_STRING)]
 _Stops = Annotated[list[_Stop], pydantic.Field(max_length=MOST_STOP_STRINGS)]
 
 
@@ -108,7 +111,8 @@ def read_request(body: bytes) -> ChatRequest:
         problem = problems.errors(include_url=False, include_input=False)[0]
         if problem["type"] == "json_invalid":
             raise ApiError(400, f"the body is not valid JSON: {problem['ctx']['error']}") from None
-        raise ApiError(400, f"{problem['msg']}", param=_dotted(problem["loc"])) from None
+        words = STOP_STRINGS if problem["loc"][:1] == ("stop",) else problem["msg"]
+        raise ApiError(400, words, param=_dotted(problem["loc"])) from None
     for name, value in (request.model_extra or {}).items():
         if name not in IGNORED and name not in NEUTRAL:
             raise ApiError(400, f"unrecognized argument: {name[:80]}", param=name[:80])

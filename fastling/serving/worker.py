@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from fastling.errors import UserError
 from fastling.inference.chat_model import StreamedAnswer
 
-MOST_WAITING = 8
+MOST_WAITING = 64
 """Answers that may wait for the one that is generated."""
 
 

@@ -94,6 +94,22 @@ LATER = [
 ("选择：D","D"),("所以，答案是：**D. Rome**","D"),("因为A错，所以选B","B"),("不能选A，也不能选B，只能选C","C"),("A、B、D错误，C正确","C"),("A、B错误，C、D正确","CD"),("C，因为柏林是德国首都","C"),("C 因为柏林是德国首都","C"),
 ("The answer is definitely not A; it's C.","C"),("The answer: (B), i.e. London","B"),("正确的是B","B"),("正确的是B和C","BC"),("下列说法正确的是D","D"),("Ans. C","C"),("Choice C.","C"),("D because it's in Italy","D"),("答案就是A","A"),("选B吧","B"),("应该是C吧","C")
 ]  # fmt: skip
+OTHERS = [
+    ("D is the answer.", "D"), ("D is my final answer", "D"), ("It has to be D.", "D"), ("The answer is indeed D.", "D"),
+    ("The answer is, of course, D.", "D"), ("The answer turns out to be D.", "D"), ("Answer → D", "D"), ("D seems right.", "D"),
+    ("Definitely B!", "B"), ("1. B", "B"), ("Option C best captures the meaning.", "C"), ("This matches (C).", "C"),
+    ("So x=3, which corresponds to option C.", "C"), ("Line 5 supports choice C.", "C"), ("London (B)", "B"),
+    ("The correct answer is London (B).", "B"), ("The answer is London, not Paris.", "B"), ("London, i.e. B", "B"),
+    ("The answer is London because it rains.", "B"), ("I think the answer is London, which is in England.", "B"),
+    ("选项D最符合题意。", "D"), ("D选项最为合适。", "D"), ("D是最佳选项", "D"), ("D为本题答案", "D"), ("应选择的选项是C。", "C"),
+    ("在A、B、C、D四个选项中，B最合适。", "B"), ("对应选项B。", "B"), ("结论：C", "C"), ("答案无疑是C", "C"), ("正确的有ABD", "ABD"),
+    ("C选项", "C"), ("C项", "C"), ("[答案]C", "C"), ("正确答案是London（B）", "B"), ("答案是London，而不是Rome。", "B"),
+    # nothing that can be counted on
+    ("D is not the answer.", UNCLEAR), ("If D is the answer, what follows?", UNCLEAR), ("The answer is London (C).", UNCLEAR),
+    ("Option A matches line 1, option B matches line 2.", UNCLEAR), ("This matches (A). This matches (B).", UNCLEAR),
+    ("A最好不要", UNCLEAR), ("A符合史实，B符合史实", UNCLEAR), ("The answer is London or Rome.", UNCLEAR), ("1. A\n2. B", UNCLEAR),
+    ("If B best fits the text", UNCLEAR), ("结论：A项与B项都错", UNCLEAR),
+]  # fmt: skip
 NUMBERS = ("20", "25", "30", "blue", "②③")
 # (text, letters) for options that are numbers and small letters, repeated with their letter as AGIEval
 # writes them, "(B)25"
@@ -113,7 +129,7 @@ MISSED = [("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Be
 """Clear to a person and not read: counted as unanswered, which is the side to err on."""
 
 
-@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER)
+@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS)
 def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
     choice = extract_choice(text, CITIES)
     assert choice == (frozenset(letters) if letters else None), choice
@@ -175,6 +191,9 @@ def test_a_long_answer_is_read_in_linear_time():
         "A or ",
         "\\boxed{",
         "I think that ",
+        "the answer is indeed ",
+        "Definitely ",
+        "matches (",
     ):
         extract_choice(unit * 3000, CITIES)
     assert time.monotonic() - start < 5

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy
@@ -24,6 +25,8 @@ from fastling import evaluate
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import RunError, UserError
 from fastling.evaluation.dialogue import read_answers, read_questions
+from fastling.evaluation.judge import Failures, Judgement, Pair
+from fastling.evaluation.judge_summary import summarize
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 
@@ -244,6 +247,22 @@ def test_a_server_that_dies_midway_leaves_what_was_judged(judged):
         assert scores["judged"] == 3 and scores["unasked"] == 7
         server.behave = told
         assert judged(server, questions, ours, baseline)["complete"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "failure"),
+    [
+        ("status 503", r"1 of 2 questions had no answer: status 503 \(1\)"),
+        ("too slow", "1 of 2"),
+        ("status 400", None),
+    ],
+)
+def test_a_run_that_would_go_on_where_the_server_fell_silent_is_not_done(reason, failure):
+    pairs = [Pair(key, "none", ("Hi?",), ("x",), ("y",)) for key in "12"]
+    judged_one = {"1": Judgement((Fraction(9), Fraction(5)), (Fraction(9), Fraction(5)))}
+    found = summarize(pairs, judged_one, Failures(excluded={"2": reason}), judge="m", tokens=9)
+    assert found.scores["win"] == 1 and not found.scores["complete"]
+    assert re.search(failure, str(found.failure)) if failure else found.failure is None
 
 
 def test_a_server_that_refuses_from_the_start_is_an_error_without_a_result(tmp_path, capsys):

@@ -55,6 +55,39 @@ def test_nothing_answered_is_no_division_by_zero(run):
     assert "1 of 1 without a clear answer" in result.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("<think>The answer is B. No.</think>A", True),
+        ("The answer is B?\n</think>\n\n**A**", True),  # a prompt that ends in <think>
+        ("<think>The answer is A</think>\n\nI do not know.", None),
+        ("<think>It is A", None),  # cut off
+        ("A</s>", True),
+        ("<|assistant|>\nA<|eot_id|>", True),
+        ("A\n\nQuestion: Where is the Tower?\nAnswer: B", True),
+        ("答案是A。\n\n问题：伦敦塔在哪里？\n答案：B", True),
+        ("A\n### Instruction:\nAnd now?\n### Response:\nB", True),
+        ("Once more.\nQuestion: where is it?\nThe answer is A.", True),
+    ],
+)
+def test_the_answer_stands_behind_the_reasoning_and_before_what_is_made_up(run, text, right):
+    scores = run(([CHOICE], [text])).scores
+    assert (scores["right"], scores["unanswered"]) == (right is True, right is None)
+
+
+def test_a_cloze_is_read_behind_the_reasoning_too(run):
+    texts = ["<think>The answer is 3</think>2", "2\n\nQuestion: $2+2=$\nAnswer: 4", "2</s>", "<think>2"]
+    scores = run(([CLOZE] * 4, texts)).scores
+    assert (scores["right"], scores["unanswered"]) == (3, 1)
+
+
+@pytest.mark.parametrize("text", ["说法错误的是A", "不正确的一项是（A）。", "B正确。故错误的选项是：Ａ"])
+def test_the_wrong_one_is_the_answer_to_who_asked_for_it(run, text):
+    asked = CHOICE | {"question": "下列说法不正确的是"}
+    assert run(([asked], [text])).scores["right"] == 1
+    assert run(([CHOICE | {"question": "下列说法正确的是"}], [text])).scores["right"] == 0
+
+
 @pytest.mark.parametrize("label", ["A C", "AC", "A,C", ["A", "C"], ["(A)", "(C)"], "a c"])
 def test_of_several_right_letters_all_must_be_there_and_no_other(run, label):
     texts = ["AC", "A", "A, B and C", "C、A", "C and A"]
@@ -147,6 +180,9 @@ CLOZES = [
     ("$(0,1)$", "[0,1)", False), ("$(-\\infty,0)\\cup(0,1]$", "\\left(-\\infty, 0\\right) \\cup (0,1]", True), ("$y=2x$", "y = 2x", True),
     ("$y=2x$", "2x", False), ("$4-\\mathrm{i}$", "4-i", True), ("$2x+y+1=0$", "2x+y+1=0", True), ("16", "16种", True), ("16", "x=16 cm", True),
     ("2", "1/0", False), ("2", "答案：", None), ("3", "The answer is 3. I am sure.", True), ("1.96", "The answer is 1.96", True),
+    ("2", "答案为$2$，其中略。", True), ("2", "The answer is 2, because 1+1=2.", True), ("2", "The answer is 3 because 1+1=2.", False),
+    ("2", "综上，a=2。", True), ("2", "所以 $a=2$", True), ("2", "= 2", True), ("2", "So", False), ("2", "综上", False),
+    ("1", "答案是$1$或$2$", False), ("1", "答案为$1$，$2$", False), ("2", "答案是$2$，不是3", False),
 ]  # fmt: skip
 
 

@@ -345,7 +345,7 @@ def test_a_server_that_refuses_ends_the_asking_and_what_was_judged_counts(judge)
 def test_a_server_that_never_answers_is_given_up(judge):
     with serving(lambda number, body: (500, "oops")) as server:
         judgements, failures, _ = judge(server, [pair(number) for number in range(50)], requests_in_flight=2)
-    assert not judgements and "4 requests in a row had no answer" in str(failures.stopped)
+    assert not judgements and "3 requests in a row had no answer" in str(failures.stopped)
     assert len(server.bodies) < 12
 
 
@@ -361,7 +361,7 @@ def test_all_that_are_in_flight_when_a_server_is_given_up_say_the_same(tmp_path)
 
     with serving(lambda number, body: (500, "oops")) as server:
         (said,) = asyncio.run(ask_all(server.url))
-    assert "4 requests in a row had no answer" in said
+    assert "3 requests in a row had no answer" in said
 
 
 def test_many_requests_are_in_flight_and_no_more_than_allowed(judge):

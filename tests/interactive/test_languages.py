@@ -54,6 +54,14 @@ def test_without_words_chinese_is_cut_into_characters():
         ("比分3:2，约2,000人，NBA, CBA", "zh", "比分3:2，约2,000人，NBA, CBA"),
         ("中?国", "zh", "中?国"),
         ("Le chat .", "fr", "Le chat ."),
+        ('"Perry sagte: ""Es gibt Orte."""', "de", 'Perry sagte: "Es gibt Orte."'),
+        ('"""Panama"" ist ein Begriff"', "de", '"Panama" ist ein Begriff'),
+        (
+            '"He said, "Because he makes me laugh,"" she told me.',
+            "en",
+            '"He said, "Because he makes me laugh,"" she told me.',
+        ),
+        ('"Yes"', "en", '"Yes"'),
     ],
 )
 def test_tidy(text, language, tidied):

@@ -12,6 +12,7 @@ pytest.importorskip("openai")
 
 from misbehaving_server import Misbehaving, completion
 
+from fastling import remote
 from fastling.errors import RunError, UserError
 from fastling.interactive import refinements
 from fastling.interactive.refinements import (
@@ -228,9 +229,28 @@ def test_a_slow_answer_is_not_waited_for_without_end(serve, ask):
 
 def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
     server = serve(lambda number, body: (500, "oops"))
-    with pytest.raises(RunError, match="6 requests in a row had no answer from http://127.*: status 500"):
-        ask(server, 50, requests_in_flight=3)
-    assert len(server.bodies) < 20
+    with pytest.raises(RunError, match="3 requests in a row had no answer from http://127.*: status 500"):
+        ask(server, 50, requests_in_flight=2)
+    assert len(server.bodies) < 10
+
+
+def test_a_server_that_has_answered_is_given_more_time(serve, ask):
+    def at_first(number, body):
+        time.sleep(0.3 * bool(number))  # so that the first is the first to be heard
+        return (500, "oops") if number else good(number, body)
+
+    server = serve(at_first)
+    with pytest.raises(RunError, match="8 requests in a row had no answer from http://127.*: status 500"):
+        ask(server, 50, requests_in_flight=4)
+
+
+def test_a_request_is_not_tried_for_ever(serve, ask, monkeypatch):
+    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.1)
+    server = serve(lambda number, body: time.sleep(5) or good(number, body))
+    began = time.monotonic()
+    with pytest.raises(RunError, match="in a row had no answer from .*: too slow"):
+        ask(server, 3, requests_in_flight=3, timeout_seconds=0.5, retries=6)
+    assert time.monotonic() - began < 3
 
 
 def test_where_nobody_listens_the_run_ends_in_words(serve, ask):
@@ -342,9 +362,17 @@ def test_chinese_is_measured_in_characters():
         check_turn(turn | {"answer": "今天路上有冰。"}, "length", start, messages)
 
 
-@pytest.mark.parametrize("around", ["{}", "Sure!\n```json\n{}\n```", "{} Anything else?"])
+THOUGHT = '<think>{"request": "Hm?", "answer": "Hm."} is too short.</think>'
+
+
+@pytest.mark.parametrize("around", ["{}", "Sure!\n```json\n{}\n```", "{} Anything else?", f"{THOUGHT}\n{{}}"])
 def test_words_around_the_object_do_not_matter(around):
     assert parse_turn(around.replace("{}", json.dumps(GOOD))) == GOOD
+
+
+def test_what_was_only_thought_is_no_turn():
+    with pytest.raises(Rejected, match="empty or cut off"):
+        parse_turn(THOUGHT)
 
 
 # Prompts --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Sentences of phrasings: read, checked, and filled."""
 
 import random
+from collections import Counter
 
 import pytest
 import yaml
@@ -36,6 +37,37 @@ def test_the_phrasings_that_come_along_are_good(language):
         holes = PLACEHOLDERS.get(key.removeprefix("foreign."), {"span"})
         said = phrasings.say(random.Random(0), key, **{name: values[name] for name in holes})
         assert "{" not in said and "}" not in said
+
+
+def test_a_conversation_stays_with_its_first_form_of_address(tmp_path):
+    address = {"familiar": "du", "polite": "Sie"}
+    keep = ["du {item}", "Sie {item}", "man {item}"]
+    phrasings = load(tmp_path, address=address, translate=["du {text}"], keep=keep, no_change=["Sie"])
+    for seed in range(30):
+        said: set[str] = set()
+        choose = random.Random(seed)
+        phrasings.say(choose, "translate", said, text="T")
+        assert phrasings.say(choose, "keep", said, item="I") in ("du I", "man I")
+        assert phrasings.say(choose, "no_change", said) == "Sie"  # there is no other
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ({"familiar": "("}, "familiar is no pattern"),
+        ({"rude": "x"}, "must be a mapping of familiar and polite"),
+        ({"familiar": "keep", "polite": "item"}, "is both familiar and polite: keep_number"),
+    ],
+)
+def test_an_address_that_cannot_be_told_is_refused(tmp_path, address, what):
+    with pytest.raises(UserError, match=f"en.yaml: address: {what}"):
+        load(tmp_path, address=address, keep_number=["keep_number item {item}"], keep=["this {item}"])
+
+
+@pytest.mark.parametrize("language", ["de", "fr", "zh"])
+def test_sentences_of_both_forms_of_address_are_known(language):
+    counts = Counter(load_phrasings(language).addresses.values())
+    assert min(counts["familiar"], counts["polite"]) >= 12
 
 
 def test_holes_are_filled_and_languages_named(tmp_path):

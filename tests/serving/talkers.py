@@ -16,7 +16,7 @@ from fastling.inference.chat_model import ChatModel
 from fastling.model.generation import Decoding
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.serving.server import listen, make_server
-from fastling.serving.worker import Worker
+from fastling.serving.worker import MOST_WAITING, Worker
 
 TOKENIZER = Path(__file__).parents[2] / "fastling" / "demo" / "tokenizer.model"
 
@@ -80,7 +80,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(chat, *, defaults=None, token=None, most_waiting=8, host="127.0.0.1") -> Iterator[Running]:
+def serving(
+    chat, *, defaults=None, token=None, most_waiting=MOST_WAITING, host="127.0.0.1"
+) -> Iterator[Running]:
     """A real server on a free port, until the block ends."""
     worker = Worker(most_waiting)
     running = Running(chat, defaults or Decoding(max_new_tokens=64), worker, token, host)

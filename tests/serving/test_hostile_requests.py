@@ -113,6 +113,13 @@ def test_a_huge_body_is_refused_before_it_is_read(running):
     assert time.monotonic() - started < 4
 
 
+def test_who_sends_a_huge_body_hears_why_it_is_refused(running):
+    body = b" " * (5 * endpoint.LARGEST_BODY)
+    for _ in range(8):
+        status, _, found = exchange(running, head(running, Content_Length=len(body)) + body)
+        assert (status, found["error"]["code"]) == (413, "request_too_large")
+
+
 def test_a_huge_body_that_does_not_say_so_is_cut_off(running):
     with connect(running) as connection:
         connection.sendall(head(running, Transfer_Encoding="chunked"))

@@ -122,6 +122,30 @@ def test_stop_strings(client, stop, streamed):
     assert (text, reason) == ("You said: a", "stop")
 
 
+@pytest.mark.parametrize("stop", ["", [""], list("abcde"), ["x" * 201]], ids=str)
+def test_stop_strings_that_are_too_many_or_none_are_refused_as_such(client, stop):
+    with pytest.raises(
+        openai.BadRequestError, match="stop must be a text of 1 to 200 characters, or up to 4"
+    ):
+        ask(client, user("x"), stop=stop)
+
+
+def test_a_class_of_users_is_answered(client):
+    """One at a time; none is sent away."""
+    found: list[str] = []
+    threads = [
+        threading.Thread(
+            target=lambda n=n: found.append(ask(client, user(str(n))).choices[0].message.content)
+        )
+        for n in range(30)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == sorted(f"You said: {n}" for n in range(30))
+
+
 @pytest.mark.parametrize(
     ("options", "param"),
     [
