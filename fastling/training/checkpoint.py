@@ -2,7 +2,8 @@
 
     checkpoints/step-00000100/    safetensors, one file a rank   (torch.distributed.checkpoint)
                                   digests-0000.json, one a rank  of every tensor, from memory: sha256,
-                                                                 type, shape, place in the whole
+                                                                 type, shape, place in the whole; and in
+                                                                 which file it was written
                                   state.json                     step, and what the step depends on
 
 Written to `step-00000100.tmp`, flushed, then renamed. Digests are taken before the write, so damage
@@ -16,7 +17,6 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,10 @@ class Digest(NamedTuple):
     """Of its first value in the whole tensor."""
 
 
+class _DamagedFile(Exception):
+    """A file of a checkpoint that is not what was written."""
+
+
 def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
@@ -92,7 +96,7 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
     try:
         digests = {name: _digest_of_rows(tensor) for name, tensor in tensors.items()}
         with _quiet():
-            dcp.save(tensors, storage_writer=_Writer(aside, json.dumps(digests, indent=0)))
+            dcp.save(tensors, storage_writer=_Writer(aside, step, digests))
         if rank == 0:
             state = {**state, "step": step, "ranks": dist.get_world_size()}
             (aside / "state.json").write_text(_sealed(state))
@@ -113,16 +117,19 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
 class _Writer(HuggingFaceStorageWriter):
     """Writes the digests of this rank's rows as well, where all ranks hear of it when one cannot."""
 
-    def __init__(self, folder: Path, digests: str):
+    def __init__(self, folder: Path, step: int, digests: dict[str, Digest]):
         super().__init__(str(folder), save_distributed=True)
-        self._file, self._digests = folder / f"digests-{dist.get_rank():04d}.json", digests
+        self._file, self._step, self._digests = _digests_file(folder, dist.get_rank()), step, digests
         self._is_shared = folder.is_dir()  # rank 0 has made it; asked before torch makes one of its own
 
     def write_data(self, plan, planner):
         if not self._is_shared:
             raise OSError(f"this process does not see what rank 0 made: rank {dist.get_rank()}")
-        self._file.write_text(self._digests)
-        return super().write_data(plan, planner)
+        written = super().write_data(plan, planner)
+        file_of = {each.index.fqn: each.storage_data.relative_path for each in written.wait()}
+        tensors = {name: [*digest, file_of.get(name)] for name, digest in self._digests.items()}
+        self._file.write_text(_sealed({"step": self._step, "tensors": tensors}))
+        return written
 
 
 def newest_step(folder: Path, report=print) -> int:
@@ -181,61 +188,83 @@ def damage(folder: Path) -> str | None:
     are written by one of their ranks only, so a rank's tensor may lie in another rank's file.
     """
     try:
-        state = _read_state(folder)
-        if state["step"] != _step_of(folder):
-            return f"state.json: is of step {state['step']}"
-        saved = {
-            (name, digest): rank
-            for rank in range(state["ranks"])
-            for name, digest in _read_digests(folder / f"digests-{rank:04d}.json")
-            if digest.sha256 != EMPTY  # a rank past the last row has none, and writes nothing
-        }
+        saved = [
+            (rank, *each)
+            for rank in range(_read_state(folder)["ranks"])
+            for each in _read_digests(folder, rank)
+            if each[1].sha256 != EMPTY  # a rank past the last row has none, and writes nothing
+        ]
         paths = sorted(folder.glob("*.safetensors"))
         with ThreadPoolExecutor() as threads:  # hashing leaves Python to others
-            stored = dict(zip(paths, threads.map(_stored, paths), strict=True))
-        for path, tensors in stored.items():
-            for name, digest in tensors:
-                if (name, digest) not in saved and digest.sha256 != EMPTY:
-                    return f"{path.name}: {name} is not what was saved"
-        found = {each for tensors in stored.values() for each in tensors}
-        for (name, digest), rank in saved.items():
-            if (name, digest) not in found:
-                return f"rank {rank}: {name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
-        return _cause(error)
+            stored = dict(zip([path.name for path in paths], threads.map(_stored, paths), strict=True))
+    except _DamagedFile as error:
+        return str(error)
+    written = {(file, name, digest) for _, name, digest, file in saved if file}
+    for file, tensors in stored.items():
+        for name, digest in tensors:
+            if (file, name, digest) not in written and digest.sha256 != EMPTY:
+                return f"{file}: {name} is not what was saved"
+    found = {each for tensors in stored.values() for each in tensors}
+    for rank, name, digest, file in saved:
+        if (name, digest) not in found:
+            return f"{file or f'rank {rank}'}: {name} is missing"
     return None
+
+
+@contextlib.contextmanager
+def _naming(path: Path):
+    """Say of whatever is raised while reading a file, which may hold anything, that it is that file's."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
+        raise _DamagedFile(f"{path.name}: {_cause(error)}") from None
 
 
 def _stored(path: Path) -> list[tuple[str, Digest]]:
     """What lies in a file, each tensor read through."""
-    with safe_open(path, framework="pt") as file:
+    with _naming(path), safe_open(path, framework="pt") as file:
         places = json.loads(file.metadata()["DCP_SHARDING_INFO"])
         return [(name, _digest(file.get_tensor(name), places[name]["saved_offsets"])) for name in file.keys()]
 
 
-def _read_digests(path: Path) -> Iterator[tuple[str, Digest]]:
-    for name, (sha256, dtype, shape, offsets) in json.loads(path.read_text()).items():
-        yield name, Digest(sha256, dtype, tuple(shape), tuple(offsets))
+def _digests_file(folder: Path, rank: int) -> Path:
+    return folder / f"digests-{rank:04d}.json"
+
+
+def _read_digests(folder: Path, rank: int) -> list[tuple[str, Digest, str | None]]:
+    """Of a rank: name, digest and, unless another rank wrote it, file of each tensor."""
+    tensors = _read_sealed(_digests_file(folder, rank))["tensors"]
+    return [
+        (name, Digest(sha256, dtype, tuple(shape), tuple(offsets)), file)
+        for name, (sha256, dtype, shape, offsets, file) in tensors.items()
+    ]
 
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _sealed(state: dict) -> str:
-    """state.json: the state, and a digest of it."""
-    seal = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**state, "sha256": seal}, indent=1)
+def _sealed(content: dict) -> str:
+    """Text of a JSON file: the content, and a digest of it."""
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": seal}, indent=1)
+
+
+def _read_sealed(path: Path) -> dict:
+    """Raises _DamagedFile where it is not, to the letter, what was written for this step."""
+    with _naming(path):
+        text = path.read_text()
+        content = json.loads(text)
+        content.pop("sha256", None)
+        if text != _sealed(content):
+            raise _DamagedFile(f"{path.name}: is not what was saved")
+        if content["step"] != _step_of(path.parent):
+            raise _DamagedFile(f"{path.name}: is of step {content['step']}")
+        return content
 
 
 def _read_state(folder: Path) -> dict:
-    """Raises ValueError where it is not, to the letter, what was written."""
-    text = (folder / "state.json").read_text()
-    state = json.loads(text)
-    state.pop("sha256", None)
-    if text != _sealed(state):
-        raise ValueError("state.json: is not what was saved")
-    return state
+    return _read_sealed(folder / "state.json")
 
 
 def load(folder: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -81,12 +81,15 @@ def test_a_damaged_later_one_does_not_push_out_the_good_ones(process_group, tmp_
 
 def test_a_replica_written_by_another_rank_is_not_missing(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
-    (folder / "digests-0001.json").write_text((folder / "digests-0000.json").read_text())
+    digests = json.loads((folder / "digests-0000.json").read_text())
+    for tensor in digests["tensors"].values():
+        tensor[-1] = None  # in none of its own files
+    del digests["sha256"]
+    (folder / "digests-0001.json").write_text(checkpoint._sealed(digests))
     (folder / "state.json").write_text(checkpoint._sealed({"identity": {}, "step": 1, "ranks": 2}))
     assert checkpoint.damage(folder) is None
-    digests = json.loads((folder / "digests-0001.json").read_text())
-    digests["model.0.weight"][0] = "0" * 64
-    (folder / "digests-0001.json").write_text(json.dumps(digests))
+    digests["tensors"]["model.0.weight"][0] = "0" * 64
+    (folder / "digests-0001.json").write_text(checkpoint._sealed(digests))
     assert checkpoint.damage(folder) == "rank 1: model.0.weight is missing"
 
 
@@ -114,9 +117,26 @@ def damages():
         earlier = folder.with_name("step-00000001")
         shutil.copyfile(next(earlier.glob("*.safetensors")), next(folder.glob("*.safetensors")))
 
+    def flip_a_name(folder):  # in the header, of a tensor
+        path = next(folder.glob("*.safetensors"))
+        path.write_bytes(path.read_bytes().replace(b"model.0.weight", b"model.0.weighu"))
+
     yield from ((f"bit flipped at {where}", flip(where)) for where in (0.0, 0.3, 0.7, 1.0))
+    yield "bit flipped in a name", flip_a_name
     yield "cut short", cut
+
+    def stale_with_its_digests(folder):  # as when one node's files come from another backup
+        stale(folder)
+        earlier = folder.with_name("step-00000001")
+        shutil.copyfile(earlier / "digests-0000.json", folder / "digests-0000.json")
+
+    def renamed(folder):  # what is left when two ranks' shards are swapped
+        path = next(folder.glob("*.safetensors"))
+        path.rename(path.with_name("shard-00002-model-00001-of-00001.safetensors"))
+
     yield "stale shard", stale
+    yield "stale shard and digests", stale_with_its_digests
+    yield "shard under another name", renamed
     yield from ((f"no {name}", remove(name)) for name in ("*.safetensors", "digests-*.json", "state.json"))
 
 
@@ -133,6 +153,7 @@ def test_damage_is_found_and_the_one_before_is_used(process_group, tmp_path, nam
     said = []
     assert checkpoint.newest_step(tmp_path, said.append) == 1
     assert len(said) == 1 and "step-00000002: damaged" in said[0]
+    assert any(f": {path.name}: " in said[0] for path in tmp_path.glob("step-*/*"))
 
 
 def flipped(path, positions):
@@ -177,9 +198,8 @@ def test_every_single_byte_of_the_header_is_guarded_or_does_not_matter(process_g
 def test_every_single_byte_of_what_describes_them_is_guarded(process_group, tmp_path, name):
     folder = save(tmp_path, 4, *model_and_optimizer())
     path = folder / name
-    text = path.read_bytes()
-    unnoticed = [at for at in flipped(path, range(len(text))) if not checkpoint.damage(folder)]
-    assert all(text[at : at + 1].isspace() for at in unnoticed)  # between the values, still a space
+    for position in flipped(path, range(path.stat().st_size)):
+        assert (checkpoint.damage(folder) or "").startswith(f"{name}: "), position
 
 
 def test_a_checkpoint_under_another_step_s_name_is_none(process_group, tmp_path):
