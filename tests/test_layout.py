@@ -23,6 +23,7 @@ LAYERS = {
     "files": (("errors",), ()),
     "terminal": ((), ("rich",)),
     "yaml_file": (("errors",), ("yaml",)),
+    "workers": (("errors",), ()),
     # settings
     "settings": (("errors", "yaml_file"), ("pydantic", "yaml")),
     "config": (("errors", "settings", "yaml_file"), ("pydantic",)),
@@ -32,12 +33,12 @@ LAYERS = {
     "model": (("errors", "files", "ops"), ("torch", "safetensors")),
     # text
     "data": (
-        ("errors", "files", "yaml_file"),
+        ("errors", "files", "workers", "yaml_file"),
         ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch"),
     ),
     "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
     "remote": (("errors",), ("openai",)),
-    "interactive": (("errors", "remote"), ("numpy", "yaml")),
+    "interactive": (("errors", "remote", "workers"), ("numpy", "yaml")),
     # both
     "training": (
         ("config", "data", "errors", "files", "kernels", "model", "ops", "prepare"),

@@ -5,11 +5,9 @@ in order, with no more of them under way than the workers need, so memory does n
 """
 
 import collections
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from itertools import chain, islice
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from fastling.data.conversation import BYTES_AT_ONCE, KEYS, Refused, Row, parse_
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
-from fastling.errors import RunError
+from fastling.workers import start_workers
 
 ROWS_PER_TASK = 256
 FEW_TASKS = 8
@@ -52,24 +50,17 @@ def encode_files(
         for number, rows in chain(first, tasks):
             yield number, rows, encode_rows(encoder, [row.payload for row in rows])
         return
-    context = multiprocessing.get_context("forkserver")
     recipe = (encoder.template.template, encoder.tokenizer.path, encoder.sequence_length)
-    try:
-        with ProcessPoolExecutor(workers, context, _start_worker, recipe) as pool:
-            waiting = collections.deque()
-            for number, rows in chain(first, tasks):
-                waiting.append((number, rows, pool.submit(_work, [row.payload for row in rows])))
-                if len(waiting) > 4 * workers:
-                    number, rows, future = waiting.popleft()
-                    yield number, rows, _result(future, rows, encoder)
-            for number, rows, future in waiting:
+    fix = "Lower it: each takes its own copy of the tokenizer, and some rows."
+    with start_workers(workers, _start_worker, *recipe, where="data.workers", fix=fix) as pool:
+        waiting = collections.deque()
+        for number, rows in chain(first, tasks):
+            waiting.append((number, rows, pool.submit(_work, [row.payload for row in rows])))
+            if len(waiting) > 4 * workers:
+                number, rows, future = waiting.popleft()
                 yield number, rows, _result(future, rows, encoder)
-    except BrokenProcessPool:
-        raise RunError(
-            "data.workers",
-            f"one of {workers} tokenizing processes was killed, most likely for lack of memory",
-            "Lower it: each takes its own copy of the tokenizer, and some rows.",
-        ) from None
+        for number, rows, future in waiting:
+            yield number, rows, _result(future, rows, encoder)
 
 
 def _result(future: Future, rows: list[Row], encoder: Encoder) -> list[Result]:

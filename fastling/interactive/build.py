@@ -7,12 +7,10 @@ each from a seed of its own line; the main process writes them in order, as many
 import collections
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -26,6 +24,7 @@ from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.pairs import Corpus, Pair, fingerprint
 from fastling.interactive.phrasings import Phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
+from fastling.workers import start_workers
 
 LINES_PER_CHUNK = 1000
 FEW_CHUNKS = 6
@@ -292,8 +291,8 @@ def _chunks_made(
         for lines, pairs in chunks:
             yield lines, *make_chunk(recipe, pairs, most)
         return
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context, _start_worker, (recipe,)) as pool:
+    fix = "Lower it: each takes its own copy of what was learned of the lines."
+    with start_workers(workers, _start_worker, recipe, where="--workers", fix=fix) as pool:
         waiting = collections.deque()
         for lines, pairs in chunks:
             waiting.append((lines, pool.submit(_work, pairs, most)))

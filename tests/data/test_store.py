@@ -315,7 +315,7 @@ def test_a_worker_that_is_killed_is_told_in_words(tmp_path):
     results = encode_files([path], encoder("bayling"), workers=2)
     next(results)
     multiprocessing.active_children()[0].kill()
-    with pytest.raises(RunError, match="data.workers: one of 2 tokenizing processes was killed, .* memory"):
+    with pytest.raises(RunError, match="data.workers: one of 2 processes was killed, .* memory"):
         list(results)
 
 

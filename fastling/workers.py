@@ -1,0 +1,40 @@
+"""Processes that share some work. Each starts anew, and none outlives the process that it works for."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection
+
+from fastling.errors import RunError
+
+
+@contextmanager
+def start_workers(
+    number: int, start: Callable[..., None], *arguments: object, where: str, fix: str
+) -> Iterator[ProcessPoolExecutor]:
+    """So many processes, each of which begins with `start(*arguments)`.
+
+    Raises RunError, of the setting `where`, when one of them is killed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    try:
+        with ProcessPoolExecutor(number, context, _start, (start, *arguments)) as pool:
+            yield pool
+    except BrokenProcessPool:
+        what = f"one of {number} processes was killed, most likely for lack of memory"
+        raise RunError(where, what, fix) from None
+
+
+def _start(start: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    start(*arguments)
+
+
+def _leave_with_parent() -> None:
+    # A pool's processes wait for work for ever, and a parent that is killed tells them nothing.
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
