@@ -1,5 +1,6 @@
 """Does a finished export say what was trained? Weights, token ids, template text, logits."""
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -183,12 +184,23 @@ def _logits(folder: Path, encoder: Encoder) -> Check:
         version = metadata.version("transformers")
     except metadata.PackageNotFoundError:
         return Check("logits", None, "are finite; transformers is not installed to compare with")
+    if problem := _why_not_imported(model.config.model_type):
+        return Check("logits", None, f"are finite; transformers {version} has no such model: {problem}")
     difference = float((_transformers_logits(folder, ids) - ours).abs().max())
     return Check(
         "logits",
         difference < 1e-4,
         f"differ by at most {difference:.1e} from transformers {version} in float32",
     )
+
+
+def _why_not_imported(model_type: str) -> str | None:
+    """What keeps transformers from a kind of model, whatever the folder: too old, or broken where it is."""
+    try:
+        importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    except Exception as error:  # such as of a package that it needs in another version
+        return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+    return None
 
 
 def _transformers_logits(folder: Path, ids: list[int]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -618,6 +619,16 @@ def test_the_check_of_what_was_written_passes(good):
         "logits",
     ]
     assert all(check.passed for check in checks), checks
+
+
+def test_a_transformers_that_cannot_be_imported_fails_no_export(good, monkeypatch):
+    """Broken, or older than the kind of model: it says nothing about the folder."""
+    made, digests = good
+    monkeypatch.setitem(sys.modules, "transformers.models.llama.modeling_llama", None)
+    *others, logits = check_export(made.folder, made.encoder, made.shape, digests)
+    assert all(check.passed for check in others)
+    assert logits.passed is None
+    assert re.match("are finite; transformers .* has no such model: ModuleNotFoundError", logits.result)
 
 
 @pytest.mark.parametrize(("tamper", "said"), TAMPERINGS.values(), ids=list(TAMPERINGS))

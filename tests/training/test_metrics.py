@@ -113,8 +113,11 @@ def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
         MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0)
 
 
-def test_plot_is_a_picture(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(
+@pytest.mark.parametrize("name", ["run", "cost$_$", "运行"])
+def test_plot_is_a_picture_whatever_the_folder_is_called(name, tmp_path):
+    run_dir = tmp_path / name
+    run_dir.mkdir()
+    (run_dir / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "eval_loss": 2.5}\n'
     )
-    assert plot_loss(tmp_path).read_bytes().startswith(b"\x89PNG")
+    assert plot_loss(run_dir).read_bytes().startswith(b"\x89PNG")
