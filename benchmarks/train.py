@@ -11,13 +11,10 @@ row is written when it is done, and what cannot fit is not started.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import json
+import math
 import multiprocessing
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +30,7 @@ from benchmarks.room import lacks_room
 from benchmarks.timing import CpuTimer, CudaTimer, Machine, add_rows, describe_machine, measure_rates, now
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
+from benchmarks.worker import Result, Worker
 from fastling.errors import RunError, UserError, run_command
 from fastling.model.llama import Llama
 from fastling.prepare import Prepared
@@ -136,19 +134,6 @@ def missing(name: str, processes: int) -> str | None:
 # Runs -----------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Result:
-    """What a trainer told."""
-
-    settings: dict = dataclasses.field(default_factory=dict)
-    versions: dict = dataclasses.field(default_factory=dict)
-    steps: list[dict] = dataclasses.field(default_factory=list)
-    peak_gib: float = 0.0
-    communication: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Milliseconds of one more step, where several processes shared it."""
-    error: str | None = None
-
-
 def take_turns(names: Sequence[str], folder: Path, case: Case, console: Console) -> dict[str, Result]:
     """All trainers, a few steps at a time. Raises RunError for one that ends before it should."""
     workers = {name: Worker(name, folder, case.processes) for name in names}
@@ -191,57 +176,6 @@ def run_alone(name: str, folder: Path, case: Case) -> Result:
         return Result(error=error.what)
     finally:
         worker.stop()
-
-
-class Worker:
-    """A trainer's processes, which do nothing unless told to."""
-
-    def __init__(self, name: str, folder: Path, processes: int):
-        self.name, self.result = name, Result()
-        self.log = folder / f"{list(TRAINERS).index(name)}.log"
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-        launcher = torchrun if processes > 1 else []
-        command = [sys.executable, "-m", *launcher, "benchmarks.trainers", name, str(folder)]
-        with open(self.log, "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            )
-
-    def _hear(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise RunError(self.name, f"ended early: {said[-1] if said else 'without a word'}")
-        return json.loads(line)
-
-    def _tell(self, words: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # one that has ended is heard to have
-            self.process.stdin.write(words + "\n")
-            self.process.stdin.flush()
-
-    def start(self) -> None:
-        """Wait until it has loaded what it needs."""
-        said = self._hear()
-        self.result.settings, self.result.versions = said["settings"], said["versions"]
-
-    def make_steps(self, number: int) -> None:
-        self._tell(f"steps {number}")
-        self.result.steps += [self._hear() for _ in range(number)]
-
-    def end(self) -> Result:
-        self._tell("end")
-        said = self._hear()
-        self.result.peak_gib, self.result.communication = said["peak_gib"], said.get("communication", {})
-        return self.result
-
-    def stop(self) -> None:
-        self.process.terminate()  # torchrun then ends those that it started
-        self.process.communicate()
 
 
 # Numbers --------------------------------------------------------------------------------------------
@@ -305,6 +239,9 @@ def make_rows(
             yield row | {"status": result.error}
             continue
         row |= {"loss_at_step_1": result.steps[0]["loss"], "loss": result.steps[-1]["loss"]}
+        if not math.isfinite(row["loss"]):  # which JSON has no word for
+            yield row | {"status": f"its loss became {row['loss']}", "loss": None}
+            continue
         expected = row["loss"] if expected is None else expected
         if abs(row["loss"] - expected) > TOLERANCE * expected:
             words = f"other work: its loss is {row['loss']:.4f}, the first one's {expected:.4f}"

@@ -19,6 +19,7 @@ from fastling.kernels import rotary as rotary_kernels
 from fastling.kernels import runtime
 from fastling.kernels import swiglu as swiglu_kernels
 from fastling.kernels.adamw import clip_scale as clip_scale
+from fastling.kernels.attention import plain_attention as plain_attention
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Shapes: T packed tokens, N heads, K kv heads, D head dim; cu_seqlens (documents 
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
@@ -16,6 +17,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from fastling.kernels import accept
@@ -187,9 +189,22 @@ def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
         runs, *(x.split(run_tokens) for x in (q_TND, k_TKD, v_TKD)), strict=True
     ):
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in run_qkv)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        out = plain_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
+    """F.scaled_dot_product_attention, but never by cuDNN.
+
+    On Hopper PyTorch prefers cuDNN, which plans each new shape for up to a second, forward and backward.
+    Documents differ in length, and in generation every step is one longer than the last.
+    """
+    with sdpa_kernel(_WITHOUT_PLANS) if q.is_cuda else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def _tiled(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from fastling import Llama, LlamaConfig, ops
 from fastling.errors import UserError
 from fastling.kernels import accept, runtime
 from fastling.kernels import attention as attention_kernels
 from fastling.kernels import linear_cross_entropy as loss_kernels
+from fastling.model.cache import CacheStep, KVCache
 
 
 @pytest.fixture(autouse=True)
@@ -196,3 +198,33 @@ def test_the_loss_refuses_a_sharded_weight(monkeypatch):
     weight = nn.Parameter(torch.ones(8, 4)).detach().as_subclass(Sharded)
     with pytest.raises(ValueError, match="weight_VH is a DTensor, sharded over ranks"):
         ops.linear_cross_entropy(rows(1, 4), weight, rows(1, dtype=torch.int64), rows(1))
+
+
+def test_on_a_gpu_attention_of_many_lengths_is_never_left_to_cudnn(monkeypatch):
+    """It plans each new shape for up to a second, and PyTorch prefers it on Hopper."""
+    asked = []
+
+    def answer(q, *_, **__):
+        asked.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return q.clone()
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", answer)
+    with FakeTensorMode():  # no GPU is needed
+        x = torch.empty(7, 2, 8, device="cuda", dtype=torch.bfloat16)
+        borders = torch.empty(3, device="cuda", dtype=torch.int32)
+        attention_kernels.attention(x, x, x, borders, 4, backend="sdpa", lengths=[3, 4])
+    assert asked == [False] * 2
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_nor_is_that_of_generation(monkeypatch):
+    """Each of its steps is one token longer than the last."""
+    shapes = []
+    monkeypatch.setattr(ops, "plain_attention", lambda q, *_, **__: shapes.append(q.shape) or q)
+    shape = LlamaConfig(
+        vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    x, rows = torch.randn(7, 2, 8), torch.arange(7)
+    step = CacheStep(KVCache(shape, 7, 16), rows, torch.full_like(rows, 4), [5] * 7, 5)
+    step.attend(0, x, x, x, torch.zeros(1, dtype=torch.int32), 0, [])
+    assert shapes == [(7, 2, 1, 8)]

@@ -7,7 +7,6 @@ K kv heads, G = N / K, D head dim.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastling import ops
@@ -115,5 +114,5 @@ class CacheStep:
         if self.hidden_R11L is not None and self._mask_R11L is None:  # once for all layers
             zeros = torch.zeros(self.hidden_R11L.shape, dtype=q_RND.dtype, device=q_RND.device)
             self._mask_R11L = zeros.masked_fill(self.hidden_R11L, float("-inf"))
-        out_RKGD = F.scaled_dot_product_attention(q_RKGD, keys_RKLD, values_RKLD, attn_mask=self._mask_R11L)
+        out_RKGD = ops.plain_attention(q_RKGD, keys_RKLD, values_RKLD, attn_mask=self._mask_R11L)
         return out_RKGD.flatten(1, 2)

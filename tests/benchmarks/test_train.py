@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import shlex
+import shutil
 import subprocess
 
 import pytest
 import torch
 from conftest import DEMO, ROOT
 
-from benchmarks import room, train, trainers
+from benchmarks import room, train, trainers, worker
 from benchmarks.timing import describe_machine
 from benchmarks.train import Counts, Result
 from benchmarks.training_case import Case, make_case, read_packs
@@ -64,6 +65,70 @@ def test_who_has_another_loss_has_no_time(rows):
     other = rows[2]
     assert other["status"] == "other work: its loss is 5.2000, the first one's 5.0000"
     assert "milliseconds" not in other and "supervised_tokens_per_s" not in other
+
+
+def test_a_loss_that_is_no_number_is_named_and_is_nobodys_measure():
+    """NaN is not further from a number than is allowed, and no JSON, so that no page could be made of it."""
+    results = [("broken", told(8.0, float("nan"), float("nan"))), ("fastling", told(8.0, 7.0, 6.0))]
+    counts = Counts(tokens=500.0, supervised=200.0, squared=10_000.0)
+    broken, ours = train.make_rows(SMALL, counts, results, Work(Llama(SHAPE)), MACHINE)
+    assert broken["status"] == "its loss became nan" and "milliseconds" not in broken
+    assert ours["status"] == "measured"
+    json.dumps([broken, ours], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", "without a word"),
+        ("Traceback:\nKeyError: 'x'\n", "KeyError: 'x'"),
+        (
+            "[rank0]: fastling.errors.RunError: cuda:0: CUDA out of memory. Tried to allocate 9 GiB\n"
+            "[rank0]:   Lower train.micro_batch_tokens, or use more GPUs.\n",
+            "fastling.errors.RunError: cuda:0: CUDA out of memory. Tried to allocate 9 GiB",
+        ),
+        (
+            "torch.AcceleratorError: CUDA error: an illegal memory access was encountered\n"
+            "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n\n",
+            "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+        ),
+        ("Segmentation fault\n", "Segmentation fault"),
+    ],
+)
+def test_the_last_words_say_what_was_wrong_and_not_how_to_mend_it(log, words):
+    assert worker.last_words(log) == words
+
+
+def test_on_a_gpu_one_that_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(worker, "MOST_SILENT_MINUTES", 0.001)
+    hangs = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    monkeypatch.setattr(worker.subprocess, "Popen", lambda *_, **__: hangs)
+    with pytest.raises(RunError, match=r"was silent for 0.001 minutes: without a word"):
+        worker.Worker("packed", tmp_path, processes=1).start()
+    hangs.communicate()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a trainer closes no files
+def test_a_full_disk_stops_no_trainer_since_nothing_is_saved(tmp_path, monkeypatch):
+    """The largest models would want 110 GiB for checkpoints that are never made."""
+    make_case(SMALL, tmp_path)
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    gate = ClosedGate()
+    with pytest.raises(trainers.Finished):
+        trainers.ours(SMALL, tmp_path, gate)
+    assert gate.settings["micro_batches"] == 1
+
+
+class ClosedGate:
+    """Lets no step begin."""
+
+    def say(self, settings: dict, **_) -> None:
+        self.settings = settings
+
+    def begin(self) -> None:
+        raise trainers.Finished
 
 
 def test_the_first_steps_do_not_count():
@@ -215,13 +280,13 @@ def test_two_processes_do_the_work_of_one(tmp_path):
 def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
     make_case(SMALL, tmp_path)
     (tmp_path / "packs.jsonl").write_text("{broken\n")
-    worker = train.Worker("plain loop, padded", tmp_path, processes=1)
-    worker.start()
+    process = worker.Worker("plain loop, padded", tmp_path, processes=1)
+    process.start()
     try:
         with pytest.raises(RunError, match="plain loop, padded: ended early: json"):
-            worker.make_steps(1)
+            process.make_steps(1)
     finally:
-        worker.stop()
+        process.stop()
 
 
 def test_a_head_on_all_rows_gives_the_same_loss(tmp_path):

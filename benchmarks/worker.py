@@ -1,0 +1,96 @@
+"""A trainer of benchmarks.train in a process of its own: told what to do, and heard, line by line."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from threading import Timer
+
+from benchmarks.trainers import DEVICE, TRAINERS
+from fastling.errors import RunError
+
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+"""Of a trainer. On Hopper cuDNN would plan attention for each new length of a peer's rows, a second each."""
+MOST_SILENT_MINUTES = 5.0
+"""On a GPU, where one that hangs would keep the others from it."""
+
+
+@dataclasses.dataclass
+class Result:
+    """What a trainer told."""
+
+    settings: dict = dataclasses.field(default_factory=dict)
+    versions: dict = dataclasses.field(default_factory=dict)
+    steps: list[dict] = dataclasses.field(default_factory=list)
+    peak_gib: float = 0.0
+    communication: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Milliseconds of one more step, where several processes shared it."""
+    error: str | None = None
+
+
+class Worker:
+    """A trainer's processes, which do nothing unless told to."""
+
+    def __init__(self, name: str, folder: Path, processes: int):
+        self.name, self.result = name, Result()
+        self.log = folder / f"{list(TRAINERS).index(name)}.log"
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        launcher = torchrun if processes > 1 else []
+        command = [sys.executable, "-m", *launcher, "benchmarks.trainers", name, str(folder)]
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | ENVIRONMENT,
+            )
+
+    def _hear(self) -> dict:
+        patience = Timer(60 * MOST_SILENT_MINUTES, self.process.terminate)
+        if DEVICE.type == "cuda":
+            patience.start()
+        line = self.process.stdout.readline()
+        was_too_long = patience.finished.is_set()
+        patience.cancel()
+        if not line:
+            said = self.log.read_text(encoding="utf-8", errors="replace")
+            why = f"was silent for {MOST_SILENT_MINUTES:g} minutes" if was_too_long else "ended early"
+            raise RunError(self.name, f"{why}: {last_words(said)}")
+        return json.loads(line)
+
+    def _tell(self, words: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # one that has ended is heard to have
+            self.process.stdin.write(words + "\n")
+            self.process.stdin.flush()
+
+    def start(self) -> None:
+        """Wait until it has loaded what it needs."""
+        said = self._hear()
+        self.result.settings, self.result.versions = said["settings"], said["versions"]
+
+    def make_steps(self, number: int) -> None:
+        self._tell(f"steps {number}")
+        self.result.steps += [self._hear() for _ in range(number)]
+
+    def end(self) -> Result:
+        self._tell("end")
+        said = self._hear()
+        self.result.peak_gib, self.result.communication = said["peak_gib"], said.get("communication", {})
+        return self.result
+
+    def stop(self) -> None:
+        self.process.terminate()  # torchrun then ends those that it started
+        self.process.communicate()
+
+
+def last_words(log: str) -> str:
+    """What was wrong, not the lines after it: how to mend it, or PyTorch's about debugging CUDA."""
+    lines = [re.sub(r"^\[rank\d+\]: ?", "", line).strip() for line in log.strip().splitlines()]
+    wrong = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return [*(lines or ["without a word"])[-1:], *wrong][-1]
