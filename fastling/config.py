@@ -274,6 +274,11 @@ class Config:
         return as_yaml(dataclasses.asdict(self))
 
     @property
+    def run_folder(self) -> Path:
+        """`run_dir` as a path."""
+        return expand(self.run_dir, "run_dir")
+
+    @property
     def tokenizer_path(self) -> Path:
         """File or folder of the tokenizer."""
         path = self.data.tokenizer or self.model.pretrained

@@ -232,7 +232,7 @@ class Export:
         header = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False)
         sources = "\n".join(f"- {source.name}, weight {source.weight:g}" for source in config.data.sources)
         return (
-            f"---\n{header}---\n\n# {Path(config.run_dir).name}\n\n"
+            f"---\n{header}---\n\n# {config.run_folder.resolve().name}\n\n"
             f"{'Fine-tuned from ' + base if base else 'Trained from scratch'} with fastling "
             f"{fastling.__version__} on conversations, with loss on the assistant's turns only.\n\n"
             f"Data:\n{sources}\n\n"

@@ -235,7 +235,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     config, options = parse(parser, arguments)
     prepared = prepare_data(config)
-    keep_records(prepared, Path(config.run_dir))
+    keep_records(prepared, config.run_folder)
     print_ledger(prepared, make_console())
     if options.json:
         print(json.dumps(summary(prepared), ensure_ascii=False))

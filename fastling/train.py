@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, config: Config, world: World, console: Console):
         self.config, self.world, self.console = config, world, console
-        self.run_dir = Path(config.run_dir)
+        self.run_dir = config.run_folder
         if config.train.precision == "fp8":
             check_float8(world.device)
         record.check_shared(self.run_dir, world.on_main(self._lock_run_dir))

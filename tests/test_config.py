@@ -327,6 +327,8 @@ def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.jsonl").write_text("")
     assert resolve("~/a.jsonl", "here") == tmp_path / "a.jsonl"
+    # Made as it is written, it would be a folder called ~, which nobody dares to delete.
+    assert Config(run_dir="~/runs/mine").run_folder == tmp_path / "runs/mine"
 
 
 def test_the_tokenizer_is_the_pretrained_folder_s_unless_named(tmp_path):

@@ -1,6 +1,7 @@
 """`fastling prepare`: the ledger, the refused rows, and that nothing is done twice."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from conftest import DEMO
 from fastling import prepare
 from fastling.data import store
 from fastling.data.encoding import Encoder
-from fastling.errors import run_command
+from fastling.errors import UserError, run_command
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, you!"}]}
 LONG = {"messages": [{"role": "user", "content": "Hi " * 500}, {"role": "assistant", "content": "Hello"}]}
@@ -286,3 +287,11 @@ def test_the_default_store_is_in_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store.default_store() == tmp_path / ".cache/fastling"
+
+
+def test_who_has_no_home_folder_is_told_what_to_name(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)  # known to no list of users
+    with pytest.raises(UserError, match="data.store: is not set, and there is no home folder"):
+        store.default_store()

@@ -52,8 +52,11 @@ class Ledger:
 
     def check(self) -> None:
         """Raise AssertionError unless every row and every token is accounted for."""
-        assert self.tokens == self.trained + self.masked + self.dropped.total(), self
-        assert self.rows == self.kept + self.refused.total(), self
+        # Not by assert, which `python -O` leaves out.
+        if self.tokens != self.trained + self.masked + self.dropped.total():
+            raise AssertionError(self)
+        if self.rows != self.kept + self.refused.total():
+            raise AssertionError(self)
 
     def as_dict(self) -> dict:
         return {

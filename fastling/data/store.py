@@ -184,7 +184,11 @@ def _seal(fields: dict) -> str:
 
 
 def default_store() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastling"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastling"
+    except RuntimeError:  # of a user without one
+        what = "is not set, and there is no home folder with a .cache to take in its place"
+        raise UserError("data.store", what, "Name a folder.") from None
 
 
 def open_store(

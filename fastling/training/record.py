@@ -114,7 +114,7 @@ def check_shared(run_dir: Path, number: int) -> None:
 
 def write_records(config: Config, prepared: Prepared, world: World) -> None:
     """config.yaml (resolved), manifest.json, ledger.json and refused.jsonl of a run."""
-    run_dir = Path(config.run_dir)
+    run_dir = config.run_folder
     keep_records(prepared, run_dir)
     template = prepared.encoder.template.jinja()
     manifest = {

@@ -66,5 +66,5 @@ def test_a_row_or_token_that_went_missing_is_noticed(name):
     ledger.add(encoded(7, [(4, 7)], over_length=5))
     ledger.check()
     setattr(ledger, name, getattr(ledger, name) + 1)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="Ledger"):
         ledger.check()
