@@ -16,7 +16,7 @@ EXTRAS = {
     "wandb": ["wandb"],
     "dialogues": ["openai"],
     "eval": ["langdetect", "openai", "sacrebleu"],
-    "chat": ["prompt_toolkit", "fastapi", "uvicorn"],
+    "chat": ["prompt_toolkit", "fastapi", "starlette", "uvicorn"],
     # PyTorch for CUDA brings its own Triton; that for CPUs none, and tests run the kernels there, too. The
     # interpreter of 3.6 makes numpy warn, and warnings are errors in tests.
     "test": [
@@ -30,6 +30,7 @@ EXTRAS = {
         "prompt_toolkit",
         "ruff",
         "sacrebleu[ja,ko]",
+        "starlette",
         "transformers>=5.10.1",
         "uvicorn",
         "torchao",

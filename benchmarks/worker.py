@@ -14,7 +14,7 @@ from benchmarks.trainers import DEVICE, TRAINERS
 from fastling.errors import RunError
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
-"""Of a trainer. On Hopper cuDNN would plan attention for each new length of a peer's rows, a second each."""
+"""Of a trainer. On Hopper cuDNN would make a plan of attention for each new length of a peer's rows."""
 MOST_SILENT_MINUTES = 5.0
 """On a GPU, where one that hangs would keep the others from it."""
 

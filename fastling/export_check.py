@@ -185,7 +185,9 @@ def _logits(folder: Path, encoder: Encoder) -> Check:
     except metadata.PackageNotFoundError:
         return Check("logits", None, "are finite; transformers is not installed to compare with")
     if problem := _why_not_imported(model.config.model_type):
-        return Check("logits", None, f"are finite; transformers {version} has no such model: {problem}")
+        return Check(
+            "logits", None, f"are finite; transformers {version} cannot load such a model here: {problem}"
+        )
     difference = float((_transformers_logits(folder, ids) - ours).abs().max())
     return Check(
         "logits",

@@ -84,7 +84,7 @@ class Server:
             max_retries=retries,
             timeout=timeout_seconds,
         )
-        self._longest = max(PATIENCE * timeout_seconds, retries * LONGEST_PAUSE)
+        self._longest_seconds = max(PATIENCE * timeout_seconds, retries * LONGEST_PAUSE)
         self._in_flight = asyncio.Semaphore(requests_in_flight)
         self._cache, self.tokens = _open_cache(cache, option)
 
@@ -135,7 +135,7 @@ class Server:
 
     async def _send(self, request: dict) -> Answer:
         try:
-            async with asyncio.timeout(self._longest):
+            async with asyncio.timeout(self._longest_seconds):
                 response = await self._create(request)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             words = f"{self.url} refuses {self.model}: {error.status_code}"

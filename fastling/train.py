@@ -80,7 +80,6 @@ class Run:
         self.answers: list[Answer] = []
         self.log: MetricsLog | None = None
         world.on_main(self._open_records)
-        print_ledger(self.prepared, console)
         self._describe(choices)
 
     def _lock_run_dir(self) -> int:
@@ -100,6 +99,7 @@ class Run:
         )
 
     def _open_records(self) -> None:
+        print_ledger(self.prepared, self.console)
         record.write_records(self.config, self.prepared, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)
         forget_answers(self.run_dir / "samples.jsonl", self.first_step or -1)  # step 0 comes again, too

@@ -197,8 +197,8 @@ def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
     """F.scaled_dot_product_attention, but never by cuDNN.
 
-    On Hopper PyTorch prefers cuDNN, which plans each new shape for up to a second, forward and backward.
-    Documents differ in length, and in generation every step is one longer than the last.
+    On Hopper PyTorch prefers cuDNN, which makes a plan for each new shape, forward and backward. Documents
+    differ in length, and in generation every step is one longer than the last.
     """
     with sdpa_kernel(_WITHOUT_PLANS) if q.is_cuda else nullcontext():
         return F.scaled_dot_product_attention(q, k, v, **options)

@@ -51,7 +51,7 @@ LAYERS = {
     ),
     "serving": (
         ("data", "errors", "files", "inference", "model"),
-        ("fastapi", "prompt_toolkit", "pydantic", "rich", "uvicorn"),
+        ("fastapi", "prompt_toolkit", "pydantic", "rich", "starlette", "uvicorn"),
     ),
     "surgery": (
         ("data", "errors", "files", "model", "terminal"),
@@ -313,7 +313,7 @@ def test_every_package_that_is_needed_is_declared():
                 )
                 needed |= {module.partition(".")[0] for module in modules}
     # triton comes with torch; the others by extras, whose absence the verbs that need them tell
-    extras = {"fastapi", "langdetect", "openai", "sacrebleu", "uvicorn"}
+    extras = {"fastapi", "langdetect", "openai", "sacrebleu", "starlette", "uvicorn"}
     needed -= sys.stdlib_module_names | extras | {"fastling", "triton"}
     assert {names.get(name, name) for name in needed} <= declared
 

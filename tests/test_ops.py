@@ -201,7 +201,7 @@ def test_the_loss_refuses_a_sharded_weight(monkeypatch):
 
 
 def test_on_a_gpu_attention_of_many_lengths_is_never_left_to_cudnn(monkeypatch):
-    """It plans each new shape for up to a second, and PyTorch prefers it on Hopper."""
+    """It makes a plan for each new shape, and PyTorch prefers it on Hopper."""
     asked = []
 
     def answer(q, *_, **__):

@@ -160,8 +160,9 @@ class Store:
 
     def count_copies(self) -> dict[str, int]:
         """Of each source, the documents that are token by token an earlier one of this store."""
-        _, first = numpy.unique(self.marks, return_index=True)
-        return self._count(~numpy.isin(numpy.arange(len(self)), first))
+        is_copy = numpy.ones(len(self), dtype=bool)
+        is_copy[numpy.unique(self.marks, return_index=True)[1]] = False  # the first of each
+        return self._count(is_copy)
 
     def count_held_by(self, other: "Store") -> dict[str, int]:
         """Of each source, the documents that another store holds as well."""

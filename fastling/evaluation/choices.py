@@ -93,7 +93,6 @@ _AFTER_LETTER = frozenset(
 )
 _NAMED = re.compile(r"\s*的?(?:final\s+)?(?:answer|choice|option|答案|选项)", re.I)
 _BARE = re.compile(r"^[\s\W_]*$")
-_BEFORE_BARE = re.compile(_LEAD + r"\s*", re.I)
 _NUMBERED = re.compile(r"\A\s*\d{1,3}[.)、]\s+(?=\S{1,4}\s*\Z)")
 # "which corresponds to option C", "对应选项C": what leads to an answer, where none is named.
 _HINT = (
@@ -279,7 +278,7 @@ def _lists_the_options(letters: Choice, rest: str, options: list[str]) -> bool:
 
 def _bare(text: str, patterns: _Patterns) -> Choice | None:
     """Of a text that is nothing but letters: "C", "(b).", "A and C", "A or C" (an empty choice)."""
-    text = text[_BEFORE_BARE.match(text).end() :]
+    text = text[_LEAD_PATTERN.match(text).end() :]
     match = patterns.expression.search(text)
     if not match or not _BARE.match(text[: match.start()]):
         return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from fastling.inference.chat_model import ChatModel, StreamedAnswer
 from fastling.model.generation import Decoding
@@ -168,7 +169,10 @@ def _usage(prompt_length: int, num_tokens: int) -> dict[str, int]:
 
 
 async def read_body(request: Request) -> bytes:
-    """A body of bounded size in bounded time; raises ApiError 413 or 408 as soon as it is neither."""
+    """A body of bounded size in bounded time; raises ApiError 413 or 408 as soon as it is neither.
+
+    And 400 where the sender leaves, which then nobody hears.
+    """
     announced = request.headers.get("content-length", "0")
     too_large = ApiError(
         413,
@@ -176,29 +180,32 @@ async def read_body(request: Request) -> bytes:
         code="request_too_large",
         headers={"connection": "close"},  # what is still to come is not read
     )
+    parts = request.stream()
     if not announced.isdigit() or int(announced) > LARGEST_BODY:
-        await _discard(request)
+        await _discard(parts)
         raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
+            async for part in parts:
                 body += part
                 if len(body) > LARGEST_BODY:
-                    await _discard(request)
+                    await _discard(parts)
                     raise too_large
     except TimeoutError:
         message = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
         raise ApiError(408, message, code="request_timeout", headers={"connection": "close"}) from None
+    except ClientDisconnect:
+        raise ApiError(400, "the body is not whole: the connection was closed") from None
     return bytes(body)
 
 
-async def _discard(request: Request) -> None:
+async def _discard(parts: AsyncIterator[bytes]) -> None:
     """Read what is left of a body, up to a bound."""
     left = LARGEST_DISCARDED
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DISCARD_S):
-            async for part in request.stream():
+            async for part in parts:
                 left -= len(part)
                 if left < 0:
                     return

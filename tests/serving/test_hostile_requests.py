@@ -1,16 +1,19 @@
 """What somebody who means no good may send, byte by byte over a socket: each gets a clear error or nothing."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
 
+import fastapi
 import pytest
 from serving.talkers import Parrot, serving, wait_until
 
 from fastling.model.generation import Decoding
 from fastling.serving import endpoint, server
 from fastling.serving.gate import is_loopback
+from fastling.serving.request import ApiError
 
 pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
 
@@ -118,6 +121,31 @@ def test_who_sends_a_huge_body_hears_why_it_is_refused(running):
     for _ in range(8):
         status, _, found = exchange(running, head(running, Content_Length=len(body)) + body)
         assert (status, found["error"]["code"]) == (413, "request_too_large")
+
+
+MUCH = {"type": "http.request", "body": b" " * endpoint.LARGEST_BODY, "more_body": True}
+LITTLE = {"type": "http.request", "body": b"{", "more_body": True}
+END = {"type": "http.request", "body": b" "}
+GONE = {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([MUCH, END], "the body is larger than"),  # its last part is what is too much
+        ([MUCH, MUCH, GONE], "the body is larger than"),
+        ([LITTLE, GONE], "the connection was closed"),
+    ],
+)
+def test_a_body_that_is_too_large_or_not_whole_ends_in_words_and_no_traceback(messages, words):
+    parts = iter(messages)
+
+    async def receive():
+        return next(parts)
+
+    request = fastapi.Request({"type": "http", "headers": []}, receive)
+    with pytest.raises(ApiError, match=words):
+        asyncio.run(endpoint.read_body(request))
 
 
 def test_a_huge_body_that_does_not_say_so_is_cut_off(running):

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastling.config import build_parser, parse
 from fastling.errors import UserError
+from fastling.model.digests import mark_of_weights
 from fastling.model.huggingface import hf_tensors, save_weights
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
@@ -54,3 +56,12 @@ def test_a_run_knows_its_base_by_the_weights_and_not_by_where_they_lie(tmp_path)
     save_weights(hf_tensors(model), tmp_path / "other")
     with pytest.raises(UserError, match="another model.pretrained, by its weights: .*; the config now gives"):
         record.check_identity(tmp_path, first, identity("other"))
+
+
+def test_a_model_that_shares_its_beginning_with_another_is_another_one(tmp_path):
+    """As one that was tuned with its embedding frozen, and lies in one file."""
+    for name, last in (("base", 0.0), ("tuned", 1.0)):
+        (tmp_path / name).mkdir()
+        tensors = {"embedding": torch.zeros(2**20), "last": torch.full((2**18,), last)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    assert mark_of_weights(tmp_path / "base") != mark_of_weights(tmp_path / "tuned")
