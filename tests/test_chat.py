@@ -196,8 +196,10 @@ def start_server(export, *options: str) -> tuple[subprocess.Popen, dict]:
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
+        # A shell's background job, and all it starts, would ignore the keyboard.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     return process, json.loads(process.stdout.readline())
 
 
