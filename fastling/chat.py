@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from fastling.serving.gate import is_loopback
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, make_prompt, talk_by_lines, talk_in_terminal, write_to_stdout
 from fastling.settings import Parser
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ONLY_WITH_WEB = ("host", "port", "token")
@@ -140,7 +139,7 @@ def talk(session: Session, prompt: Callable[[], str] | None, as_json: bool, cons
                 "finish_reasons": session.finish_reasons,
                 "failures": chat.failures,
             }
-            print(json.dumps(shown, ensure_ascii=False))
+            print_result(shown)
     return 1 if chat.failures and not prompt else 0
 
 
@@ -176,7 +175,7 @@ def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> 
             console.print(f"page: {page}", soft_wrap=True)
             console.print(f"OpenAI-compatible endpoint: {url}/v1 (Ctrl-C ends it)", soft_wrap=True)
             if options.json:
-                print(json.dumps({"url": url, "model": chat.name}), flush=True)
+                print_result({"url": url, "model": chat.name})
 
         run_server(chat, with_room(decoding, options, chat), host, options.token, listening, ready)
 
@@ -191,8 +190,6 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     prompt = make_prompt() if is_terminal else None
-    if not is_terminal:
-        sys.stdout.reconfigure(encoding="utf-8")
     chat = load(options, console)
     session = Session(chat, with_room(decoding, options, chat))
     if options.system:

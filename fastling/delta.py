@@ -3,7 +3,6 @@
 BayLing and Vicuna were published so, because LLaMA's own weights could not be passed on.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from fastling.errors import UserError, run_command
 from fastling.settings import Parser
 from fastling.surgery.delta_weights import Record, apply_delta, make_delta
 from fastling.surgery.folders import DTYPES
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 
 HELP = """usage: fastling delta make|apply [options]
 
@@ -93,11 +92,8 @@ def _report(out: Path, record: Record | None, as_json: bool) -> None:
                 + (f" (in {record.largest_difference_in})" if record.largest_difference_in else "")
             )
     if as_json:
-        print(
-            json.dumps(
-                {"out": str(out), "base_checked": record is not None} | (record.facts() if record else {})
-            )
-        )
+        facts = record.facts() if record else {}
+        print_result({"out": str(out), "base_checked": record is not None} | facts)
 
 
 def main(arguments: Sequence[str]) -> None:

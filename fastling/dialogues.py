@@ -5,7 +5,6 @@ By rules, or with a model behind an OpenAI-compatible server that writes the tur
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step, w
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
 from fastling.settings import Parser
-from fastling.terminal import make_console, make_progress
+from fastling.terminal import make_console, make_progress, print_result
 
 MIX = {
     "translate": 24.0,
@@ -290,7 +289,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         found = _build(recipe, options, total, console)
     if options.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_result(found)
 
 
 def _build(recipe: Recipe, options: argparse.Namespace, total: int, console: Console) -> dict:

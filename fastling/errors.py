@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from fastling import streams
+
 MOST_LINES = 6
 """Of one message; a model that does not fit its config has a complaint for every tensor."""
 
@@ -41,17 +43,21 @@ class RunError(UserError):
 
 def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
     """Run a verb and turn its outcome into an exit status: 0 done, 1 failed, 2 bad arguments."""
+    streams.settle()
     try:
-        return main(arguments) or 0
+        status = main(arguments) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         _say(str(error))
         return error.exit_status
     except BrokenPipeError:  # `fastling preview | head` is not a failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.abandon_stdout()
         return 0
     except OSError as error:  # no permission, a folder where a file should be, a full disk
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
+        streams.abandon_stdout()
         _say(f"{error.filename or 'while writing'}: {error.strerror}")
         return 1
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from fastling import files
 from fastling.errors import UserError, run_command
 from fastling.evaluation.result import Result, TableData
 from fastling.settings import Parser
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 
 
 class Kind(NamedTuple):
@@ -144,7 +144,7 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
         if path:
             console.print(f"written: {path}", soft_wrap=True, markup=False)
     if options.json:
-        print(json.dumps({"kind": result.kind, **result.scores}, ensure_ascii=False))
+        print_result({"kind": result.kind, **result.scores})
     if result.failure:
         raise result.failure
 

@@ -35,7 +35,7 @@ from fastling.model.llama import Llama, LlamaConfig
 from fastling.model.safetensors_folder import save_weights
 from fastling.prepare import make_encoder
 from fastling.settings import Parser
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint
 from fastling.training.build import model_config
 
@@ -348,7 +348,7 @@ def main(arguments: Sequence[str]) -> None:
     checks = export_run(options.run, options.out, DTYPES.get(options.dtype))
     print_checks(checks, make_console())
     if options.json:
-        print(json.dumps({"out": str(options.out), "checks": [vars(check) for check in checks]}))
+        print_result({"out": str(options.out), "checks": [vars(check) for check in checks]})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`fastling extend`: a model with more tokens in its vocabulary, whose old text reads as before."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from fastling.errors import UserError, run_command
 from fastling.settings import Parser
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
 from fastling.surgery.vocabulary import INITS, extend_model
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 
 DESCRIPTION = (
     "Add tokens to a model's vocabulary. Old ids and old rows stay as they are, so text without a new token "
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         f"{done['rows_before']} -> {done['rows']} rows"
     )
     if options.json:
-        print(json.dumps(done, ensure_ascii=False))
+        print_result(done)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, flushed to the disk, then renamed. And JSON, read."""
+"""Files that are whole or absent: written aside, flushed to the disk, then renamed. And lines of JSON."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 from fastling.errors import UserError
 
 GIT_LFS = b"version https://git-lfs"
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
 def flush(folder: Path) -> None:
@@ -55,6 +56,16 @@ def check_no_pointer(path: Path) -> None:
     if is_pointer:
         what = "is a pointer that git-lfs left in the file's place"
         raise UserError(str(path), what, "Fetch the file itself: git lfs pull")
+
+
+def json_line(content: object) -> str:
+    r"""Return it as one line of JSON, its end included, that any reader takes for one line.
+
+    Text stays readable, but for what `str.splitlines` breaks at, too (U+0085, U+2028, U+2029), and what is no
+    UTF-8 (of a file's name).
+    """
+    text = json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def read_json_lines(path: Path) -> list[dict]:

@@ -1,6 +1,5 @@
 """`fastling merge`: several fine-tuned models as one, by weighted average or by TIES."""
 
-import json
 import math
 import sys
 from argparse import Namespace
@@ -10,7 +9,7 @@ from pathlib import Path
 from fastling.errors import UserError, run_command
 from fastling.settings import Parser
 from fastling.surgery.merging import merge_models
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 
 DESCRIPTION = (
     "Merge models that were fine-tuned from one base. The average takes each weight's mean. TIES keeps "
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     console.print(f"written: {options.out}")
     if options.json:
-        print(json.dumps(done | {"method": options.method} | settings))
+        print_result(done | {"method": options.method} | settings)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The data is prepared as for training, so that steps and work are counted. Memory
 (training/footprint.py); time is the work over a rate that is stated.
 """
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import Prepared, prepare_data
 from fastling.settings import Parser
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint
 from fastling.training.build import model_config, share_of_step
 from fastling.training.footprint import GIB, Footprint, Weights, footprint
@@ -212,7 +211,7 @@ def main(arguments: Sequence[str]) -> int:
     if not done["fits"]:
         console.print(f"does not fit: {planner.fix()}", style="bold red")
     if options.json:
-        print(json.dumps(done, ensure_ascii=False))
+        print_result(done)
     return 0 if done["fits"] else 1
 
 

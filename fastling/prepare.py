@@ -22,7 +22,7 @@ from fastling.data.store import Recipe, SourceFile, Store, default_store, open_s
 from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError, run_command
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,8 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         files.write_text(run_dir / "ledger.json", ledger)
         stores = [prepared.training, *([prepared.validation] if prepared.validation else [])]
-        lines = [json.dumps(each, ensure_ascii=False) + "\n" for store in stores for each in store.refused()]
-        text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8
-        files.write_text(run_dir / "refused.jsonl", text)
+        refused = "".join(files.json_line(each) for store in stores for each in store.refused())
+        files.write_text(run_dir / "refused.jsonl", refused)
     except OSError as error:
         raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
 
@@ -238,7 +237,7 @@ def main(arguments: Sequence[str]) -> None:
     keep_records(prepared, config.run_folder)
     print_ledger(prepared, make_console())
     if options.json:
-        print(json.dumps(summary(prepared), ensure_ascii=False))
+        print_result(summary(prepared))
 
 
 if __name__ == "__main__":

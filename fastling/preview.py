@@ -1,7 +1,6 @@
 """`fastling preview`: see, token by token, what is trained on, and why a row is cut or refused."""
 
 import io
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from fastling.data.encoding import Encoded, Encoder
 from fastling.data.store import SourceFile
 from fastling.errors import UserError, run_command, visible
 from fastling.prepare import make_encoder, source_files
+from fastling.terminal import print_result
 
 TRAINED, MASKED, CONTROL = "black on green3", "dim", "bold magenta"
 OPEN, CLOSE = "[[", "]]"
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = chain([first], rows)
     if options.json:
         for row in rows:
-            print(json.dumps(row.as_dict(encoder), ensure_ascii=False))
+            print_result(row.as_dict(encoder))
         return
     _show_all(rows, encoder, options.html)
 

@@ -5,6 +5,8 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastling.files import json_line
+
 WIDTH_OF_A_FILE = 120
 
 
@@ -21,3 +23,9 @@ def make_progress(console: Console) -> Progress:
     """A bar that counts, on a terminal only; it is gone when all is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def print_result(result: object) -> None:
+    """What --json asks for, as one line on stdout."""
+    sys.stdout.write(json_line(result))
+    sys.stdout.flush()

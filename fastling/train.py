@@ -5,7 +5,6 @@
 Without --config it trains the demo. It resumes by itself when the run folder holds a checkpoint.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from fastling.errors import RunError, leave, run_command, visible
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers, sums_by
@@ -263,7 +262,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"no --config: training the demo, into {config.run_dir}", file=sys.stderr)
     done = train(config)
     if options.json and done:
-        print(json.dumps(done, ensure_ascii=False))
+        print_result(done)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ near its formula as PyTorch's own. Each is tried on this machine's device, in th
 kernels and attention; models of any depth are checked by two layers.
 """
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from fastling.kernels import accuracy
 from fastling.kernels.cases import OPS, Shape
 from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import prepare_data
-from fastling.terminal import make_console
+from fastling.terminal import make_console, print_result
 from fastling.training.build import model_config
 from fastling.training.float8 import check_float8
 from fastling.training.isolation import prove_isolation
@@ -161,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = [{**asdict(check), "passed": check.passed} for check in checks]
         for row in rows:
             row["error"] = row["error"] if math.isfinite(row["error"]) else None  # JSON has no infinity
-        print(json.dumps({"passed": not broken, "checks": rows}))
+        print_result({"passed": not broken, "checks": rows})
     return 1 if broken else 0
 
 

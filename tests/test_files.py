@@ -1,9 +1,12 @@
 """Files and folders that are whole or absent, whenever the program is killed."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastling import files
 
@@ -57,3 +60,15 @@ def test_two_processes_that_write_one_file_do_not_write_into_each_other_s(tmp_pa
     files.write_text(path, "mine")
     assert path.read_text() == "mine"
     assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_json_is_one_line_for_every_reader_and_its_text_comes_back(text):
+    r"""Also where it holds what `str.splitlines` breaks at, or half a surrogate pair, of a file's name."""
+    line = files.json_line({"text": text})
+    assert line.splitlines() == [line[:-1]]
+    assert json.loads(line.encode()) == {"text": text}
+
+
+def test_text_stays_readable_in_json():
+    assert files.json_line("你好 😀\u2028") == '"你好 😀\\u2028"\n'

@@ -19,9 +19,10 @@ from conftest import ROOT, run_python
 # stands below what it imports.
 LAYERS = {
     # words and files
-    "errors": ((), ()),
+    "streams": ((), ()),
+    "errors": (("streams",), ()),
     "files": (("errors",), ()),
-    "terminal": ((), ("rich",)),
+    "terminal": (("files",), ("rich",)),
     "yaml_file": (("errors",), ("yaml",)),
     "workers": (("errors",), ()),
     # settings
@@ -38,7 +39,7 @@ LAYERS = {
     ),
     "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
     "remote": (("errors",), ("openai",)),
-    "interactive": (("errors", "remote", "workers"), ("numpy", "yaml")),
+    "interactive": (("errors", "files", "remote", "workers"), ("numpy", "yaml")),
     # both
     "training": (
         ("config", "data", "errors", "files", "kernels", "model", "ops", "prepare"),
@@ -46,7 +47,7 @@ LAYERS = {
     ),
     "inference": (("data", "errors", "model"), ("jinja2", "torch")),
     "evaluation": (
-        ("data", "errors", "inference", "model", "remote", "settings", "terminal"),
+        ("data", "errors", "files", "inference", "model", "remote", "settings", "terminal"),
         ("langdetect", "matplotlib", "numpy", "rich", "sacrebleu", "torch"),
     ),
     "serving": (
@@ -60,7 +61,7 @@ LAYERS = {
     "export_check": (("data", "inference", "model"), ("tokenizers", "torch", "transformers")),
     # the other verbs, which join them
     "dialogues": (("errors", "interactive", "remote", "settings", "terminal"), ("rich",)),
-    "preview": (("config", "data", "errors", "prepare"), ("numpy", "rich")),
+    "preview": (("config", "data", "errors", "prepare", "terminal"), ("numpy", "rich")),
     "export": (
         (
             "config", "data", "errors", "export_check", "files", "model", "prepare", "settings", "terminal",

@@ -330,7 +330,7 @@ class _Writer:
             "reason": refusal.reason,
             "detail": refusal.detail,
         }
-        self.refused.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        self.refused.write(files.json_line(entry).encode())
 
     def __exit__(self, kind, *_) -> None:
         with ExitStack() as closing:  # all of them, even where the disk is full

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastling.errors import UserError
+from fastling.files import json_line
 
 OPENING = b'{"fingerprint": '
 
@@ -62,7 +63,7 @@ class KeptAnswers:
         self._file.close()
 
     def _write(self, row: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._file.write(json_line(row).encode())
         self._file.flush()
 
     def _check_fingerprint(self, line: bytes, wanted: Mapping[str, object]) -> None:

@@ -6,7 +6,6 @@ each from a seed of its own line; the main process writes them in order, as many
 
 import collections
 import contextlib
-import json
 import os
 import random
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from fastling.errors import RunError
+from fastling.files import json_line
 from fastling.interactive.dialogue import Dialogue
 from fastling.interactive.diversity import Diversity, own_words
 from fastling.interactive.exclusion import Exclusion
@@ -153,7 +153,7 @@ def _made(recipe: Recipe, kind: str, dialogue: Dialogue, user_language: str) -> 
     texts = [text for each in dialogue.pairs for text in (each.text, each.reference)]
     texts += [draft.text for draft in dialogue.drafts]
     requests = tuple(own_words(request, texts) for request, _ in dialogue.turns)
-    line = json.dumps(row, ensure_ascii=False)
+    line = json_line(row)
     return Made(kind, tuple(dialogue.steps), user_language, pair, line, requests)
 
 
@@ -252,7 +252,7 @@ def write_dialogues(
             due = None if count is None else -(-count * lines // total) - tally.dialogues
             for each in made[:due]:
                 tally.add(each)
-                file.write(each.row + "\n")
+                file.write(each.row)
             progress(lines)
         check_some_built(tally.dialogues, tally.pairs, tally.rejects)
     return tally

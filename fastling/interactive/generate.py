@@ -1,13 +1,13 @@
 """A corpus -> dialogues whose further turns a model writes: seeds from good pairs, a file of what passes."""
 
 import asyncio
-import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from fastling.files import json_line
 from fastling.interactive.build import Recipe, Tally, check_some_built, distinct_pairs, whole_or_absent
 from fastling.interactive.gates import check_pair
 from fastling.interactive.pairs import Pair
@@ -50,7 +50,7 @@ def write_generated(
                     seed=recipe.seed,
                 )
                 async for row in _until_enough(draw, counts, count, grow):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(json_line(row))
                     progress(draw.line, server.tokens)
                 rejects = draw.tally.rejects + counts.rejected
                 check_some_built(counts.kept.total(), draw.tally.pairs, rejects, counts.unasked)

@@ -1,6 +1,5 @@
 """Held-out loss by source and by language pair, and sample answers, during training."""
 
-import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -126,15 +125,11 @@ def forget_answers(path: Path, after_step: int) -> None:
     """Drop what a run wrote after the checkpoint that it resumes from; it will be written again."""
     if path.exists():
         kept = [line for line in files.read_json_lines(path) if line["step"] <= after_step]
-        files.write_text(path, "".join(_as_line(line) for line in kept))
+        files.write_text(path, "".join(map(files.json_line, kept)))
 
 
 def keep_answers(answers: list[Answer], path: Path, step: int) -> None:
     """Append answers to samples.jsonl."""
     with open(path, "a", encoding="utf-8") as file:
         for answer in answers:
-            file.write(_as_line({"step": step, **vars(answer)}))
-
-
-def _as_line(answer: dict) -> str:
-    return json.dumps(answer, ensure_ascii=False) + "\n"
+            file.write(files.json_line({"step": step, **vars(answer)}))
