@@ -43,8 +43,10 @@ def test_no_worker_outlives_a_process_that_is_killed(tmp_path, how):
     script = tmp_path / "busy.py"
     script.write_text(BUSY)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, script]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup has all below it ignore
+    ) as process:  # fmt: skip
         workers = [int(pid) for pid in process.stdout.readline().split()]
         assert len(workers) == 2 and all(map(alive, workers))
         process.send_signal(how)
