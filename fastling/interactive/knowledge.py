@@ -25,6 +25,9 @@ COMMON = 0.01
 _SENTENCE_START = re.compile(r"(^|[.!?:\"“”„«‘—–-]\s*)$")
 _CAPITAL_BEFORE = re.compile(r"[A-ZÀ-Þ][\w'’.-]* $")
 _CAPITAL_AFTER = re.compile(r" (of |the |de |du |von )?[A-ZÀ-Þ]")
+_NUMBER_BEFORE = re.compile(r"[\d一二两三四五六七八九十百千万亿几数]$")
+_OF_NUMBER = frozenset("年月日号时点级万亿")
+"""Before a Chinese word, and its first character where it belongs to a number: 9月25 日晚, 2000 亿美元."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ class Knowledge:
         if len(word.text) < 2 or is_stop_word(word.text, language) or text.count(word.text) > 1:
             return False
         if language == "zh":
+            if word.text[0] in _OF_NUMBER and _NUMBER_BEFORE.search(text[: word.start]):
+                return False
             # 上市公司 is two words that the other language says apart.
             known = self.lexicons[language].cost
             return len(word.text) < 4 or not (word.text[:2] in known or word.text[2:] in known)

@@ -212,6 +212,20 @@ def test_what_stands_for_more_than_a_word_is_not_asked_about(text, reference, as
     assert renderings(Direction(1, origin, "en", text, reference), knowledge) == asked
 
 
+@pytest.mark.parametrize(
+    ("word", "text", "asked"),
+    [
+        ("日晚", "9月25日晚间", False),
+        ("亿美元", "数十亿美元", False),
+        ("分钟", "约20分钟", True),
+        ("年代", "那个年代", True),
+    ],
+)
+def test_half_of_a_chinese_number_is_not_asked_about(word, text, asked):
+    """An evening is no 日晚, though that stands in every 9月25日晚."""
+    assert knowledge_of("zh", "en").stands_alone(text, Word(word, text.index(word)), "zh") is asked
+
+
 def test_lines_belong_together_that_share_words_in_both_languages():
     knowledge = knowledge_of("de", "en")
     topical = {"de": frozenset({"rede", "haus"}), "en": frozenset({"speech", "talk", "house"})}
