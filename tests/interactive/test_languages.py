@@ -62,6 +62,9 @@ def test_without_words_chinese_is_cut_into_characters():
             '"He said, "Because he makes me laugh,"" she told me.',
         ),
         ('"Yes"', "en", '"Yes"'),
+        ("同年，１０月５日，ＡＰＰ占７０％。", "zh", "同年，10月5日，APP占70％。"),
+        ("On May 1 , it is .NET .", "en", "On May 1, it is .NET."),
+        ("Ist es so ?", "de", "Ist es so?"),
     ],
 )
 def test_tidy(text, language, tidied):
