@@ -5,7 +5,7 @@ import random
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastling.interactive.alignment import Links, learn_links
@@ -16,6 +16,8 @@ from fastling.interactive.words import Lexicon, learn_lexicon
 
 NEAR = 0.15
 """How far, as a share of the words of like form, the frequency of a replacement may lie."""
+CAPITAL = 0.9
+"""Share of the lines that begin with a capital where one that does not was cut."""
 TRIED = 40
 """Words that are tried for a replacement."""
 RUNNING_TEXT = 1.5
@@ -45,6 +47,8 @@ class Knowledge:
     """Language -> beside what the words of `alike` were seen."""
     small: Mapping[str, frozenset[str]]
     """Language -> words that were seen in small letters as well as with a capital, in small letters."""
+    capital: frozenset[str]
+    """Languages whose lines begin with a capital letter."""
     topical: Mapping[str, frozenset[str]]
     """Language -> words that tell what a text is about."""
     length_ratio: float
@@ -166,6 +170,11 @@ def learn(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> Knowledge:
             for language in texts
         },
         small={language: _small(cut[language]) for language in texts},
+        capital=frozenset(
+            language
+            for language, lines in {**texts, corpus.third_language: [pair.third for pair in pairs]}.items()
+            if language != "zh" and _begin_with_capitals(lines)
+        ),
         topical=topical,
         length_ratio=_median_ratio([pair.texts for pair in pairs]),
         third_ratio=_median_ratio([(pair.first, pair.third) for pair in pairs if pair.third]),
@@ -190,6 +199,11 @@ def _alike(sentences: Sequence[Sequence[str]], language: str) -> dict[str, list[
 def _small(sentences: Sequence[Sequence[str]]) -> frozenset[str]:
     words = {word for sentence in sentences for word in sentence}
     return frozenset(word.lower() for word in words if word[0].isupper()) & words
+
+
+def _begin_with_capitals(texts: Iterable[str]) -> bool:
+    first = [text[0] for text in texts if text[:1].upper() != text[:1].lower()]
+    return bool(first) and sum(map(str.isupper, first)) >= CAPITAL * len(first)
 
 
 def _topical(sentences: Sequence[Sequence[str]], language: str) -> frozenset[str]:
