@@ -88,7 +88,7 @@ _HALF_WIDTH = re.compile(rf"(?<=[{HAN}])(?:([,;:!])\s*|(\?)(?=$|[”’》」』
 _TO_FULL_WIDTH = str.maketrans(",;:!?", "，；：！？")
 _TO_NARROW = {code: code - 0xFEE0 for code in range(ord("０"), ord("ｚ") + 1) if chr(code).isalnum()}
 """Letters and digits as wide as Chinese characters."""
-_MARK_SPACES = re.compile(r"(?<=\w) +(?=[.,;!?](?:\s|$))")
+_MARK_SPACES = re.compile(r"(?<=[\w)]) +(?=[.,;!?](?:\s|$))")
 _LATIN_WORD = re.compile(r"[^\W\d_]{2,}")
 _SPACES = re.compile(r"\s+")
 _LETTER = re.compile(rf"[^\W\d_{HAN}]")

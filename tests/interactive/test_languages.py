@@ -63,7 +63,7 @@ def test_without_words_chinese_is_cut_into_characters():
         ),
         ('"Yes"', "en", '"Yes"'),
         ("同年，１０月５日，ＡＰＰ占７０％。", "zh", "同年，10月5日，APP占70％。"),
-        ("On May 1 , it is .NET .", "en", "On May 1, it is .NET."),
+        ("On May 1 , it is .NET (v. 2) .", "en", "On May 1, it is .NET (v. 2)."),
         ("Ist es so ?", "de", "Ist es so?"),
     ],
 )

@@ -147,6 +147,14 @@ def test_a_french_question_has_its_space():
     assert _MAKERS["punctuation"](pair, (), knowledge_of("fr", "en"), random.Random(0))[1] == "\u00a0?"
 
 
+def test_nothing_is_called_right_of_which_not_one_word_is_known_to_render_another():
+    """The lines of a corpus are not all translations of each other."""
+    knowledge, (pair,) = knowledge_of("de", "en"), directed(knowledge_of().corpus, pairs_of()[:1], "de")
+    for reference, right in ((pair.reference, True), ("Many thanks to all who came here.", False)):
+        dialogue = Dialogue(knowledge, load_phrasings("en"), random.Random(0))
+        assert BUILDERS["no_change"](dialogue, [pair._replace(reference=reference)]) is right
+
+
 def test_nobody_says_the_same_sentence_twice(monkeypatch):
     spoken = []
 
