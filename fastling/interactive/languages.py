@@ -81,7 +81,7 @@ _HAN_SPACES = re.compile(
 )
 _CSV_FIELD = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
 """A line that a table was cut into: in quotation marks, its own ones doubled."""
-_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _QUOTE_SPACES = re.compile(r"(?<=“)\s+|\s+(?=”)|(?<=[.,!?])\s+(?=\"$)")
 _HALF_WIDTH = re.compile(rf"(?<=[{HAN}])(?:([,;:!])\s*|(\?)(?=$|[”’》」』]))")
 """After Chinese; a question mark between two characters is one that was lost."""

@@ -45,6 +45,7 @@ def test_without_words_chinese_is_cut_into_characters():
         ("他 说 ， 好 的", "zh", "他说，好的"),
         ("在 Roa Roa 酒店", "zh", "在 Roa Roa 酒店"),
         ("  A  &amp; B\u200b \n", "en", "A & B"),
+        ("\u202eA\u2066 cat\u2069", "en", "A cat"),
         ("Die Gru\u0308nde der Auto\xadfahrer", "de", "Die Gründe der Autofahrer"),
         ("He said: “ It is done. ” And: “ No ”", "en", "He said: “It is done.” And: “No”"),
         ('She called it "good", and "very good. "', "en", 'She called it "good", and "very good."'),
