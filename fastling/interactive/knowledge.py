@@ -27,7 +27,7 @@ COMMON = 0.01
 _SENTENCE_START = re.compile(r"(^|[.!?:\"“”„«‘—–-]\s*)$")
 _CAPITAL_BEFORE = re.compile(r"[A-ZÀ-Þ][\w'’.-]* $")
 _CAPITAL_AFTER = re.compile(r" (of |the |de |du |von )?[A-ZÀ-Þ]")
-_NUMBER_BEFORE = re.compile(r"[\d一二两三四五六七八九十百千万亿几数]$")
+_NUMBER_BEFORE = re.compile(r"[\d一二两三四五六七八九十百千万亿几数] ?$")
 _OF_NUMBER = frozenset("年月日号时点级万亿")
 """Before a Chinese word, and its first character where it belongs to a number: 9月25 日晚, 2000 亿美元."""
 

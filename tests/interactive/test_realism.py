@@ -217,6 +217,7 @@ def test_what_stands_for_more_than_a_word_is_not_asked_about(text, reference, as
     [
         ("日晚", "9月25日晚间", False),
         ("亿美元", "数十亿美元", False),
+        ("亿美元", "约 23 亿美元", False),
         ("分钟", "约20分钟", True),
         ("年代", "那个年代", True),
     ],
