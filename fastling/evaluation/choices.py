@@ -44,7 +44,7 @@ _ENGLISH = (
     r"(?:\bis|\bare|\bwas|:|=|would be|should be|must be|will be|could be|may be|might be|has to be"
     r"|would have to be|can only be|turns out to be|→|->|=>)(?:\s*:)?"
     r"|(?:final|correct|right|best)\s+answer(?:\s+[-–—])?"
-    r"|^\s*(?:answer(?:\s+[-–—])?|correct\s*:|ans\s*[.:])"
+    r"|^[^\S\n]*(?:answer(?:\s*:|\s+[-–—])?|correct\s*:|ans\s*[.:])"
     r"|\b(?:choose|chose|select|selected|pick|picked|go with|going with|go for|opt for|settle on)"
     r"(?:\s+(?:the\s+)?(?:answer|option|choice))?\s*:?"
     r"|\b(?:I|I'd|I would)\s+(?:think|believe|guess|say|conclude)(?:\s+that)?"
@@ -53,7 +53,7 @@ _ENGLISH = (
 _CHINESE = (
     r"(?:(?:答案(?:选项)?|正确选项|正确的选项|正解)[】\]]?"
     r"(?:应该|应当|应|就|只能|可能|很可能|显然|最终|无疑|肯定|一定|当然)*(?:是|为|选择|选|即)?\s*:?\s*"
-    r"|(?:选择|选)(?:的(?:选项|答案)?(?:应该|应|就)?(?:是|为)|为|是|了|出)?\s*:?\s*(?:答案|选项)?|^\s*(?:答|解答)\s*:\s*)"
+    r"|(?:选择|选)(?:的(?:选项|答案)?(?:应该|应|就)?(?:是|为)|为|是|了|出)?\s*:?\s*(?:答案|选项)?|^[^\S\n]*(?:答|解答)\s*:\s*)"
 )
 _CONCLUSION = (
     r"(?:\b(?:therefore|thus|hence|so|consequently)\b,?\s*(?:(?:it|this|that)(?:'s|\s+is|\s+must be)\s*)?"

@@ -95,6 +95,8 @@ LATER = [
 ("The answer is definitely not A; it's C.","C"),("The answer: (B), i.e. London","B"),("正确的是B","B"),("正确的是B和C","BC"),("下列说法正确的是D","D"),("Ans. C","C"),("Choice C.","C"),("D because it's in Italy","D"),("答案就是A","A"),("选B吧","B"),("应该是C吧","C")
 ]  # fmt: skip
 OTHERS = [
+    ("It rains a lot.\n\nAnswer: B", "B"), ("A is far off.\n\n\n  Answer: (B)", "B"), ("ABC.\n\n**Answer: B**", "B"),
+    ("略。\n\n答：B", "B"), ("It rains.\n\nAnswer\n\nB", "B"), ("So:\n\nCorrect: B", "B"),
     ("D is the answer.", "D"), ("D is my final answer", "D"), ("It has to be D.", "D"), ("The answer is indeed D.", "D"),
     ("The answer is, of course, D.", "D"), ("The answer turns out to be D.", "D"), ("Answer → D", "D"), ("D seems right.", "D"),
     ("Definitely B!", "B"), ("1. B", "B"), ("Option C best captures the meaning.", "C"), ("This matches (C).", "C"),
