@@ -23,6 +23,7 @@ from fastling.evaluation.choice_patterns import (
     BARE,
     COURTESY,
     DENIED,
+    ENDS_WRONG,
     LEAD,
     LEAD_PATTERN,
     LETTERED,
@@ -35,6 +36,7 @@ from fastling.evaluation.choice_patterns import (
     PART_OF_MORE,
     PATTERNS,
     REFUSED_BEFORE,
+    WHAT_IT_IS,
     Patterns,
 )
 
@@ -79,7 +81,7 @@ def _announced(text: str, patterns: Patterns, options: list[str]) -> Choice | No
         found += [(match.start(), choice)] if choice is not None else []
     for match in patterns.announcement.finditer(text):
         if not _refused_before(text, match.start()):
-            choice = _said_at(text, match.end(), patterns, options)
+            choice = _said_behind(text, match, patterns, options)
             found += [(match.start(), choice)] if choice is not None else []
     for match in patterns.conclusion.finditer(text):
         choice = _judge(text, match, options)
@@ -104,8 +106,9 @@ def _answers_named(text: str, patterns: Patterns) -> Iterator[re.Match]:
                 yield match
 
 
-def _said_at(text: str, start: int, patterns: Patterns, options: list[str]) -> Choice | None:
+def _said_behind(text: str, announcement: re.Match, patterns: Patterns, options: list[str]) -> Choice | None:
     """What stands behind an announcement: letters, or an option's text."""
+    start = announcement.end()
     window = text[start : start + 200 + 2 * max(map(len, options))]
     line = window.lstrip(" :").split("\n")[0]
     repeated = _repeated(line, options) or _repeated(re.split(r"(?<!\d)\.\s|[。;!]", line)[0], options)
@@ -115,9 +118,20 @@ def _said_at(text: str, start: int, patterns: Patterns, options: list[str]) -> C
     lead = LEAD_PATTERN.match(text, contrast.end() if contrast else start)
     match = patterns.expression.match(text, lead.end())
     choice = _judge(text, match, options) if match else None
+    if choice is None and match and re.search("answer|[答选]", announcement[0], re.I):
+        choice = _before_what_is_denied(text, match)
     if choice is None:
-        return _begun_with(line, options) if repeated is None else repeated
+        return _begun_with(line, options, is_announced=True) if repeated is None else repeated
     return choice
+
+
+def _before_what_is_denied(text: str, match: re.Match) -> Choice | None:
+    """Of "A, B and C are wrong" the A: the one letter before others that are denied."""
+    first, _, others = match["expression"].partition(",")
+    letters = _letters(first)
+    if len(letters) == 1 and "," not in others and DENIED.match(text, match.end("expression")):
+        return letters
+    return None
 
 
 def _judge(text: str, match: re.Match, options: list[str]) -> Choice | None:
@@ -198,7 +212,8 @@ def _lines(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
             rest = line[match.end() :]
             if _lists_the_options(_letters(match["expression"]), rest, options):
                 return None
-            if not DENIED.match(rest) and not re.match(r"\s*(?:incorrect|wrong|false)\b", rest, re.I):
+            is_wrong = re.match(r"\s*(?:incorrect|wrong|false)\b", rest, re.I) or ENDS_WRONG.search(rest)
+            if not DENIED.match(rest) and not is_wrong:
                 marked.append(_letters(match["expression"]))
         elif choice := _with_its_text(line, options):
             marked.append(choice)
@@ -228,18 +243,27 @@ def _hints(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _begun_with(text: str, options: list[str]) -> Choice | None:
+def _begun_with(text: str, options: list[str], is_announced: bool = False) -> Choice | None:
     """The letter of the one option that a text begins with, where its letter or a reason follows.
 
-    An empty choice where the letter is another one's.
+    Behind an announcement also where it is said what it is. An empty choice where the letter is
+    another one's.
     """
     said = _compared(text)
     begun = {option for option in options if option and said.startswith(option)}
-    own = max((each for each in begun if MORE_SAID.match(said, len(each))), key=len, default="")
+    own = max(
+        (
+            each
+            for each in begun
+            if MORE_SAID.match(said, len(each)) or (is_announced and WHAT_IT_IS.match(said, len(each)))
+        ),
+        key=len,
+        default="",
+    )
     if not own or options.count(own) > 1:
         return None
     letter, more = chr(ord("A") + options.index(own)), MORE_SAID.match(said, len(own))
-    named = more["letter"] or more["other"]
+    named = more and (more["letter"] or more["other"])
     return frozenset(letter) if not named or named.upper() == letter else frozenset()
 
 
