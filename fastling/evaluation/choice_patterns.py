@@ -46,7 +46,7 @@ _CONCLUSION = (
     rf"|(?:\b(?:leaves?|leaving|left(?=\s+with\b))\s+(?:(?:us|me|only|just|with)\s+){{0,3}}|只剩下?|剩下)(?={_LETTER}{_ONLY})"
     r"|(?<![^\s,。.;!?])还是\s*"
     r"|\b(?:it|that|this)(?:'s|\s+is|\s+(?:must|should|has to|would|can only) be)\s*"
-    r"|(?:应该|应当|认为|觉得|因此|所以|故|综上|结论|符合题意的|合适的|恰当的|正确的(?:说法|一项|描述|表述)?)[,:\s]*(?:应该)?"
+    r"|(?:应该|应当|认为|觉得|因此|所以|而是|故|综上|结论|符合题意的|合适的|恰当的|正确的(?:说法|一项|描述|表述)?)[,:\s]*(?:应该)?"
     r"(?:是|为|有|包括)?\s*:?\s*)"
 )
 _END = r"(?=\s*(?:项|选项)?吧?\s*(?:[.。!,，;:\n]|$|because\b|since\b|as the only\b|因为))"
@@ -56,6 +56,7 @@ _AMONG = (
     rf"(?={_LETTER}\s+(?:is|seems|looks|would|must|has|fits|best)\b))?"
 )
 _VERDICT = (
+    r"(?:\s*\((?!(?:LETTER|option)\b)[^()\n]{1,60}\))?"
     r"\s*(?:[.:、)]\s*(?=correct\b|right\b|[^a-z]))?(?:项|选项)?\s*"
     r"(?:(?:(?:is|are|(?:would|must|should|has\s+to)\s+be|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)\s+(?:both\s+|all\s+)?"
     r"(?:therefore\s+|clearly\s+|definitely\s+)?(?:the\s+)?|(?<=[.:)]\s))(?:correct|right|best|true)\b(?!\s*(?:\?|if\b))"
@@ -73,7 +74,7 @@ DENIED = re.compile(
 REFUSED_BEFORE = re.compile(
     r"(?:\b(?:not|never|cannot|if|whether|why|suppose|supposing|assume|assuming|unless|nor|avoid|rather than"
     r"|instead of)\b"
-    r"|n't\b|不|别|勿|如果|假如|假设|假定|若|是否|为什么|为何|排除|误)[^.。!?;,，\n]{0,24}$",
+    r"|n't\b|不|别|勿|如果|假如|假设|假定|若|是否|为什么|为何|排除|误)[^.。!?:;,，\n]{0,24}$",
     re.I,
 )
 OR = re.compile(r"\s*(?:,\s*)?(?:(?:and/)?or\b|/|或|还是)\s*(?:maybe\s+|perhaps\s+|possibly\s+)?", re.I)

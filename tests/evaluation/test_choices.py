@@ -123,11 +123,12 @@ REASONED = [
     ("A) Paris: incorrect\nB) London: correct\nC) Berlin: incorrect\nD) Rome: incorrect", "B"), ("A. Paris ✗\nB. London ✓\nC. Berlin ✗", "B"),
     ("The answer is Berlin, the capital of Germany.", "C"), ("The most appropriate choice is D.", "D"), ("The correct letter is D.", "D"),
     ("The answer that best fits is D.", "D"), ("B would be the best choice.", "B"), ("B fits the description best.", "B"),
+    ("Thus, option B (London) is correct.", "B"), ("Not A, not B, not C: it has to be D.", "D"), ("答案不是A，也不是B，而是C。", "C"),
     ("The answer is B a city in England.", "B"), ("So the closest option is (D).", "D"),
     # nothing that can be counted on
     ("So A, B and D are wrong.", UNCLEAR), ("Therefore A, C and D can be eliminated.", UNCLEAR), ("Hence B, C, and D describe cities.", UNCLEAR),
     ("It is A, B or C.", UNCLEAR), ("I think A, B are wrong.", UNCLEAR), ("The answer is A, B, and C are wrong.", UNCLEAR),
-    ("There is no C.", UNCLEAR), ("He left A.", UNCLEAR), ("This leaves A and B.", UNCLEAR), ("是A还是B，我拿不准。", UNCLEAR),
+    ("Option B (or A) is wrong.", UNCLEAR), ("If it rains: B is not correct.", UNCLEAR), ("There is no C.", UNCLEAR), ("He left A.", UNCLEAR), ("This leaves A and B.", UNCLEAR), ("是A还是B，我拿不准。", UNCLEAR),
     ("Actually, A: Paris is far away.", UNCLEAR), ("B would be correct if it rained.", UNCLEAR), ("A. Paris - no\nB. London - no", UNCLEAR),
     ("Paris, the capital of France, is large.", UNCLEAR), ("The most common choice is A.", UNCLEAR), ("Option A is like option B.", UNCLEAR),
 ]  # fmt: skip
