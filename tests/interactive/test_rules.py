@@ -251,6 +251,7 @@ def test_words_to_ask_for_are_whole_meaningful_and_known_to_render_a_word():
         ("Es sind 28-jährige.", "They are 28 years old.", []),
         ("Der Film ist neu.", "Film is new.", []),
         ("KGO meldet 15 und 15.", "KGO reports 15 and 15.", ["KGO"]),
+        ("Das war im November mit Anna.", "That was in November with Anna.", ["Anna"]),
     ],
 )
 def test_items_to_keep(text, reference, items):
