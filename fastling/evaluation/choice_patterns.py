@@ -22,7 +22,8 @@ LEAD = (
 LEAD_PATTERN = re.compile(LEAD + r"\s*", re.I)
 _ENGLISH = (
     r"(?:(?:(?:(?:correct|right|best|my|final)\s+)*answers?"
-    r"|(?:correct|right|best|my|final|closest|most\s+(?:accurate|appropriate|fitting|likely|plausible|suitable))\s+(?:choices?|options?|responses?|letters?|selection|statement))"
+    r"|(?:correct|right|best|my|final|closest|most\s+(?:accurate|appropriate|fitting|likely|plausible|suitable))"
+    r"\s+(?:choices?|options?|responses?|letters?|selection|statement))"
     r"(?:\s+(?:to|for|that|which)\s[^.:\n]{0,60}?|\s+here|\s+choice|\s+option|[\"'])?\s*"
     r"(?:\bis|\bare|\bwas|:|=|would be|should be|must be|will be|could be|may be|might be|has to be"
     r"|would have to be|can only be|turns out to be|→|->|=>)(?:\s*:)?"
@@ -41,9 +42,11 @@ _CHINESE = (
 _ONLY = r"\s*(?:项|选项)?(?:[.。!\n]|$|\s(?:as|because|since)\b)"
 _CONCLUSION = (
     r"(?:\b(?:therefore|thus|hence|so|consequently)\b,?\s*(?:(?:it|this|that)(?:'s|\s+is|\s+must be)\s*)?"
-    r"|\b(?:wait|no|actually|rather|correction|on\s+(?:second\s+thoughts?|reflection|reconsideration))\s*[,:]\s*"
+    r"|\b(?:wait|no|actually|rather|correction|on\s+(?:second\s+thoughts?|reflection"
+    r"|reconsideration))\s*[,:]\s*"
     rf"(?:(?:it|this|that)(?:'s|\s+is|\s+must be)\s*)?(?!{_LETTER}\s*:)"
-    rf"|(?:\b(?:leaves?|leaving|left(?=\s+with\b))\s+(?:(?:us|me|only|just|with)\s+){{0,3}}|只剩下?|剩下)(?={_LETTER}{_ONLY})"
+    rf"|(?:\b(?:leaves?|leaving|left(?=\s+with\b))\s+(?:(?:us|me|only|just|with)\s+){{0,3}}"
+    rf"|只剩下?|剩下)(?={_LETTER}{_ONLY})"
     r"|(?<![^\s,。.;!?])还是\s*"
     r"|\b(?:it|that|this)(?:'s|\s+is|\s+(?:must|should|has to|would|can only) be)\s*"
     r"|(?:应该|应当|认为|觉得|因此|所以|而是|故|综上|结论|符合题意的|合适的|恰当的|正确的(?:说法|一项|描述|表述)?)[,:\s]*(?:应该)?"
@@ -52,17 +55,21 @@ _CONCLUSION = (
 _END = r"(?=\s*(?:项|选项)?吧?\s*(?:[.。!,，;:\n]|$|because\b|since\b|as the only\b|因为))"
 # "Among A, B and C, B is ...": all but the last letter are what it is chosen from.
 _AMONG = (
-    rf"(?:\b(?i:among|between|out\s+of|of|from|unlike)\s+(?:\w{{2,}}\s+){{0,3}}:?{_LETTER}(?:{_JOIN}{_LETTER}){{1,9}}\s*,\s*"
+    rf"(?:\b(?i:among|between|out\s+of|of|from|unlike)\s+(?:\w{{2,}}\s+){{0,3}}:?{_LETTER}"
+    rf"(?:{_JOIN}{_LETTER}){{1,9}}\s*,\s*"
     rf"(?={_LETTER}\s+(?:is|seems|looks|would|must|has|fits|best)\b))?"
 )
 _VERDICT = (
     r"(?:\s*\((?!(?:LETTER|option)\b)[^()\n]{1,60}\))?"
     r"\s*(?:[.:、)]\s*(?=correct\b|right\b|[^a-z]))?(?:项|选项)?\s*"
-    r"(?:(?:(?:is|are|(?:would|must|should|has\s+to)\s+be|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)\s+(?:both\s+|all\s+)?"
-    r"(?:therefore\s+|clearly\s+|definitely\s+)?(?:the\s+)?|(?<=[.:)]\s))(?:correct|right|best|true)\b(?!\s*(?:\?|if\b))"
+    r"(?:(?:(?:is|are|(?:would|must|should|has\s+to)\s+be|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)\s+"
+    r"(?:both\s+|all\s+)?"
+    r"(?:therefore\s+|clearly\s+|definitely\s+)?(?:the\s+)?|(?<=[.:)]\s))"
+    r"(?:correct|right|best|true)\b(?!\s*(?:\?|if\b))"
     r"|(?:is|must be|has to be)\s+(?:therefore\s+|clearly\s+|definitely\s+)?(?:the|my)"
     r"(?=\s+(?:final\s+)?answer\b)"
-    r"|fits?\s+(?:\w+\s+){0,3}best\b|best\s+(?:answers|captures|describes|explains|expresses|fits|matches|reflects|summarizes|supports)\b"
+    r"|fits?\s+(?:\w+\s+){0,3}best\b"
+    r"|best\s+(?:answers|captures|describes|explains|expresses|fits|matches|reflects|summarizes|supports)\b"
     r"|(?:都|均|是|为|才是)*(?:正确|对的|(?:最|更|较|最为)?符合题意|最符合|最为?(?:合适|恰当|佳|好|准确|贴切)"
     r"|对(?=[.。,，;!]|$)|符合(?=[.。,，;!]|$)|(?:本题|此题)的?(?=答案))(?!吗|与否|的是|不))"
 )
