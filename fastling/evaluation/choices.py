@@ -14,140 +14,37 @@ a letter that is only mentioned is not an answer.
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+
+from fastling.evaluation.choice_patterns import (
+    AFTER_LETTER,
+    AFTER_TEXT,
+    ALL,
+    ASKED,
+    BARE,
+    COURTESY,
+    DENIED,
+    ENDS_WRONG,
+    LEAD,
+    LEAD_PATTERN,
+    LETTERED,
+    MORE_SAID,
+    NAMED,
+    NUMBERED,
+    OPEN,
+    OR,
+    OTHER_LETTER,
+    PART_OF_MORE,
+    PATTERNS,
+    REFUSED_BEFORE,
+    WHAT_IT_IS,
+    Patterns,
+)
 
 Choice = frozenset[str]
 """Letters that are chosen; empty for a statement that does not decide."""
 
 LONGEST_END = 4000
 """Characters that are read at each end of a long text."""
-
-_ALL = "[A-Z]"
-_OPEN, _CLOSE = r"[(\[{<\"'“‘「【《]{0,4}", r"[)\]}>\"'”’」】》]{0,4}"
-_LETTER = rf"{_OPEN}(?:(?i:option|choice|选项)\s*)?{_OPEN}LETTER{_CLOSE}"
-_JOIN = r"(?:\s*(?:,|、|;|&|\+)\s*(?:and\s+|和)?|\s+and\s+|\s*[和与及]\s*|\s+|(?<=[)\]])(?=[(\[]))"
-# Letters and what joins them: "A", "(A)", "A, C and D", "ACD", "A C".
-_EXPRESSION = (
-    r"(?P<expression>(?<![A-Za-z0-9_\\])"
-    rf"(?:{_OPEN}LETTER{{2,26}}{_CLOSE}|{_LETTER}(?:{_JOIN}{_LETTER}(?![A-Za-z0-9_])){{0,9}})"
-    r"(?![A-Za-z0-9_]|['’][a-z]))"
-)
-_LEAD = (
-    r"(?:[\s,]*(?:either|both|definitely|clearly|probably|likely|most likely|certainly|therefore|option"
-    r"|choice|letter|indeed|actually|in fact|of course|obviously|simply)\b,?)*"
-)
-_LEAD_PATTERN = re.compile(_LEAD + r"\s*", re.I)
-_ENGLISH = (
-    r"(?:(?:(?:(?:correct|right|best|my|final)\s+)*answers?"
-    r"|(?:correct|right|best|my|final)\s+(?:choices?|options?|responses?|selection|statement))"
-    r"(?:\s+(?:to|for)\s[^.:\n]{0,60}?|\s+here|\s+choice|\s+option|[\"'])?\s*"
-    r"(?:\bis|\bare|\bwas|:|=|would be|should be|must be|will be|could be|may be|might be|has to be"
-    r"|would have to be|can only be|turns out to be|→|->|=>)(?:\s*:)?"
-    r"|(?:final|correct|right|best)\s+answer(?:\s+[-–—])?"
-    r"|^\s*(?:answer(?:\s+[-–—])?|correct\s*:|ans\s*[.:])"
-    r"|\b(?:choose|chose|select|selected|pick|picked|go with|going with|go for|opt for|settle on)"
-    r"(?:\s+(?:the\s+)?(?:answer|option|choice))?\s*:?"
-    r"|\b(?:I|I'd|I would)\s+(?:think|believe|guess|say|conclude)(?:\s+that)?"
-    r"(?:\s+(?:it|this|that)(?:'s|\s+is|\s+must be))?)"
-)
-_CHINESE = (
-    r"(?:(?:答案(?:选项)?|正确选项|正确的选项|正解)[】\]]?"
-    r"(?:应该|应当|应|就|只能|可能|很可能|显然|最终|无疑|肯定|一定|当然)*(?:是|为|选择|选|即)?\s*:?\s*"
-    r"|(?:选择|选)(?:的(?:选项|答案)?(?:应该|应|就)?(?:是|为)|为|是|了|出)?\s*:?\s*(?:答案|选项)?|^\s*(?:答|解答)\s*:\s*)"
-)
-_CONCLUSION = (
-    r"(?:\b(?:therefore|thus|hence|so|consequently)\b,?\s*(?:(?:it|this|that)(?:'s|\s+is|\s+must be)\s*)?"
-    r"|\b(?:it|that|this)(?:'s|\s+is|\s+(?:must|should|has to|would|can only) be)\s*"
-    r"|(?:应该|应当|认为|觉得|因此|所以|故|综上|结论|符合题意的|合适的|恰当的|正确的(?:说法|一项|描述|表述)?)[,:\s]*(?:应该)?"
-    r"(?:是|为|有|包括)?\s*:?\s*)"
-)
-_END = r"(?=\s*(?:项|选项)?吧?\s*(?:[.。!,，;:\n]|$|because\b|since\b|因为))"
-_VERDICT = (
-    r"\s*(?:[.:、)]\s*(?=correct\b|right\b|[^a-z]))?(?:项|选项)?\s*"
-    r"(?:(?:(?:is|are|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)\s+(?:both\s+|all\s+)?"
-    r"(?:therefore\s+|clearly\s+|definitely\s+)?(?:the\s+)?|(?<=[.:)]\s))(?:correct|right|best|true)\b(?!\s*\?)"
-    r"|(?:is|must be|has to be)\s+(?:therefore\s+|clearly\s+|definitely\s+)?(?:the|my)"
-    r"(?=\s+(?:final\s+)?answer\b)"
-    r"|best\s+(?:answers|captures|describes|explains|expresses|fits|matches|reflects|summarizes|supports)\b"
-    r"|(?:都|均|是|为|才是)*(?:正确|对的|(?:最|更|较|最为)?符合题意|最为?(?:合适|恰当|佳|好|准确|贴切)"
-    r"|对(?=[.。,，;!]|$)|符合(?=[.。,，;!]|$)|(?:本题|此题)的?(?=答案))(?!吗|与否|的是|不))"
-)
-_DENIED = re.compile(
-    r"\s*(?:项|选项)?\s*(?:(?:is|are|was|were|can|could|would)(?:n't|\s*not\b|\s+never\b)|cannot\b"
-    r"|(?:is|are)\s+(?:\w+\s+)?(?:wrong|incorrect|false|out)\b|(?:都|均|是|也)*(?:错|不|误|有误|排除))",
-    re.I,
-)
-_REFUSED_BEFORE = re.compile(
-    r"(?:\b(?:not|never|cannot|if|whether|why|suppose|supposing|assume|assuming|unless|nor|avoid|rather than"
-    r"|instead of)\b"
-    r"|n't\b|不|别|勿|如果|假如|假设|假定|若|是否|为什么|为何|排除|误)[^.。!?;,，\n]{0,24}$",
-    re.I,
-)
-_OR = re.compile(r"\s*(?:,\s*)?(?:(?:and/)?or\b|/|或|还是)\s*(?:maybe\s+|perhaps\s+|possibly\s+)?", re.I)
-_ASKED = re.compile(r"\s*(?:项|选项)?\s*(?:\?|吗)")
-# What follows a letter that is no answer: mathematics, "B-flat", "A型血".
-_PART_OF_MORE = re.compile(r"\s*[=∩∪⊂⊆∈≤≥<>^_+*|]|-\w|[型类组级队班点角面线区市国股座栋罩]|\s*\\")
-_AFTER_LETTER = frozenset(
-    "because since as for which due based with given is are and but although though while the by in on "
-    "so therefore thus hence according it this that here from when if not".split()
-)
-_NAMED = re.compile(r"\s*的?(?:final\s+)?(?:answer|choice|option|答案|选项)", re.I)
-_BARE = re.compile(r"^[\s\W_]*$")
-_NUMBERED = re.compile(r"\A\s*\d{1,3}[.)、]\s+(?=\S{1,4}\s*\Z)")
-# "which corresponds to option C", "对应选项C": what leads to an answer, where none is named.
-_HINT = (
-    r"(?:\b(?:corresponds?|corresponding|leads|points)\s+to|\bmatch(?:es|ing)?|\balign(?:s|ing)?\s+with|\bsupports"
-    r"|\bi\.e\.,?|对应(?:的是|的?为)?)\s*(?:the\s+)?(?=\(|option\b|choice\b|选项)"
-)
-_MARKED_LINE = (
-    rf"^\s*{_OPEN}(?P<expression>LETTER)"
-    r"(?:(?:[)\]】」]+[.。:、,]?|[.。:、,])(?!\s*LETTER(?![A-Za-z]))(?=\s|\W|[^\x00-\x7f]|[A-Z]|$)"
-    r"|\s+(?=because\b|since\b|因为))"
-)
-# A letter with a mark or a space behind it, before an option's text: "(B)25", "Option B: 25", "B - 25".
-_LETTERED = re.compile(
-    rf"\s*(?P<word>(?i:option|choice|选项)\s*)?{_OPEN}(?P<letter>[A-Za-z])"
-    rf"(?P<mark>{_CLOSE}[.。:、,]?\s*(?:[-–—]\s*)?)(?<![A-Za-z])"
-)
-_OTHER_LETTER = re.compile(r"(?<![A-Za-z0-9_])[A-Z][)\].。:、]")
-_AFTER_TEXT = re.compile(r"\s*(?:[.。,;:!]|(?:because|since)\b|因为)")
-# Behind an option's text: its letter once more, or a reason.
-_MORE_SAID = re.compile(
-    r"\s*(?:\((?:option\s+|选项)?(?P<letter>[a-z])(?:\)|$)|,?\s*(?:i\.e\.,?|or)\s+(?P<other>[a-z])\W*$"
-    r"|,?\s*(?:because|which|not|rather than|instead of)\b|,?\s*(?:因为|而不是|而非|不是))"
-)
-_COURTESY = re.compile(r"\A\s*(?:(?:sure|certainly|of course|okay|ok)\b|好的)\s*[!,.:。]+\s*", re.I)
-
-
-class _Patterns(NamedTuple):
-    announcement: re.Pattern
-    conclusion: re.Pattern
-    verdict: re.Pattern
-    marked_line: re.Pattern
-    expression: re.Pattern
-    contrast: re.Pattern
-    hint: re.Pattern
-
-
-def _compile(last: str) -> _Patterns:
-    letter = f"[A-{last}a-{last.lower()}]"
-    upper = f"[A-{last}]"
-
-    def pattern(text: str, flags: int = 0) -> re.Pattern:
-        return re.compile(text.replace("LETTER{2,26}", upper + "{2,26}").replace("LETTER", letter), flags)
-
-    return _Patterns(
-        re.compile(rf"(?:{_ENGLISH}|{_CHINESE})\s*", re.I | re.M),
-        pattern(f"(?i:{_CONCLUSION}){_EXPRESSION}{_END}"),
-        pattern(_EXPRESSION + f"(?i:{_VERDICT})"),
-        pattern(_MARKED_LINE),
-        pattern(_EXPRESSION),
-        pattern(rf"(?i:(?:not|不是))\s*{_EXPRESSION}\s*,?\s*(?i:but|而是|而应是|而应选)\s*"),
-        pattern(f"(?i:{_HINT}){_EXPRESSION}{_END}"),
-    )
-
-
-_PATTERNS = {chr(code): _compile(chr(code)) for code in range(ord("A"), ord("Z") + 1)}
 
 
 def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
@@ -157,8 +54,8 @@ def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
     """
     if len(text) > 2 * LONGEST_END:  # a model that repeats itself up to its limit
         text = f"{text[:LONGEST_END]}\n{text[-LONGEST_END:]}"
-    text = _COURTESY.sub("", plain(text))
-    patterns = _PATTERNS[chr(ord("A") + len(options) - 1)]
+    text = COURTESY.sub("", plain(text))
+    patterns = PATTERNS[chr(ord("A") + len(options) - 1)]
     options = [_compared(option) for option in options]
     for kind in (_announced, _lines, _verdicts, _hints):
         choice = kind(text, patterns, options)
@@ -175,7 +72,7 @@ def plain(text: str) -> str:
     return re.sub(r"</?(?:b|strong|em|i|answer|p|br)\s*/?>", " ", text, flags=re.I).strip()
 
 
-def _announced(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
+def _announced(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
     """Of the last announcement that says something; an empty choice if that one does not decide."""
     found: list[tuple[int, Choice]] = []
     for match in re.finditer(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", text):
@@ -184,7 +81,7 @@ def _announced(text: str, patterns: _Patterns, options: list[str]) -> Choice | N
         found += [(match.start(), choice)] if choice is not None else []
     for match in patterns.announcement.finditer(text):
         if not _refused_before(text, match.start()):
-            choice = _said_at(text, match.end(), patterns, options)
+            choice = _said_behind(text, match, patterns, options)
             found += [(match.start(), choice)] if choice is not None else []
     for match in patterns.conclusion.finditer(text):
         choice = _judge(text, match, options)
@@ -198,31 +95,43 @@ def _announced(text: str, patterns: _Patterns, options: list[str]) -> Choice | N
 
 def _refused_before(text: str, start: int) -> bool:
     """Whether the clause before denies, supposes or asks for a reason."""
-    return bool(_REFUSED_BEFORE.search(text[max(0, start - 60) : start]))
+    return bool(REFUSED_BEFORE.search(text[max(0, start - 60) : start]))
 
 
-def _answers_named(text: str, patterns: _Patterns) -> Iterator[re.Match]:
+def _answers_named(text: str, patterns: Patterns) -> Iterator[re.Match]:
     """ "B is the correct answer", "B是正确答案": verdicts that name the answer announce it."""
     for match in patterns.verdict.finditer(text):
-        if _NAMED.match(text, match.end()):
+        if NAMED.match(text, match.end()):
             if not _refused_before(text, match.start()):
                 yield match
 
 
-def _said_at(text: str, start: int, patterns: _Patterns, options: list[str]) -> Choice | None:
+def _said_behind(text: str, announcement: re.Match, patterns: Patterns, options: list[str]) -> Choice | None:
     """What stands behind an announcement: letters, or an option's text."""
+    start = announcement.end()
     window = text[start : start + 200 + 2 * max(map(len, options))]
     line = window.lstrip(" :").split("\n")[0]
     repeated = _repeated(line, options) or _repeated(re.split(r"(?<!\d)\.\s|[。;!]", line)[0], options)
     if repeated and line[:1].islower():  # the option "a" is no letter A
         return repeated
     contrast = patterns.contrast.match(text, start)
-    lead = _LEAD_PATTERN.match(text, contrast.end() if contrast else start)
+    lead = LEAD_PATTERN.match(text, contrast.end() if contrast else start)
     match = patterns.expression.match(text, lead.end())
     choice = _judge(text, match, options) if match else None
+    if choice is None and match and re.search("answer|[答选]", announcement[0], re.I):
+        choice = _before_what_is_denied(text, match)
     if choice is None:
-        return _begun_with(line, options) if repeated is None else repeated
+        return _begun_with(line, options, is_announced=True) if repeated is None else repeated
     return choice
+
+
+def _before_what_is_denied(text: str, match: re.Match) -> Choice | None:
+    """Of "A, B and C are wrong" the A: the one letter before others that are denied."""
+    first, _, others = match["expression"].partition(",")
+    letters = _letters(first)
+    if len(letters) == 1 and "," not in others and DENIED.match(text, match.end("expression")):
+        return letters
+    return None
 
 
 def _judge(text: str, match: re.Match, options: list[str]) -> Choice | None:
@@ -230,10 +139,10 @@ def _judge(text: str, match: re.Match, options: list[str]) -> Choice | None:
     stop = match.end("expression")
     expression, rest = match["expression"], text[stop : stop + 200 + 2 * sum(map(len, options))]
     letters = _letters(expression)
-    if not letters or _PART_OF_MORE.match(rest) or _ASKED.match(rest) or _DENIED.match(rest):
+    if not letters or PART_OF_MORE.match(rest) or ASKED.match(rest) or DENIED.match(rest):
         return None
-    if (other := _OR.match(rest)) and re.match(
-        rf"{_LEAD}\s*{_OPEN}{_ALL}(?![A-Za-z])", rest[other.end() :], re.I
+    if (other := OR.match(rest)) and re.match(
+        rf"{LEAD}\s*{OPEN}{ALL}(?![A-Za-z])", rest[other.end() :], re.I
     ):
         return frozenset()
     if _is_a_word(expression, rest, options) or _lists_the_options(letters, rest, options):
@@ -253,7 +162,7 @@ def _letters(expression: str) -> Choice:
 def _is_a_word(expression: str, rest: str, options: list[str]) -> bool:
     """Whether a single naked letter is the article of what follows, "A cat", and no choice."""
     following = re.match(r"[ \t]+([A-Za-z][\w'-]*)", rest)
-    if len(expression) > 1 or not following or following[1].lower() in _AFTER_LETTER:
+    if len(expression) > 1 or not following or following[1].lower() in AFTER_LETTER:
         return False
     number = ord(expression.upper()) - ord("A")
     said, own = _compared(rest), options[number]
@@ -276,24 +185,24 @@ def _lists_the_options(letters: Choice, rest: str, options: list[str]) -> bool:
     )
 
 
-def _bare(text: str, patterns: _Patterns) -> Choice | None:
+def _bare(text: str, patterns: Patterns) -> Choice | None:
     """Of a text that is nothing but letters: "C", "(b).", "A and C", "A or C" (an empty choice)."""
-    text = text[_LEAD_PATTERN.match(text).end() :]
+    text = text[LEAD_PATTERN.match(text).end() :]
     match = patterns.expression.search(text)
-    if not match or not _BARE.match(text[: match.start()]):
+    if not match or not BARE.match(text[: match.start()]):
         return None
     rest = re.sub(r"\A(?:选项|项)", "", text[match.end() :])
-    if _BARE.match(rest):
+    if BARE.match(rest):
         return None if "?" in rest else _letters(match["expression"]) or None
-    other = _OR.match(rest)
+    other = OR.match(rest)
     if other and _bare(rest[other.end() :], patterns) is not None:
         return frozenset()
     return None
 
 
-def _lines(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
+def _lines(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
     """Lines of letters alone must agree; so must the lines that begin with a letter and a mark."""
-    lines = [line for line in _NUMBERED.sub("", text).split("\n") if line.strip()]
+    lines = [line for line in NUMBERED.sub("", text).split("\n") if line.strip()]
     bare = {choice for line in lines if (choice := _bare(line, patterns)) is not None}
     if bare:
         return bare.pop() if len(bare) == 1 else frozenset()
@@ -303,27 +212,28 @@ def _lines(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
             rest = line[match.end() :]
             if _lists_the_options(_letters(match["expression"]), rest, options):
                 return None
-            if not _DENIED.match(rest) and not re.match(r"\s*(?:incorrect|wrong|false)\b", rest, re.I):
+            is_wrong = re.match(r"\s*(?:incorrect|wrong|false)\b", rest, re.I) or ENDS_WRONG.search(rest)
+            if not DENIED.match(rest) and not is_wrong:
                 marked.append(_letters(match["expression"]))
         elif choice := _with_its_text(line, options):
             marked.append(choice)
     return marked[0] if marked and len(set(marked)) == 1 else None
 
 
-def _verdicts(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
+def _verdicts(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
     found = {
         letters
         for match in patterns.verdict.finditer(text)
         if (letters := _letters(match["expression"]))
         and not _refused_before(text, match.start())
-        and not _OR.search(text[max(0, match.start() - 5) : match.start()])
+        and not OR.search(text[max(0, match.start() - 5) : match.start()])
     }
     if not found:
         return None
     return found.pop() if len(found) == 1 else frozenset()
 
 
-def _hints(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
+def _hints(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
     """What a text leads to without naming an answer; all that it leads to must agree."""
     found = {
         choice
@@ -333,18 +243,27 @@ def _hints(text: str, patterns: _Patterns, options: list[str]) -> Choice | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _begun_with(text: str, options: list[str]) -> Choice | None:
+def _begun_with(text: str, options: list[str], is_announced: bool = False) -> Choice | None:
     """The letter of the one option that a text begins with, where its letter or a reason follows.
 
-    An empty choice where the letter is another one's.
+    Behind an announcement also where it is said what it is. An empty choice where the letter is
+    another one's.
     """
     said = _compared(text)
     begun = {option for option in options if option and said.startswith(option)}
-    own = max((each for each in begun if _MORE_SAID.match(said, len(each))), key=len, default="")
+    own = max(
+        (
+            each
+            for each in begun
+            if MORE_SAID.match(said, len(each)) or (is_announced and WHAT_IT_IS.match(said, len(each)))
+        ),
+        key=len,
+        default="",
+    )
     if not own or options.count(own) > 1:
         return None
-    letter, more = chr(ord("A") + options.index(own)), _MORE_SAID.match(said, len(own))
-    named = more["letter"] or more["other"]
+    letter, more = chr(ord("A") + options.index(own)), MORE_SAID.match(said, len(own))
+    named = more and (more["letter"] or more["other"])
     return frozenset(letter) if not named or named.upper() == letter else frozenset()
 
 
@@ -359,13 +278,13 @@ def _repeated(text: str, options: list[str]) -> Choice | None:
 
 def _with_its_text(text: str, options: list[str]) -> Choice | None:
     """The letter that a text begins with, where that option's own text follows and no other letter."""
-    match = _LETTERED.match(text)
+    match = LETTERED.match(text)
     number = ord(match["letter"].upper()) - ord("A") if match else len(options)
     if number >= len(options) or not options[number] or _compared(text) in options:
         return None
     rest, own = text[match.end() :], options[number]
     said, naked = _compared(rest), not match["mark"].strip() and not match["word"]
-    more = said.startswith(own) and _AFTER_TEXT.match(said, len(own)) and not _OTHER_LETTER.search(rest)
+    more = said.startswith(own) and AFTER_TEXT.match(said, len(own)) and not OTHER_LETTER.search(rest)
     # without a mark, "A cat, ..." may be an article with its noun
     chosen = match["letter"].isupper() and said == own if naked else said == own or more
     return frozenset(match["letter"].upper()) if chosen else None

@@ -2,7 +2,7 @@
 
 As the paper counts: a constraint is met where it occurs in the output, case and all. It is met by a part
 of a word then, and one stretch of output may meet two constraints; the counts by whole words, our own,
-allow neither.
+allow neither. A row without constraints has nothing to meet: it counts for BLEU alone.
 """
 
 import argparse
@@ -87,6 +87,10 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         raise UserError("--questions", "has no effect without --model", "--predictions hold the constraints.")
     records = read_records(options.questions or options.predictions)[: options.limit]
     rows = [_row(record) for record in records]
+    free = sum(not row.constraints for row in rows)
+    if free == len(rows):
+        where = str(options.questions or options.predictions)
+        raise UserError(where, "holds no constraints", "BLEU alone is of `fastling evaluate translation`.")
     if options.model:
         outputs, counts, notes = _translate(options, records, rows, console)
     else:
@@ -96,6 +100,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         *notes,
         *notes_of_scores(scores),
         *notes_of_language(options.target_lang),
+        *((f"{free:,} of {len(rows):,} rows ask for no words: counted for BLEU alone",) if free else ()),
         "by whole words, our own count: NFKC, whole words where words are spaced, longest first, no two in "
         f"one place; by it the references themselves reach {scores['reference_whole_word_accuracy']:.2f} %",
     )
@@ -104,8 +109,8 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
 
 def _row(record: Record) -> Row:
     constraints = record.fields.get("constraint")
-    if not isinstance(constraints, list) or not constraints:
-        what = "lacks constraint" if constraints is None else "constraint must be a list with a word or more"
+    if not isinstance(constraints, list):
+        what = "lacks constraint" if constraints is None else "constraint must be a list of words"
         raise UserError(record.location, what, 'Write "constraint": ["word", ...].')
     if not all(isinstance(each, str) and each.strip() for each in constraints):
         raise UserError(record.location, "constraint must hold words that are text and not empty")
@@ -126,7 +131,9 @@ def _translate(
 
 
 def _request(source: str, constraints: Sequence[str], target_language: str, user_language: str) -> str:
-    """The paper's two lines."""
+    """The paper's two lines, or without words the first."""
+    if not constraints:
+        return request(source, target_language, user_language)
     asked = {"en": "Make sure to include these words: ", "zh": "确保包含这些词："}[user_language]
     return f"{request(source, target_language, user_language)}\n{asked}{', '.join(constraints)}"
 
@@ -135,15 +142,16 @@ def _score(
     options: argparse.Namespace, rows: Sequence[Row], outputs: Sequence[str], console: Console
 ) -> tuple[dict, tuple[TableData, ...]]:
     references = [row.reference for row in rows]
-    wanted = [row.constraints for row in rows]
     with console.status("scoring"):
         bleu = score_translations(outputs, references, options.target_lang)
-    plain = shares([occurring(words, text) for words, text in zip(wanted, outputs, strict=True)])
-    whole = shares([as_whole_words(words, text) for words, text in zip(wanted, outputs, strict=True)])
-    ceiling = shares([as_whole_words(words, text) for words, text in zip(wanted, references, strict=True)])
+    asked = [(row, text) for row, text in zip(rows, outputs, strict=True) if row.constraints]
+    plain = shares([occurring(row.constraints, text) for row, text in asked])
+    whole = shares([as_whole_words(row.constraints, text) for row, text in asked])
+    ceiling = shares([as_whole_words(row.constraints, row.reference) for row, _ in asked])
     scores = {
         "target_lang": options.target_lang,
-        "constraints": sum(map(len, wanted)),
+        "constraints": sum(len(row.constraints) for row in rows),
+        "constrained_sentences": len(asked),
         "word_accuracy": plain.of_words,
         "sentence_accuracy": plain.of_sentences,
         "whole_word_accuracy": whole.of_words,
@@ -153,7 +161,7 @@ def _score(
     }
     name = model_name(options.model) if options.model else options.predictions.name
     table = TableData(
-        f"{name}: {scores['constraints']:,} constraints in {len(rows):,} sentences, share met in percent",
+        f"{name}: {scores['constraints']:,} constraints in {len(asked):,} sentences, share met in percent",
         ("counted", "by word", "by sentence"),
         (
             ("as the paper does: occurs in the output", *(f"{share:.2f}" for share in plain)),

@@ -29,7 +29,8 @@ _NO_LABEL = _LABEL.replace("([12ab])", "[12ab]")
 _BOTH_NAMED = rf"(?:\s?\(?\s?(?:(?:of|for) )?{_NO_LABEL}\s?(?:,|and|&|/)\s?{_NO_LABEL}\s?\)?)?"
 _SAID = (  # what stands between a label and its number
     rf"(?:['’]s|的)?\s?[:=|]?\s?(?:(?:final |overall )?{_WORD})?\s?"
-    r"(?:[:=|(\[]|[-–—]\s|(?:is|of|gets?|scores?|scored|receives?|earns?|deserves)\b|为|是|得)?\s?[(\[]?\s?"
+    r"(?:[:=|(\[]|[-–—]\s|(?:is|of|gets?|scores?|scored|receives?|earns?|deserves)\b|为|是|得)?"
+    rf"\s?(?:an?\s(?:{_WORD}\sof\s)?)?[(\[]?\s?"
 )
 _AND_ON = (  # what stands behind a number that is a score: another label, the end of a line, a remark
     rf"(?=\s?(?:[,;、。.|)\]]*\s*(?:(?:and|while|but)\s)?(?:the )?(?:{_WORD} (?:of|for) )?{_NO_LABEL}"

@@ -21,8 +21,23 @@ LIKE_THE_DRAFT = 0.5
 _ALONE = f"[{HAN}{KANA}{SOUTH_EAST_ASIAN}]"
 _LETTER = rf"(?!{_ALONE})[^\W\d_][{MARKS}{JOINERS}]*"
 _TOKEN = re.compile(rf"{_ALONE}[{MARKS}]*|\d+|(?:{_LETTER})+|\S[{MARKS}{JOINERS}]*")
-_LEAD = re.compile(rf"(\**)[^:：\n]{{1,{MOST_LEAD}}}(?:(?::\1|:)(?=\s)|：\1|：)\s*(?=\S)")
-_WRAPPERS = (("**", "**"), ("*", "*"), ("`", "`"), ('"', '"'), ("“", "”"), ("「", "」"), ("«", "»"))
+_LEAD, _LONG_LEAD = (
+    re.compile(rf"(\**)[^:：\n]{{1,{most}}}(?:(?::\1|:)(?=\s)|：\1|：)\s*(?=\S)")
+    for most in (MOST_LEAD, 2 * MOST_LEAD)
+)
+"""The latter of a draft, whose own words before a colon may hold more than they should."""
+_WRAPPERS = (
+    ("**", "**"),
+    ("*", "*"),
+    ("`", "`"),
+    ('"', '"'),
+    ("“", "”"),
+    ("„", "“"),
+    ("「", "」"),
+    ("«", "»"),
+)
+_GERMAN_QUOTATION = re.compile("„[^„“”]*[“”]")
+"""Closes with what opens an English one."""
 _ter = TER(case_sensitive=True)
 _chrf = CHRF()
 
@@ -139,7 +154,7 @@ def _bare(text: str, draft: str) -> str:
     lead = _LEAD.match(text)
     if lead and lead[0].strip(":：* ") not in draft:
         rest = text[lead.end() :]
-        text = rest if _LEAD.match(rest) or not _LEAD.match(draft) else text
+        text = rest if _LONG_LEAD.match(rest) or not _LONG_LEAD.match(draft) else text
     return _unwrapped(text, draft)
 
 
@@ -147,9 +162,23 @@ def _unwrapped(text: str, draft: str) -> str:
     for opening, closing in _WRAPPERS:
         inner = text[len(opening) : -len(closing)]
         whole = len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing)
-        if whole and closing not in inner and not draft.startswith(opening):
+        has_its_own = draft.startswith(opening) and not inner.startswith(opening)
+        if whole and _are_a_pair(inner, opening, closing) and not has_its_own:
             text = inner.strip()
     return text
+
+
+def _are_a_pair(inner: str, opening: str, closing: str) -> bool:
+    """Whether marks around a text belong together: in “a” and “b” the first and the last do not."""
+    if opening == closing:
+        return closing not in inner
+    depth = 0
+    inner = _GERMAN_QUOTATION.sub("", inner)
+    for mark in re.findall(f"[{opening}{closing}]", inner):
+        depth += 1 if mark == opening else -1
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 # Measures -------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ _NAME = rf"(?<![\w&.-])[A-ZÀ-Þ][\w'’]*(?:[ -]{_JOINED}[A-ZÀ-Þ][\w'’]*)*(
 _NUMBER_BY_CHINESE = r"(?<![A-Za-z0-9.,:/-])\d{2,}(?![A-Za-z0-9,:/%-]|\.\d|[万亿千百十])"
 _CANDIDATE = re.compile(f"{_NAME}|{_NUMBER}")
 _FRENCH_JOINTS = frozenset(("de", "du", "des", "d"))
+_MONTHS = frozenset(("april", "august", "september", "november"))
+"""Written alike in English and German, and no names for all that."""
 _TITLE = re.compile(r"^(?:Mr|Mrs|Ms|Dr|Sir|Mme|Mlle|MM?|Herr|Frau)\.? ")
 """What is translated before a name."""
 _MID_SENTENCE = re.compile(r"(?:[\w,;)]|\b(?:Mr|Mrs|Ms|Dr|MM?)\.) $")
@@ -113,7 +115,7 @@ def _is_worth_keeping(item: str, pair: Direction) -> bool:
     if item[0].isdigit():
         return True
     latin = {pair.origin, pair.target} - {"zh"}
-    if len(item) < 3 or any(is_stop_word(item, language) for language in latin):
+    if len(item) < 3 or item.casefold() in _MONTHS or any(is_stop_word(item, each) for each in latin):
         return False
     several = " " in item or item[1:] != item[1:].lower()
     return several or bool(_MID_SENTENCE.search(side[: side.index(item)]))

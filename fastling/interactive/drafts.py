@@ -177,7 +177,7 @@ def _order(
     else:
         for first, second in zip(words[1:], words[2:], strict=False):
             if first.text in _LEADING[language] and not is_stop_word(second.text, language):
-                if text[first.end : second.start] == " " and text[second.end : second.end + 1] != "-":
+                if text[first.end : second.start] == " " and _whole(text, first.start, second.end):
                     whole = text[first.start : second.end]
                     found.append((first.start, f"{second.text} {first.text}", whole))
     return choose.choice(found) if found else None
@@ -288,5 +288,5 @@ def _inside(text: str, word: Word) -> bool:
 
 
 def _whole(text: str, start: int, end: int) -> bool:
-    """Whether letters do not go on beside a stretch, as they do in 24-year-old."""
-    return not re.search(r"[\w'’-]$", text[:start]) and not re.match(r"[\w'’%-]", text[end:])
+    """Whether letters do not go on beside a stretch, as they do in 24-year-old and U.S."""
+    return not re.search(r"[\w'’-]$|\w\.$", text[:start]) and not re.match(r"[\w'’%-]|\.\w", text[end:])

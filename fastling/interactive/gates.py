@@ -7,7 +7,7 @@ and here the last version is a human one and the draft was made faulty.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 from fastling.interactive.constraints import is_meant
 from fastling.interactive.dialogue import Dialogue
@@ -25,6 +25,12 @@ LEAST_RATIO, MOST_RATIO = 0.5, 2.0
 NEAR_COPY = 0.7
 """Share of the words that a third text may have in common with one of the other two."""
 _UNFINISHED = frozenset(",;:，；：、(（-–—")
+_CUT_BEFORE = re.compile(r"[,;:!?，；：。！？、)）\]]|\.\s")
+"""What no line begins with, unless it is the rest of one."""
+_SMALL_WORD = re.compile(r"[a-zß-öø-ÿ]+(?![\w.'’-])")
+"""A first word in small letters; not eBay, cctv.com."""
+_BRACKETS = ((re.compile(r"(?<![:;=-])[(（]"), re.compile("[)）]")), (re.compile("《"), re.compile("》")))
+"""What opens, no face such as :( does; and what closes."""
 _DAMAGE = re.compile(
     rf"[\x00-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd]|[{HAN}]\?[{HAN}]|[a-zà-ÿ]\?[a-zà-ÿ]|"
     r"Ã[\u0080-\u00bf\u0192\u201e\u2020\u0152\u0153\u0178]|â€|Â[\u00a1-\u00bf]"
@@ -54,9 +60,18 @@ def is_too_long(pair: Pair) -> bool:
     return max(map(len, pair.texts)) > LONGEST
 
 
-def is_unfinished(pair: Pair) -> bool:
-    """Whether a line was cut: it ends in a comma, or opens a quotation that it does not close."""
-    return any(text[-1] in _UNFINISHED or not _quotes_match(text) for text in pair.texts)
+def is_unfinished(pair: Pair, corpus: Corpus, capital: Set[str]) -> bool:
+    """Whether a line was cut: it ends in a comma or begins with one, begins in small letters as the lines of
+    its language do not, or opens a quotation or bracket that it does not close.
+    """
+    return any(
+        text[-1] in _UNFINISHED
+        or _CUT_BEFORE.match(text)
+        or (language in capital and _SMALL_WORD.match(text))
+        or not _quotes_match(text)
+        or any(len(one.findall(text)) > len(other.findall(text)) for one, other in _BRACKETS)
+        for text, language in zip(pair.texts, corpus.languages, strict=True)
+    )
 
 
 def _quotes_match(text: str) -> bool:
@@ -105,7 +120,7 @@ def has_odd_length(pair: Pair, median_ratio: float) -> bool:
 
 def check_pair(pair: Pair, knowledge: Knowledge, exclusion: Exclusion) -> str | None:
     """Why a pair is not used, or None. A sentence held out in any of the languages is held out in all."""
-    if reason := _check_texts(pair, knowledge.corpus, knowledge.length_ratio):
+    if reason := _check_texts(pair, knowledge.corpus, knowledge.length_ratio, knowledge.capital):
         return reason
     return "excluded" if any(exclusion.holds(text) for text in pair[1:] if text) else None
 
@@ -114,7 +129,8 @@ def check_third(pair: Pair, knowledge: Knowledge) -> str | None:
     """Why the third text of a good pair is not used, or None."""
     corpus = knowledge.corpus
     beside = corpus._replace(second=corpus.third, second_language=corpus.third_language)
-    if reason := _check_texts(pair._replace(second=pair.third), beside, knowledge.third_ratio):
+    translated = pair._replace(second=pair.third)
+    if reason := _check_texts(translated, beside, knowledge.third_ratio, knowledge.capital):
         return reason
     return "untranslated" if any(is_near_copy(pair.third, text) for text in pair.texts) else None
 
@@ -125,7 +141,7 @@ def is_near_copy(text: str, other: str) -> bool:
     return (words[0] & words[1]).total() > NEAR_COPY * max(each.total() for each in words)
 
 
-def _check_texts(pair: Pair, corpus: Corpus, median_ratio: float) -> str | None:
+def _check_texts(pair: Pair, corpus: Corpus, median_ratio: float, capital: Set[str]) -> str | None:
     if is_empty(pair):
         return "empty-line"
     if is_copy(pair):
@@ -134,7 +150,7 @@ def _check_texts(pair: Pair, corpus: Corpus, median_ratio: float) -> str | None:
         return "too-short"
     if is_too_long(pair):
         return "too-long"
-    if is_unfinished(pair):
+    if is_unfinished(pair, corpus, capital):
         return "unfinished"
     if is_damaged(pair):
         return "damaged"

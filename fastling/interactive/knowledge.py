@@ -5,7 +5,7 @@ import random
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastling.interactive.alignment import Links, learn_links
@@ -16,6 +16,8 @@ from fastling.interactive.words import Lexicon, learn_lexicon
 
 NEAR = 0.15
 """How far, as a share of the words of like form, the frequency of a replacement may lie."""
+CAPITAL = 0.9
+"""Share of the lines that begin with a capital where one that does not was cut."""
 TRIED = 40
 """Words that are tried for a replacement."""
 RUNNING_TEXT = 1.5
@@ -25,6 +27,9 @@ COMMON = 0.01
 _SENTENCE_START = re.compile(r"(^|[.!?:\"“”„«‘—–-]\s*)$")
 _CAPITAL_BEFORE = re.compile(r"[A-ZÀ-Þ][\w'’.-]* $")
 _CAPITAL_AFTER = re.compile(r" (of |the |de |du |von )?[A-ZÀ-Þ]")
+_NUMBER_BEFORE = re.compile(r"[\d一二两三四五六七八九十百千万亿几数] ?$")
+_OF_NUMBER = frozenset("年月日号时点级万亿")
+"""Before a Chinese word, and its first character where it belongs to a number: 9月25 日晚, 2000 亿美元."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Knowledge:
     """Language -> beside what the words of `alike` were seen."""
     small: Mapping[str, frozenset[str]]
     """Language -> words that were seen in small letters as well as with a capital, in small letters."""
+    capital: frozenset[str]
+    """Languages whose lines begin with a capital letter."""
     topical: Mapping[str, frozenset[str]]
     """Language -> words that tell what a text is about."""
     length_ratio: float
@@ -109,6 +116,8 @@ class Knowledge:
         if len(word.text) < 2 or is_stop_word(word.text, language) or text.count(word.text) > 1:
             return False
         if language == "zh":
+            if word.text[0] in _OF_NUMBER and _NUMBER_BEFORE.search(text[: word.start]):
+                return False
             # 上市公司 is two words that the other language says apart.
             known = self.lexicons[language].cost
             return len(word.text) < 4 or not (word.text[:2] in known or word.text[2:] in known)
@@ -161,6 +170,11 @@ def learn(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> Knowledge:
             for language in texts
         },
         small={language: _small(cut[language]) for language in texts},
+        capital=frozenset(
+            language
+            for language, lines in {**texts, corpus.third_language: [pair.third for pair in pairs]}.items()
+            if language != "zh" and _begin_with_capitals(lines)
+        ),
         topical=topical,
         length_ratio=_median_ratio([pair.texts for pair in pairs]),
         third_ratio=_median_ratio([(pair.first, pair.third) for pair in pairs if pair.third]),
@@ -185,6 +199,11 @@ def _alike(sentences: Sequence[Sequence[str]], language: str) -> dict[str, list[
 def _small(sentences: Sequence[Sequence[str]]) -> frozenset[str]:
     words = {word for sentence in sentences for word in sentence}
     return frozenset(word.lower() for word in words if word[0].isupper()) & words
+
+
+def _begin_with_capitals(texts: Iterable[str]) -> bool:
+    first = [text[0] for text in texts if text[:1].upper() != text[:1].lower()]
+    return bool(first) and sum(map(str.isupper, first)) >= CAPITAL * len(first)
 
 
 def _topical(sentences: Sequence[Sequence[str]], language: str) -> frozenset[str]:

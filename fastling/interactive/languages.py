@@ -81,11 +81,14 @@ _HAN_SPACES = re.compile(
 )
 _CSV_FIELD = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
 """A line that a table was cut into: in quotation marks, its own ones doubled."""
-_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _QUOTE_SPACES = re.compile(r"(?<=“)\s+|\s+(?=”)|(?<=[.,!?])\s+(?=\"$)")
 _HALF_WIDTH = re.compile(rf"(?<=[{HAN}])(?:([,;:!])\s*|(\?)(?=$|[”’》」』]))")
 """After Chinese; a question mark between two characters is one that was lost."""
 _TO_FULL_WIDTH = str.maketrans(",;:!?", "，；：！？")
+_TO_NARROW = {code: code - 0xFEE0 for code in range(ord("０"), ord("ｚ") + 1) if chr(code).isalnum()}
+"""Letters and digits as wide as Chinese characters."""
+_MARK_SPACES = re.compile(r"(?<=[\w)]) +(?=[.,;!?](?:\s|$))")
 _LATIN_WORD = re.compile(r"[^\W\d_]{2,}")
 _SPACES = re.compile(r"\s+")
 _LETTER = re.compile(rf"[^\W\d_{HAN}]")
@@ -111,16 +114,19 @@ def check_language(option: str, code: str) -> str:
 
 def tidy(text: str, language: str) -> str:
     """One line without what only a corpus has: quotation marks of a table, entities, letters in two parts,
-    what is not seen, spaces too many, and in Chinese the commas of another script.
+    what is not seen, spaces too many, letters and digits too wide, and in Chinese the commas of another
+    script.
     """
     if '""' in text and (field := _CSV_FIELD.fullmatch(text)) and '""' in field[1]:
         text = field[1].replace('""', '"')
     if "&" in text:
         text = html.unescape(text)
-    text = _UNSEEN.sub("", unicodedata.normalize("NFC", text))
+    text = _UNSEEN.sub("", unicodedata.normalize("NFC", text)).translate(_TO_NARROW)
     text = _SPACES.sub(_no_break_space if language == "fr" else " ", text).strip()
     if language != "fr" and "„" not in text:  # what closes in German opens in English
         text = _QUOTE_SPACES.sub("", text)
+    if language in ("en", "de"):
+        text = _MARK_SPACES.sub("", text)
     if language == "zh":
         text = _HALF_WIDTH.sub(lambda mark: (mark[1] or mark[2]).translate(_TO_FULL_WIDTH), text)
         text = _HAN_SPACES.sub("", text)

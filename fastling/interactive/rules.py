@@ -51,6 +51,8 @@ def correct_draft(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
 
 def no_change(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
     pair = pairs[0]
+    if not dialogue.knowledge.links_of(pair):
+        return False  # perhaps the one does not say what the other does
     request = dialogue.say("correct_draft", target=pair.target, text=pair.text, draft=pair.reference)
     dialogue.add_version("no_change", [request], pair, lead=dialogue.say("no_change"))
     return True

@@ -95,6 +95,8 @@ LATER = [
 ("The answer is definitely not A; it's C.","C"),("The answer: (B), i.e. London","B"),("正确的是B","B"),("正确的是B和C","BC"),("下列说法正确的是D","D"),("Ans. C","C"),("Choice C.","C"),("D because it's in Italy","D"),("答案就是A","A"),("选B吧","B"),("应该是C吧","C")
 ]  # fmt: skip
 OTHERS = [
+    ("It rains a lot.\n\nAnswer: B", "B"), ("A is far off.\n\n\n  Answer: (B)", "B"), ("ABC.\n\n**Answer: B**", "B"),
+    ("略。\n\n答：B", "B"), ("It rains.\n\nAnswer\n\nB", "B"), ("So:\n\nCorrect: B", "B"),
     ("D is the answer.", "D"), ("D is my final answer", "D"), ("It has to be D.", "D"), ("The answer is indeed D.", "D"),
     ("The answer is, of course, D.", "D"), ("The answer turns out to be D.", "D"), ("Answer → D", "D"), ("D seems right.", "D"),
     ("Definitely B!", "B"), ("1. B", "B"), ("Option C best captures the meaning.", "C"), ("This matches (C).", "C"),
@@ -109,6 +111,26 @@ OTHERS = [
     ("Option A matches line 1, option B matches line 2.", UNCLEAR), ("This matches (A). This matches (B).", UNCLEAR),
     ("A最好不要", UNCLEAR), ("A符合史实，B符合史实", UNCLEAR), ("The answer is London or Rome.", UNCLEAR), ("1. A\n2. B", UNCLEAR),
     ("If B best fits the text", UNCLEAR), ("结论：A项与B项都错", UNCLEAR),
+]  # fmt: skip
+# Texts that reason first: what is compared, put aside or thought better of is not chosen.
+REASONED = [
+    ("Among A, B, C and D, B is the best.", "B"), ("Among A, B, and C, C is the correct answer.", "C"), ("Unlike A and C, D is right.", "D"),
+    ("Of the options A and B, B fits best.", "B"), ("All of A, B and C are correct.", "ABC"), ("A, B and C is correct.", "ABC"),
+    ("A、B、C、D中，B最符合。", "B"), ("排除A、B、C，剩下D。", "D"), ("That leaves option C as the only possibility.", "C"),
+    ("I think it's C. Hmm, on reflection, B.", "B"), ("I'd say C. On second thought, D.", "D"), ("The answer is A... no, B.", "B"),
+    ("我认为是C。再想一下，还是B吧。", "B"), ("Is it A? No, B.", "B"), ("The answer is A. Wait, it's B.", "B"), ("This leaves us with C.", "C"),
+    ("The answer is A, and B is wrong.", "A"), ("答案是A，B错误。", "A"), ("故选A，B、C错误", "A"), ("Thus A, C are wrong. B is correct.", "B"),
+    ("A) Paris: incorrect\nB) London: correct\nC) Berlin: incorrect\nD) Rome: incorrect", "B"), ("A. Paris ✗\nB. London ✓\nC. Berlin ✗", "B"),
+    ("The answer is Berlin, the capital of Germany.", "C"), ("The most appropriate choice is D.", "D"), ("The correct letter is D.", "D"),
+    ("The answer that best fits is D.", "D"), ("B would be the best choice.", "B"), ("B fits the description best.", "B"),
+    ("Thus, option B (London) is correct.", "B"), ("Not A, not B, not C: it has to be D.", "D"), ("答案不是A，也不是B，而是C。", "C"),
+    ("The answer is B a city in England.", "B"), ("So the closest option is (D).", "D"),
+    # nothing that can be counted on
+    ("So A, B and D are wrong.", UNCLEAR), ("Therefore A, C and D can be eliminated.", UNCLEAR), ("Hence B, C, and D describe cities.", UNCLEAR),
+    ("It is A, B or C.", UNCLEAR), ("I think A, B are wrong.", UNCLEAR), ("The answer is A, B, and C are wrong.", UNCLEAR),
+    ("Option B (or A) is wrong.", UNCLEAR), ("If it rains: B is not correct.", UNCLEAR), ("There is no C.", UNCLEAR), ("He left A.", UNCLEAR), ("This leaves A and B.", UNCLEAR), ("是A还是B，我拿不准。", UNCLEAR),
+    ("Actually, A: Paris is far away.", UNCLEAR), ("B would be correct if it rained.", UNCLEAR), ("A. Paris - no\nB. London - no", UNCLEAR),
+    ("Paris, the capital of France, is large.", UNCLEAR), ("The most common choice is A.", UNCLEAR), ("Option A is like option B.", UNCLEAR),
 ]  # fmt: skip
 NUMBERS = ("20", "25", "30", "blue", "②③")
 # (text, letters) for options that are numbers and small letters, repeated with their letter as AGIEval
@@ -129,7 +151,7 @@ MISSED = [("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Be
 """Clear to a person and not read: counted as unanswered, which is the side to err on."""
 
 
-@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS)
+@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + REASONED)
 def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
     choice = extract_choice(text, CITIES)
     assert choice == (frozenset(letters) if letters else None), choice

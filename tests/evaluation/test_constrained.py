@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastling.errors import UserError
-from fastling.evaluation.constrained import add_options, as_whole_words, evaluate, occurring
+from fastling.evaluation.constrained import _request, add_options, as_whole_words, evaluate, occurring
 from fastling.settings import Parser
 from fastling.terminal import make_console
 
@@ -40,6 +40,18 @@ def test_the_papers_shares_are_those_counted_by_hand(run):
     assert scores["word_accuracy"] == pytest.approx(100 * 4 / 6)  # punish, fair (in unfair), are right, You
     assert scores["sentence_accuracy"] == 50
     assert scores["empty_hypotheses"] == 1
+
+
+def test_a_row_that_asks_for_no_words_counts_for_bleu_alone(run):
+    free = {"src": "x", "tgt": "The sky is blue today.", "constraint": [], "hypo": "The sky is red today."}
+    without, result = run(ROWS, "en").scores, run([*ROWS, free], "en")
+    shares = [name for name in without if name.endswith("accuracy") or name.startswith("constrain")]
+    assert len(shares) == 7 and all(result.scores[name] == without[name] for name in shares)
+    assert result.scores["sentences"] == 5 and result.scores["bleu"] != without["bleu"]
+    assert any("1 of 5 rows ask for no words" in note for note in result.notes)
+    with pytest.raises(UserError, match=r"rows\.jsonl: holds no constraints"):
+        run([free], "en")
+    assert _request("x", (), "en", "en") == "Provide the English translation for this sentence: x"
 
 
 def test_by_whole_words_a_part_of_a_word_does_not_count(run):
@@ -87,7 +99,7 @@ GOOD = ROWS[0]
     ("row", "words"),
     [
         ({"tgt": "a", "hypo": "b"}, "lacks constraint"), (GOOD | {"constraint": "punish"}, "must be a list"),
-        (GOOD | {"constraint": []}, "must be a list with a word"), (GOOD | {"constraint": ["a", 3]}, "text and not empty"),
+        (GOOD | {"constraint": {}}, "must be a list of words"), (GOOD | {"constraint": ["a", 3]}, "text and not empty"),
         (GOOD | {"constraint": [" "]}, "text and not empty"), ({"tgt": "a", "constraint": ["a"]}, "lacks hypo"),
         (GOOD | {"hypo": None}, "hypo must be text: null"), ({"constraint": ["a"], "hypo": "a"}, "lacks tgt"),
         ([1], "must be an object"), ("x", "must be an object"),

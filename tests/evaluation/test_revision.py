@@ -261,6 +261,22 @@ ZH_DRAFT = "人工智能改变了30个国家的经济。"
         ("\n \n", DRAFT, ""),
         ("Sorry.", DRAFT, "Sorry."),
         ("Translation:", DRAFT, "Translation:"),
+        ("“The “old” cat.”", "The “old old” cat.", "The “old” cat."),
+        ("“The” cat is “old”", "“The” cat cat is “old”", "“The” cat is “old”"),
+        ("„Die „alte“ Katze.“", "Die „alte alte“ Katze.", "Die „alte“ Katze."),
+        ("“Die „alte“ Katze.”", "Die „alte alte“ Katze.", "Die „alte“ Katze."),
+        ("““The” cat is “old”.”", "“The” cat cat is “old”.", "“The” cat is “old”."),
+        ("“A” cat is “old”", "A cat is “old”", "“A” cat is “old”"),
+        (
+            "Mr Weiß, too, is standing firm: they stay.",
+            "Mr Weiß, too, is standing standing standing firm: they stay.",
+            "Mr Weiß, too, is standing firm: they stay.",
+        ),
+        (
+            "Corrected: Most of what is said of it has one idea in common: it pays.",
+            "Most of what is said of it has one ideas in common: it pays.",
+            "Most of what is said of it has one idea in common: it pays.",
+        ),
     ],
 )
 def test_the_version_is_found_in_an_answer(answer, draft, version):

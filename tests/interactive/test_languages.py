@@ -45,6 +45,7 @@ def test_without_words_chinese_is_cut_into_characters():
         ("他 说 ， 好 的", "zh", "他说，好的"),
         ("在 Roa Roa 酒店", "zh", "在 Roa Roa 酒店"),
         ("  A  &amp; B\u200b \n", "en", "A & B"),
+        ("\u202eA\u2066 cat\u2069", "en", "A cat"),
         ("Die Gru\u0308nde der Auto\xadfahrer", "de", "Die Gründe der Autofahrer"),
         ("He said: “ It is done. ” And: “ No ”", "en", "He said: “It is done.” And: “No”"),
         ('She called it "good", and "very good. "', "en", 'She called it "good", and "very good."'),
@@ -62,6 +63,9 @@ def test_without_words_chinese_is_cut_into_characters():
             '"He said, "Because he makes me laugh,"" she told me.',
         ),
         ('"Yes"', "en", '"Yes"'),
+        ("同年，１０月５日，ＡＰＰ占７０％。", "zh", "同年，10月5日，APP占70％。"),
+        ("On May 1 , it is .NET (v. 2) .", "en", "On May 1, it is .NET (v. 2)."),
+        ("Ist es so ?", "de", "Ist es so?"),
     ],
 )
 def test_tidy(text, language, tidied):

@@ -117,6 +117,17 @@ def test_every_string_has_exactly_the_placeholders_of_its_key(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_nobody_asks_the_assistant_about_a_draft_as_if_it_had_written_it(language):
+    """The draft is the user's, or another person's."""
+    its_own = re.compile(
+        r"\b[Yy]ou (wrote|have “)|\byou sure\b|[你您](写的|确定)|\bSie haben\b|bei Ihnen|Sie sich|du hast|"
+        r"\b[Vv]ous avez\b|vous sûr|tu as\b"
+    )
+    for key in ("wrong_span", "replace_span"):
+        assert not [phrase for phrase in phrasings(language)[key] if its_own.search(phrase)]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_no_string_stands_twice_in_a_file(language):
     seen = {}
     for name, _, phrase in strings_of(language):

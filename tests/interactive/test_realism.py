@@ -13,7 +13,7 @@ from fastling.interactive.dialogue import Dialogue
 from fastling.interactive.diversity import COUNTED, Diversity, own_words
 from fastling.interactive.drafts import _MAKERS, _beside
 from fastling.interactive.knowledge import learn
-from fastling.interactive.languages import is_stop_word
+from fastling.interactive.languages import Word, is_stop_word
 from fastling.interactive.neighbours import Neighbours
 from fastling.interactive.pairs import Direction, Pair
 from fastling.interactive.phrasings import load_phrasings
@@ -92,6 +92,20 @@ def test_only_words_that_are_never_written_small_get_a_small_letter():
     knowledge = learned(*fill, ("Präsident.", "Then President Obama spoke."))
     found = {_MAKERS["case"](pair, words, knowledge, random.Random(seed))[2] for seed in range(40)}
     assert found == {"Obama", "Berlin"}
+
+
+@pytest.mark.parametrize("kind", ["order", "omission", "repetition", "replacement", "addition"])
+def test_no_draft_cuts_an_abbreviation_in_two(kind):
+    text = "Then many troops of the U.S. army came by ship from the E.U. to town in May"
+    knowledge = knowledge_of("de", "en")
+    pair, words = Direction(1, "de", "en", "x", text), knowledge.cut(text, "en")
+    places = [_MAKERS[kind](pair, words, knowledge, random.Random(seed)) for seed in range(400)]
+    for start, _, right in filter(None, places):
+        end = start + len(right)
+        for name in ("U.S.", "E.U."):
+            inside = range(text.index(name) + 1, text.index(name) + len(name))
+            assert start not in inside and end not in inside, right
+    assert kind in ("replacement", "addition") or any(places)  # of the former no other words are known
 
 
 def test_what_is_left_out_is_in_the_source():
@@ -196,6 +210,21 @@ def test_what_stands_for_more_than_a_word_is_not_asked_about(text, reference, as
             knowledge, lexicons=knowledge.lexicons | {"zh": Lexicon(Counter({"今年": 9}))}
         )
     assert renderings(Direction(1, origin, "en", text, reference), knowledge) == asked
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "asked"),
+    [
+        ("日晚", "9月25日晚间", False),
+        ("亿美元", "数十亿美元", False),
+        ("亿美元", "约 23 亿美元", False),
+        ("分钟", "约20分钟", True),
+        ("年代", "那个年代", True),
+    ],
+)
+def test_half_of_a_chinese_number_is_not_asked_about(word, text, asked):
+    """An evening is no 日晚, though that stands in every 9月25日晚."""
+    assert knowledge_of("zh", "en").stands_alone(text, Word(word, text.index(word)), "zh") is asked
 
 
 def test_lines_belong_together_that_share_words_in_both_languages():

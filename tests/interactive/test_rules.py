@@ -17,6 +17,7 @@ from fastling.interactive.constraints import items_to_keep, renderings, words_to
 from fastling.interactive.dialogue import Dialogue, Wish
 from fastling.interactive.drafts import _MAKERS, Draft, is_sound, make_draft
 from fastling.interactive.exclusion import Exclusion
+from fastling.interactive.knowledge import learn
 from fastling.interactive.pairs import Direction, Pair
 from fastling.interactive.phrasings import Phrasings, load_phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
@@ -146,6 +147,14 @@ def test_a_french_question_has_its_space():
     assert _MAKERS["punctuation"](pair, (), knowledge_of("fr", "en"), random.Random(0))[1] == "\u00a0?"
 
 
+def test_nothing_is_called_right_of_which_not_one_word_is_known_to_render_another():
+    """The lines of a corpus are not all translations of each other."""
+    knowledge, (pair,) = knowledge_of("de", "en"), directed(knowledge_of().corpus, pairs_of()[:1], "de")
+    for reference, right in ((pair.reference, True), ("Many thanks to all who came here.", False)):
+        dialogue = Dialogue(knowledge, load_phrasings("en"), random.Random(0))
+        assert BUILDERS["no_change"](dialogue, [pair._replace(reference=reference)]) is right
+
+
 def test_nobody_says_the_same_sentence_twice(monkeypatch):
     spoken = []
 
@@ -242,6 +251,7 @@ def test_words_to_ask_for_are_whole_meaningful_and_known_to_render_a_word():
         ("Es sind 28-jährige.", "They are 28 years old.", []),
         ("Der Film ist neu.", "Film is new.", []),
         ("KGO meldet 15 und 15.", "KGO reports 15 and 15.", ["KGO"]),
+        ("Das war im November mit Anna.", "That was in November with Anna.", ["Anna"]),
     ],
 )
 def test_items_to_keep(text, reference, items):
@@ -268,6 +278,11 @@ def test_items_to_keep_of_chinese(text, items):
         ("too-long", "Das ist es. " * 100, "This is it. " * 100),
         ("unfinished", "Letztes Jahr war gut,", "Last year was good,"),
         ("unfinished", 'Er sagte: "Letztes Jahr war gut.', 'He said: "Last year was good."'),
+        ("unfinished", "Letztes Jahr war gut.", ", and last year was good."),
+        ("unfinished", "Letztes Jahr war gut.", "and last year was good."),
+        ("unfinished", "Letztes Jahr (2008 war gut.", "Last year (2008) was good."),
+        (None, "iPhones waren letztes Jahr :( nicht gut.", "eBay wasn’t :-( good last year."),
+        (None, "...letztes Jahr war das gut.", "... last year that was good."),
         ("damaged", "Letztes Jahr war sch?n für uns.", "Last year was nice for us."),
         ("damaged", "Letztes Jahr war schÃ¶n fÃ¼r uns.", "Last year was nice for us."),
         ("damaged", "Letztes Jahr war schön für uns.", "Last year wasnâ€™t nice for us."),
@@ -294,6 +309,16 @@ def test_items_to_keep_of_chinese(text, items):
 def test_gates_of_pairs(reason, first, second):
     exclusion = Exclusion(["THIS was a good year!"])
     assert gates.check_pair(Pair(1, first, second), knowledge_of("de", "en"), exclusion) == reason
+
+
+def test_small_letters_tell_a_cut_line_only_where_others_begin_with_capitals():
+    """A corpus may be written in small letters throughout; Chinese knows no capitals."""
+    small = [Pair(each.line, each.first.lower(), each.second) for each in pairs_of("de", "en")]
+    knowledge = learn(knowledge_of("de", "en").corpus, [small])
+    assert knowledge.capital == {"en"} and knowledge_of("zh", "en", "de").capital == {"en", "de"}
+    assert gates.check_pair(small[0], knowledge, Exclusion()) is None
+    cut = small[0]._replace(second=small[0].second.lower())
+    assert gates.check_pair(cut, knowledge, Exclusion()) == "unfinished"
 
 
 def test_chinese_is_no_text_in_capitals():
