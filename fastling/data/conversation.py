@@ -26,8 +26,10 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
 }
-MEDIA = ("image", "images", "videos", "audio", "audios")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
+"""What says of an answer whether it is trained on, as OpenAI, we and others write it; and with which value."""
 SIDES = ("role", "prompt", "completion", "question", "answer", "response", "output")
 """Beside plain text, the keys of a dialogue in a form that is not known."""
 KEYS = frozenset(
@@ -208,12 +210,16 @@ def _check_beside(record: dict) -> None:
     for key in ("tools", "functions"):
         if record.get(key) not in (None, "", "[]", []):
             raise Refused("tool-call", f"{key} beside the messages: only their text could be trained on")
-    for key in MEDIA:
-        if record.get(key) not in (None, "", []):
-            raise Refused("not-text", f"{key} beside the text: only the text could be trained on")
+    _check_media(record, "beside the text")
     for key in ("label", "kto_tag"):
         if record.get(key) is False:
             raise Refused("preference", f"{key} is false: its answer is an example of what not to say")
+
+
+def _check_media(holder: dict, where: str) -> None:
+    for key in MEDIA:
+        if holder.get(key) not in (None, "", []):
+            raise Refused("not-text", f"{key} {where}: only the text could be trained on")
 
 
 def _read_turns(record: dict) -> Conversation:
@@ -259,6 +265,7 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
             raise Refused("unknown-role", f"message {number}: {name!r:.60}")
         if message.get("tool_calls") or message.get("function_call"):
             raise Refused("tool-call", f"message {number}: only its text could be trained on")
+        _check_media(message, f"in message {number}")
         content = _text(message.get(text_key))
         if role == "system":
             if number > 1:
@@ -278,20 +285,14 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
 
 
 def _is_trained(message: dict, number: int) -> bool:
-    """Whether an answer is to be trained on: `"weight": 0` (OpenAI's) or `"train": false` says it is not, and
-    so do `"loss": false`, `"training": false`, `"masked": true` and `"mask": true`, as others write it.
-    """
+    """Whether an answer is to be trained on."""
     for key in ("train_detail", "training_detail"):
         if message.get(key):
             raise Refused("unknown-weight", f"message {number}: {key}: an answer is trained on as a whole")
-    for key in ("weight", "train"):
-        if message.get(key, 1) not in (0, 1, None):  # False and True among them
+    for key in TRAINED:
+        if message.get(key) not in (0, 1, None):  # False and True among them
             raise Refused("unknown-weight", f"message {number}: {key} must be 0 or 1: {message[key]!r:.40}")
-    if any(message.get(key) is False for key in ("loss", "training")):
-        return False
-    if any(message.get(key) is True for key in ("masked", "mask")):
-        return False
-    return all(message.get(key) in (1, None) for key in ("weight", "train"))
+    return all(message.get(key) in (trained, None) for key, trained in TRAINED.items())
 
 
 def _alpaca(record: dict) -> Conversation:

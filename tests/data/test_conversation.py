@@ -129,6 +129,10 @@ FORMATS = {
         {"messages": weighted({"loss": False}, {})},
         Conversation(HI + BYE, read_only=frozenset({1})),
     ),
+    "in numbers, as a table has them": (
+        {"messages": weighted({"loss": 0}, {"loss": 1.0, "masked": 0})},
+        Conversation(HI + BYE, read_only=frozenset({1})),
+    ),
     "by a fourth name": (
         {"messages": weighted({"mask": True}, {"mask": False})},
         Conversation(HI + BYE, read_only=frozenset({1})),
@@ -227,6 +231,7 @@ REFUSED = [
     ),
     ({"messages": weighted({"weight": 0.5}, {})}, "unknown-weight", "message 2: weight must be 0 or 1: 0.5"),
     ({"messages": weighted({}, {"train": "no"})}, "unknown-weight", "message 4: train must be 0 or 1: 'no'"),
+    ({"messages": weighted({"loss": "false"}, {})}, "unknown-weight", "message 2: loss must be 0 or 1: 'false'"),
     ({"messages": weighted({"weight": 0}, {"train": False})}, "nothing-to-train-on", "weight other than 0"),
     ({"messages": weighted({"tool_calls": [{"id": "1"}]}, {})}, "tool-call", "message 2: only its text"),
     ({"messages": weighted({}, {"function_call": {"name": "f"}})}, "tool-call", "message 4: only its text"),
@@ -237,6 +242,8 @@ REFUSED = [
     ({"text": "Hi", "role": "prompter", "parent_id": None}, "unknown-format", "or text alone"),
     ({"messages": messages("Hi", "x"), "tools": [{"type": "function"}]}, "tool-call", "tools beside"),
     ({"messages": messages("<image>", "x"), "image": "a.jpg"}, "not-text", "image beside the text"),
+    ({"messages": messages("<video>", "x"), "video": "a.mp4"}, "not-text", "video beside the text"),
+    ({"messages": [messages("Hi")[0] | {"images": ["a.jpg"]}, *messages("Hi", "x")[1:]]}, "not-text", "images in message 1"),
     ({"messages": messages("a", "b", "c"), "rejected": "x"}, "preference", "chosen and rejected"),
     ({"messages": messages("a"), "rejected": "x"}, "preference", "chosen and rejected"),
     ({"prompt": "Hi", "completion": "x", "label": False}, "preference", "label is false"),
