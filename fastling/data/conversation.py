@@ -29,9 +29,11 @@ ROLES = {
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
-"""What says of an answer whether it is trained on, as OpenAI, we and others write it; and with which value."""
+"""Keys of an answer that say whether it is trained on, as several write it, and the value by which it is."""
 SIDES = ("role", "prompt", "completion", "question", "answer", "response", "output")
 """Beside plain text, the keys of a dialogue in a form that is not known."""
+LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+"""Lists of what is said, and the names of who says what in them."""
 KEYS = frozenset(
     "messages conversations instruction input output history prompt completion text system system_prompt "
     "pair tools functions rejected label kto_tag".split()
@@ -175,7 +177,7 @@ def parse_row(payload: Any) -> Conversation:
 
     Raises Refused: broken-json, invalid-utf8, unknown-format, unknown-role, unknown-weight, not-text,
     tool-call, reasoning-apart, preference, empty-turn, no-assistant-turn, nothing-to-train-on,
-    starts-with-assistant, turns-do-not-alternate, misplaced-system, two-system-texts.
+    starts-with-assistant, turns-do-not-alternate, misplaced-system, two-system-texts, two-conversations.
     """
     record = _parse_json(payload) if isinstance(payload, bytes) else payload
     if not isinstance(record, dict):
@@ -224,11 +226,13 @@ def _check_media(holder: dict, where: str) -> None:
 
 def _read_turns(record: dict) -> Conversation:
     """Tell the format by its keys, those of null passed over, and read it."""
-    messages = record.get("messages")
-    if messages is not None:
-        return _messages(record, messages, "role", "content")
-    if record.get("conversations") is not None:
-        return _messages(record, record["conversations"], "from", "value")
+    found = [
+        _messages(record, record[name], *keys) for name, keys in LISTS.items() if record.get(name) is not None
+    ]
+    if any(each != found[0] for each in found):
+        raise Refused("two-conversations", "messages and conversations say different things: leave one out")
+    if found:
+        return found[0]
     instructed = record.get("instruction") is not None
     if instructed and "output" in record:
         return _alpaca(record)
@@ -248,7 +252,10 @@ def _read_turns(record: dict) -> Conversation:
 
 
 def _system(record: dict) -> str:
-    return _text(record.get("system") or record.get("system_prompt") or "")
+    texts = [_text(record.get(key) or "") for key in ("system", "system_prompt")]
+    if all(text.strip() for text in texts) and texts[0].strip() != texts[1].strip():
+        raise Refused("two-system-texts", "one as system, another as system_prompt")
+    return next((text for text in texts if text.strip()), "")
 
 
 def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conversation:

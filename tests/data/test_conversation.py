@@ -162,6 +162,21 @@ FORMATS = {
         },
         Conversation(HI),
     ),
+    "the same conversation in both lists": (
+        {
+            "messages": messages("Hi", "你好"),
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "你好"}],
+        },
+        Conversation(HI),
+    ),
+    "system text beside a blank one": (
+        {"system": " ", "system_prompt": "Kurz.", "messages": messages("Hi", "你好")},
+        Conversation(HI, "Kurz."),
+    ),
+    "system text by both of its names": (
+        {"system": "Kurz.", "system_prompt": "Kurz.", "messages": messages("Hi", "你好")},
+        Conversation(HI, "Kurz."),
+    ),
     "text": ({"text": " Es war einmal. "}, Conversation((Turn("text", " Es war einmal. "),))),
     "null columns of a table": (
         {"conversations": None, "system": None, "messages": messages("Hi", "你好")},
@@ -228,6 +243,16 @@ REFUSED = [
         {"system": "Kurz.", "messages": [{"role": "system", "content": "Lang."}, *messages("Hi", "x")]},
         "two-system-texts",
         "one beside the messages, another in the first",
+    ),
+    (
+        {"system": "Kurz.", "system_prompt": "Lang.", "messages": messages("Hi", "x")},
+        "two-system-texts",
+        "one as system, another as system_prompt",
+    ),
+    (
+        {"messages": messages("Hi", "x"), "conversations": messages("Hi", "x", "Bye", "y")},
+        "two-conversations",
+        "messages and conversations say different things",
     ),
     ({"messages": weighted({"weight": 0.5}, {})}, "unknown-weight", "message 2: weight must be 0 or 1: 0.5"),
     ({"messages": weighted({}, {"train": "no"})}, "unknown-weight", "message 4: train must be 0 or 1: 'no'"),
