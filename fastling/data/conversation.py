@@ -34,10 +34,12 @@ SIDES = ("role", "prompt", "completion", "question", "answer", "response", "outp
 """Beside plain text, the keys of a dialogue in a form that is not known."""
 LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 """Lists of what is said, and the names of who says what in them."""
+INPUTS = ("input", "context", "question")
+"""Beside an instruction or a prompt, more of what is asked."""
 KEYS = frozenset(
     "messages conversations instruction input output history prompt completion text system system_prompt "
     "pair tools functions rejected label kto_tag".split()
-).union(MEDIA, SIDES)
+).union(MEDIA, SIDES, INPUTS)
 """Of a row, in any of the formats, that `parse_row` reads."""
 BYTES_AT_ONCE = 1 << 20
 """Of rows that are worked on together, however long each is."""
@@ -177,7 +179,8 @@ def parse_row(payload: Any) -> Conversation:
 
     Raises Refused: broken-json, invalid-utf8, unknown-format, unknown-role, unknown-weight, not-text,
     tool-call, reasoning-apart, preference, empty-turn, no-assistant-turn, nothing-to-train-on,
-    starts-with-assistant, turns-do-not-alternate, misplaced-system, two-system-texts, two-conversations.
+    starts-with-assistant, turns-do-not-alternate, misplaced-system, two-system-texts, two-conversations,
+    unread-input.
     """
     record = _parse_json(payload) if isinstance(payload, bytes) else payload
     if not isinstance(record, dict):
@@ -235,9 +238,11 @@ def _read_turns(record: dict) -> Conversation:
         return found[0]
     instructed = record.get("instruction") is not None
     if instructed and "output" in record:
-        return _alpaca(record)
+        return _with_all_input(record, _alpaca(record))
     if record.get("prompt") is not None and "completion" in record:
-        return _prompt_completion(record)
+        if record.get("history"):
+            raise Refused("unread-input", "history beside a prompt: make it messages")
+        return _with_all_input(record, _prompt_completion(record))
     sides = any(record.get(key) is not None for key in SIDES)
     if record.get("text") is not None and not instructed and not sides:
         if _system(record).strip():
@@ -249,6 +254,16 @@ def _read_turns(record: dict) -> Conversation:
         f"has the keys {keys}; expected messages, conversations, instruction and output, "
         "prompt and completion, or text alone",
     )
+
+
+def _with_all_input(record: dict, found: Conversation) -> Conversation:
+    """A row's conversation. Raises Refused where beside it stands more of what is asked, in no turn of it."""
+    said = [found.system, *(turn.content for turn in found.turns)]
+    for key in INPUTS:
+        value = record.get(key)
+        if isinstance(value, str) and not any(value.strip() in text for text in said):
+            raise Refused("unread-input", f"{key} is in no turn: put it into one, or leave it out")
+    return found
 
 
 def _system(record: dict) -> str:

@@ -162,6 +162,16 @@ FORMATS = {
         },
         Conversation(HI),
     ),
+    "columns that the question was made of": (
+        {
+            "prompt": "Q: Is it wet?\nRain.",
+            "completion": "Yes",
+            "input": "Rain.\n",
+            "context": "",
+            "question": "Is it wet?",
+        },
+        Conversation((Turn("user", "Q: Is it wet?\nRain."), Turn("assistant", "Yes"))),
+    ),
     "the same conversation in both lists": (
         {
             "messages": messages("Hi", "你好"),
@@ -254,6 +264,9 @@ REFUSED = [
         "two-conversations",
         "messages and conversations say different things",
     ),
+    ({"instruction": "Sum up.", "context": "Rain.", "output": "x"}, "unread-input", "context is in no turn"),
+    ({"prompt": "Sum up.", "input": "Rain.", "completion": "x"}, "unread-input", "input is in no turn"),
+    ({"prompt": "a", "history": [["b", "c"]], "completion": "d"}, "unread-input", "history beside a prompt"),
     ({"messages": weighted({"weight": 0.5}, {})}, "unknown-weight", "message 2: weight must be 0 or 1: 0.5"),
     ({"messages": weighted({}, {"train": "no"})}, "unknown-weight", "message 4: train must be 0 or 1: 'no'"),
     ({"messages": weighted({"loss": "false"}, {})}, "unknown-weight", "message 2: loss must be 0 or 1: 'false'"),
