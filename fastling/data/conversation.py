@@ -109,6 +109,8 @@ def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
         index, file = 0, pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         wanted = [name for name in names if keys is None or name in keys]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"two columns have one name: {max(wanted, key=wanted.count)}")
         unread = dict.fromkeys(names)
         for batch in file.iter_batches(batch_size=256, columns=wanted):
             size = batch.nbytes // max(1, batch.num_rows)
@@ -144,7 +146,7 @@ def _json_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
 
 def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Iterator[Row]:
     try:
-        records = json.loads(content.decode("utf-8-sig"))
+        records = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once_each)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
@@ -168,6 +170,15 @@ def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
         if line.strip():
             yield Row(index, f"{path}:{number}", line, len(line))
             index += 1
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict:
+    """An object of JSON. Raises ValueError for a key twice in it, of which one value would be lost."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has a key twice: {max(names, key=names.count)!r:.60}")
+    return fields
 
 
 def _first_line(error: Exception) -> str:
@@ -197,14 +208,12 @@ def parse_row(payload: Any) -> Conversation:
 
 def _parse_json(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_once_each)
     except UnicodeDecodeError as error:
         raise Refused("invalid-utf8", f"byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
         if line.strip() == b"{":
-            raise Refused(
-                "broken-json", "an object over several lines: write a row a line, or a list"
-            ) from None
+            raise Refused("broken-json", "object over several lines: write a row a line, or a list") from None
         raise Refused("broken-json", f"column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise Refused("broken-json", _first_line(error)) from None

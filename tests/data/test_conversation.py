@@ -221,6 +221,8 @@ REFUSED = [
     (b'{"text": ' + b"9" * 5000 + b"}", "broken-json", "4300 digits"),
     (b'{"text": "\xff"}', "invalid-utf8", "byte 10 of the line"),
     (b'{"text": "a\\ud83d"}', "invalid-utf8", "a lone surrogate at character 1"),
+    (b'{"text": "a", "text": "b"}', "broken-json", "an object has a key twice: 'text'"),
+    (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "broken-json", "twice: 'content'"),
     (b"[1, 2]", "unknown-format", "a row must be an object: list"),
     (b"null", "unknown-format", "NoneType"),
     ({"question": "Hi", "answer": "x"}, "unknown-format", "has the keys answer, question; expected messages"),
@@ -477,6 +479,7 @@ BROKEN = {
     "latin.json": (b'[{"text": "a"},\n{"text": "\xfc"}]', r"latin.json:2: is not UTF-8 at byte 26"),
     "deep.json": (b"[" * 100_000, "broken JSON: .*recursion"),
     "digits.json": (b"[" + b"9" * 5000 + b"]", "broken JSON: .*4300 digits"),
+    "twice.json": (b'[{"text": "a", "text": "b"}]', "broken JSON: an object has a key twice: 'text'"),
     "two-arrays.json": (b"[]\n[]", "broken JSON: Extra data"),
     "text.parquet": (b"PAR1 but no parquet", "cannot be read as parquet"),
     "cut.parquet": (parquet()[:-20], "cannot be read as parquet"),
@@ -497,6 +500,14 @@ def test_lines_of_lists_are_told_how_they_are_read(tmp_path):
     with pytest.raises(UserError) as refused:
         list(read_rows(tmp_path / "x.jsonl"))
     assert refused.value.fix == "A file that begins with [ is read as one list of rows."
+
+
+def test_two_columns_of_one_name_are_an_error_in_words(tmp_path):
+    arrays = [pyarrow.array([text]) for text in "abc"]
+    table = pyarrow.table(arrays, names=["prompt", "prompt", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="cannot be read as parquet: two columns have one name: prompt"):
+        list(read_rows(tmp_path / "x.parquet"))
 
 
 def test_bytes_that_are_no_text_in_a_parquet_file_are_an_error_in_words(tmp_path):
