@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,7 +256,7 @@ def _read_turns(record: dict) -> Conversation:
     if record.get("text") is not None and not instructed and not sides:
         if _system(record).strip():
             raise Refused("misplaced-system", "beside plain text, which has no place for it")
-        return Conversation((Turn("text", _text(record["text"])),))
+        return Conversation((Turn("text", _text(record["text"], "text")),))
     keys = ", ".join(sorted(map(str, record))[:8])
     raise Refused(
         "unknown-format",
@@ -276,7 +276,7 @@ def _with_all_input(record: dict, found: Conversation) -> Conversation:
 
 
 def _system(record: dict) -> str:
-    texts = [_text(record.get(key) or "") for key in ("system", "system_prompt")]
+    texts = [_text(record.get(key) or "", key) for key in ("system", "system_prompt")]
     if all(text.strip() for text in texts) and texts[0].strip() != texts[1].strip():
         raise Refused("two-system-texts", "one as system, another as system_prompt")
     return next((text for text in texts if text.strip()), "")
@@ -297,7 +297,7 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
         if message.get("tool_calls") or message.get("function_call"):
             raise Refused("tool-call", f"message {number}: only its text could be trained on")
         _check_media(message, f"in message {number}")
-        content = _text(message.get(text_key))
+        content = _text(message.get(text_key), f"message {number}")
         if role == "system":
             if number > 1:
                 raise Refused("misplaced-system", f"message {number} of {len(messages)}")
@@ -327,16 +327,16 @@ def _is_trained(message: dict, number: int) -> bool:
 
 
 def _alpaca(record: dict) -> Conversation:
-    question, history = _text(record["instruction"]), record.get("history") or []
+    question, history = _text(record["instruction"], "instruction"), record.get("history") or []
     if record.get("input") not in (None, ""):
-        question = "\n".join(part for part in (question, _text(record["input"])) if part)
+        question = "\n".join(part for part in (question, _text(record["input"], "input")) if part)
     if not isinstance(history, list) or not all(
         isinstance(pair, list) and len(pair) == 2 for pair in history
     ):
         raise Refused("unknown-format", "history must be a list of [question, answer]")
-    pairs = [*history, (question, record.get("output"))]
-    turns = [(Turn("user", _text(asked)), Turn("assistant", _text(said))) for asked, said in pairs]
-    return Conversation(tuple(chain.from_iterable(turns)), _system(record))
+    said = [_text(text, "history") for pair in history for text in pair]
+    said += [question, _text(record.get("output"), "output")]
+    return Conversation(tuple(map(Turn, cycle(("user", "assistant")), said)), _system(record))
 
 
 def _prompt_completion(record: dict) -> Conversation:
@@ -344,21 +344,21 @@ def _prompt_completion(record: dict) -> Conversation:
     if isinstance(prompt, list) and isinstance(completion, list):
         given = [each | {"train": False} if isinstance(each, dict) else each for each in prompt]
         return _messages(record, given + completion, "role", "content")
-    turns = (Turn("user", _text(prompt)), Turn("assistant", _text(completion)))
+    turns = (Turn("user", _text(prompt, "prompt")), Turn("assistant", _text(completion, "completion")))
     return Conversation(turns, _system(record))
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, where: str) -> str:
     if isinstance(value, list):  # OpenAI's content parts
         parts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
         if len(parts) == len(value) and all(isinstance(part, str) for part in parts):
             value = "".join(parts)
     if not isinstance(value, str):
-        raise Refused("not-text", f"expected text: {type(value).__name__}")
+        raise Refused("not-text", f"{where}: expected text: {type(value).__name__}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Refused("invalid-utf8", f"a lone surrogate at character {error.start}") from None
+        raise Refused("invalid-utf8", f"{where}: a lone surrogate at character {error.start}") from None
     return value
 
 
