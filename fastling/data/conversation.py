@@ -238,9 +238,9 @@ def _check_media(holder: dict, where: str) -> None:
 
 def _read_turns(record: dict) -> Conversation:
     """Tell the format by its keys, those of null passed over, and read it."""
-    found = [
-        _messages(record, record[name], *keys) for name, keys in LISTS.items() if record.get(name) is not None
-    ]
+    lists = [name for name in LISTS if record.get(name) is not None]
+    lists = [name for name in lists if record[name] != []] or lists[:1]
+    found = [_messages(record, record[name], *LISTS[name]) for name in lists]
     if any(each != found[0] for each in found):
         raise Refused("two-conversations", "messages and conversations say different things: leave one out")
     if found:

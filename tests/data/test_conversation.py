@@ -179,6 +179,10 @@ FORMATS = {
         },
         Conversation(HI),
     ),
+    "an empty list beside the conversation": (
+        {"messages": [], "conversations": messages("Hi", "你好")},
+        Conversation(HI),
+    ),
     "system text beside a blank one": (
         {"system": " ", "system_prompt": "Kurz.", "messages": messages("Hi", "你好")},
         Conversation(HI, "Kurz."),
