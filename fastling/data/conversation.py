@@ -177,7 +177,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"an object has a key twice: {max(names, key=names.count)!r:.60}")
+        raise ValueError(f"a key is twice: {max(names, key=names.count)!r:.60} in an object {fields!s:.80}")
     return fields
 
 
