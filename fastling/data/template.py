@@ -79,7 +79,7 @@ class Template:
     def _check_spelling(self, field: str) -> None:
         """Raise UserError for what was meant as a placeholder and would be written as it stands."""
         for part in self._split(getattr(self, field)):
-            for found in re.finditer(r"\{\s*(\w+?)(_token)?\s*\}", part):
+            for found in re.finditer(r"\{ *(\w+?)(_token)? *\}", part):
                 meant = f"{{{found[1].lower()}}}"
                 if meant in PLACEHOLDERS and part != meant:
                     fix = f"Write {meant}."
