@@ -4,7 +4,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -89,6 +89,12 @@ def check_prompts(folder: Path, encoder: Encoder, model_type: str) -> list[Check
     ]
 
 
+def _probes(encoder: Encoder) -> list[Conversation]:
+    """Conversations to try a template on: with system text only if it has a place for one."""
+    has_place = bool(encoder.template.template.system)
+    return [probe if has_place else replace(probe, system="") for probe in PROBES]
+
+
 def _attempt(name: str, check: Callable[[], Check]) -> Check:
     """Whatever a reader would stumble over is a check that failed."""
     try:
@@ -119,7 +125,7 @@ def _token_ids(folder: Path, encoder: Encoder) -> Check:
 def _template_text(folder: Path, encoder: Encoder) -> Check:
     chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     field = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
-    for conversation in PROBES:
+    for conversation in _probes(encoder):
         for_answer = conversation.turns[-1].role == "user"
         segments = encoder.template.render(conversation, for_answer=for_answer)
         expected = "".join(segment.text for segment in segments)
@@ -135,7 +141,7 @@ def _prompt_ids(folder: Path, encoder: Encoder) -> Check:
     if not adds_what_it_may(encoder.tokenizer, built):
         return Check("prompt ids", False, "tokenizer.json adds more to a text than a begin token")
     chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    for conversation in PROBES:
+    for conversation in _probes(encoder):
         for count in range(1, len(conversation.turns) + 1, 2):
             asked = Conversation(conversation.turns[:count], conversation.system)
             text = render(chat_template, asked, for_answer=True)

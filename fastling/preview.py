@@ -135,8 +135,10 @@ def _readable(ids: list[int], control: bool, begins: bool, encoder: Encoder) -> 
     if control:
         return encoder.tokenizer.piece(ids[0])
     text = encoder.tokenizer.decode([ids])[0]
-    if not begins and encoder.tokenizer.piece(ids[0]).startswith("▁") and not text.startswith(" "):
-        text = " " + text  # SentencePiece takes it for that first space
+    if not begins:  # SentencePiece takes the first space of a stretch for that one
+        pieces = "".join(map(encoder.tokenizer.piece, ids))
+        marks, spaces = len(pieces) - len(pieces.lstrip("▁")), len(text) - len(text.lstrip(" "))
+        text = " " * (marks - spaces) + text
     return text
 
 

@@ -26,7 +26,7 @@ from fastling.data.tokenizer import load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import RunError, UserError
 from fastling.export import DTYPES, Export
-from fastling.export_check import check_export
+from fastling.export_check import check_export, check_prompts
 from fastling.model.digests import digested
 from fastling.model.huggingface import hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
@@ -421,6 +421,13 @@ def test_a_rehearsal_tries_what_a_server_would_feed_the_model(small, monkeypatch
     with pytest.raises(UserError, match="would fail its check: template text: the file renders something"):
         small.rehearse()
     assert list(small.folder.parent.iterdir()) == []
+
+
+def test_a_template_without_a_place_for_system_text_can_be_exported(tmp_path):
+    (tmp_path / "own.yaml").write_text('user: "Q: {content}\\n"\nassistant: "A: {content}{eos}\\n"\n')
+    made = make_export(tmp_path / "out", str(tmp_path / "own.yaml"), DEMO / "tokenizer.model")
+    made.rehearse()
+    assert {check.passed for check in check_prompts(made.aside, made.encoder, "llama")} == {True}
 
 
 def test_a_rehearsal_leaves_an_earlier_export_alone(small):

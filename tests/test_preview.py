@@ -195,6 +195,14 @@ def test_a_refused_key_of_half_a_surrogate_pair_can_be_shown(show, config, tmp_p
         assert "ud800" in out and "udfff" in out
 
 
+@pytest.mark.parametrize("blanks", [1, 2, 3, 8])
+def test_every_space_that_an_answer_begins_with_is_shown(blanks, show, tmp_path):
+    with open(tmp_path / "rows.jsonl", "a", encoding="utf-8") as file:
+        row = messages([("user", "q"), ("assistant", " " * blanks + "b ")])
+        file.write(f"\n{json.dumps(row)}")
+    assert f"[[{' ' * blanks}b </s>]]" in show("--rows", "7", "--source", "mine")
+
+
 def test_what_would_steer_the_terminal_is_shown(show, config, tmp_path):
     with open(tmp_path / "rows.jsonl", "a", encoding="utf-8") as file:
         row = messages([("user", "a\x1b[2Jb\r\n\tc"), ("assistant", "d\x07\x9b31m")])

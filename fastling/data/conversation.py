@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +26,20 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
 }
-MEDIA = ("image", "images", "videos", "audio", "audios")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
+"""Keys of an answer that say whether it is trained on, as several write it, and the value by which it is."""
 SIDES = ("role", "prompt", "completion", "question", "answer", "response", "output")
 """Beside plain text, the keys of a dialogue in a form that is not known."""
+LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+"""Lists of what is said, and the names of who says what in them."""
+INPUTS = ("input", "context", "question")
+"""Beside an instruction or a prompt, more of what is asked."""
 KEYS = frozenset(
     "messages conversations instruction input output history prompt completion text system system_prompt "
     "pair tools functions rejected label kto_tag".split()
-).union(MEDIA, SIDES)
+).union(MEDIA, SIDES, INPUTS)
 """Of a row, in any of the formats, that `parse_row` reads."""
 BYTES_AT_ONCE = 1 << 20
 """Of rows that are worked on together, however long each is."""
@@ -103,6 +109,8 @@ def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
         index, file = 0, pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         wanted = [name for name in names if keys is None or name in keys]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"two columns have one name: {max(wanted, key=wanted.count)}")
         unread = dict.fromkeys(names)
         for batch in file.iter_batches(batch_size=256, columns=wanted):
             size = batch.nbytes // max(1, batch.num_rows)
@@ -138,7 +146,7 @@ def _json_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
 
 def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Iterator[Row]:
     try:
-        records = json.loads(content.decode("utf-8-sig"))
+        records = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once_each)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
@@ -164,6 +172,15 @@ def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
             index += 1
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict:
+    """An object of JSON. Raises ValueError for a key twice in it, of which one value would be lost."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"a key is twice: {max(names, key=names.count)!r:.60} in an object {fields!s:.80}")
+    return fields
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -173,7 +190,8 @@ def parse_row(payload: Any) -> Conversation:
 
     Raises Refused: broken-json, invalid-utf8, unknown-format, unknown-role, unknown-weight, not-text,
     tool-call, reasoning-apart, preference, empty-turn, no-assistant-turn, nothing-to-train-on,
-    starts-with-assistant, turns-do-not-alternate, misplaced-system, two-system-texts.
+    starts-with-assistant, turns-do-not-alternate, misplaced-system, two-system-texts, two-conversations,
+    unread-input.
     """
     record = _parse_json(payload) if isinstance(payload, bytes) else payload
     if not isinstance(record, dict):
@@ -190,14 +208,12 @@ def parse_row(payload: Any) -> Conversation:
 
 def _parse_json(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_once_each)
     except UnicodeDecodeError as error:
         raise Refused("invalid-utf8", f"byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
         if line.strip() == b"{":
-            raise Refused(
-                "broken-json", "an object over several lines: write a row a line, or a list"
-            ) from None
+            raise Refused("broken-json", "object over several lines: write a row a line, or a list") from None
         raise Refused("broken-json", f"column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise Refused("broken-json", _first_line(error)) from None
@@ -208,31 +224,39 @@ def _check_beside(record: dict) -> None:
     for key in ("tools", "functions"):
         if record.get(key) not in (None, "", "[]", []):
             raise Refused("tool-call", f"{key} beside the messages: only their text could be trained on")
-    for key in MEDIA:
-        if record.get(key) not in (None, "", []):
-            raise Refused("not-text", f"{key} beside the text: only the text could be trained on")
+    _check_media(record, "beside the text")
     for key in ("label", "kto_tag"):
         if record.get(key) is False:
             raise Refused("preference", f"{key} is false: its answer is an example of what not to say")
 
 
+def _check_media(holder: dict, where: str) -> None:
+    for key in MEDIA:
+        if holder.get(key) not in (None, "", []):
+            raise Refused("not-text", f"{key} {where}: only the text could be trained on")
+
+
 def _read_turns(record: dict) -> Conversation:
     """Tell the format by its keys, those of null passed over, and read it."""
-    messages = record.get("messages")
-    if messages is not None:
-        return _messages(record, messages, "role", "content")
-    if record.get("conversations") is not None:
-        return _messages(record, record["conversations"], "from", "value")
+    lists = [name for name in LISTS if record.get(name) is not None]
+    lists = [name for name in lists if record[name] != []] or lists[:1]
+    found = [_messages(record, record[name], *LISTS[name]) for name in lists]
+    if any(each != found[0] for each in found):
+        raise Refused("two-conversations", "messages and conversations say different things: leave one out")
+    if found:
+        return found[0]
     instructed = record.get("instruction") is not None
     if instructed and "output" in record:
-        return _alpaca(record)
+        return _with_all_input(record, _alpaca(record))
     if record.get("prompt") is not None and "completion" in record:
-        return _prompt_completion(record)
+        if record.get("history"):
+            raise Refused("unread-input", "history beside a prompt: make it messages")
+        return _with_all_input(record, _prompt_completion(record))
     sides = any(record.get(key) is not None for key in SIDES)
     if record.get("text") is not None and not instructed and not sides:
         if _system(record).strip():
             raise Refused("misplaced-system", "beside plain text, which has no place for it")
-        return Conversation((Turn("text", _text(record["text"])),))
+        return Conversation((Turn("text", _text(record["text"], "text")),))
     keys = ", ".join(sorted(map(str, record))[:8])
     raise Refused(
         "unknown-format",
@@ -241,8 +265,21 @@ def _read_turns(record: dict) -> Conversation:
     )
 
 
+def _with_all_input(record: dict, found: Conversation) -> Conversation:
+    """A row's conversation. Raises Refused where beside it stands more of what is asked, in no turn of it."""
+    said = [found.system, *(turn.content for turn in found.turns)]
+    for key in INPUTS:
+        value = record.get(key)
+        if isinstance(value, str) and not any(value.strip() in text for text in said):
+            raise Refused("unread-input", f"{key} is in no turn: put it into one, or leave it out")
+    return found
+
+
 def _system(record: dict) -> str:
-    return _text(record.get("system") or record.get("system_prompt") or "")
+    texts = [_text(record.get(key) or "", key) for key in ("system", "system_prompt")]
+    if all(text.strip() for text in texts) and texts[0].strip() != texts[1].strip():
+        raise Refused("two-system-texts", "one as system, another as system_prompt")
+    return next((text for text in texts if text.strip()), "")
 
 
 def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conversation:
@@ -259,7 +296,8 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
             raise Refused("unknown-role", f"message {number}: {name!r:.60}")
         if message.get("tool_calls") or message.get("function_call"):
             raise Refused("tool-call", f"message {number}: only its text could be trained on")
-        content = _text(message.get(text_key))
+        _check_media(message, f"in message {number}")
+        content = _text(message.get(text_key), f"message {number}")
         if role == "system":
             if number > 1:
                 raise Refused("misplaced-system", f"message {number} of {len(messages)}")
@@ -278,33 +316,27 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
 
 
 def _is_trained(message: dict, number: int) -> bool:
-    """Whether an answer is to be trained on: `"weight": 0` (OpenAI's) or `"train": false` says it is not, and
-    so do `"loss": false`, `"training": false`, `"masked": true` and `"mask": true`, as others write it.
-    """
+    """Whether an answer is to be trained on."""
     for key in ("train_detail", "training_detail"):
         if message.get(key):
             raise Refused("unknown-weight", f"message {number}: {key}: an answer is trained on as a whole")
-    for key in ("weight", "train"):
-        if message.get(key, 1) not in (0, 1, None):  # False and True among them
+    for key in TRAINED:
+        if message.get(key) not in (0, 1, None):  # False and True among them
             raise Refused("unknown-weight", f"message {number}: {key} must be 0 or 1: {message[key]!r:.40}")
-    if any(message.get(key) is False for key in ("loss", "training")):
-        return False
-    if any(message.get(key) is True for key in ("masked", "mask")):
-        return False
-    return all(message.get(key) in (1, None) for key in ("weight", "train"))
+    return all(message.get(key) in (trained, None) for key, trained in TRAINED.items())
 
 
 def _alpaca(record: dict) -> Conversation:
-    question, history = _text(record["instruction"]), record.get("history") or []
+    question, history = _text(record["instruction"], "instruction"), record.get("history") or []
     if record.get("input") not in (None, ""):
-        question = "\n".join(part for part in (question, _text(record["input"])) if part)
+        question = "\n".join(part for part in (question, _text(record["input"], "input")) if part)
     if not isinstance(history, list) or not all(
         isinstance(pair, list) and len(pair) == 2 for pair in history
     ):
         raise Refused("unknown-format", "history must be a list of [question, answer]")
-    pairs = [*history, (question, record.get("output"))]
-    turns = [(Turn("user", _text(asked)), Turn("assistant", _text(said))) for asked, said in pairs]
-    return Conversation(tuple(chain.from_iterable(turns)), _system(record))
+    said = [_text(text, "history") for pair in history for text in pair]
+    said += [question, _text(record.get("output"), "output")]
+    return Conversation(tuple(map(Turn, cycle(("user", "assistant")), said)), _system(record))
 
 
 def _prompt_completion(record: dict) -> Conversation:
@@ -312,21 +344,21 @@ def _prompt_completion(record: dict) -> Conversation:
     if isinstance(prompt, list) and isinstance(completion, list):
         given = [each | {"train": False} if isinstance(each, dict) else each for each in prompt]
         return _messages(record, given + completion, "role", "content")
-    turns = (Turn("user", _text(prompt)), Turn("assistant", _text(completion)))
+    turns = (Turn("user", _text(prompt, "prompt")), Turn("assistant", _text(completion, "completion")))
     return Conversation(turns, _system(record))
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, where: str) -> str:
     if isinstance(value, list):  # OpenAI's content parts
         parts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
         if len(parts) == len(value) and all(isinstance(part, str) for part in parts):
             value = "".join(parts)
     if not isinstance(value, str):
-        raise Refused("not-text", f"expected text: {type(value).__name__}")
+        raise Refused("not-text", f"{where}: expected text: {type(value).__name__}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Refused("invalid-utf8", f"a lone surrogate at character {error.start}") from None
+        raise Refused("invalid-utf8", f"{where}: a lone surrogate at character {error.start}") from None
     return value
 
 

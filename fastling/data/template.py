@@ -18,6 +18,8 @@ from fastling import yaml_file
 from fastling.data.conversation import Conversation
 from fastling.errors import UserError
 
+PLACEHOLDERS = ("{bos}", "{eos}", "{content}", "{system}")
+
 
 class Segment(NamedTuple):
     """A stretch of a rendered conversation."""
@@ -50,6 +52,8 @@ class Template:
     """Further tokens that end an answer when generating, where the tokenizer has them."""
 
     def __post_init__(self):
+        for field in ("begin", "system", "user", "assistant"):
+            self._check_spelling(field)
         for field in ("user", "assistant"):
             if self._split(getattr(self, field)).count("{content}") != 1:
                 raise UserError(f"template {self.name}", f"{field} needs {{content}} exactly once")
@@ -71,6 +75,15 @@ class Template:
                 "a control token must follow {content} in assistant: it is how an answer ends",
                 "Write {eos} there, or list the token under control_tokens.",
             )
+
+    def _check_spelling(self, field: str) -> None:
+        """Raise UserError for what was meant as a placeholder and would be written as it stands."""
+        for part in self._split(getattr(self, field)):
+            for found in re.finditer(r"\{ *(\w+?)(_token)? *\}", part):
+                meant = f"{{{found[1].lower()}}}"
+                if meant in PLACEHOLDERS and part != meant:
+                    fix = f"Write {meant}."
+                    raise UserError(f"template {self.name}", f"{field} has no placeholder {found[0]}", fix)
 
     def _split(self, pattern: str) -> tuple[str, ...]:
         """A pattern -> its control tokens, placeholders and stretches of text."""
@@ -100,8 +113,7 @@ class Template:
 
 @functools.cache
 def _split(pattern: str, control_tokens: tuple[str, ...]) -> tuple[str, ...]:
-    names = ["{bos}", "{eos}", "{content}", "{system}", *control_tokens]
-    names.sort(key=len, reverse=True)
+    names = sorted([*PLACEHOLDERS, *control_tokens], key=len, reverse=True)
     split = re.split(f"({'|'.join(map(re.escape, names))})", pattern)
     return tuple(part for part in split if part)
 

@@ -129,6 +129,10 @@ FORMATS = {
         {"messages": weighted({"loss": False}, {})},
         Conversation(HI + BYE, read_only=frozenset({1})),
     ),
+    "in numbers, as a table has them": (
+        {"messages": weighted({"loss": 0}, {"loss": 1.0, "masked": 0})},
+        Conversation(HI + BYE, read_only=frozenset({1})),
+    ),
     "by a fourth name": (
         {"messages": weighted({"mask": True}, {"mask": False})},
         Conversation(HI + BYE, read_only=frozenset({1})),
@@ -157,6 +161,35 @@ FORMATS = {
             ]
         },
         Conversation(HI),
+    ),
+    "columns that the question was made of": (
+        {
+            "prompt": "Q: Is it wet?\nRain.",
+            "completion": "Yes",
+            "input": "Rain.\n",
+            "context": "",
+            "question": "Is it wet?",
+        },
+        Conversation((Turn("user", "Q: Is it wet?\nRain."), Turn("assistant", "Yes"))),
+    ),
+    "the same conversation in both lists": (
+        {
+            "messages": messages("Hi", "你好"),
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "你好"}],
+        },
+        Conversation(HI),
+    ),
+    "an empty list beside the conversation": (
+        {"messages": [], "conversations": messages("Hi", "你好")},
+        Conversation(HI),
+    ),
+    "system text beside a blank one": (
+        {"system": " ", "system_prompt": "Kurz.", "messages": messages("Hi", "你好")},
+        Conversation(HI, "Kurz."),
+    ),
+    "system text by both of its names": (
+        {"system": "Kurz.", "system_prompt": "Kurz.", "messages": messages("Hi", "你好")},
+        Conversation(HI, "Kurz."),
     ),
     "text": ({"text": " Es war einmal. "}, Conversation((Turn("text", " Es war einmal. "),))),
     "null columns of a table": (
@@ -191,7 +224,9 @@ REFUSED = [
     (b'{"a":' * 100_000, "broken-json", "recursion"),
     (b'{"text": ' + b"9" * 5000 + b"}", "broken-json", "4300 digits"),
     (b'{"text": "\xff"}', "invalid-utf8", "byte 10 of the line"),
-    (b'{"text": "a\\ud83d"}', "invalid-utf8", "a lone surrogate at character 1"),
+    (b'{"text": "a\\ud83d"}', "invalid-utf8", "text: a lone surrogate at character 1"),
+    (b'{"text": "a", "text": "b"}', "broken-json", "a key is twice: 'text'"),
+    (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "broken-json", "twice: 'content' in an object {'role'"),
     (b"[1, 2]", "unknown-format", "a row must be an object: list"),
     (b"null", "unknown-format", "NoneType"),
     ({"question": "Hi", "answer": "x"}, "unknown-format", "has the keys answer, question; expected messages"),
@@ -201,8 +236,10 @@ REFUSED = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "unknown-role", "message 1: 'tool'"),
     ({"messages": [{"content": "x"}]}, "unknown-role", "message 1: None"),
     ({"messages": [{"role": ["user"], "content": "x"}]}, "unknown-role", "message 1"),
-    ({"messages": messages("Hi", None)}, "not-text", "expected text: NoneType"),
-    ({"prompt": "Hi", "completion": 7}, "not-text", "expected text: int"),
+    ({"messages": messages("Hi", None)}, "not-text", "message 2: expected text: NoneType"),
+    ({"prompt": "Hi", "completion": 7}, "not-text", "completion: expected text: int"),
+    ({"instruction": "Hi", "output": "x", "history": [["a", 1]]}, "not-text", "history: expected text: int"),
+    ({"system": {}, "system_prompt": {"a": 1}, "messages": []}, "not-text", "system_prompt: expected text"),
     ({"instruction": "Hi", "output": None}, "not-text", "NoneType"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not-text", "expected text: list"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "not-text", "list"),
@@ -225,8 +262,22 @@ REFUSED = [
         "two-system-texts",
         "one beside the messages, another in the first",
     ),
+    (
+        {"system": "Kurz.", "system_prompt": "Lang.", "messages": messages("Hi", "x")},
+        "two-system-texts",
+        "one as system, another as system_prompt",
+    ),
+    (
+        {"messages": messages("Hi", "x"), "conversations": messages("Hi", "x", "Bye", "y")},
+        "two-conversations",
+        "messages and conversations say different things",
+    ),
+    ({"instruction": "Sum up.", "context": "Rain.", "output": "x"}, "unread-input", "context is in no turn"),
+    ({"prompt": "Sum up.", "input": "Rain.", "completion": "x"}, "unread-input", "input is in no turn"),
+    ({"prompt": "a", "history": [["b", "c"]], "completion": "d"}, "unread-input", "history beside a prompt"),
     ({"messages": weighted({"weight": 0.5}, {})}, "unknown-weight", "message 2: weight must be 0 or 1: 0.5"),
     ({"messages": weighted({}, {"train": "no"})}, "unknown-weight", "message 4: train must be 0 or 1: 'no'"),
+    ({"messages": weighted({"loss": "false"}, {})}, "unknown-weight", "message 2: loss must be 0 or 1: 'false'"),
     ({"messages": weighted({"weight": 0}, {"train": False})}, "nothing-to-train-on", "weight other than 0"),
     ({"messages": weighted({"tool_calls": [{"id": "1"}]}, {})}, "tool-call", "message 2: only its text"),
     ({"messages": weighted({}, {"function_call": {"name": "f"}})}, "tool-call", "message 4: only its text"),
@@ -237,6 +288,8 @@ REFUSED = [
     ({"text": "Hi", "role": "prompter", "parent_id": None}, "unknown-format", "or text alone"),
     ({"messages": messages("Hi", "x"), "tools": [{"type": "function"}]}, "tool-call", "tools beside"),
     ({"messages": messages("<image>", "x"), "image": "a.jpg"}, "not-text", "image beside the text"),
+    ({"messages": messages("<video>", "x"), "video": "a.mp4"}, "not-text", "video beside the text"),
+    ({"messages": [messages("Hi")[0] | {"images": ["a.jpg"]}, *messages("Hi", "x")[1:]]}, "not-text", "images in message 1"),
     ({"messages": messages("a", "b", "c"), "rejected": "x"}, "preference", "chosen and rejected"),
     ({"messages": messages("a"), "rejected": "x"}, "preference", "chosen and rejected"),
     ({"prompt": "Hi", "completion": "x", "label": False}, "preference", "label is false"),
@@ -432,6 +485,10 @@ BROKEN = {
     "latin.json": (b'[{"text": "a"},\n{"text": "\xfc"}]', r"latin.json:2: is not UTF-8 at byte 26"),
     "deep.json": (b"[" * 100_000, "broken JSON: .*recursion"),
     "digits.json": (b"[" + b"9" * 5000 + b"]", "broken JSON: .*4300 digits"),
+    "twice.json": (
+        b'[{"text": "a", "text": "b"}]',
+        "broken JSON: a key is twice: 'text' in an object {'text': 'b'}",
+    ),
     "two-arrays.json": (b"[]\n[]", "broken JSON: Extra data"),
     "text.parquet": (b"PAR1 but no parquet", "cannot be read as parquet"),
     "cut.parquet": (parquet()[:-20], "cannot be read as parquet"),
@@ -452,6 +509,14 @@ def test_lines_of_lists_are_told_how_they_are_read(tmp_path):
     with pytest.raises(UserError) as refused:
         list(read_rows(tmp_path / "x.jsonl"))
     assert refused.value.fix == "A file that begins with [ is read as one list of rows."
+
+
+def test_two_columns_of_one_name_are_an_error_in_words(tmp_path):
+    arrays = [pyarrow.array([text]) for text in "abc"]
+    table = pyarrow.table(arrays, names=["prompt", "prompt", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="cannot be read as parquet: two columns have one name: prompt"):
+        list(read_rows(tmp_path / "x.parquet"))
 
 
 def test_bytes_that_are_no_text_in_a_parquet_file_are_an_error_in_words(tmp_path):
