@@ -32,8 +32,9 @@ from benchmarks.timing import add_rows, describe_machine, now
 from benchmarks.training_case import Case, make_weights
 from fastling.config import Config
 from fastling.data.batches import Loader
-from fastling.data.conversation import Conversation, Refused, parse_row, read_rows
+from fastling.data.conversation import Conversation, Refused, parse_row
 from fastling.data.packing import make_plan
+from fastling.data.rows import read_rows
 from fastling.data.store import Store
 from fastling.errors import RunError, UserError, run_command
 from fastling.files import write_text

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from fastling.config import build_parser, parse
-from fastling.data.conversation import KEYS, Refused, read_rows
+from fastling.data.conversation import KEYS, Refused
 from fastling.data.encode_files import ROWS_PER_TASK, encode_rows
 from fastling.data.encoding import Encoded, Encoder
+from fastling.data.rows import read_rows
 from fastling.data.store import SourceFile
 from fastling.errors import UserError, run_command, visible
 from fastling.prepare import make_encoder, source_files

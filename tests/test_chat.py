@@ -14,7 +14,8 @@ from conftest import ROOT, run_python
 from inference.conftest import write_export
 
 from fastling.chat import main
-from fastling.data.conversation import Conversation, Turn, parse_row, read_rows
+from fastling.data.conversation import Conversation, Turn, parse_row
+from fastling.data.rows import read_rows
 from fastling.errors import run_command
 from fastling.inference.chat_model import load_chat_model
 from fastling.model.generation import Decoding

@@ -12,7 +12,7 @@ from conftest import DEMO, ROOT
 
 from fastling import prepare, preview
 from fastling.config import build_parser, parse
-from fastling.data.conversation import read_rows
+from fastling.data.rows import read_rows
 from fastling.errors import run_command
 from fastling.prepare import prepare_data
 

@@ -1,21 +1,15 @@
-"""Rows of a file -> conversations. ShareGPT, OpenAI messages, Alpaca, prompt/completion and plain text.
+"""A row -> a conversation, or the reason why not.
 
-`read_rows` yields what a file holds without parsing it, so that parsing can run on all cores;
-`parse_row` makes a `Conversation` of one row or raises `Refused` with the reason.
+ShareGPT, OpenAI messages, Alpaca, prompt/completion and plain text are told by their keys. What a row says
+and nobody would read is a reason to refuse it: it was meant.
 """
 
-import io
 import json
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow
-import pyarrow.parquet
-
-from fastling.errors import UserError
+from fastling.data.rows import first_line, parse_json
 
 ROLES = {
     "system": "system",
@@ -30,19 +24,19 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
 """Keys of an answer that say whether it is trained on, as several write it, and the value by which it is."""
-SIDES = ("role", "prompt", "completion", "question", "answer", "response", "output")
+SIDES = ("role", "prompt", "completion", "question", "answer", "response", "output", "chosen")
 """Beside plain text, the keys of a dialogue in a form that is not known."""
 LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 """Lists of what is said, and the names of who says what in them."""
 INPUTS = ("input", "context", "question")
 """Beside an instruction or a prompt, more of what is asked."""
+ANSWERS = ("response", "answer", "output", "completion", "chosen")
+"""Beside messages that end with a question, what answers it."""
 KEYS = frozenset(
     "messages conversations instruction input output history prompt completion text system system_prompt "
     "pair tools functions rejected label kto_tag".split()
 ).union(MEDIA, SIDES, INPUTS)
 """Of a row, in any of the formats, that `parse_row` reads."""
-BYTES_AT_ONCE = 1 << 20
-"""Of rows that are worked on together, however long each is."""
 
 
 class Refused(Exception):
@@ -72,134 +66,21 @@ class Conversation:
     """Indices of assistant turns that are read but not trained on, as their row asks for."""
 
 
-class Row(NamedTuple):
-    """One row as it lies in its file: JSON bytes not yet parsed, or a record."""
-
-    index: int
-    """Counted from 0 over the rows of the file."""
-    location: str
-    """file:line, or file:row for formats without lines."""
-    payload: bytes | dict
-    size: int
-    """About how many bytes of its file it takes."""
-
-
-def kind_of(path: Path) -> str:
-    """How a file is read, by the end of its name: parquet, gzip, zstd, or plain."""
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return "parquet"
-    if name.endswith((".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")):
-        return {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower(), "plain")
-    raise UserError(
-        str(path), "unknown kind of file", "Use .json, .jsonl, .jsonl.gz, .jsonl.zst or .parquet."
-    )
-
-
-def read_rows(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
-    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held whole).
-
-    With `keys` a record has the values of no others, so that what nobody reads is not carried about.
-    """
-    return _parquet_rows(path, keys) if kind_of(path) == "parquet" else _json_rows(path, keys)
-
-
-def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
-    try:
-        index, file = 0, pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        wanted = [name for name in names if keys is None or name in keys]
-        if len(set(wanted)) < len(wanted):
-            raise ValueError(f"two columns have one name: {max(wanted, key=wanted.count)}")
-        unread = dict.fromkeys(names)
-        for batch in file.iter_batches(batch_size=256, columns=wanted):
-            size = batch.nbytes // max(1, batch.num_rows)
-            together = max(1, min(256, BYTES_AT_ONCE // max(1, size)))
-            for start in range(0, batch.num_rows, together):
-                for record in batch.slice(start, together).to_pylist():
-                    yield Row(index, f"{path}:row {index}", unread | record, size)
-                    index += 1
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise UserError(str(path), f"cannot be read as parquet: {_first_line(error)}") from None
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    # Arrow reads all members and frames of a file and, unlike zstandard, tells when one is cut short.
-    kind = kind_of(path)
-    if kind == "plain":
-        return open(path, "rb")
-    return io.BufferedReader(pyarrow.CompressedInputStream(str(path), kind))
-
-
-def _json_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
-    try:
-        with _open(path) as file:
-            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-        with _open(path) as file:
-            if start.startswith(b"["):
-                yield from _array_rows(path, file.read(), keys)
-            else:
-                yield from _line_rows(path, file)
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {_first_line(error)}") from None
-
-
-def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Iterator[Row]:
-    try:
-        records = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once_each)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        fix = "A file that begins with [ is read as one list of rows."
-        raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}", fix) from None
-    except (RecursionError, ValueError) as error:
-        raise UserError(str(path), f"broken JSON: {_first_line(error)}") from None
-    size = len(content) // max(1, len(records))
-    for index, record in enumerate(records):
-        if keys is not None and isinstance(record, dict):
-            record = {key: value if key in keys else None for key, value in record.items()}
-        yield Row(index, f"{path}:row {index}", record, size)
-
-
-def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
-    index = 0
-    for number, line in enumerate(file, start=1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
-            yield Row(index, f"{path}:{number}", line, len(line))
-            index += 1
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict:
-    """An object of JSON. Raises ValueError for a key twice in it, of which one value would be lost."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"a key is twice: {max(names, key=names.count)!r:.60} in an object {fields!s:.80}")
-    return fields
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def parse_row(payload: Any) -> Conversation:
     """JSON bytes or a record -> a conversation whose turns can be trained on.
 
     Raises Refused: broken-json, invalid-utf8, unknown-format, unknown-role, unknown-weight, not-text,
     tool-call, reasoning-apart, preference, empty-turn, no-assistant-turn, nothing-to-train-on,
     starts-with-assistant, turns-do-not-alternate, misplaced-system, two-system-texts, two-conversations,
-    unread-input.
+    unread-input, unread-answer.
     """
     record = _parse_json(payload) if isinstance(payload, bytes) else payload
     if not isinstance(record, dict):
         raise Refused("unknown-format", f"a row must be an object: {type(record).__name__}")
     _check_beside(record)
     found = _read_turns(record)
-    if (not found.turns or found.turns[-1].role == "user") and record.get("rejected"):
-        raise Refused("preference", "its answers are chosen and rejected: put the chosen one in its place")
+    if not found.turns or found.turns[-1].role == "user":
+        _check_no_answer(record)
     _check_turns(found)
     pair = record.get("pair")
     system = found.system if found.system.strip() else ""
@@ -208,7 +89,7 @@ def parse_row(payload: Any) -> Conversation:
 
 def _parse_json(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"), object_pairs_hook=_once_each)
+        return parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Refused("invalid-utf8", f"byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
@@ -216,7 +97,7 @@ def _parse_json(line: bytes) -> Any:
             raise Refused("broken-json", "object over several lines: write a row a line, or a list") from None
         raise Refused("broken-json", f"column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
-        raise Refused("broken-json", _first_line(error)) from None
+        raise Refused("broken-json", first_line(error)) from None
 
 
 def _check_beside(record: dict) -> None:
@@ -234,6 +115,15 @@ def _check_media(holder: dict, where: str) -> None:
     for key in MEDIA:
         if holder.get(key) not in (None, "", []):
             raise Refused("not-text", f"{key} {where}: only the text could be trained on")
+
+
+def _check_no_answer(record: dict) -> None:
+    """Raise Refused where the answer to the last question stands beside the messages."""
+    if record.get("rejected"):
+        raise Refused("preference", "its answers are chosen and rejected: put the chosen one in its place")
+    for key in ANSWERS:
+        if record.get(key):
+            raise Refused("unread-answer", f"{key} is beside the messages: make it the last of them")
 
 
 def _read_turns(record: dict) -> Conversation:
@@ -301,9 +191,9 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
         if role == "system":
             if number > 1:
                 raise Refused("misplaced-system", f"message {number} of {len(messages)}")
-            if system.strip() not in ("", content.strip()):
+            if content.strip() and system.strip() not in ("", content.strip()):
                 raise Refused("two-system-texts", "one beside the messages, another in the first of them")
-            system = content
+            system = content if content.strip() else system
             continue
         if role == "assistant":
             for key in THOUGHTS:

@@ -11,8 +11,9 @@ from concurrent.futures import Future
 from itertools import chain, islice
 from pathlib import Path
 
-from fastling.data.conversation import BYTES_AT_ONCE, KEYS, Refused, Row, parse_row, read_rows
+from fastling.data.conversation import KEYS, Refused, parse_row
 from fastling.data.encoding import Encoded, Encoder
+from fastling.data.rows import BYTES_AT_ONCE, Row, read_rows
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.workers import start_workers

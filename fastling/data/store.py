@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy
 
 from fastling import files
-from fastling.data.conversation import Refused, Row, kind_of
+from fastling.data.conversation import Refused
 from fastling.data.encode_files import encode_files
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.ledger import Ledger
+from fastling.data.rows import Row, kind_of
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fastling.data.conversation import read_rows
+from fastling.data.rows import read_rows
 from fastling.errors import UserError
 
 

@@ -10,9 +10,10 @@ import torch
 from fastling import files
 from fastling.config import Config, resolve
 from fastling.data.batches import Loader
-from fastling.data.conversation import KEYS, Conversation, Refused, parse_row, read_rows
+from fastling.data.conversation import KEYS, Conversation, Refused, parse_row
 from fastling.data.encoding import Encoder
 from fastling.data.packing import make_plan
+from fastling.data.rows import read_rows
 from fastling.data.store import Store
 from fastling.model.generation import Decoding, generate
 from fastling.model.llama import Llama

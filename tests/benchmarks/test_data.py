@@ -9,7 +9,8 @@ from conftest import DEMO
 
 from benchmarks import data
 from benchmarks.timing import KEYS
-from fastling.data.conversation import parse_row, read_rows
+from fastling.data.conversation import parse_row
+from fastling.data.rows import read_rows
 from fastling.errors import RunError, UserError, run_command
 
 

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from serving.talkers import Parrot
 
-from fastling.data.conversation import Conversation, Turn, parse_row, read_rows
+from fastling.data.conversation import Conversation, Turn, parse_row
 from fastling.data.encoding import Encoded
+from fastling.data.rows import read_rows
 from fastling.errors import UserError
 from fastling.model.generation import Decoding
 from fastling.serving.session import Session

@@ -1,0 +1,136 @@
+"""Files -> rows as they lie there: .json, .jsonl[.gz|.zst] and .parquet.
+
+`read_rows` yields what a file holds without parsing it, so that parsing can run on all cores.
+"""
+
+import io
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+
+from fastling.errors import UserError
+
+BYTES_AT_ONCE = 1 << 20
+"""Of rows that are worked on together, however long each is."""
+
+
+class Row(NamedTuple):
+    """One row as it lies in its file: JSON bytes not yet parsed, or a record."""
+
+    index: int
+    """Counted from 0 over the rows of the file."""
+    location: str
+    """file:line, or file:row for formats without lines."""
+    payload: bytes | dict
+    size: int
+    """About how many bytes of its file it takes."""
+
+
+def kind_of(path: Path) -> str:
+    """How a file is read, by the end of its name: parquet, gzip, zstd, or plain."""
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return "parquet"
+    if name.endswith((".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")):
+        return {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower(), "plain")
+    raise UserError(
+        str(path), "unknown kind of file", "Use .json, .jsonl, .jsonl.gz, .jsonl.zst or .parquet."
+    )
+
+
+def read_rows(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held whole).
+
+    With `keys` a record has the values of no others, so that what nobody reads is not carried about.
+    """
+    return _parquet_rows(path, keys) if kind_of(path) == "parquet" else _json_rows(path, keys)
+
+
+def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
+    try:
+        index, file = 0, pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = [name for name in names if keys is None or name in keys]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"two columns have one name: {max(wanted, key=wanted.count)}")
+        unread = dict.fromkeys(names)
+        for batch in file.iter_batches(batch_size=256, columns=wanted):
+            size = batch.nbytes // max(1, batch.num_rows)
+            together = max(1, min(256, BYTES_AT_ONCE // max(1, size)))
+            for start in range(0, batch.num_rows, together):
+                for record in batch.slice(start, together).to_pylist():
+                    yield Row(index, f"{path}:row {index}", unread | record, size)
+                    index += 1
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UserError(str(path), f"cannot be read as parquet: {first_line(error)}") from None
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    # Arrow reads all members and frames of a file and, unlike zstandard, tells when one is cut short.
+    kind = kind_of(path)
+    if kind == "plain":
+        return open(path, "rb")
+    return io.BufferedReader(pyarrow.CompressedInputStream(str(path), kind))
+
+
+def _json_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
+    try:
+        with _open(path) as file:
+            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        with _open(path) as file:
+            if start.startswith(b"["):
+                yield from _array_rows(path, file.read(), keys)
+            else:
+                yield from _line_rows(path, file)
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {first_line(error)}") from None
+
+
+def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Iterator[Row]:
+    try:
+        records = parse_json(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        fix = "A file that begins with [ is read as one list of rows."
+        raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}", fix) from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(str(path), f"broken JSON: {first_line(error)}") from None
+    size = len(content) // max(1, len(records))
+    for index, record in enumerate(records):
+        if keys is not None and isinstance(record, dict):
+            record = {key: value if key in keys else None for key, value in record.items()}
+        yield Row(index, f"{path}:row {index}", record, size)
+
+
+def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
+    index = 0
+    for number, line in enumerate(file, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield Row(index, f"{path}:{number}", line, len(line))
+            index += 1
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError also for a key twice in an object, of which one value would be lost."""
+    return json.loads(text, object_pairs_hook=_once_each)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"a key is twice: {max(names, key=names.count)!r:.60} in an object {fields!s:.80}")
+    return fields
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, or only its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
