@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,11 +23,22 @@ def start_workers(
     """
     context = multiprocessing.get_context("forkserver")
     try:
-        with ProcessPoolExecutor(number, context, _start, (start, *arguments)) as pool:
+        with ProcessPoolExecutor(number, context, _start, (start, *arguments)) as pool, _let_go_of(pool):
             yield pool
     except BrokenProcessPool:
         what = f"one of {number} processes was killed, most likely for lack of memory"
         raise RunError(where, what, fix) from None
+
+
+@contextmanager
+def _let_go_of(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Python before 3.11.5 never ends a pool that has work on its way to processes that are gone."""
+    try:
+        yield
+    except BaseException:
+        if sys.version_info < (3, 11, 5):
+            pool._call_queue._reader.close()  # then its thread hears that nobody else reads
+        raise
 
 
 def _start(start: Callable[..., None], *arguments: object) -> None:

@@ -57,6 +57,35 @@ def test_no_worker_outlives_a_process_that_is_killed(tmp_path, how):
     assert not left
 
 
+KILLED_AT_WORK = """
+import time
+from fastling.errors import RunError
+from fastling.workers import start_workers
+
+if __name__ == "__main__":
+    try:
+        with start_workers(2, time.sleep, 0, where="workers", fix="") as pool:
+            pool.submit(time.sleep, 0).result()
+            futures = [pool.submit(time.sleep, bytes(2**20)) for _ in range(8)]
+            for process in list(pool._processes.values()):
+                process.kill()
+            for future in futures:
+                future.result()
+    except RunError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told_though_more_work_is_on_its_way_than_a_pipe_holds(tmp_path):
+    """Which Python's own pools wait for, for ever, before 3.11.5."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_AT_WORK)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, timeout=60)
+    assert b"workers: one of 2 processes was killed" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_worker_of_dialogues_that_is_killed_is_told_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "LINES_PER_CHUNK", 20)
