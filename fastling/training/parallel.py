@@ -5,6 +5,9 @@ gradients are summed, not averaged, in float32: the batches carry weights that a
 """
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +73,8 @@ class World:
 def open_world(config: Config):
     """Join the processes that torchrun started, or be the only one."""
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     prepare_device()
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     if device.type == "cpu":
@@ -92,6 +97,14 @@ def open_world(config: Config):
             raise RunError(f"rank {dist.get_rank()}", what, "It says why, unless it was killed.") from None
         raise
     dist.destroy_process_group()
+
+
+def _leave_with(launcher: int) -> None:
+    """End when torchrun is gone: killed, it tells nobody, and its processes would train on unseen."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    print(f"error: rank {os.environ['RANK']}: torchrun was killed", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 @contextmanager

@@ -1,7 +1,13 @@
 """The processes of a run: what is said where one cannot go on."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
+from conftest import ROOT
 
 from fastling.config import Config
 from fastling.errors import RunError
@@ -15,3 +21,30 @@ def test_a_gpu_that_is_full_is_told_in_words_with_what_helps():
     ):
         with open_world(Config()):
             raise torch.OutOfMemoryError(said)
+
+
+BUSY = """
+import os, time
+from fastling.config import Config
+from fastling.training.parallel import open_world
+
+with open_world(Config()):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_launcher_that_is_killed_end_with_it(tmp_path):
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **streams) as launcher:
+        ranks = [int(launcher.stdout.readline()) for _ in range(2)]
+        launcher.kill()
+        killed = time.monotonic()
+        said = launcher.stderr.read()  # ends when nobody is left who could write
+    assert time.monotonic() - killed < 30, ranks
+    assert "error: rank 0: torchrun was killed" in said and "error: rank 1: torchrun was killed" in said
