@@ -191,8 +191,9 @@ class MetricsLog:
         self.file = open(self.path, "a", encoding="utf-8")
 
     def write(self, line: dict) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with files.naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
         if self.wandb:
             self.wandb.log({_wandb_name(key): value for key, value in line.items()})
 
