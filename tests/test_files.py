@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -64,15 +63,6 @@ def test_two_processes_that_write_one_file_do_not_write_into_each_other_s(tmp_pa
     files.write_text(path, "mine")
     assert path.read_text() == "mine"
     assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
-
-
-@pytest.fixture
-def quota():
-    """No file may be longer than 4 kB; what writing one meets then names no file, as a full disk does not."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_file_that_finds_no_room_is_named_and_the_old_one_stays(tmp_path, quota, capsys):

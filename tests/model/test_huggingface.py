@@ -16,7 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.model.generation import Decoding, generate
 from fastling.model.huggingface import (
     config_json,
@@ -273,6 +273,15 @@ def test_shards_are_numbered_indexed_and_leave_nothing_stale(exported):
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
     modes = {file.stat().st_mode for file in folder.iterdir()}
     assert len(modes) == 1  # the weights as readable to others as any file
+
+
+def test_weights_that_find_no_room_are_told_and_leave_none_behind(exported, quota):
+    before = load_file(exported.folder / "model.safetensors")
+    shards = iter([("small", torch.ones(100)), ("large", torch.ones(2000))])
+    with pytest.raises(RunError, match="the weights could not be written: .*File too large"):
+        save_weights(shards, exported.folder, max_shard_bytes=1000, dtype=torch.float32)
+    assert {path.name for path in exported.folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert all(map(torch.equal, load_file(exported.folder / "model.safetensors").values(), before.values()))
 
 
 @pytest.mark.parametrize(
