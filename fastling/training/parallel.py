@@ -81,7 +81,7 @@ def open_world(config: Config):
         keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if launched:
-        dist.init_process_group(backend)
+        _join(backend)
     else:
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
     try:
@@ -97,6 +97,18 @@ def open_world(config: Config):
             raise RunError(f"rank {dist.get_rank()}", what, "It says why, unless it was killed.") from None
         raise
     dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Join the others, also in a run that torchrun starts again after a process of it has died.
+
+    torch 2.13 leaves in torchrun's store where the processes were before, and who is early looks for them
+    there. On several nodes they may not agree how often they were started, so nothing is done there.
+    """
+    store, rank, size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _leave_with(launcher: int) -> None:
