@@ -38,6 +38,7 @@ class SafetensorsFolder:
         if not file.is_file():
             raise UserError(str(file), "is missing", f"{_INDEX} names it: copy the whole folder.")
         files.check_no_pointer(file)
+        open(file, "rb").close()  # safetensors says of one that may not be read that there is none
         try:
             tensors = self._open_files.enter_context(safe_open(file, framework="pt"))
         except SafetensorError as error:

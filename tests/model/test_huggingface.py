@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastling.errors import RunError, UserError
+from fastling.model import safetensors_folder
 from fastling.model.generation import Decoding, generate
 from fastling.model.huggingface import (
     config_json,
@@ -384,6 +385,15 @@ def test_an_index_may_not_lead_out_of_its_folder(exported, elsewhere):
     index = {"weight_map": {"model.norm.weight": elsewhere}}
     (exported.folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="names a file outside its folder"):
+        load_pretrained(exported.folder)
+
+
+def test_weights_that_may_not_be_read_are_not_said_to_be_missing(exported, monkeypatch):
+    def refused(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(safetensors_folder, "open", refused, raising=False)
+    with pytest.raises(PermissionError, match="Permission denied: .*model.safetensors"):
         load_pretrained(exported.folder)
 
 
