@@ -264,7 +264,10 @@ def plot_loss(run_dir: Path) -> Path:
     if train or held_out:
         axes.legend()
     path = run_dir / "loss.png"
-    figure.savefig(path, dpi=120)
+    aside = path.with_name(f"{path.name}.tmp")
+    with files.naming(path):
+        figure.savefig(aside, format="png", dpi=120)
+    aside.replace(path)
     return path
 
 
