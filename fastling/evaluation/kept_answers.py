@@ -60,7 +60,8 @@ class KeptAnswers:
         self._write({"question": question, "turn": turn, **answer._asdict()})
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self.path):  # of what found no room before, it tries again
+            self._file.close()
 
     def _write(self, row: Mapping[str, object]) -> None:
         with naming(self.path):
