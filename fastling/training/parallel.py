@@ -123,10 +123,13 @@ def _leave_with(launcher: int) -> None:
 def _out_of_memory_in_words(device: torch.device):
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        _, of_cpu, what = str(error).partition("DefaultCPUAllocator: ")  # which has no type of its own
+        if not (of_cpu or isinstance(error, torch.OutOfMemoryError)):
+            raise
         raise RunError(
             str(device),
-            ". ".join(str(error).split(". ")[:2]),  # that it is full, and how much was wanted
+            ". ".join((what or str(error)).split(". ")[:2]),  # that it is full, and how much was wanted
             "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs.",
         ) from None
 

@@ -23,6 +23,12 @@ def test_a_gpu_that_is_full_is_told_in_words_with_what_helps():
             raise torch.OutOfMemoryError(said)
 
 
+def test_a_cpu_s_memory_that_is_full_is_told_in_words():
+    with pytest.raises(RunError, match="cpu: .*allocate .* bytes.*\n  Lower train.micro"):
+        with open_world(Config()):
+            torch.empty(2**60, dtype=torch.uint8)
+
+
 BUSY = """
 import os, time
 from fastling.config import Config
