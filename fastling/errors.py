@@ -16,6 +16,8 @@ MOST_LINES = 6
 
 SECONDS_FOR_RANK_0 = 5.0
 """In which a mistake that all ranks found is said by rank 0, and torchrun ends the others."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What writing meets, where no file is named; anything else without a name is a mistake of ours."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -54,8 +56,8 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
     except BrokenPipeError:  # `fastling preview | head` is not a failure
         streams.abandon_stdout()
         return 0
-    except OSError as error:  # no permission, a folder where a file should be, a full disk
-        if error.filename is None and error.errno != errno.ENOSPC:
+    except OSError as error:  # no permission, a folder where a file should be, a full disk, a quota
+        if error.filename is None and error.errno not in _DISK:
             raise
         streams.abandon_stdout()
         _say(f"{error.filename or 'while writing'}: {error.strerror}")

@@ -59,6 +59,7 @@ def _fill_the_closed() -> None:
 
 def abandon_stdout() -> None:
     """What is still to be written there goes nowhere, so that the end of the process does not fail at it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    if sys.stdout is sys.__stdout__:  # not a test's or a notebook's, which has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,7 +1,10 @@
 """Processes that share some work. Each starts anew, and none outlives the process that it works for."""
 
+import errno
 import multiprocessing
 import os
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,15 +21,32 @@ def start_workers(
 ) -> Iterator[ProcessPoolExecutor]:
     """So many processes, each of which begins with `start(*arguments)`.
 
-    Raises RunError, of the setting `where`, when one of them is killed.
+    Raises RunError, of the setting `where`, when one of them is killed or cannot be started.
     """
     context = multiprocessing.get_context("forkserver")
     try:
-        with ProcessPoolExecutor(number, context, _start, (start, *arguments)) as pool:
+        with ProcessPoolExecutor(number, context, _start, (start, *arguments)) as pool, _let_go_of(pool):
             yield pool
     except BrokenProcessPool:
         what = f"one of {number} processes was killed, most likely for lack of memory"
         raise RunError(where, what, fix) from None
+    except OSError as error:
+        if "AF_UNIX" in str(error):  # a socket through which they are started, whose path may have 107 bytes
+            raise RunError("TMPDIR", f"is too long: {tempfile.gettempdir()}", "Set it to /tmp.") from None
+        if error.errno not in (errno.EAGAIN, errno.EMFILE):
+            raise
+        raise RunError(where, f"cannot start {number} processes: {error.strerror}", fix) from None
+
+
+@contextmanager
+def _let_go_of(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Python before 3.11.5 never ends a pool that has work on its way to processes that are gone."""
+    try:
+        yield
+    except BaseException:
+        if sys.version_info < (3, 11, 5):
+            pool._call_queue._reader.close()  # then its thread hears that nobody else reads
+        raise
 
 
 def _start(start: Callable[..., None], *arguments: object) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -28,6 +29,15 @@ DEMO = ROOT / "fastling" / "demo"
 def cache_of_its_own(tmp_path_factory):
     """Token stores of tests go to a folder of the test session."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def quota():
+    """No file may be longer than 4 kB; what writing one meets then names no file, as a full disk does not."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.CompletedProcess:

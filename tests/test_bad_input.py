@@ -359,6 +359,7 @@ def test_export_of_a_damaged_checkpoint_names_the_tensor(run, tmp_path, capsys):
         (RunError("where", "what"), 1, "error: where: what\n"),
         (PermissionError(13, "Permission denied", "/data/x"), 1, "error: /data/x: Permission denied\n"),
         (OSError(28, "No space left on device"), 1, "error: while writing: No space left on device\n"),
+        (OSError(122, "Disk quota exceeded"), 1, "error: while writing: Disk quota exceeded\n"),
         (KeyboardInterrupt(), 130, "stopped by the keyboard\n"),
         (
             UserError("x", "\n".join(map(str, range(9)))),

@@ -272,6 +272,18 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     assert out.read_text() == "old" and not list(tmp_path.glob("*.tmp"))
 
 
+def test_two_that_write_one_file_do_not_write_into_each_other_s(tmp_path, capsys):
+    """The second is told; what a killed one has left is in nobody's way."""
+    corpus, out = write_corpus(tmp_path, count=40), tmp_path / "out.jsonl"
+    out.with_name("out.jsonl.tmp").write_text("x" * 10**6)
+    with build.whole_or_absent(out) as file:
+        file.write("first\n")
+        assert run_command(dialogues.main, options(corpus, out)) == 2
+        assert f"error: --out: is being written by another process: {out}" in capsys.readouterr().err
+    assert out.read_text() == "first\n"
+    assert run_command(dialogues.main, options(corpus, out)) == 0
+
+
 def test_files_of_the_wrong_language_are_a_failed_run_that_says_so(tmp_path, capsys):
     corpus = write_corpus(tmp_path, "de", "en", count=100)
     arguments = options(corpus, tmp_path / "out.jsonl", "--json", "--source-lang", "fr")

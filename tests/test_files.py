@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastling import files
+from fastling.config import Config
+from fastling.errors import run_command
+from fastling.training.metrics import MetricsLog
 
 
 class Killed(BaseException):
@@ -60,6 +63,22 @@ def test_two_processes_that_write_one_file_do_not_write_into_each_other_s(tmp_pa
     files.write_text(path, "mine")
     assert path.read_text() == "mine"
     assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_file_that_finds_no_room_is_named_and_the_old_one_stays(tmp_path, quota, capsys):
+    path = tmp_path / "x.json"
+    files.write_text(path, "old")
+    assert run_command(lambda arguments: files.write_text(path, "x" * 5000), []) == 1
+    assert capsys.readouterr().err == f"error: {path}: File too large\n"
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"x.json": "old"}
+
+
+def test_metrics_that_find_no_room_name_their_file(tmp_path, quota):
+    log = MetricsLog(tmp_path, Config(), first_step=0)
+    with pytest.raises(OSError, match="File too large: '.*metrics.jsonl'"):
+        log.write({"step": 1, "words": "x" * 5000})
+    with pytest.raises(OSError):  # what it still holds finds no room either
+        log.close()
 
 
 @given(st.text(st.characters(exclude_categories=())))

@@ -1,7 +1,7 @@
 """Processes that share some work: none outlives the process that it works for, and what kills one is told."""
 
 import dataclasses
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -15,6 +15,7 @@ from interactive.parallel_text import knowledge_of, recipe_of, write_corpus
 
 from fastling.errors import RunError
 from fastling.interactive import build
+from fastling.workers import start_workers
 
 BUSY = """
 import time
@@ -57,6 +58,57 @@ def test_no_worker_outlives_a_process_that_is_killed(tmp_path, how):
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+KILLED_AT_WORK = """
+import time
+from fastling.errors import RunError
+from fastling.workers import start_workers
+
+if __name__ == "__main__":
+    try:
+        with start_workers(2, time.sleep, 0, where="workers", fix="") as pool:
+            pool.submit(time.sleep, 0).result()
+            futures = [pool.submit(time.sleep, bytes(2**20)) for _ in range(8)]
+            for process in list(pool._processes.values()):
+                process.kill()
+            for future in futures:
+                future.result()
+    except RunError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told_though_more_work_is_on_its_way_than_a_pipe_holds(tmp_path):
+    """Which Python's own pools wait for, for ever, before 3.11.5."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_AT_WORK)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, timeout=60)
+    assert b"workers: one of 2 processes was killed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (OSError("AF_UNIX path too long"), "TMPDIR: is too long: .*\n  Set it to /tmp."),
+        (
+            OSError(24, "Too many open files"),
+            "workers: cannot start 2 processes: Too many open files\n  Fewer.",
+        ),
+        (BlockingIOError(11, "Try again"), "workers: cannot start 2 processes: Try again\n  Fewer."),
+    ],
+    ids=str,
+)
+def test_processes_that_cannot_be_started_are_told_in_words(problem, said, monkeypatch):
+    def refuse(descriptors):
+        raise problem
+
+    monkeypatch.setattr(multiprocessing.forkserver, "connect_to_new_process", refuse)
+    with pytest.raises(RunError, match=said):
+        with start_workers(2, time.sleep, 0, where="workers", fix="Fewer.") as pool:
+            pool.submit(time.sleep, 0)
 
 
 @pytest.mark.slow

@@ -238,14 +238,18 @@ def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[
     aside = final.with_name(final.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed
     aside.mkdir(parents=True)
-    with _Writer(aside, recipe) as writer:
-        encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
-        paths = [source.path for source in recipe.sources]
-        for source, rows, results in encode_files(paths, encoder, workers or os.cpu_count() or 1):
-            writer.add(source, rows, results)
-            if progress:
-                progress(len(rows))
-    files.publish(aside, final)
+    try:
+        with _Writer(aside, recipe) as writer:
+            encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
+            paths = [source.path for source in recipe.sources]
+            for source, rows, results in encode_files(paths, encoder, workers or os.cpu_count() or 1):
+                writer.add(source, rows, results)
+                if progress:
+                    progress(len(rows))
+        files.publish(aside, final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk is no place to leave it
+        raise
 
 
 class _HashedFile:
@@ -257,10 +261,12 @@ class _HashedFile:
 
     def write(self, content: bytes) -> None:
         self._hash.update(content)
-        self._file.write(content)
+        with files.naming(self.path):
+            self._file.write(content)
 
     def close(self) -> None:
-        self._file.close()
+        with files.naming(self.path):
+            self._file.close()
 
     @property
     def digest(self) -> str:

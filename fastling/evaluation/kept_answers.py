@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastling.errors import UserError
-from fastling.files import json_line
+from fastling.files import json_line, naming
 
 OPENING = b'{"fingerprint": '
 
@@ -60,11 +60,13 @@ class KeptAnswers:
         self._write({"question": question, "turn": turn, **answer._asdict()})
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self.path):  # of what found no room before, it tries again
+            self._file.close()
 
     def _write(self, row: Mapping[str, object]) -> None:
-        self._file.write(json_line(row).encode())
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json_line(row).encode())
+            self._file.flush()
 
     def _check_fingerprint(self, line: bytes, wanted: Mapping[str, object]) -> None:
         row = self._parse(1, line)

@@ -6,6 +6,7 @@ each from a seed of its own line; the main process writes them in order, as many
 
 import collections
 import contextlib
+import fcntl
 import os
 import random
 from collections import Counter
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from fastling.errors import RunError
+from fastling.errors import RunError, UserError
 from fastling.files import json_line
 from fastling.interactive.dialogue import Dialogue
 from fastling.interactive.diversity import Diversity, own_words
@@ -269,16 +270,36 @@ def check_some_built(dialogues: int, pairs: int, rejects: Counter, unasked: int 
 
 @contextlib.contextmanager
 def whole_or_absent(path: Path) -> Iterator[TextIO]:
-    """A file to write to that takes its name when it is finished, and is gone if it never is."""
+    """A file to write to that takes its name when it is finished, and is gone if it never is.
+
+    Raises UserError where another process is writing it, until that ends.
+    """
     aside = path.with_name(path.name + ".tmp")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
+    with open(aside, "a", encoding="utf-8") as file:
+        if not _takes(file, aside):
+            what = f"is being written by another process: {path}"
+            raise UserError("--out", what, "Wait for it, stop it, or name another file.")
+        try:
+            file.truncate(0)  # left by one that was killed
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _takes(file: TextIO, aside: Path) -> bool:
+    """Keep others out of a file for as long as it is open; False where another process does so."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had it until now may have given it its name.
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(aside))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:  # a disk that knows no locks
+        return True
 
 
 def _chunks_made(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastling import files
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 
 _INDEX = "model.safetensors.index.json"
 _FLOATING = ("F64", "F32", "F16", "BF16")
@@ -38,6 +38,7 @@ class SafetensorsFolder:
         if not file.is_file():
             raise UserError(str(file), "is missing", f"{_INDEX} names it: copy the whole folder.")
         files.check_no_pointer(file)
+        open(file, "rb").close()  # safetensors says of one that may not be read that there is none
         try:
             tensors = self._open_files.enter_context(safe_open(file, framework="pt"))
         except SafetensorError as error:
@@ -94,7 +95,7 @@ def save_weights(
     """Write model.safetensors, or numbered shards and their index, holding one shard in memory.
 
     Files are written under other names, flushed, and renamed when all are whole; weights that an
-    earlier export left in `folder` go.
+    earlier export left in `folder` go. Raises RunError when the disk refuses.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,12 @@ def save_weights(
         aside = folder / f".shard-{len(asides) + 1}.part"
         aside.touch()
         mode = aside.stat().st_mode
-        save_file(shard, aside, metadata={"format": "pt"})
+        try:
+            save_file(shard, aside, metadata={"format": "pt"})
+        except SafetensorError as error:
+            for part in (*asides, aside):  # a full disk is no place to leave them
+                part.unlink()
+            raise RunError(str(folder), f"the weights could not be written: {error}") from None
         aside.chmod(mode)  # safetensors makes its files unreadable to others
         asides.append(aside)
         weight_maps.append({name: tensor.nbytes for name, tensor in shard.items()})

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fastling import files
@@ -148,8 +147,6 @@ def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
         _refuse_if_taken(path)  # hours may have passed
         (aside / _UNFINISHED).unlink()
         files.publish(aside, path)
-    except SafetensorError as error:
-        raise RunError(str(path), f"could not be written: {error}", "Nothing was left there.") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -109,7 +109,8 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
         # A later one can only be damaged, or this run would have begun there: it does not count.
         good = [path for path in sorted(folder.glob("step-????????")) if path.name <= final.name]
         for old in good[:-keep_last]:
-            shutil.rmtree(old)
+            # Not under its name: a kill in the midst would leave half a checkpoint there.
+            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
     dist.barrier()
     return final
 
@@ -157,7 +158,7 @@ def open_checkpoint(folder: Path, step: int) -> Found:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what saves that were killed have left; none may be at work."""
+    """Remove what saves that were killed have left, begun or half deleted; none may be at work."""
     for aside in folder.glob("step-????????.tmp"):
         shutil.rmtree(aside)
 

@@ -131,6 +131,6 @@ def forget_answers(path: Path, after_step: int) -> None:
 
 def keep_answers(answers: list[Answer], path: Path, step: int) -> None:
     """Append answers to samples.jsonl."""
-    with open(path, "a", encoding="utf-8") as file:
+    with files.naming(path), open(path, "a", encoding="utf-8") as file:
         for answer in answers:
             file.write(files.json_line({"step": step, **vars(answer)}))

@@ -191,8 +191,9 @@ class MetricsLog:
         self.file = open(self.path, "a", encoding="utf-8")
 
     def write(self, line: dict) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with files.naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
         if self.wandb:
             self.wandb.log({_wandb_name(key): value for key, value in line.items()})
 
@@ -263,7 +264,10 @@ def plot_loss(run_dir: Path) -> Path:
     if train or held_out:
         axes.legend()
     path = run_dir / "loss.png"
-    figure.savefig(path, dpi=120)
+    aside = path.with_name(f"{path.name}.tmp")
+    with files.naming(path):
+        figure.savefig(aside, format="png", dpi=120)
+    aside.replace(path)
     return path
 
 

@@ -5,6 +5,9 @@ gradients are summed, not averaged, in float32: the batches carry weights that a
 """
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,13 +73,15 @@ class World:
 def open_world(config: Config):
     """Join the processes that torchrun started, or be the only one."""
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     prepare_device()
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     if device.type == "cpu":
         keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if launched:
-        dist.init_process_group(backend)
+        _join(backend)
     else:
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
     try:
@@ -94,14 +99,37 @@ def open_world(config: Config):
     dist.destroy_process_group()
 
 
+def _join(backend: str) -> None:
+    """Join the others, also in a run that torchrun starts again after a process of it has died.
+
+    torch 2.13 leaves in torchrun's store where the processes were before, and who is early looks for them
+    there. On several nodes they may not agree how often they were started, so nothing is done there.
+    """
+    store, rank, size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
+def _leave_with(launcher: int) -> None:
+    """End when torchrun is gone: killed, it tells nobody, and its processes would train on unseen."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    print(f"error: rank {os.environ['RANK']}: torchrun was killed", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 @contextmanager
 def _out_of_memory_in_words(device: torch.device):
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        _, of_cpu, what = str(error).partition("DefaultCPUAllocator: ")  # which has no type of its own
+        if not (of_cpu or isinstance(error, torch.OutOfMemoryError)):
+            raise
         raise RunError(
             str(device),
-            ". ".join(str(error).split(". ")[:2]),  # that it is full, and how much was wanted
+            ". ".join((what or str(error)).split(". ")[:2]),  # that it is full, and how much was wanted
             "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs.",
         ) from None
 

@@ -408,7 +408,10 @@ def test_a_full_disk_is_told_in_words(tmp_path, data, monkeypatch, capsys):
 
     monkeypatch.setattr(store_module, "open", opened, raising=False)
     status = run_command(lambda arguments: open_store(recipe(data), tmp_path / "store", workers=1), [])
-    assert (status, capsys.readouterr().err) == (1, "error: while writing: No space left on device\n")
+    aside = tmp_path / "store" / f"{recipe(data).key()}.tmp"
+    said = f"error: {aside / 'tokens.bin'}: No space left on device\n"
+    assert (status, capsys.readouterr().err) == (1, said)
+    assert not aside.exists()  # it would keep the disk full
 
 
 def test_too_many_refused_rows_stop_with_the_first_of_that_source(tmp_path):

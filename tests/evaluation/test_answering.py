@@ -237,6 +237,19 @@ def test_after_kill_9_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, 
     assert sorted(row["question"] for row in rows) == list(range(120))
 
 
+def test_answers_that_find_no_room_name_their_file_and_those_before_are_kept(tmp_path, quota):
+    path, answers = tmp_path / "kept.jsonl", [Answer("short", "stop"), Answer("x" * 5000, "stop")]
+    kept = KeptAnswers(path, {}, [1, 1])
+    with pytest.raises(OSError, match="File too large: '.*kept.jsonl'"):
+        for number, answer in enumerate(answers):
+            kept.add(number, 0, answer)
+    with pytest.raises(OSError, match="File too large: '.*kept.jsonl'"):
+        kept.close()
+    again = KeptAnswers(path, {}, [1, 1])
+    assert (again.get(0, 0), again.get(1, 0)) == (answers[0], None)
+    again.close()
+
+
 def test_an_answer_is_in_the_file_as_soon_as_it_is_there(tmp_path):
     path = tmp_path / "kept.jsonl"
     kept = KeptAnswers(path, {"questions": "x"}, [1])

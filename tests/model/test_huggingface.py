@@ -16,7 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
+from fastling.model import safetensors_folder
 from fastling.model.generation import Decoding, generate
 from fastling.model.huggingface import (
     config_json,
@@ -275,6 +276,15 @@ def test_shards_are_numbered_indexed_and_leave_nothing_stale(exported):
     assert len(modes) == 1  # the weights as readable to others as any file
 
 
+def test_weights_that_find_no_room_are_told_and_leave_none_behind(exported, quota):
+    before = load_file(exported.folder / "model.safetensors")
+    shards = iter([("small", torch.ones(100)), ("large", torch.ones(2000))])
+    with pytest.raises(RunError, match="the weights could not be written: .*File too large"):
+        save_weights(shards, exported.folder, max_shard_bytes=1000, dtype=torch.float32)
+    assert {path.name for path in exported.folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert all(map(torch.equal, load_file(exported.folder / "model.safetensors").values(), before.values()))
+
+
 @pytest.mark.parametrize(
     ("mesh_shape", "rank", "shard"),
     [((4,), 0, 0), ((4,), 1, 1), ((4,), 3, 3), ((40,), 39, 39), ((2, 4), 6, 2)],
@@ -375,6 +385,15 @@ def test_an_index_may_not_lead_out_of_its_folder(exported, elsewhere):
     index = {"weight_map": {"model.norm.weight": elsewhere}}
     (exported.folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="names a file outside its folder"):
+        load_pretrained(exported.folder)
+
+
+def test_weights_that_may_not_be_read_are_not_said_to_be_missing(exported, monkeypatch):
+    def refused(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(safetensors_folder, "open", refused, raising=False)
+    with pytest.raises(PermissionError, match="Permission denied: .*model.safetensors"):
         load_pretrained(exported.folder)
 
 

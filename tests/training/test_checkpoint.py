@@ -69,6 +69,23 @@ def test_keeps_only_the_newest(process_group, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
+def test_one_that_is_being_deleted_is_none_when_the_run_is_killed(process_group, tmp_path, monkeypatch):
+    def killed_in_the_midst(folder, **_):
+        if folder.is_dir():
+            next(folder.iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    model, optimizer = model_and_optimizer()
+    save(tmp_path, 1, model, optimizer)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed_in_the_midst)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2, model, optimizer, keep_last=1)
+    assert [path.name for path in tmp_path.glob("step-????????")] == ["step-00000002"]
+    monkeypatch.undo()
+    checkpoint.clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
 def test_a_damaged_later_one_does_not_push_out_the_good_ones(process_group, tmp_path):
     """After falling back from step 3 to step 1, the one written next is kept."""
     model, optimizer = model_and_optimizer()

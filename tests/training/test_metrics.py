@@ -113,6 +113,18 @@ def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
         MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0)
 
 
+def test_a_plot_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    def killed_in_the_midst(figure, path, **_):
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    before = plot_loss(tmp_path).read_bytes()
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", killed_in_the_midst)
+    with pytest.raises(KeyboardInterrupt):
+        plot_loss(tmp_path)
+    assert (tmp_path / "loss.png").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["run", "cost$_$", "运行"])
 def test_plot_is_a_picture_whatever_the_folder_is_called(name, tmp_path):
     run_dir = tmp_path / name

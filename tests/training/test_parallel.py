@@ -1,7 +1,13 @@
 """The processes of a run: what is said where one cannot go on."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
+from conftest import ROOT
 
 from fastling.config import Config
 from fastling.errors import RunError
@@ -15,3 +21,63 @@ def test_a_gpu_that_is_full_is_told_in_words_with_what_helps():
     ):
         with open_world(Config()):
             raise torch.OutOfMemoryError(said)
+
+
+def test_a_cpu_s_memory_that_is_full_is_told_in_words():
+    with pytest.raises(RunError, match="cpu: .*allocate .* bytes.*\n  Lower train.micro"):
+        with open_world(Config()):
+            torch.empty(2**60, dtype=torch.uint8)
+
+
+BUSY = """
+import os, time
+from fastling.config import Config
+from fastling.training.parallel import open_world
+
+with open_world(Config()):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_launcher_that_is_killed_end_with_it(tmp_path):
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **streams) as launcher:
+        ranks = [int(launcher.stdout.readline()) for _ in range(2)]
+        launcher.kill()
+        killed = time.monotonic()
+        said = launcher.stderr.read()  # ends when nobody is left who could write
+    assert time.monotonic() - killed < 30, ranks
+    assert "error: rank 0: torchrun was killed" in said and "error: rank 1: torchrun was killed" in said
+
+
+# The second process dies, and is late when it is started again.
+DIES_ONCE = """
+import os, time
+import torch
+from fastling.config import Config
+from fastling.training.parallel import open_world
+
+is_second, again = os.environ["RANK"] == "1", os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"
+time.sleep(3 * (is_second and again))
+with open_world(Config()) as world:
+    print("together:", world.sum(torch.ones(1)).item(), flush=True)
+    if is_second and not again:
+        os.kill(os.getpid(), 9)
+    world.sum(torch.ones(1))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_processes_again_that_find_each_other(tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(DIES_ONCE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, str(script)], env=environment, capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout.count(b"together: 2.0")) == (0, 4), done.stderr.decode()
