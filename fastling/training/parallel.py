@@ -105,9 +105,12 @@ def _join(backend: str) -> None:
     torch 2.13 leaves in torchrun's store where the processes were before, and who is early looks for them
     there. On several nodes they may not agree how often they were started, so nothing is done there.
     """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend)
+        return
     store, rank, size = next(dist.rendezvous("env://"))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = dist.PrefixStore(f"restart {restarts}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
