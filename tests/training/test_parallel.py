@@ -70,7 +70,7 @@ with open_world(Config()) as world:
     if is_second and not again:
         os.kill(os.getpid(), 9)
     world.sum(torch.ones(1))
-    print("together:", total, flush=True)
+    print(f"together: {total}\n", end="")  # in one piece
 """
 
 
