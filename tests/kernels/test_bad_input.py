@@ -179,6 +179,12 @@ REFUSED = [
     (attention, ATTENTION, {"v_TKD": halves(3, 1, 4)}, "v_TKD must be torch.float32: torch.bfloat16"),
     (attention, ATTENTION, {"k_TKD": elsewhere(3, 1, 4)}, f"k_TKD must be {HERE}: meta"),
     (attention, ATTENTION, {"cu_seqlens": integers(2)}, "cu_seqlens must be torch.int32: torch.int64"),
+    (attention, ATTENTION, {"cu_seqlens": int32s(1, 2)}, "cu_seqlens must have 1 dimensions: (1, 2)"),
+    (attention, ATTENTION, {"k_TKD": zeros(3, 0, 4), "v_TKD": zeros(3, 0, 4)}, "2 heads over 0 kv heads"),
+    (
+        attention, ATTENTION, {"backend": "flash"},
+        "backend must be one of flash3, flash2, torch, xformers, tiled, sdpa: 'flash'",
+    ),
 ]  # fmt: skip
 
 
