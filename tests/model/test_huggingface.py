@@ -402,6 +402,28 @@ def test_an_incomplete_or_unsafe_folder_is_refused_in_words(exported):
     assert "Convert it" in refused.value.fix
 
 
+def test_of_weights_that_lie_there_twice_none_are_chosen_in_silence(exported):
+    """transformers takes the whole file, or the last shard that holds a tensor: whichever, one is stale."""
+    folder = exported.folder
+    export(exported.model, folder, max_shard_bytes=10_000)
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    whole = load_file(second)
+    save_file(whole | {name: tensor * 2 for name, tensor in load_file(first).items()}, second)
+    with pytest.raises(UserError, match=f"{second.name}: holds .*, which {first.name} holds as well"):
+        load_pretrained(folder)
+    save_file(whole | {"model.layers.9.extra.weight": torch.ones(2)}, second)  # which the index does not say
+    with pytest.raises(UserError, match=r"unexpected: model.layers.9.extra.weight \(2,\)"):
+        load_pretrained(folder)
+    save_file(whole, second)
+    load_pretrained(folder)
+    save_file(dict(hf_tensors(exported.model)), folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds weights twice: model.safetensors, and the files that"):
+        load_pretrained(folder)
+    index = {"weight_map": {name: "model.safetensors" for name, _ in hf_tensors(exported.model)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_pretrained(folder)
+
+
 def test_quantized_tensors_are_refused(exported):
     file = exported.folder / "model.safetensors"
     tensors = load_file(file)
