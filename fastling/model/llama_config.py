@@ -106,6 +106,11 @@ class LlamaConfig:
         for name in sorted(_SCALING_KEYS[kind]):
             if what := wrong_size(float, self.rope_scaling[name]):
                 raise UserError(f"model.rope_scaling.{name}", what)
+        if kind == "llama3" and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
+            words = f"must be below high_freq_factor {self.rope_scaling['high_freq_factor']}"
+            raise UserError(
+                "model.rope_scaling.low_freq_factor", f"{words}: {self.rope_scaling['low_freq_factor']}"
+            )
 
     @property
     def qkv_bias(self) -> bool:

@@ -132,8 +132,20 @@ def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
         ({"hidden_size": "gone"}, "lacks hidden_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads does not divide 4 heads: 3"),
         (
-            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": "gone"},
             "not one of linear, llama3: dynamic",
+        ),
+        ({"rope_theta": 5e5}, "says rope_theta more than once, and not the same: 10000.0 and 500000.0"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "says rope_scaling more than once, and not the same: None and {'factor': 2.0, 'rope_type': 'linear'}",
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "llama3", "original_max_position_embeddings": 64},
+                "original_max_position_embeddings": 16,
+            },
+            "says original_max_position_embeddings more than once, and not the same: 64 and 16",
         ),
         ({"partial_rotary_factor": 0.5}, "a part of each head is not supported"),
     ],
@@ -152,6 +164,8 @@ def test_old_spellings_and_absent_keys(exported):
     config = read_config(exported.folder)
     assert config.rope_theta == 5e5
     assert config.rope_scaling == {"rope_type": "linear", "factor": 2}
+    edit_json(file, rope_theta="gone", rope_scaling=linear | {"rope_theta": 5e5})
+    assert read_config(exported.folder) == config  # as transformers 5 reads it
     edit_json(file, model_type="mistral")
     assert read_config(exported.folder).sliding_window == 4096  # transformers' default
     edit_json(file, sliding_window=None)

@@ -218,6 +218,18 @@ def test_a_document_longer_than_the_model_can_take_is_refused(pack, limits, long
         ({"model_type": "mistral", "mlp_bias": True}, "mistral has no such setting"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is not one of linear, llama3: yarn"),
         ({"rope_scaling": {"rope_type": "linear"}}, "linear lacks factor"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                }
+            },
+            "rope_scaling.low_freq_factor: must be below high_freq_factor 4.0: 4.0",
+        ),
     ],
 )
 def test_each_impossible_config_is_refused_in_words(change, message):
