@@ -535,6 +535,21 @@ def test_metas_format_equals_transformers(meta_oracle, tmp_path, num_files, embe
         assert torch.equal(tensor, meta_oracle.get_parameter(name)), name
 
 
+def test_metas_shards_are_read_in_the_order_of_their_numbers(meta_oracle, tmp_path):
+    """Also where no zeros lead them, and text would put 10 before 2."""
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn([48] * tensor.dim(), generator=draw)
+        for name, tensor in meta_tensors(meta_oracle).items()
+    }
+    write_meta(tmp_path, tensors, 12, 0, dim=48, n_heads=12, n_kv_heads=12)
+    whole = dict(hf_tensors(load_pretrained(tmp_path)))
+    for file in tmp_path.glob("consolidated.0?.pth"):
+        file.rename(tmp_path / file.name.replace(".0", "."))
+    for name, tensor in hf_tensors(load_pretrained(tmp_path)):
+        assert torch.equal(tensor, whole[name]), name
+
+
 def test_what_params_json_leaves_unsaid(meta_oracle, tmp_path):
     tensors = meta_tensors(meta_oracle)
     del tensors["output.weight"]
@@ -568,12 +583,23 @@ def test_meta_folders_that_cannot_be_read_are_refused_in_words(meta_oracle, tmp_
     torch.save({"norm.weight": torch.ones(32)}, tmp_path / "consolidated.01.pth")
     with pytest.raises(UserError, match="other tensors than consolidated.00.pth"):
         load_pretrained(tmp_path)
+    write_meta(tmp_path, tensors, 2, 0, n_kv_heads=2)
+    (tmp_path / "consolidated.01.pth").rename(tmp_path / "consolidated.02.pth")
+    with pytest.raises(UserError, match="lacks consolidated.01.pth"):
+        load_pretrained(tmp_path)
+    (tmp_path / "consolidated.02.pth").unlink()
+    with pytest.raises(UserError, match=r"1 consolidated.\*.pth hold 16 of 32 rows of queries"):
+        load_pretrained(tmp_path)
+    (tmp_path / "consolidated.00 (1).pth").touch()
+    with pytest.raises(UserError, match=r"consolidated.00 \(1\).pth: is not one of numbered shards"):
+        load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("params", "said"),
     [
         ({"dim": "32"}, "params.json: dim must be a whole number: '32'"),
+        ({"n_heads": 7}, "params.json: model.num_attention_heads does not divide hidden_size 32: 7"),
         ({"n_heads": None}, "params.json: n_heads must be a whole number: None"),
         ({"n_layers": 0}, "params.json: n_layers must be > 0: 0"),
         ({"norm_eps": "1e-6"}, "params.json: norm_eps must be a number: '1e-6'"),
@@ -591,6 +617,7 @@ def test_params_of_wrong_types_are_refused_in_words(meta_oracle, tmp_path, param
     ("change", "said"),
     [
         ([1], "consolidated.00.pth: holds no tensors with names: list"),
+        ({5: torch.ones(2)}, "consolidated.00.pth: holds no tensors with names: 5"),
         ({"norm.weight": 5}, "norm.weight is no tensor of floating-point numbers: int"),
         ({"norm.weight": torch.ones(32, dtype=torch.int8)}, "norm.weight is no tensor .*: torch.int8"),
         ({"tok_embeddings.weight": torch.zeros(5)}, r"shape of tok_embeddings.weight is not LLaMA's: \(5,\)"),
