@@ -137,6 +137,20 @@ def test_a_batch_dimension_is_refused_in_words():
         tiny_model().logits(torch.arange(6)[None], torch.tensor([0, 6], dtype=torch.int32))
 
 
+@pytest.mark.parametrize("strange", [67, -1])
+def test_tokens_that_are_not_the_vocabularys_are_refused_in_words(strange):
+    with pytest.raises(ValueError, match=f"logits: tokens must be ids from 0 to 66: {strange}$"):
+        tiny_model().logits(torch.tensor([1, strange]), torch.tensor([0, 2], dtype=torch.int32))
+    with pytest.raises(ValueError, match="tokens must be torch.int64 or torch.int32: torch.float32"):
+        tiny_model().logits(torch.ones(2), torch.tensor([0, 2], dtype=torch.int32))
+
+
+def test_labels_of_the_rows_alone_are_refused_not_taken_for_those_of_all_tokens(pack):
+    pack.labels = pack.labels[pack.loss_index]
+    with pytest.raises(ValueError, match=r"loss: labels must be of all tokens, \(29,\): \(24,\)"):
+        tiny_model().loss(pack)
+
+
 def test_logit_index_gives_the_same_rows(pack):
     model = tiny_model()
     last = pack.cu_seqlens[1:].long() - 1
