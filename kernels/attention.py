@@ -42,13 +42,13 @@ def attention(
     """
     if backend not in _BACKENDS:
         raise ValueError(f"attention: backend must be one of {', '.join(_BACKENDS)}: {backend!r}")
-    _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths)
+    _check(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
     if backend not in ("tiled", "sdpa") and not torch.compiler.is_compiling():
         _check_alignment(backend, q_TND=q_TND, k_TKD=k_TKD, v_TKD=v_TKD)
     return _BACKENDS[backend](q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
 
 
-def _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths) -> None:
+def _check(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths) -> None:
     accept.dimensions("attention", "q_TND", q_TND, 3)
     accept.dimensions("attention", "k_TKD", k_TKD, 3)
     num_tokens, num_heads, head_dim = q_TND.shape
@@ -68,6 +68,9 @@ def _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths) -> None:
         if sum(lengths) != num_tokens or min(lengths, default=0) < 0:
             words = f"must be >= 0 and sum to the {num_tokens} tokens"
             raise ValueError(f"attention: lengths {words}: {str(list(lengths))[:80]}")
+        longest = max(lengths, default=0)
+        if max_seqlen < longest:  # fused kernels would leave out what comes later
+            raise ValueError(f"attention: max_seqlen must be at least the longest's {longest}: {max_seqlen}")
 
 
 def _lengths_of(cu_seqlens: Tensor, num_tokens: int) -> list[int]:

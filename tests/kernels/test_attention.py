@@ -70,6 +70,13 @@ def test_lengths_that_are_not_the_streams_are_refused_not_computed(lengths, back
 
 
 @on_a_cpu
+def test_a_longest_document_that_is_not_is_refused(backend):
+    q, bounds = torch.randn(5, 2, 8), torch.tensor([0, 5], dtype=torch.int32)
+    with pytest.raises(ValueError, match="attention: max_seqlen must be at least the longest's 5: 4"):
+        attention(q, q, q, bounds, 4, backend=backend, lengths=[5])
+
+
+@on_a_cpu
 @pytest.mark.parametrize("bounds", [[0], [0, 0]], ids=["no document", "an empty one"])
 def test_no_tokens_give_none_and_can_be_differentiated(bounds, backend):
     q = torch.zeros(0, 2, 8, requires_grad=True)

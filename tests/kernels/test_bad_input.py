@@ -14,7 +14,7 @@ from fastling.kernels.attention import attention
 from fastling.kernels.cross_entropy import cross_entropy
 from fastling.kernels.linear_cross_entropy import chunked_linear_cross_entropy, linear_cross_entropy
 from fastling.kernels.rms_norm import LONGEST_ROW, add_rms_norm, rms_norm
-from fastling.kernels.rotary import rotary, rotary_qkv
+from fastling.kernels.rotary import rotary, rotary_qkv, rotary_reference
 from fastling.kernels.swiglu import swiglu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -194,6 +194,18 @@ def test_what_cannot_be_read_is_refused_in_words(case):
     with pytest.raises(ValueError) as refused:
         op(**arguments | changes)
     assert str(refused.value) == f"{op.__name__}: {message}"
+
+
+@pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "reference"])
+@pytest.mark.parametrize("position", [-1, 9])
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="nothing looks at values there")
+def test_a_position_outside_of_the_tables_does_not_count_from_their_end(position, tiled):
+    positions = torch.tensor([0, 1, position], dtype=torch.int32)
+    with pytest.raises(IndexError):
+        if tiled:
+            rotary(**ROTARY | {"positions_T": positions}, tiled=True)
+        else:
+            rotary_reference(zeros(3, 2, 4), TABLES["cos"], TABLES["sin"], positions)
 
 
 def test_keys_elsewhere_are_named():
