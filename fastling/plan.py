@@ -43,19 +43,21 @@ class Planner:
         _, packs = share_of_step(config, gpus)
         self.micro_batch_tokens = packs * config.data.sequence_length
         self.work = work_of(self.prepared, self.shape)
+        supervised = self.prepared.training.document_supervised
+        self.most_supervised = self.prepared.plan.most_in_packs(supervised, self.prepared.global_packs)
 
     def memory(self, **changes: object) -> Footprint:
         """With other settings of `train`, or other `gpus`."""
         gpus = changes.pop("gpus", self.gpus)
         config = replace(self.config, train=replace(self.config.train, **changes))
         tokens = changes.get("micro_batch_tokens", self.micro_batch_tokens)
-        share = self.work["supervised_tokens"] / max(1, self.work["tokens"])
+        packs = tokens // config.data.sequence_length
         return footprint(
             config,
             self.shape,
             shards=max(1, gpus // config.parallel.replicate),
             tokens=tokens,
-            supervised=round(share * tokens),
+            supervised=int(self.most_supervised[packs - 1]),
             gpu_memory=self.gpu_memory,
         )
 
