@@ -151,12 +151,10 @@ def check_options(options: Namespace) -> None:
     """Raises UserError for the first that cannot be."""
     if options.gpus < 1:
         raise UserError("--gpus", f"must be at least 1: {options.gpus}")
-    for name in ("gpu_memory_gib", "gpu_tflops"):
+    for name, most in (("gpu_memory_gib", 1e6), ("gpu_tflops", 1e6), ("mfu", 1)):
         value = getattr(options, name)
-        if not 0 < value < float("inf"):
-            raise UserError("--" + name.replace("_", "-"), f"must be above 0: {value:g}")
-    if not 0 < options.mfu <= 1:
-        raise UserError("--mfu", f"must be above 0 and at most 1: {options.mfu:g}")
+        if not 1e-6 <= value <= most:
+            raise UserError("--" + name.replace("_", "-"), f"must be from 1e-06 to {most:g}: {value:g}")
 
 
 def print_plan(planner: Planner, done: dict, console: Console) -> None:

@@ -105,8 +105,11 @@ def test_checkpoints_take_twelve_bytes_a_weight_each(capsys, tiny_run):
     [
         (["--gpus", "0"], "--gpus: must be at least 1: 0"),
         (["--gpus", "3"], "train.global_batch_tokens: 1024 makes 4 packs of 256, which 3 processes"),
-        (["--gpu-memory-gib", "-1"], "--gpu-memory-gib: must be above 0: -1"),
-        (["--mfu", "40"], "--mfu: must be above 0 and at most 1: 40"),
+        (["--gpu-memory-gib", "-1"], "--gpu-memory-gib: must be from 1e-06 to 1e+06: -1"),
+        (["--gpu-memory-gib", "1e300"], "--gpu-memory-gib: must be from 1e-06 to 1e+06: 1e+300"),
+        (["--gpu-tflops", "nan"], "--gpu-tflops: must be from 1e-06 to 1e+06: nan"),
+        (["--mfu", "1e-320"], "--mfu: must be from 1e-06 to 1: 9.99989e-321"),
+        (["--mfu", "40"], "--mfu: must be from 1e-06 to 1: 40"),
         (["--gpus", "4", "--parallel.replicate", "3"], "parallel.replicate: does not divide 4 GPUs: 3"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

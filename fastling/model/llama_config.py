@@ -16,7 +16,8 @@ _SCALING_KEYS = {
         "original_max_position_embeddings",
     },
 }
-
+# More is a mistake, and would not end: layers are built one by one.
+_MOST, _MOST_LAYERS = 2**24, 10_000
 
 _EXPECTED = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "an object"
@@ -76,6 +77,9 @@ class LlamaConfig:
         for name, value in vars(self).items():
             if type(value) in (int, float) and value <= 0 and name not in may_be_0:
                 refuse(name, "must be > 0")
+            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+            if type(value) is int and value > most:
+                refuse(name, f"must be at most {most}")
         if self.num_attention_heads % self.num_key_value_heads:
             refuse("num_key_value_heads", f"does not divide {self.num_attention_heads} heads")
         if self.head_dim % 2:

@@ -228,6 +228,8 @@ def test_a_document_longer_than_the_model_can_take_is_refused(pack, limits, long
         ({"num_key_value_heads": 3}, "num_key_value_heads: does not divide 4 heads: 3"),
         ({"head_dim": 7}, "head_dim: must be even: 7"),
         ({"vocab_size": 0}, "vocab_size: must be > 0: 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: must be at most 10000: 1000000000"),
+        ({"hidden_size": 10**11}, "hidden_size: must be at most 16777216: 100000000000"),
         ({"model_type": "qwen2", "attention_bias": True}, "qwen2 has no such setting"),
         ({"model_type": "mistral", "mlp_bias": True}, "mistral has no such setting"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is not one of linear, llama3: yarn"),
