@@ -69,9 +69,11 @@ class LlamaConfig:
             refuse("model_type", f"not one of {', '.join(MODEL_TYPES)}")
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        if self.head_dim is None:
+        # Also beside a head_dim of its own transformers 5 opens no other LLaMA, so none could be exported.
+        if self.head_dim is None or self.model_type == "llama":
             if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
                 refuse("num_attention_heads", f"does not divide hidden_size {self.hidden_size}")
+        if self.head_dim is None:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         may_be_0 = ("initializer_range", "max_window_layers")
         for name, value in vars(self).items():

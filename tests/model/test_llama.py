@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 from fastling.errors import UserError
 from fastling.model.huggingface import hf_tensors, load_pretrained
@@ -225,6 +226,7 @@ def test_a_document_longer_than_the_model_can_take_is_refused(pack, limits, long
     [
         ({"model_type": "gpt2"}, "model.model_type: not one of llama, mistral, qwen2, qwen3: gpt2"),
         ({"num_attention_heads": 5, "head_dim": None}, "does not divide hidden_size 32: 5"),
+        ({"num_attention_heads": 6, "head_dim": 8}, "does not divide hidden_size 32: 6"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: does not divide 4 heads: 3"),
         ({"head_dim": 7}, "head_dim: must be even: 7"),
         ({"vocab_size": 0}, "vocab_size: must be > 0: 0"),
@@ -251,3 +253,14 @@ def test_a_document_longer_than_the_model_can_take_is_refused(pack, limits, long
 def test_each_impossible_config_is_refused_in_words(change, message):
     with pytest.raises(UserError, match=message):
         replace(TINY, **change)
+
+
+def test_a_llama_that_transformers_would_not_open_is_refused_and_others_are_not():
+    """Else a whole run would end with a model that cannot be exported."""
+    heads = {"num_attention_heads": 6, "head_dim": 8}
+    theirs = {"hidden_size": 32, **heads}
+    with pytest.raises(Exception, match="not a multiple of the number of attention heads"):
+        transformers.LlamaConfig(**theirs)
+    for family in ("mistral", "qwen2", "qwen3"):
+        transformers.AutoConfig.for_model(family, **theirs)
+        replace(TINY, model_type=family, **heads)
