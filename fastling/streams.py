@@ -59,6 +59,10 @@ def _fill_the_closed() -> None:
 
 def abandon_stdout() -> None:
     """What is still to be written there goes nowhere, so that the end of the process does not fail at it."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # of a program that keeps what is printed for itself
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, descriptor)
     os.close(nowhere)
