@@ -263,10 +263,12 @@ def _fill(model: Llama, source: SafetensorsFolder | MetaFolder, folder: Path) ->
             last = min(stop, piece_start + num_rows)
             if first < last:
                 rows = source.read(piece_name, first - piece_start, last - piece_start)
-                if not rows.isfinite().all():
-                    raise UserError(str(folder), f"{piece_name} holds what is no finite number")
                 if name == _EMBEDDING and _HEAD in source.shapes and model.config.tie_word_embeddings:
                     _check_tied(rows, source.read(_HEAD, first, last), folder)
+                rows = rows.to(local.dtype)
+                if not rows.isfinite().all():
+                    dtype = str(local.dtype).removeprefix("torch.")
+                    raise UserError(str(folder), f"{piece_name} holds what is no finite number as {dtype}")
                 local[first - start : last - start].copy_(rows)
             piece_start += num_rows
 

@@ -382,6 +382,11 @@ def test_weights_that_are_no_numbers_are_named_before_a_step_is_lost_to_them(exp
     save_file(tensors, file)
     with pytest.raises(UserError, match=r"layers.1.self_attn.v_proj.weight holds what is no finite number"):
         load_pretrained(exported.folder)
+    tensors["model.layers.1.self_attn.v_proj.weight"][3, 4] = 1e5
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"v_proj.weight holds what is no finite number as float16"):
+        load_pretrained(exported.folder, dtype=torch.float16)
+    load_pretrained(exported.folder, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../model.safetensors", "C:\\x.safetensors"])
