@@ -124,6 +124,7 @@ def rotary_qkv(
 
 def _check(op: str, name: str, x_TND: Tensor, cos: Tensor, sin: Tensor, positions_T: Tensor) -> None:
     accept.dimensions(op, name, x_TND, 3)
+    accept.floating(op, name, x_TND)
     num_tokens, _, head_dim = x_TND.shape
     if head_dim % 2:
         raise ValueError(f"{op}: {name} must have an even head dimension: {tuple(x_TND.shape)}")

@@ -13,9 +13,9 @@ from fastling.kernels.adamw import adamw_
 from fastling.kernels.attention import attention
 from fastling.kernels.cross_entropy import cross_entropy
 from fastling.kernels.linear_cross_entropy import chunked_linear_cross_entropy, linear_cross_entropy
-from fastling.kernels.rms_norm import LONGEST_ROW, add_rms_norm, rms_norm
+from fastling.kernels.rms_norm import LONGEST_ROW, add_rms_norm, rms_norm, rms_norm_reference
 from fastling.kernels.rotary import rotary, rotary_qkv, rotary_reference
-from fastling.kernels.swiglu import swiglu
+from fastling.kernels.swiglu import swiglu, swiglu_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -206,6 +206,24 @@ def test_a_position_outside_of_the_tables_does_not_count_from_their_end(position
             rotary(**ROTARY | {"positions_T": positions}, tiled=True)
         else:
             rotary_reference(zeros(3, 2, 4), TABLES["cos"], TABLES["sin"], positions)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: rms_norm(integers(3, 4), zeros(4), 1e-5, tiled=True),
+        lambda: rms_norm_reference(integers(3, 4), zeros(4), 1e-5),
+        lambda: add_rms_norm(integers(3, 4), integers(3, 4), zeros(4), 1e-5, tiled=True),
+        lambda: swiglu(integers(3, 4), tiled=True),
+        lambda: swiglu_reference(integers(3, 4)),
+        lambda: rotary(**ROTARY | {"q_TND": integers(3, 2, 4)}, tiled=True),
+        lambda: rotary_qkv(**ROTARY_QKV | {"qkv_TMD": integers(3, 4, 4)}, tiled=True),
+    ],
+)
+def test_whole_numbers_are_refused_by_the_plain_versions_too(call):
+    """Which would cut their results to whole numbers."""
+    with pytest.raises(ValueError, match=f"must be {FLOATS}: torch.int64"):
+        call()
 
 
 def test_keys_elsewhere_are_named():
