@@ -18,7 +18,7 @@ SECONDS_FOR_RANK_0 = 5.0
 """In which a mistake that all ranks found is said by rank 0, and torchrun ends the others."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What writing meets, where no file is named; anything else without a name is a mistake of ours."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -79,8 +79,16 @@ def leave(status: int) -> NoReturn:
 
 
 def visible(text: str) -> str:
-    r"""Text with \x1b and the like spelled out, but for line ends and tabs: it cannot steer a terminal."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    r"""Text with \x1b and the like spelled out, but for line ends and tabs: it cannot steer a terminal.
+
+    Nor can what has a reader show the rest of its line in another order (U+202E and its kin).
+    """
+    return _CONTROL.sub(_spelled_out, text)
+
+
+def _spelled_out(found: re.Match) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def _say(message: str) -> None:

@@ -43,19 +43,21 @@ class Planner:
         _, packs = share_of_step(config, gpus)
         self.micro_batch_tokens = packs * config.data.sequence_length
         self.work = work_of(self.prepared, self.shape)
+        supervised = self.prepared.training.document_supervised
+        self.most_supervised = self.prepared.plan.most_in_packs(supervised, self.prepared.global_packs)
 
     def memory(self, **changes: object) -> Footprint:
         """With other settings of `train`, or other `gpus`."""
         gpus = changes.pop("gpus", self.gpus)
         config = replace(self.config, train=replace(self.config.train, **changes))
         tokens = changes.get("micro_batch_tokens", self.micro_batch_tokens)
-        share = self.work["supervised_tokens"] / max(1, self.work["tokens"])
+        packs = tokens // config.data.sequence_length
         return footprint(
             config,
             self.shape,
             shards=max(1, gpus // config.parallel.replicate),
             tokens=tokens,
-            supervised=round(share * tokens),
+            supervised=int(self.most_supervised[packs - 1]),
             gpu_memory=self.gpu_memory,
         )
 
@@ -149,12 +151,10 @@ def check_options(options: Namespace) -> None:
     """Raises UserError for the first that cannot be."""
     if options.gpus < 1:
         raise UserError("--gpus", f"must be at least 1: {options.gpus}")
-    for name in ("gpu_memory_gib", "gpu_tflops"):
+    for name, most in (("gpu_memory_gib", 1e6), ("gpu_tflops", 1e6), ("mfu", 1)):
         value = getattr(options, name)
-        if not 0 < value < float("inf"):
-            raise UserError("--" + name.replace("_", "-"), f"must be above 0: {value:g}")
-    if not 0 < options.mfu <= 1:
-        raise UserError("--mfu", f"must be above 0 and at most 1: {options.mfu:g}")
+        if not 1e-6 <= value <= most:
+            raise UserError("--" + name.replace("_", "-"), f"must be from 1e-06 to {most:g}: {value:g}")
 
 
 def print_plan(planner: Planner, done: dict, console: Console) -> None:

@@ -30,6 +30,12 @@ def dtype(op: str, name: str, tensor: Tensor, *accepted: torch.dtype) -> None:
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, accepted))}: {tensor.dtype}")
 
 
+def floating(op: str, name: str, tensor: Tensor) -> None:
+    """Raises ValueError if `tensor` holds whole numbers: a result in its type would be cut to such."""
+    if not tensor.is_floating_point():
+        dtype(op, name, tensor, *FLOATS)
+
+
 def device(op: str, name: str, tensor: Tensor, expected: torch.device) -> None:
     """Raises ValueError if `tensor` lies elsewhere."""
     if tensor.device != expected:

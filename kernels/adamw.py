@@ -44,7 +44,7 @@ def adamw_reference_(
     weight_decay: float,
 ) -> None:
     """One update, in place; see `adamw_`."""
-    _check(parameter, gradient, exp_avg, exp_avg_sq, scale)
+    _check(parameter, gradient, exp_avg, exp_avg_sq, scale, step)
     gradient = gradient.to(parameter.dtype) / scale
     exp_avg.lerp_(gradient, 1 - beta1)
     exp_avg_sq.lerp_(gradient.square(), 1 - beta2)
@@ -74,13 +74,13 @@ def adamw_(
     arguments = (parameter, gradient, exp_avg, exp_avg_sq, scale, step, lr, beta1, beta2, eps, weight_decay)
     if not runtime.takes(parameter):
         return adamw_reference_(*arguments)
-    _check(parameter, gradient, exp_avg, exp_avg_sq, scale)
-    if step < 1:
-        raise ValueError(f"adamw_: step must be at least 1: {step}")
+    _check(parameter, gradient, exp_avg, exp_avg_sq, scale, step)
     _op(*arguments) if torch.compiler.is_compiling() else _launch(*arguments)
 
 
-def _check(parameter, gradient, exp_avg, exp_avg_sq, scale) -> None:
+def _check(parameter, gradient, exp_avg, exp_avg_sq, scale, step) -> None:
+    if step < 1:
+        raise ValueError(f"adamw_: step must be at least 1: {step}")
     accept.dtype("adamw_", "gradient", gradient, *accept.FLOATS)
     accept.shape("adamw_", "scale", scale, ())
     states = (("parameter", parameter), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -36,32 +36,50 @@ def attention(
 ) -> Tensor:
     """Return (T, N, D) in q's dtype.
 
-    `lengths` are the document lengths on the host; only "xformers" and "sdpa" need them, and ask
-    the device (a sync) where they are not given. Raises ValueError in words.
+    `lengths` are the document lengths on the host. Only "xformers", "tiled" and "sdpa" need them, and ask
+    `cu_seqlens` (on a GPU a sync) where they are not given; the others never look at its values. Raises
+    ValueError in words.
     """
-    _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths)
+    if backend not in _BACKENDS:
+        raise ValueError(f"attention: backend must be one of {', '.join(_BACKENDS)}: {backend!r}")
+    _check(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
     if backend not in ("tiled", "sdpa") and not torch.compiler.is_compiling():
         _check_alignment(backend, q_TND=q_TND, k_TKD=k_TKD, v_TKD=v_TKD)
     return _BACKENDS[backend](q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
 
 
-def _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths) -> None:
+def _check(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths) -> None:
     accept.dimensions("attention", "q_TND", q_TND, 3)
     accept.dimensions("attention", "k_TKD", k_TKD, 3)
     num_tokens, num_heads, head_dim = q_TND.shape
     num_kv_heads = k_TKD.shape[1]
     accept.shape("attention", "k_TKD", k_TKD, (num_tokens, num_kv_heads, head_dim))
     accept.shape("attention", "v_TKD", v_TKD, k_TKD.shape)
+    accept.dimensions("attention", "cu_seqlens", cu_seqlens, 1)
     accept.dtype("attention", "cu_seqlens", cu_seqlens, torch.int32)
-    if num_heads % num_kv_heads:
+    if num_kv_heads == 0 or num_heads % num_kv_heads:
         raise ValueError(f"attention: {num_heads} heads over {num_kv_heads} kv heads")
     for name, tensor in (("k_TKD", k_TKD), ("v_TKD", v_TKD), ("cu_seqlens", cu_seqlens)):
         accept.device("attention", name, tensor, q_TND.device)
     for name, tensor in (("k_TKD", k_TKD), ("v_TKD", v_TKD)):
         accept.dtype("attention", name, tensor, q_TND.dtype)
     # Under torch.compile a look at `lengths` would make a new graph for every pack.
-    if not torch.compiler.is_compiling() and lengths and sum(lengths) != num_tokens:
-        raise ValueError(f"attention: lengths sum to {sum(lengths)}, tokens are {num_tokens}")
+    if not torch.compiler.is_compiling() and lengths is not None:
+        if sum(lengths) != num_tokens or min(lengths, default=0) < 0:
+            words = f"must be >= 0 and sum to the {num_tokens} tokens"
+            raise ValueError(f"attention: lengths {words}: {str(list(lengths))[:80]}")
+        longest = max(lengths, default=0)
+        if max_seqlen < longest:  # fused kernels would leave out what comes later
+            raise ValueError(f"attention: max_seqlen must be at least the longest's {longest}: {max_seqlen}")
+
+
+def _lengths_of(cu_seqlens: Tensor, num_tokens: int) -> list[int]:
+    """Document lengths, by borders that must be the stream's: what lies outside them nobody would write."""
+    borders = cu_seqlens.tolist()
+    if [*borders[:1], *borders[-1:]] != [0, num_tokens] or borders != sorted(borders):
+        words = f"must ascend from 0 to the {num_tokens} tokens"
+        raise ValueError(f"attention: cu_seqlens {words}: {str(borders)[:80]}")
+    return [stop - start for start, stop in pairwise(borders)]
 
 
 def _check_alignment(backend: str, **tensors: Tensor) -> None:
@@ -169,7 +187,7 @@ def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     from xformers.ops import memory_efficient_attention
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
-    mask = BlockDiagonalCausalMask.from_seqlens(lengths or cu_seqlens.diff().tolist())
+    mask = BlockDiagonalCausalMask.from_seqlens(lengths or _lengths_of(cu_seqlens, len(q_TND)))
     k_TND, v_TND = _repeat_kv(k_TKD, v_TKD, q_TND.shape[1])
     batch_of_one = (x.unsqueeze(0) for x in (q_TND, k_TND, v_TND))
     return memory_efficient_attention(*batch_of_one, attn_bias=mask).squeeze(0)
@@ -178,7 +196,7 @@ def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     """PyTorch's own attention, one call for each run of equally long neighbouring documents."""
     if lengths is None:
-        lengths = cu_seqlens.diff().tolist()
+        lengths = _lengths_of(cu_seqlens, len(q_TND))
     runs = [(length, len(list(run))) for length, run in groupby(lengths) if length > 0]
     if not runs:
         return q_TND.clone()
@@ -210,7 +228,9 @@ _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 def _tiled(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     if torch.compiler.is_compiling():
         return _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
-    return tiled_attention(q_TND, k_TKD, v_TKD, cu_seqlens.diff().tolist() if lengths is None else lengths)
+    if lengths is None:
+        lengths = _lengths_of(cu_seqlens, len(q_TND))
+    return tiled_attention(q_TND, k_TKD, v_TKD, lengths)
 
 
 def _repeat_kv(k_TKD: Tensor, v_TKD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:

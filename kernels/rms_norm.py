@@ -88,6 +88,7 @@ def add_rms_norm(
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:
     accept.whole(op, "weight", weight)
+    accept.floating(op, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{op}: x must have at least 1 dimension: {tuple(x.shape)}")
     accept.shape(op, "weight", weight, (x.shape[-1],))

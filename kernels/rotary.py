@@ -33,8 +33,7 @@ def rotary_reference(
     The tables are (P, D/2) float32: in bfloat16 neighbouring positions above 256 would collide.
     """
     _check("rotary", "x_TND", x_TND, cos, sin, positions_T)
-    cos_T1C = cos[positions_T].unsqueeze(1)
-    sin_T1C = sin[positions_T].unsqueeze(1)
+    cos_T1C, sin_T1C = (table.index_select(0, positions_T).unsqueeze(1) for table in (cos, sin))
     pairs = x_TND.float().unflatten(-1, (-1, 2) if interleaved else (2, -1))
     first, second = pairs.unbind(-1 if interleaved else -2)
     rotated = (first * cos_T1C - second * sin_T1C, second * cos_T1C + first * sin_T1C)
@@ -125,6 +124,7 @@ def rotary_qkv(
 
 def _check(op: str, name: str, x_TND: Tensor, cos: Tensor, sin: Tensor, positions_T: Tensor) -> None:
     accept.dimensions(op, name, x_TND, 3)
+    accept.floating(op, name, x_TND)
     num_tokens, _, head_dim = x_TND.shape
     if head_dim % 2:
         raise ValueError(f"{op}: {name} must have an even head dimension: {tuple(x_TND.shape)}")

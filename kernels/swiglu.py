@@ -43,6 +43,7 @@ def swiglu(gate_up_T2F: Tensor, *, tiled: bool = False) -> Tensor:
 
 def _check(gate_up_T2F: Tensor) -> None:
     accept.dimensions("swiglu", "gate_up_T2F", gate_up_T2F, 2)
+    accept.floating("swiglu", "gate_up_T2F", gate_up_T2F)
     if gate_up_T2F.shape[-1] % 2:
         raise ValueError(f"swiglu: gate_up_T2F must have an even last dimension: {tuple(gate_up_T2F.shape)}")
 

@@ -98,7 +98,8 @@ def rotate(outputs, inputs, tables, *, interleaved: bool, inverse: bool) -> None
 
 def _rotate_heads(out_TND, x_TND, cos, sin, positions_T, interleaved, sign) -> None:
     for rows in tiles(x_TND):
-        cos_T1D, sin_T1D = (table[positions_T[rows]].unsqueeze(1) for table in (cos, sin))
+        # Not table[positions]: there, a negative one counts from the end.
+        cos_T1D, sin_T1D = (table.index_select(0, positions_T[rows]).unsqueeze(1) for table in (cos, sin))
         tile = x_TND[rows].to(wide_dtype(x_TND))
         if interleaved:
             cos_T1D, sin_T1D = (table.repeat_interleave(2, dim=-1) for table in (cos_T1D, sin_T1D))

@@ -566,7 +566,7 @@ def remove(name: str):
 
 
 def other_rope(fields: dict) -> None:
-    fields["rope_parameters"]["rope_theta"] = 5e5
+    fields["rope_theta"] = fields["rope_parameters"]["rope_theta"] = 5e5
 
 
 ANSWER = ("Response:", "Answer:")

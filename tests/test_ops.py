@@ -181,7 +181,7 @@ def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
                 3,
                 lengths=[2],
             ),
-            "lengths sum to 2, tokens are 3",
+            "lengths must be >= 0 and sum to the 3 tokens: \\[2\\]",
         ),
     ],
 )

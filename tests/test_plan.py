@@ -7,6 +7,7 @@ import pytest
 
 from fastling import plan
 from fastling.config import build_parser, parse
+from fastling.data.batches import Loader
 from fastling.errors import UserError
 from fastling.prepare import prepare_data, summary
 from fastling.training.build import make_loader
@@ -42,6 +43,22 @@ def test_steps_and_tokens_are_those_that_training_makes(capsys, tiny_run):
     squares = sum(step.squared_tokens for step in steps)
     attention = 12 * 2 * 32 * squares / 2
     assert found["flops"] == 6 * (every * found["tokens"] + wanted * found["supervised_tokens"]) + attention
+
+
+@pytest.mark.parametrize(("gpus", "packs"), [(4, 1), (1, 4)])
+def test_the_loss_is_given_room_for_the_micro_batch_that_is_trained_on_most(capsys, tiny_run, gpus, packs):
+    """Not for a mean one: packs of long answers come beside packs of long questions."""
+    path = tiny_run(train={"steps": None, "epochs": 1, "micro_batch_tokens": packs * 256})
+    _, found, _ = planned(capsys, path, "--gpus", str(gpus))
+    config, _ = parse(build_parser("test", ""), ["--config", str(path)])
+    prepared = prepare_data(config)
+    rows = []
+    for rank in range(gpus):
+        options = {"global_packs": 4, "ranks": gpus, "rank": rank, "micro_batches": 1, "loss": "token"}
+        steps = Loader(prepared.training, prepared.plan, **options).steps()
+        rows += [len(batch.loss_index) for step in steps for batch in step.batches]
+    logits, gradient = 4 * max(rows) * 2000, 4 * 2000 * 32
+    assert found["memory_gib"]["head and loss"] * 2**30 == logits + gradient
 
 
 def test_time_is_work_over_the_rate_that_is_stated(capsys, tiny_run):
@@ -88,8 +105,11 @@ def test_checkpoints_take_twelve_bytes_a_weight_each(capsys, tiny_run):
     [
         (["--gpus", "0"], "--gpus: must be at least 1: 0"),
         (["--gpus", "3"], "train.global_batch_tokens: 1024 makes 4 packs of 256, which 3 processes"),
-        (["--gpu-memory-gib", "-1"], "--gpu-memory-gib: must be above 0: -1"),
-        (["--mfu", "40"], "--mfu: must be above 0 and at most 1: 40"),
+        (["--gpu-memory-gib", "-1"], "--gpu-memory-gib: must be from 1e-06 to 1e+06: -1"),
+        (["--gpu-memory-gib", "1e300"], "--gpu-memory-gib: must be from 1e-06 to 1e+06: 1e+300"),
+        (["--gpu-tflops", "nan"], "--gpu-tflops: must be from 1e-06 to 1e+06: nan"),
+        (["--mfu", "1e-320"], "--mfu: must be from 1e-06 to 1: 9.99989e-321"),
+        (["--mfu", "40"], "--mfu: must be from 1e-06 to 1: 40"),
         (["--gpus", "4", "--parallel.replicate", "3"], "parallel.replicate: does not divide 4 GPUs: 3"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

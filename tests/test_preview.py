@@ -212,6 +212,18 @@ def test_what_would_steer_the_terminal_is_shown(show, config, tmp_path):
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", out)
 
 
+def test_what_would_show_text_in_another_order_is_shown(show, config, tmp_path):
+    """Else an answer could stand where its question does. Marks of Hebrew and Arabic stay."""
+    with open(tmp_path / "rows.jsonl", "a", encoding="utf-8") as file:
+        row = messages([("user", "a\u202eb"), ("assistant", "\u2067c\u2069 \u200fשלום")])
+        file.write(f"\n{json.dumps(row)}")
+    page = tmp_path / "preview.html"
+    out = show("--rows", "7", "--source", "mine", "--html", str(page))
+    for shown in (out, page.read_text(encoding="utf-8")):
+        assert r"a\u202eb" in shown and "\\u2067c\\u2069 \u200fשלום" in shown
+        assert not re.search("[\u202a-\u202e\u2066-\u2069]", shown)
+
+
 # On a terminal, on a page, into a pipe -------------------------------------------------------------
 
 

@@ -40,6 +40,16 @@ class Plan:
             packs, epoch = packs - number, epoch + 1
         return epoch
 
+    def most_in_packs(self, of_documents: numpy.ndarray, global_packs: int) -> numpy.ndarray:
+        """(global_packs,): how much of something 1, 2, ... packs of one step hold, at most.
+
+        `of_documents` says how much of it each document has.
+        """
+        until = numpy.concatenate([[0], of_documents[self.documents].astype(numpy.int64).cumsum()])
+        of_packs = numpy.zeros((-(-len(self) // global_packs), global_packs), numpy.int64)
+        of_packs.flat[: len(self)] = numpy.diff(until[self.pack_offsets])
+        return numpy.sort(of_packs, axis=1)[:, ::-1].cumsum(axis=1).max(axis=0)
+
     def first(self, packs: int) -> "Plan":
         """The plan that ends after so many packs."""
         offsets = self.pack_offsets[: packs + 1]

@@ -149,16 +149,36 @@ def _shared_names(model_type: str) -> list[str]:
 
 
 def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:
-    """Return (theta, scaling): in one dict `rope_parameters` (5) or in two keys (4)."""
-    parameters = raw.get("rope_parameters") or {}
-    theta = parameters.get("rope_theta", raw.get("rope_theta", 10000.0))
-    scaling = dict(raw.get("rope_scaling") or parameters)
-    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+    """Return (theta, scaling): in one dict `rope_parameters` (5) or in two keys (4).
+
+    Where both are there they must agree: versions of transformers take one or the other.
+    """
+    given = [raw[name] for name in ("rope_parameters", "rope_scaling") if raw.get(name)]
+    if any(each.get("partial_rotary_factor", 1.0) != 1.0 for each in (*given, raw)):
         raise UserError(str(file), "rotary embedding of a part of each head is not supported")
-    kind = scaling.pop("type", "default")
-    scaling["rope_type"] = scaling.get("rope_type", kind)
-    scaling.pop("rope_theta", None)
-    return theta, None if scaling["rope_type"] == "default" else scaling
+    scalings = [_scaling(each) for each in given]
+    for name, places in (
+        ("rope_theta", (*given, raw)),
+        ("original_max_position_embeddings", (*filter(None, scalings), raw)),
+    ):
+        _check_same(file, name, [each[name] for each in places if name in each])
+    _check_same(file, "rope_scaling", scalings)
+    theta = next((each["rope_theta"] for each in (*given, raw) if "rope_theta" in each), 10000.0)
+    return theta, scalings[0] if scalings else None
+
+
+def _check_same(file: Path, name: str, values: list) -> None:
+    if any(value != values[0] for value in values):
+        said = " and ".join(map(str, values))
+        fix = "Versions of transformers differ in which they take: make them the same."
+        raise UserError(str(file), f"says {name} more than once, and not the same: {said}", fix)
+
+
+def _scaling(given: dict) -> dict | None:
+    """One of the two dicts, without theta, in the newer spelling; None where nothing is scaled."""
+    scaling = {name: value for name, value in given.items() if name not in ("rope_theta", "type")}
+    scaling.setdefault("rope_type", given.get("type", "default"))
+    return None if scaling["rope_type"] == "default" else scaling
 
 
 def _read_window(raw: dict) -> dict[str, int | None]:
@@ -243,10 +263,12 @@ def _fill(model: Llama, source: SafetensorsFolder | MetaFolder, folder: Path) ->
             last = min(stop, piece_start + num_rows)
             if first < last:
                 rows = source.read(piece_name, first - piece_start, last - piece_start)
-                if not rows.isfinite().all():
-                    raise UserError(str(folder), f"{piece_name} holds what is no finite number")
                 if name == _EMBEDDING and _HEAD in source.shapes and model.config.tie_word_embeddings:
                     _check_tied(rows, source.read(_HEAD, first, last), folder)
+                rows = rows.to(local.dtype)
+                if not rows.isfinite().all():
+                    dtype = str(local.dtype).removeprefix("torch.")
+                    raise UserError(str(folder), f"{piece_name} holds what is no finite number as {dtype}")
                 local[first - start : last - start].copy_(rows)
             piece_start += num_rows
 

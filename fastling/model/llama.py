@@ -189,8 +189,11 @@ class Llama(nn.Module):
         return ops.linear_cross_entropy(hidden_SH, self.head_weight, labels, weights)
 
     def logits(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Return the logits (T, V) of every token. Raises ValueError for borders that are not the tokens'."""
-        _check_borders(tokens, cu_seqlens)
+        """Return the logits (T, V) of every token.
+
+        Raises ValueError for tokens that are not the vocabulary's, and borders that are not the tokens'.
+        """
+        _check_stream(tokens, cu_seqlens, self.config.vocab_size)
         return self(tokens, cu_seqlens)
 
     def loss(self, batch) -> Tensor:
@@ -202,6 +205,9 @@ class Llama(nn.Module):
 
     def loss_and_nll(self, batch) -> tuple[Tensor, Tensor]:
         """Return the loss () and the negative log-likelihood (S,), detached, of each row."""
+        if batch.labels.shape != batch.tokens.shape:
+            shapes = f"{tuple(batch.tokens.shape)}: {tuple(batch.labels.shape)}"
+            raise ValueError(f"loss: labels must be of all tokens, {shapes}")
         return self(
             batch.tokens,
             batch.cu_seqlens,
@@ -255,11 +261,16 @@ class Llama(nn.Module):
             local.copy_(values[start:stop])
 
 
-def _check_borders(tokens: Tensor, cu_seqlens: Tensor) -> None:
+def _check_stream(tokens: Tensor, cu_seqlens: Tensor, vocab_size: int) -> None:
     """A device sync, which `forward` is spared: what training gives it is made with its borders."""
     if tokens.dim() != 1:
         shape = tuple(tokens.shape)
         raise ValueError(f"logits: tokens must be one stream (T,), with no batch dimension: {shape}")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"logits: tokens must be torch.int64 or torch.int32: {tokens.dtype}")
+    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if len(outside):  # on a GPU the embedding would end the process's use of it
+        raise ValueError(f"logits: tokens must be ids from 0 to {vocab_size - 1}: {int(outside[0])}")
     borders = cu_seqlens.tolist() if cu_seqlens.dim() == 1 else []
     if [*borders[:1], *borders[-1:]] != [0, len(tokens)] or borders != sorted(borders):
         words = f"must ascend from 0 to the {len(tokens)} tokens, (D + 1,) for D documents"

@@ -16,7 +16,8 @@ _SCALING_KEYS = {
         "original_max_position_embeddings",
     },
 }
-
+# More is a mistake, and would not end: layers are built one by one.
+_MOST, _MOST_LAYERS = 2**24, 10_000
 
 _EXPECTED = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "an object"
@@ -68,14 +69,19 @@ class LlamaConfig:
             refuse("model_type", f"not one of {', '.join(MODEL_TYPES)}")
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        if self.head_dim is None:
+        # Also beside a head_dim of its own transformers 5 opens no other LLaMA, so none could be exported.
+        if self.head_dim is None or self.model_type == "llama":
             if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
                 refuse("num_attention_heads", f"does not divide hidden_size {self.hidden_size}")
+        if self.head_dim is None:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         may_be_0 = ("initializer_range", "max_window_layers")
         for name, value in vars(self).items():
             if type(value) in (int, float) and value <= 0 and name not in may_be_0:
                 refuse(name, "must be > 0")
+            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+            if type(value) is int and value > most:
+                refuse(name, f"must be at most {most}")
         if self.num_attention_heads % self.num_key_value_heads:
             refuse("num_key_value_heads", f"does not divide {self.num_attention_heads} heads")
         if self.head_dim % 2:
@@ -106,6 +112,11 @@ class LlamaConfig:
         for name in sorted(_SCALING_KEYS[kind]):
             if what := wrong_size(float, self.rope_scaling[name]):
                 raise UserError(f"model.rope_scaling.{name}", what)
+        if kind == "llama3" and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
+            words = f"must be below high_freq_factor {self.rope_scaling['high_freq_factor']}"
+            raise UserError(
+                "model.rope_scaling.low_freq_factor", f"{words}: {self.rope_scaling['low_freq_factor']}"
+            )
 
     @property
     def qkv_bias(self) -> bool:

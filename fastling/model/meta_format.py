@@ -44,9 +44,7 @@ class MetaFolder:
 
     def __init__(self, folder: Path):
         self._path = folder
-        files = sorted(folder.glob("consolidated.*.pth"))
-        if not files:
-            raise UserError(str(folder), "has params.json but no consolidated.*.pth")
+        files = _numbered_files(folder)
         self._params = _read_params(folder / "params.json")
         self._shards = [_load(file) for file in files]
         for file, shard in zip(files, self._shards, strict=True):
@@ -61,7 +59,11 @@ class MetaFolder:
                     raise UserError(str(folder), f"the shape of {meta_name} is not LLaMA's: {shape}")
                 self._sources[name] = (meta_name, split_dim)
         self.shapes = {name: self._whole_shape(name) for name in self._sources}
-        self.config = self._read_config()
+        self._check_whole()
+        try:
+            self.config = self._read_config()
+        except UserError as error:
+            raise UserError(str(folder / "params.json"), f"{error.where} {error.what}", error.fix) from None
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return rows start to stop of one tensor, on the CPU in the dtype of the file."""
@@ -96,6 +98,15 @@ class MetaFolder:
             shape[split_dim] = sum(shard[meta_name].shape[split_dim] for shard in self._shards)
         return tuple(shape)
 
+    def _check_whole(self) -> None:
+        """Raise UserError where the last files are missing: each holds some of every matrix."""
+        rows, _ = self.shapes.get("model.layers.0.self_attn.q_proj.weight", (self._params["dim"], 0))
+        if rows != self._params["dim"]:
+            what = (
+                f"{len(self._shards)} consolidated.*.pth hold {rows} of {self._params['dim']} rows of queries"
+            )
+            raise UserError(str(self._path), what, "Copy all of the model's files, and no others.")
+
     def _read_config(self) -> LlamaConfig:
         """params.json leaves out what Meta's code derives; the tensors themselves tell."""
         params = self._params
@@ -116,6 +127,24 @@ class MetaFolder:
             rope_scaling=_llama3_scaling(params) if scaled else None,
             tie_word_embeddings="lm_head.weight" not in self.shapes,
         )
+
+
+def _numbered_files(folder: Path) -> list[Path]:
+    """consolidated.00.pth and on, in the order of their numbers."""
+    files = {}
+    for file in sorted(folder.glob("consolidated.*.pth")):
+        match = re.fullmatch(r"consolidated\.(\d{1,4})\.pth", file.name)
+        if match is None or int(match[1]) in files:
+            raise UserError(str(file), "is not one of numbered shards", "Move copies to another folder.")
+        files[int(match[1])] = file
+    if not files:
+        raise UserError(str(folder), "has params.json but no consolidated.*.pth")
+    for number in range(len(files)):
+        if number not in files:
+            raise UserError(
+                str(folder), f"lacks consolidated.{number:02d}.pth", "Copy all of the model's files."
+            )
+    return [files[number] for number in sorted(files)]
 
 
 def _read_params(file: Path) -> dict:
@@ -139,6 +168,8 @@ def _load(file: Path) -> dict[str, Tensor]:
     if not isinstance(held, dict):
         raise UserError(str(file), f"holds no tensors with names: {type(held).__name__}")
     for name, tensor in held.items():
+        if not isinstance(name, str):
+            raise UserError(str(file), f"holds no tensors with names: {name!r:.60}")
         if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(str(file), f"{name} is no tensor of floating-point numbers: {kind}")

@@ -26,15 +26,16 @@ class SafetensorsFolder:
     def __init__(self, folder: Path):
         self._open_files = ExitStack()
         self._slices = {}
+        self._file_of: dict[str, Path] = {}
         try:
-            for file, names in _files_of(folder).items():
-                self._open(file, names)
+            for file in _files_of(folder):
+                self._open(file)
         except BaseException:
             self.close()
             raise
         self.shapes = {name: tuple(piece.get_shape()) for name, piece in self._slices.items()}
 
-    def _open(self, file: Path, names: list[str] | None) -> None:
+    def _open(self, file: Path) -> None:
         if not file.is_file():
             raise UserError(str(file), "is missing", f"{_INDEX} names it: copy the whole folder.")
         files.check_no_pointer(file)
@@ -43,8 +44,11 @@ class SafetensorsFolder:
             tensors = self._open_files.enter_context(safe_open(file, framework="pt"))
         except SafetensorError as error:
             raise UserError(str(file), f"is damaged: {error}", "Download it again.") from None
-        held = set(tensors.keys())
-        for name in held if names is None else held.intersection(names):
+        for name in tensors.keys():
+            other = self._file_of.setdefault(name, file)
+            if other != file:
+                fix = "One of them is left from other weights: copy the folder anew."
+                raise UserError(str(file), f"holds {name}, which {other.name} holds as well", fix)
             self._slices[name] = tensors.get_slice(name)
             if self._slices[name].get_dtype() not in _FLOATING:
                 what = f"{name} is quantized: {self._slices[name].get_dtype()}"
@@ -58,18 +62,22 @@ class SafetensorsFolder:
         self._open_files.close()
 
 
-def _files_of(folder: Path) -> dict[Path, list[str] | None]:
-    """Return the files of a model, each with the names it is said to hold (None: all in it)."""
+def _files_of(folder: Path) -> list[Path]:
+    """Return the files of a model; all that they hold is its weights, as to transformers."""
+    whole = folder / "model.safetensors"
     if (folder / _INDEX).is_file():
-        holding: dict[Path, list[str] | None] = {}
-        for name, file in _weight_map(folder / _INDEX).items():
+        found: list[Path] = []
+        for file in sorted(set(_weight_map(folder / _INDEX).values())):
             relative = PurePosixPath(file.replace("\\", "/"))
             if relative.is_absolute() or ".." in relative.parts or ":" in file:
                 raise UserError(str(folder / _INDEX), f"names a file outside its folder: {file}")
-            holding.setdefault(folder / relative, []).append(name)
-        return holding
-    if (folder / "model.safetensors").is_file():
-        return {folder / "model.safetensors": None}
+            found.append(folder / relative)
+        if whole.is_file() and whole not in found:
+            what = f"holds weights twice: {whole.name}, and the files that {_INDEX} names"
+            raise UserError(str(folder), what, "Delete those that are not the model's.")
+        return found
+    if whole.is_file():
+        return [whole]
     if any(folder.glob("model-*-of-*.safetensors")):
         raise UserError(str(folder), f"has numbered shards but no {_INDEX}", "Copy that file too.")
     if any(folder.glob("*.bin")):

@@ -76,7 +76,10 @@ def kept_by_layer(shape: LlamaConfig, value_bytes: int) -> int:
 def footprint(
     config: Config, shape: LlamaConfig, *, shards: int, tokens: int, supervised: int, gpu_memory: int
 ) -> Footprint:
-    """Of a micro-batch of so many tokens, with each model sharded over `shards` GPUs of so many bytes."""
+    """Of a micro-batch of so many tokens, with each model sharded over `shards` GPUs of so many bytes.
+
+    `supervised` of them are trained on: in the micro-batch with the most of them.
+    """
     weights, value_bytes = Weights.of(shape), 4 if config.train.precision == "fp32" else 2
     keeps_weights = config.parallel.shard == "gradients"
     gathered_layers = shape.num_hidden_layers if keeps_weights else GATHERED_LAYERS

@@ -103,3 +103,12 @@ def test_nan_in_the_norm_never_hides(update):
     scale = clip_scale(torch.tensor(float("nan"), device=DEVICE), 1.0)
     update(parameter, gradient, exp_avg, exp_avg_sq, scale, 1, **SETTINGS)
     assert parameter.isnan().all()
+
+
+@BOTH
+def test_a_step_counted_from_0_is_refused_before_anything_is_moved(update):
+    states = torch.rand(4, 50, device=DEVICE)
+    before = states.clone()
+    with pytest.raises(ValueError, match="adamw_: step must be at least 1: 0"):
+        update(*states, torch.tensor(1.0, device=DEVICE), 0, **SETTINGS)
+    assert torch.equal(states, before)

@@ -53,6 +53,30 @@ def test_what_runs_on_a_cpu_equals_the_formula_with_gradients(num_heads, num_kv_
 
 
 @on_a_cpu
+@pytest.mark.parametrize("bounds", [[0, 3], [1, 5], [0, 8], [0, 4, 2, 5], [5, 0], [0], []], ids=str)
+def test_borders_that_are_not_the_streams_are_refused_not_computed(bounds, backend):
+    """Rows outside of all documents would be whatever lay in that memory."""
+    q = torch.randn(5, 2, 8)
+    with pytest.raises(ValueError, match="attention: cu_seqlens must ascend from 0 to the 5 tokens"):
+        attention(q, q, q, torch.tensor(bounds, dtype=torch.int32), 5, backend=backend)
+
+
+@on_a_cpu
+@pytest.mark.parametrize("lengths", [[], [3], [6, -1]], ids=str)
+def test_lengths_that_are_not_the_streams_are_refused_not_computed(lengths, backend):
+    q, bounds = torch.randn(5, 2, 8), torch.tensor([0, 5], dtype=torch.int32)
+    with pytest.raises(ValueError, match="attention: lengths must be >= 0 and sum to the 5 tokens"):
+        attention(q, q, q, bounds, 5, backend=backend, lengths=lengths)
+
+
+@on_a_cpu
+def test_a_longest_document_that_is_not_is_refused(backend):
+    q, bounds = torch.randn(5, 2, 8), torch.tensor([0, 5], dtype=torch.int32)
+    with pytest.raises(ValueError, match="attention: max_seqlen must be at least the longest's 5: 4"):
+        attention(q, q, q, bounds, 4, backend=backend, lengths=[5])
+
+
+@on_a_cpu
 @pytest.mark.parametrize("bounds", [[0], [0, 0]], ids=["no document", "an empty one"])
 def test_no_tokens_give_none_and_can_be_differentiated(bounds, backend):
     q = torch.zeros(0, 2, 8, requires_grad=True)

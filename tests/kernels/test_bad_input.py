@@ -13,9 +13,9 @@ from fastling.kernels.adamw import adamw_
 from fastling.kernels.attention import attention
 from fastling.kernels.cross_entropy import cross_entropy
 from fastling.kernels.linear_cross_entropy import chunked_linear_cross_entropy, linear_cross_entropy
-from fastling.kernels.rms_norm import LONGEST_ROW, add_rms_norm, rms_norm
-from fastling.kernels.rotary import rotary, rotary_qkv
-from fastling.kernels.swiglu import swiglu
+from fastling.kernels.rms_norm import LONGEST_ROW, add_rms_norm, rms_norm, rms_norm_reference
+from fastling.kernels.rotary import rotary, rotary_qkv, rotary_reference
+from fastling.kernels.swiglu import swiglu, swiglu_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -179,6 +179,12 @@ REFUSED = [
     (attention, ATTENTION, {"v_TKD": halves(3, 1, 4)}, "v_TKD must be torch.float32: torch.bfloat16"),
     (attention, ATTENTION, {"k_TKD": elsewhere(3, 1, 4)}, f"k_TKD must be {HERE}: meta"),
     (attention, ATTENTION, {"cu_seqlens": integers(2)}, "cu_seqlens must be torch.int32: torch.int64"),
+    (attention, ATTENTION, {"cu_seqlens": int32s(1, 2)}, "cu_seqlens must have 1 dimensions: (1, 2)"),
+    (attention, ATTENTION, {"k_TKD": zeros(3, 0, 4), "v_TKD": zeros(3, 0, 4)}, "2 heads over 0 kv heads"),
+    (
+        attention, ATTENTION, {"backend": "flash"},
+        "backend must be one of flash3, flash2, torch, xformers, tiled, sdpa: 'flash'",
+    ),
 ]  # fmt: skip
 
 
@@ -188,6 +194,36 @@ def test_what_cannot_be_read_is_refused_in_words(case):
     with pytest.raises(ValueError) as refused:
         op(**arguments | changes)
     assert str(refused.value) == f"{op.__name__}: {message}"
+
+
+@pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "reference"])
+@pytest.mark.parametrize("position", [-1, 9])
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="nothing looks at values there")
+def test_a_position_outside_of_the_tables_does_not_count_from_their_end(position, tiled):
+    positions = torch.tensor([0, 1, position], dtype=torch.int32)
+    with pytest.raises(IndexError):
+        if tiled:
+            rotary(**ROTARY | {"positions_T": positions}, tiled=True)
+        else:
+            rotary_reference(zeros(3, 2, 4), TABLES["cos"], TABLES["sin"], positions)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: rms_norm(integers(3, 4), zeros(4), 1e-5, tiled=True),
+        lambda: rms_norm_reference(integers(3, 4), zeros(4), 1e-5),
+        lambda: add_rms_norm(integers(3, 4), integers(3, 4), zeros(4), 1e-5, tiled=True),
+        lambda: swiglu(integers(3, 4), tiled=True),
+        lambda: swiglu_reference(integers(3, 4)),
+        lambda: rotary(**ROTARY | {"q_TND": integers(3, 2, 4)}, tiled=True),
+        lambda: rotary_qkv(**ROTARY_QKV | {"qkv_TMD": integers(3, 4, 4)}, tiled=True),
+    ],
+)
+def test_whole_numbers_are_refused_by_the_plain_versions_too(call):
+    """Which would cut their results to whole numbers."""
+    with pytest.raises(ValueError, match=f"must be {FLOATS}: torch.int64"):
+        call()
 
 
 def test_keys_elsewhere_are_named():

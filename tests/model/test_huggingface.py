@@ -133,8 +133,20 @@ def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
         ({"hidden_size": "gone"}, "lacks hidden_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads does not divide 4 heads: 3"),
         (
-            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": "gone"},
             "not one of linear, llama3: dynamic",
+        ),
+        ({"rope_theta": 5e5}, "says rope_theta more than once, and not the same: 10000.0 and 500000.0"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "says rope_scaling more than once, and not the same: None and {'factor': 2.0, 'rope_type': 'linear'}",
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "llama3", "original_max_position_embeddings": 64},
+                "original_max_position_embeddings": 16,
+            },
+            "says original_max_position_embeddings more than once, and not the same: 64 and 16",
         ),
         ({"partial_rotary_factor": 0.5}, "a part of each head is not supported"),
     ],
@@ -153,6 +165,8 @@ def test_old_spellings_and_absent_keys(exported):
     config = read_config(exported.folder)
     assert config.rope_theta == 5e5
     assert config.rope_scaling == {"rope_type": "linear", "factor": 2}
+    edit_json(file, rope_theta="gone", rope_scaling=linear | {"rope_theta": 5e5})
+    assert read_config(exported.folder) == config  # as transformers 5 reads it
     edit_json(file, model_type="mistral")
     assert read_config(exported.folder).sliding_window == 4096  # transformers' default
     edit_json(file, sliding_window=None)
@@ -378,6 +392,11 @@ def test_weights_that_are_no_numbers_are_named_before_a_step_is_lost_to_them(exp
     save_file(tensors, file)
     with pytest.raises(UserError, match=r"layers.1.self_attn.v_proj.weight holds what is no finite number"):
         load_pretrained(exported.folder)
+    tensors["model.layers.1.self_attn.v_proj.weight"][3, 4] = 1e5
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"v_proj.weight holds what is no finite number as float16"):
+        load_pretrained(exported.folder, dtype=torch.float16)
+    load_pretrained(exported.folder, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../model.safetensors", "C:\\x.safetensors"])
@@ -419,6 +438,28 @@ def test_an_incomplete_or_unsafe_folder_is_refused_in_words(exported):
     with pytest.raises(UserError, match="holds pickle files .* can run code") as refused:
         load_pretrained(folder)
     assert "Convert it" in refused.value.fix
+
+
+def test_of_weights_that_lie_there_twice_none_are_chosen_in_silence(exported):
+    """transformers takes the whole file, or the last shard that holds a tensor: whichever, one is stale."""
+    folder = exported.folder
+    export(exported.model, folder, max_shard_bytes=10_000)
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    whole = load_file(second)
+    save_file(whole | {name: tensor * 2 for name, tensor in load_file(first).items()}, second)
+    with pytest.raises(UserError, match=f"{second.name}: holds .*, which {first.name} holds as well"):
+        load_pretrained(folder)
+    save_file(whole | {"model.layers.9.extra.weight": torch.ones(2)}, second)  # which the index does not say
+    with pytest.raises(UserError, match=r"unexpected: model.layers.9.extra.weight \(2,\)"):
+        load_pretrained(folder)
+    save_file(whole, second)
+    load_pretrained(folder)
+    save_file(dict(hf_tensors(exported.model)), folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds weights twice: model.safetensors, and the files that"):
+        load_pretrained(folder)
+    index = {"weight_map": {name: "model.safetensors" for name, _ in hf_tensors(exported.model)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_pretrained(folder)
 
 
 def test_quantized_tensors_are_refused(exported):
@@ -518,6 +559,21 @@ def test_metas_format_equals_transformers(meta_oracle, tmp_path, num_files, embe
         assert torch.equal(tensor, meta_oracle.get_parameter(name)), name
 
 
+def test_metas_shards_are_read_in_the_order_of_their_numbers(meta_oracle, tmp_path):
+    """Also where no zeros lead them, and text would put 10 before 2."""
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn([48] * tensor.dim(), generator=draw)
+        for name, tensor in meta_tensors(meta_oracle).items()
+    }
+    write_meta(tmp_path, tensors, 12, 0, dim=48, n_heads=12, n_kv_heads=12)
+    whole = dict(hf_tensors(load_pretrained(tmp_path)))
+    for file in tmp_path.glob("consolidated.0?.pth"):
+        file.rename(tmp_path / file.name.replace(".0", "."))
+    for name, tensor in hf_tensors(load_pretrained(tmp_path)):
+        assert torch.equal(tensor, whole[name]), name
+
+
 def test_what_params_json_leaves_unsaid(meta_oracle, tmp_path):
     tensors = meta_tensors(meta_oracle)
     del tensors["output.weight"]
@@ -551,12 +607,23 @@ def test_meta_folders_that_cannot_be_read_are_refused_in_words(meta_oracle, tmp_
     torch.save({"norm.weight": torch.ones(32)}, tmp_path / "consolidated.01.pth")
     with pytest.raises(UserError, match="other tensors than consolidated.00.pth"):
         load_pretrained(tmp_path)
+    write_meta(tmp_path, tensors, 2, 0, n_kv_heads=2)
+    (tmp_path / "consolidated.01.pth").rename(tmp_path / "consolidated.02.pth")
+    with pytest.raises(UserError, match="lacks consolidated.01.pth"):
+        load_pretrained(tmp_path)
+    (tmp_path / "consolidated.02.pth").unlink()
+    with pytest.raises(UserError, match=r"1 consolidated.\*.pth hold 16 of 32 rows of queries"):
+        load_pretrained(tmp_path)
+    (tmp_path / "consolidated.00 (1).pth").touch()
+    with pytest.raises(UserError, match=r"consolidated.00 \(1\).pth: is not one of numbered shards"):
+        load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("params", "said"),
     [
         ({"dim": "32"}, "params.json: dim must be a whole number: '32'"),
+        ({"n_heads": 7}, "params.json: model.num_attention_heads does not divide hidden_size 32: 7"),
         ({"n_heads": None}, "params.json: n_heads must be a whole number: None"),
         ({"n_layers": 0}, "params.json: n_layers must be > 0: 0"),
         ({"norm_eps": "1e-6"}, "params.json: norm_eps must be a number: '1e-6'"),
@@ -574,6 +641,7 @@ def test_params_of_wrong_types_are_refused_in_words(meta_oracle, tmp_path, param
     ("change", "said"),
     [
         ([1], "consolidated.00.pth: holds no tensors with names: list"),
+        ({5: torch.ones(2)}, "consolidated.00.pth: holds no tensors with names: 5"),
         ({"norm.weight": 5}, "norm.weight is no tensor of floating-point numbers: int"),
         ({"norm.weight": torch.ones(32, dtype=torch.int8)}, "norm.weight is no tensor .*: torch.int8"),
         ({"tok_embeddings.weight": torch.zeros(5)}, r"shape of tok_embeddings.weight is not LLaMA's: \(5,\)"),

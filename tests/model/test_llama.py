@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 from fastling.errors import UserError
 from fastling.model.huggingface import hf_tensors, load_pretrained
@@ -137,6 +138,20 @@ def test_a_batch_dimension_is_refused_in_words():
         tiny_model().logits(torch.arange(6)[None], torch.tensor([0, 6], dtype=torch.int32))
 
 
+@pytest.mark.parametrize("strange", [67, -1])
+def test_tokens_that_are_not_the_vocabularys_are_refused_in_words(strange):
+    with pytest.raises(ValueError, match=f"logits: tokens must be ids from 0 to 66: {strange}$"):
+        tiny_model().logits(torch.tensor([1, strange]), torch.tensor([0, 2], dtype=torch.int32))
+    with pytest.raises(ValueError, match="tokens must be torch.int64 or torch.int32: torch.float32"):
+        tiny_model().logits(torch.ones(2), torch.tensor([0, 2], dtype=torch.int32))
+
+
+def test_labels_of_the_rows_alone_are_refused_not_taken_for_those_of_all_tokens(pack):
+    pack.labels = pack.labels[pack.loss_index]
+    with pytest.raises(ValueError, match=r"loss: labels must be of all tokens, \(29,\): \(24,\)"):
+        tiny_model().loss(pack)
+
+
 def test_logit_index_gives_the_same_rows(pack):
     model = tiny_model()
     last = pack.cu_seqlens[1:].long() - 1
@@ -211,15 +226,41 @@ def test_a_document_longer_than_the_model_can_take_is_refused(pack, limits, long
     [
         ({"model_type": "gpt2"}, "model.model_type: not one of llama, mistral, qwen2, qwen3: gpt2"),
         ({"num_attention_heads": 5, "head_dim": None}, "does not divide hidden_size 32: 5"),
+        ({"num_attention_heads": 6, "head_dim": 8}, "does not divide hidden_size 32: 6"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: does not divide 4 heads: 3"),
         ({"head_dim": 7}, "head_dim: must be even: 7"),
         ({"vocab_size": 0}, "vocab_size: must be > 0: 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: must be at most 10000: 1000000000"),
+        ({"hidden_size": 10**11}, "hidden_size: must be at most 16777216: 100000000000"),
         ({"model_type": "qwen2", "attention_bias": True}, "qwen2 has no such setting"),
         ({"model_type": "mistral", "mlp_bias": True}, "mistral has no such setting"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is not one of linear, llama3: yarn"),
         ({"rope_scaling": {"rope_type": "linear"}}, "linear lacks factor"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                }
+            },
+            "rope_scaling.low_freq_factor: must be below high_freq_factor 4.0: 4.0",
+        ),
     ],
 )
 def test_each_impossible_config_is_refused_in_words(change, message):
     with pytest.raises(UserError, match=message):
         replace(TINY, **change)
+
+
+def test_a_llama_that_transformers_would_not_open_is_refused_and_others_are_not():
+    """Else a whole run would end with a model that cannot be exported."""
+    heads = {"num_attention_heads": 6, "head_dim": 8}
+    theirs = {"hidden_size": 32, **heads}
+    with pytest.raises(Exception, match="not a multiple of the number of attention heads"):
+        transformers.LlamaConfig(**theirs)
+    for family in ("mistral", "qwen2", "qwen3"):
+        transformers.AutoConfig.for_model(family, **theirs)
+        replace(TINY, model_type=family, **heads)
