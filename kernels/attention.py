@@ -59,9 +59,22 @@ def _check(q_TND, k_TKD, v_TKD, cu_seqlens, lengths) -> None:
         accept.device("attention", name, tensor, q_TND.device)
     for name, tensor in (("k_TKD", k_TKD), ("v_TKD", v_TKD)):
         accept.dtype("attention", name, tensor, q_TND.dtype)
-    # Under torch.compile a look at `lengths` would make a new graph for every pack.
-    if not torch.compiler.is_compiling() and lengths and sum(lengths) != num_tokens:
+    if lengths is not None:
+        _check_lengths(lengths, num_tokens)
+
+
+def _check_lengths(lengths: list[int], num_tokens: int) -> None:
+    # Under torch.compile a look at them would make a new graph for every pack.
+    if not torch.compiler.is_compiling() and sum(lengths) != num_tokens:
         raise ValueError(f"attention: lengths sum to {sum(lengths)}, tokens are {num_tokens}")
+
+
+def _on_host(lengths: list[int] | None, cu_seqlens: Tensor, num_tokens: int) -> list[int]:
+    """The lengths, asked of the device where they are not given: rows of no document would stay unwritten."""
+    if lengths is None:
+        lengths = cu_seqlens.diff().tolist()
+        _check_lengths(lengths, num_tokens)
+    return lengths
 
 
 def _check_alignment(backend: str, **tensors: Tensor) -> None:
@@ -169,7 +182,7 @@ def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     from xformers.ops import memory_efficient_attention
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
-    mask = BlockDiagonalCausalMask.from_seqlens(lengths or cu_seqlens.diff().tolist())
+    mask = BlockDiagonalCausalMask.from_seqlens(_on_host(lengths, cu_seqlens, len(q_TND)))
     k_TND, v_TND = _repeat_kv(k_TKD, v_TKD, q_TND.shape[1])
     batch_of_one = (x.unsqueeze(0) for x in (q_TND, k_TND, v_TND))
     return memory_efficient_attention(*batch_of_one, attn_bias=mask).squeeze(0)
@@ -177,8 +190,7 @@ def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 
 def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     """PyTorch's own attention, one call for each run of equally long neighbouring documents."""
-    if lengths is None:
-        lengths = cu_seqlens.diff().tolist()
+    lengths = _on_host(lengths, cu_seqlens, len(q_TND))
     runs = [(length, len(list(run))) for length, run in groupby(lengths) if length > 0]
     if not runs:
         return q_TND.clone()
@@ -210,7 +222,7 @@ _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 def _tiled(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     if torch.compiler.is_compiling():
         return _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
-    return tiled_attention(q_TND, k_TKD, v_TKD, cu_seqlens.diff().tolist() if lengths is None else lengths)
+    return tiled_attention(q_TND, k_TKD, v_TKD, _on_host(lengths, cu_seqlens, len(q_TND)))
 
 
 def _repeat_kv(k_TKD: Tensor, v_TKD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:

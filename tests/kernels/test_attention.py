@@ -202,3 +202,12 @@ def test_heads_that_a_fused_kernel_would_misread_are_refused(monkeypatch, head_d
     with pytest.raises(ValueError, match="q_TND must have heads that begin at multiples of 16 bytes"):
         attention(q, q, q, bounds, 4, backend="flash2")
     assert attention(q, q, q, bounds, 4, backend="sdpa", lengths=[4]).shape == q.shape
+
+
+@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
+@pytest.mark.parametrize(("borders", "lengths"), [([0, 2], None), ([0, 3], []), ([0, 3], [2])])
+def test_a_row_of_no_document_is_refused(borders, lengths, backend):
+    """It would hold whatever was in memory, and so would its gradient."""
+    q = torch.zeros(3, 2, 4)
+    with pytest.raises(ValueError, match=r"lengths sum to \d, tokens are 3"):
+        attention(q, q, q, torch.tensor(borders, dtype=torch.int32), 3, backend=backend, lengths=lengths)
