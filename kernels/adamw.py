@@ -72,11 +72,11 @@ def adamw_(
     `step` counts from 1. Raises ValueError in words.
     """
     arguments = (parameter, gradient, exp_avg, exp_avg_sq, scale, step, lr, beta1, beta2, eps, weight_decay)
+    if step < 1:
+        raise ValueError(f"adamw_: step must be at least 1: {step}")
     if not runtime.takes(parameter):
         return adamw_reference_(*arguments)
     _check(parameter, gradient, exp_avg, exp_avg_sq, scale)
-    if step < 1:
-        raise ValueError(f"adamw_: step must be at least 1: {step}")
     _op(*arguments) if torch.compiler.is_compiling() else _launch(*arguments)
 
 

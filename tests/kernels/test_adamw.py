@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fastling.kernels import runtime
 from fastling.kernels.adamw import adamw_, adamw_reference_, clip_scale
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,3 +104,14 @@ def test_nan_in_the_norm_never_hides(update):
     scale = clip_scale(torch.tensor(float("nan"), device=DEVICE), 1.0)
     update(parameter, gradient, exp_avg, exp_avg_sq, scale, 1, **SETTINGS)
     assert parameter.isnan().all()
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["triton", "plain"])
+def test_step_0_is_refused_before_anything_is_updated(plain, monkeypatch):
+    """The correction of the moments would divide by 0."""
+    if plain:
+        monkeypatch.setattr(runtime, "takes", lambda _: False)
+    parameter, gradient, exp_avg, exp_avg_sq = torch.ones(4, 3, device=DEVICE)
+    with pytest.raises(ValueError, match="adamw_: step must be at least 1: 0"):
+        adamw_(parameter, gradient, exp_avg, exp_avg_sq, torch.tensor(1.0, device=DEVICE), 0, **SETTINGS)
+    assert all(x.eq(1).all() for x in (parameter, exp_avg, exp_avg_sq))
