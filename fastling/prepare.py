@@ -97,6 +97,8 @@ def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
     encoder = make_encoder(config)
     training = _open(config, data.sources, "training", show_progress)
     validation = _open(config, data.validation, "held-out", show_progress) if data.validation else None
+    if validation:
+        _check_held_out_names(validation)
     global_packs = train.global_batch_tokens // data.sequence_length
     epochs = train.epochs or 3
     _check_weights(data.sources, training, 1 if train.steps else epochs)
@@ -123,6 +125,19 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> N
             f"are weighted so low that {epochs} epoch(s) show no conversation: {max(shown):.3g} of one",
             "A weight is how often an epoch shows each conversation of a source. Raise one.",
         )
+
+
+def _check_held_out_names(validation: Store) -> None:
+    """Raise UserError where eval_loss_NAME would be of a source and of a pair that hold other rows."""
+    for number, name in enumerate(validation.source_names):
+        if name in validation.pair_names:
+            of_pair = validation.pairs == validation.pair_names.index(name)
+            if ((validation.sources == number) != of_pair).any():
+                raise UserError(
+                    "data.validation",
+                    f"a source has the name of a language pair, whose rows are not the same: {name}",
+                    f"Both losses would be eval_loss_{name}. Name the source otherwise.",
+                )
 
 
 def _nearest(value: int, unit: int) -> int:

@@ -73,8 +73,12 @@ def _check(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths) -> None:
             raise ValueError(f"attention: max_seqlen must be at least the longest's {longest}: {max_seqlen}")
 
 
-def _lengths_of(cu_seqlens: Tensor, num_tokens: int) -> list[int]:
-    """Document lengths, by borders that must be the stream's: what lies outside them nobody would write."""
+def _on_host(lengths: list[int] | None, cu_seqlens: Tensor, num_tokens: int) -> list[int]:
+    """The lengths, or where they are not given those between borders, which must be the stream's: what lies
+    outside them nobody would write.
+    """
+    if lengths is not None:
+        return lengths
     borders = cu_seqlens.tolist()
     if [*borders[:1], *borders[-1:]] != [0, num_tokens] or borders != sorted(borders):
         words = f"must ascend from 0 to the {num_tokens} tokens"
@@ -187,7 +191,7 @@ def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     from xformers.ops import memory_efficient_attention
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
-    mask = BlockDiagonalCausalMask.from_seqlens(lengths or _lengths_of(cu_seqlens, len(q_TND)))
+    mask = BlockDiagonalCausalMask.from_seqlens(_on_host(lengths, cu_seqlens, len(q_TND)))
     k_TND, v_TND = _repeat_kv(k_TKD, v_TKD, q_TND.shape[1])
     batch_of_one = (x.unsqueeze(0) for x in (q_TND, k_TND, v_TND))
     return memory_efficient_attention(*batch_of_one, attn_bias=mask).squeeze(0)
@@ -195,8 +199,7 @@ def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 
 def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     """PyTorch's own attention, one call for each run of equally long neighbouring documents."""
-    if lengths is None:
-        lengths = _lengths_of(cu_seqlens, len(q_TND))
+    lengths = _on_host(lengths, cu_seqlens, len(q_TND))
     runs = [(length, len(list(run))) for length, run in groupby(lengths) if length > 0]
     if not runs:
         return q_TND.clone()
@@ -228,9 +231,7 @@ _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 def _tiled(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     if torch.compiler.is_compiling():
         return _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
-    if lengths is None:
-        lengths = _lengths_of(cu_seqlens, len(q_TND))
-    return tiled_attention(q_TND, k_TKD, v_TKD, lengths)
+    return tiled_attention(q_TND, k_TKD, v_TKD, _on_host(lengths, cu_seqlens, len(q_TND)))
 
 
 def _repeat_kv(k_TKD: Tensor, v_TKD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:

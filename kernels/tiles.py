@@ -19,9 +19,9 @@ TILE_BYTES = 2**20  # of float32, what the second-level cache of a core holds
 
 
 def tiles(x: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension, each a cache full."""
+    """Slices of the first dimension, each a cache full; one dimension is one row, and stays whole."""
     row_bytes = 4 * max(1, x.numel() // max(1, len(x)))
-    step = max(1, len(x) if x.is_cuda else TILE_BYTES // row_bytes)
+    step = max(1, len(x) if x.is_cuda or x.dim() == 1 else TILE_BYTES // row_bytes)
     return (slice(start, start + step) for start in range(0, len(x), step))
 
 
@@ -78,7 +78,7 @@ def rms_norm_backward(
         dy_tile = dy[rows].to(wide)
         products = dy_tile * normalised
         if needs_dweight:
-            dweight += products.flatten(0, -2).sum(0)
+            dweight += products.unsqueeze(0).flatten(0, -2).sum(0)
         mean = products.mul_(wide_weight).mean(-1, keepdim=True)
         dx_tile = (dy_tile * wide_weight).sub_(normalised.mul_(mean)).mul_(inverse_rms[rows])
         dx[rows] = dx_tile if dsummed is None else dx_tile.add_(dsummed[rows])

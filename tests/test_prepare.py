@@ -295,3 +295,16 @@ def test_who_has_no_home_folder_is_told_what_to_name(monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 12345)  # known to no list of users
     with pytest.raises(UserError, match="data.store: is not set, and there is no home folder"):
         store.default_store()
+
+
+def test_a_held_out_source_and_a_pair_of_other_rows_may_not_share_a_name(run, tmp_path, tiny_run, capsys):
+    """One of the two losses would be told as the other's. Of the same rows it is one loss."""
+    named = {"name": "zh-en", "path": write(tmp_path / "named.jsonl", [GOOD] * 2), "pair": "zh-en"}
+    run(validation=[named])
+    other = {"name": "other", "path": write(tmp_path / "other.jsonl", [{**GOOD, "pair": "zh-en"}])}
+    config = tiny_run(data={"validation": [named, other]})
+    assert run_command(prepare.main, ["--config", str(config)]) == 2
+    assert (
+        "a source has the name of a language pair, whose rows are not the same: zh-en"
+        in capsys.readouterr().err
+    )

@@ -115,7 +115,7 @@ class Normaliser:
 
     def weights(self, spans: numpy.ndarray, total: int) -> numpy.ndarray:
         """(supervised,) float32 weights of one document, turn after turn."""
-        sizes = spans[:, 1] - spans[:, 0]
+        sizes = (spans[:, 1] - spans[:, 0]).astype(numpy.int64)  # times the step's turns they pass 32 bits
         share = {"token": numpy.ones_like(sizes), "turn": sizes, "sample": sizes.sum().repeat(len(sizes))}
         return numpy.repeat(1 / (share[self.loss] * total), sizes).astype(numpy.float32)
 

@@ -31,6 +31,9 @@ PACKAGES = (
     "xformers",
 )
 
+IN_WORDS = {"data": "data (rows, names or pairs of the sources, tokenizer, template or sequence_length)"}
+"""Of an identity's entries whose values tell a reader nothing."""
+
 SECONDS_UNTIL_SEEN = 30
 """After which a file that one node has written is there for another, over whatever network."""
 
@@ -57,9 +60,10 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
     """Raise UserError naming the first setting that differs from the checkpoint's."""
     for name, value in now.items():
         if recorded.get(name) != value:
+            words = IN_WORDS.get(name, name)
             raise UserError(
                 str(where),
-                f"was made with another {name}: {recorded.get(name)}; the config now gives {value}",
+                f"was made with another {words}: {recorded.get(name)}; the config now gives {value}",
                 "A run goes on with what it began with. Choose another run_dir to start a new one.",
             )
 

@@ -177,6 +177,15 @@ def test_a_rounded_batch_is_the_batch_and_what_weighs_nothing(numbers, multiple,
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_a_long_turn_in_a_large_step_weighs_its_share(loss, store):
+    """A turn of 30,000 tokens among 100,000 units: their product is no number of 32 bits."""
+    spans = numpy.array([[1, 30_001], [30_010, 30_060]], dtype=numpy.int32)
+    weights = Normaliser(store, loss).weights(spans, 100_000)
+    units = {"token": 30_050, "turn": 2, "sample": 1}[loss]
+    assert (weights > 0).all() and weights.astype(float).sum() == pytest.approx(units / 100_000, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (3, 2)])
 def test_the_weights_of_every_step_add_up_to_one_over_all_ranks(loss, ranks, micro_batches, store, plan):
     loaders = [

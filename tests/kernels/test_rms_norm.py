@@ -52,6 +52,17 @@ def test_any_number_of_rows_of_any_length(num_rows, hidden):
     assert_is_its_formula(leaf(num_rows, hidden), leaf(hidden), tolerance=1e-4)
 
 
+@pytest.mark.parametrize("hidden", [7, 300])
+def test_one_row_may_come_without_leading_dimensions(hidden):
+    """Shorter than a tile, and longer: it is normalised as a whole."""
+    x, residual, weight = leaf(hidden), leaf(hidden), leaf(hidden)
+    assert_is_its_formula(x, weight)
+    trues = doubled(x, residual, weight)
+    truth = exact.rms_norm(trues[0] + trues[1], trues[2], EPS)
+    outputs = add_rms_norm(x, residual, weight, EPS)
+    assert_gradients_agree(outputs, (x, residual, weight), (truth, trues[0] + trues[1]), trues)
+
+
 def test_the_gradient_of_the_weight_is_summed_over_many_programs(monkeypatch):
     """More than the second kernel adds at a time; a GPU has that many."""
     if DEVICE.type == "cpu":

@@ -58,6 +58,12 @@ def test_a_run_knows_its_base_by_the_weights_and_not_by_where_they_lie(tmp_path)
         record.check_identity(tmp_path, first, identity("other"))
 
 
+def test_of_other_data_it_is_said_what_may_differ(tmp_path):
+    """The two values are digests."""
+    with pytest.raises(UserError, match=r"another data \(rows, .*, template or sequence_length\): 12; .* 34"):
+        record.check_identity(tmp_path, {"data": "12"}, {"data": "34"})
+
+
 def test_a_model_that_shares_its_beginning_with_another_is_another_one(tmp_path):
     """As one that was tuned with its embedding frozen, and lies in one file."""
     for name, last in (("base", 0.0), ("tuned", 1.0)):
