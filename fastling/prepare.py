@@ -128,8 +128,15 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> N
 
 
 def _check_held_out_names(validation: Store) -> None:
-    """Raise UserError where eval_loss_NAME would be of a source and of a pair that hold other rows."""
+    """Raise UserError where eval_loss_NAME would be of a source and of a pair that hold other rows, or of
+    everything before training.
+    """
     for number, name in enumerate(validation.source_names):
+        if name == "before":
+            what = f"a source cannot be called so: {name}"
+            raise UserError(
+                "data.validation", what, "eval_loss_before is of all of them before the first step."
+            )
         if name in validation.pair_names:
             of_pair = validation.pairs == validation.pair_names.index(name)
             if ((validation.sources == number) != of_pair).any():

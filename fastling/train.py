@@ -27,7 +27,7 @@ from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_a
 from fastling.training.float8 import check_float8
 from fastling.training.gradient import add_gradients
 from fastling.training.isolation import prove_isolation
-from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_wandb, plot_loss
+from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_finite, check_wandb, plot_loss
 from fastling.training.optimizer import clip, learning_rate, make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.progress import TrainingProgress
@@ -192,6 +192,7 @@ class Run:
         if self.held_out is None:
             return {}
         losses = self.held_out.losses(self.model)
+        check_finite(number, losses)
         self.answers = self.held_out.answers(self.model)
         reshard(self.model)  # a forward without backward leaves the root's weights gathered
         if self.world.is_main:

@@ -308,3 +308,11 @@ def test_a_held_out_source_and_a_pair_of_other_rows_may_not_share_a_name(run, tm
         "a source has the name of a language pair, whose rows are not the same: zh-en"
         in capsys.readouterr().err
     )
+
+
+def test_a_held_out_source_may_not_be_called_before(tmp_path, tiny_run, capsys):
+    """Its loss would be told as that of all of them before the first step."""
+    source = {"name": "before", "path": write(tmp_path / "held-out.jsonl", [GOOD])}
+    config = tiny_run(data={"validation": [source]})
+    assert run_command(prepare.main, ["--config", str(config)]) == 2
+    assert "data.validation: a source cannot be called so: before" in capsys.readouterr().err

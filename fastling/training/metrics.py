@@ -7,6 +7,7 @@ import os
 import resource
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -147,12 +148,7 @@ class Meter:
         grad_norm, loss, by_source = measured.wait()
         seconds = max(measured.finished.seconds_since(self.last), 1e-9)
         self.last = measured.finished
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise RunError(
-                f"step {measured.number}",
-                f"loss or gradient is not finite: loss {loss}, gradient norm {grad_norm}",
-                "A lower optimizer.lr may help, in another run_dir: a run keeps the one it began with.",
-            )
+        check_finite(measured.number, {"loss": loss, "gradient norm": grad_norm})
         step = measured.step
         line = {
             "step": measured.number,
@@ -178,6 +174,17 @@ class Meter:
             if count:
                 line[f"loss_{name}"] = total / count
         return line
+
+
+def check_finite(step: int, numbers: Mapping[str, float]) -> None:
+    """Raise RunError when a step has left the numbers, which no later one mends."""
+    if not all(map(math.isfinite, numbers.values())):
+        shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        raise RunError(
+            f"step {step}",
+            f"not all is finite: {shown}",
+            "A lower optimizer.lr may help, in another run_dir: a run keeps the one it began with.",
+        )
 
 
 class MetricsLog:

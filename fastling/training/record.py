@@ -49,6 +49,7 @@ def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
         "data.sources weights": [source.weight for source in config.data.sources],
         "seed": config.seed,
         "number of steps": prepared.total_steps,
+        "number of packs": len(prepared.plan),  # of which the last step may have fewer
         "train.global_batch_tokens": train.global_batch_tokens,
         "train.loss": train.loss,
         "train.precision": train.precision,

@@ -58,6 +58,24 @@ def test_a_run_knows_its_base_by_the_weights_and_not_by_where_they_lie(tmp_path)
         record.check_identity(tmp_path, first, identity("other"))
 
 
+def test_as_many_steps_over_more_packs_are_another_run(tmp_path):
+    """The last step of an epoch may have few packs; with `steps` in its place it is full."""
+    data = {"tokenizer": "fastling:demo/tokenizer.model", "sequence_length": 256}
+    data["sources"] = [{"name": "demo", "path": "fastling:demo/held-out.jsonl"}]
+    shape = LlamaConfig(
+        vocab_size=2000, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    found = []
+    for length in ({"epochs": 1}, {"steps": 1}):
+        settings = {"data": data, "train": {"global_batch_tokens": 256 * 99, **length}}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+        found.append(record.identity(config, prepare_data(config), shape))
+    assert [each["number of steps"] for each in found] == [1, 1]
+    with pytest.raises(UserError, match="another number of packs: .*; the config now gives 99"):
+        record.check_identity(tmp_path, *found)
+
+
 def test_of_other_data_it_is_said_what_may_differ(tmp_path):
     """The two values are digests."""
     with pytest.raises(UserError, match=r"another data \(rows, .*, template or sequence_length\): 12; .* 34"):
