@@ -120,7 +120,7 @@ REFUSED = [
     (["--top-k", "5", "--web"], "--top-k: has no effect"),
     (["--temperature", "1", "--top-p", "1.5"], "--top-p: must be above 0 and at most 1"),
     (["--max-new-tokens", "0"], "--max-new-tokens: must be at least 1"),
-    (["--repetition-penalty", "0"], "--repetition-penalty: must be above 0"),
+    (["--repetition-penalty", "0"], "--repetition-penalty: must be from 0.01 to 100"),
     (["--port", "80"], "--port: has no effect without --web"),
     (["--token", "x"], "--token: has no effect without --web"),
     (["--web", "--system", "x"], "--system: has no effect with --web"),

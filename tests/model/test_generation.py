@@ -327,6 +327,8 @@ def test_empty_overlong_and_foreign_prompts_are_refused(oracle):
         ({"temperature": 1, "top_p": 1.1}, "top_p"),
         ({"temperature": 1, "top_k": -1}, "top_k"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
+        ({"repetition_penalty": 1e40}, "repetition_penalty"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty"),
         ({"beams": 0}, "beams"),
         ({"beams": 2, "temperature": 1}, "beams"),

@@ -162,6 +162,7 @@ def test_a_class_of_users_is_answered(client):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"extra_body": {"temprature": 1}}, "temprature"),
         ({"extra_body": {"n": True}}, "n"),
+        ({"extra_body": {"repetition_penalty": 1e-40}}, "repetition_penalty"),
     ],
     ids=str,
 )
