@@ -79,6 +79,8 @@ def check_options(options: argparse.Namespace) -> None:
                 raise UserError(f"--{name}", "has no effect without --web")
     elif options.system is not None:
         raise UserError("--system", "has no effect with --web", "The page has a field for it.")
+    elif options.seed is not None:
+        raise UserError("--seed", "has no effect with --web", "A request to /v1 may bring its own seed.")
     port = options.port
     if port is not None and not 0 <= port <= 65535:
         raise UserError("--port", f"must be from 0 to 65535: {port}")
