@@ -81,6 +81,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("--system", "has no effect with --web", "The page has a field for it.")
     elif options.seed is not None:
         raise UserError("--seed", "has no effect with --web", "A request to /v1 may bring its own seed.")
+    try:
+        (options.system or "").encode("utf-8")
+    except UnicodeEncodeError as error:  # bytes of another encoding
+        raise UserError("--system", f"is not UTF-8 at character {error.start}") from None
     port = options.port
     if port is not None and not 0 <= port <= 65535:
         raise UserError("--port", f"must be from 0 to 65535: {port}")

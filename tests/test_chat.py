@@ -124,6 +124,7 @@ REFUSED = [
     (["--port", "80"], "--port: has no effect without --web"),
     (["--token", "x"], "--token: has no effect without --web"),
     (["--web", "--system", "x"], "--system: has no effect with --web"),
+    (["--system", "Gr\udcfc\udcdfe"], "--system: is not UTF-8 at character 2"),
     (["--web", "--temperature", "1", "--seed", "3"], "--seed: has no effect with --web"),
     (["--web", "--port", "70000"], "--port: must be from 0 to 65535"),
     (["--web", "--token", "a b"], "--token: must be printable ASCII"),

@@ -27,7 +27,11 @@ class Session:
         self._written: set[Path] = set()
 
     def set_system(self, system: str) -> None:
-        """Raises UserError where the template has no place for it; the system text then stays."""
+        """Blank text is none, as in training.
+
+        Raises UserError where the template has no place for it; the system text then stays.
+        """
+        system = system if system.strip() else ""
         self.chat.prompt_ids(Conversation((Turn("user", "?"),), system))
         self.system = system
 

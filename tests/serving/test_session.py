@@ -206,6 +206,15 @@ def test_where_nothing_can_be_saved(typed, tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_blank_system_text_is_none_as_in_training(typed):
+    typed.session.set_system("x")
+    typed.session.set_system(" \n")
+    typed.enter("one")
+    typed.session.set_system("")
+    typed.enter("/reset", "one")
+    assert typed.model.fed[0] == typed.model.fed[1]
+
+
 def test_a_session_s_system_text_needs_a_place(typed):
     typed.model.prompt_ids = lambda conversation: (_ for _ in ()).throw(
         UserError("the system text", "no place")
