@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -240,6 +240,7 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     known = [text for text in texts if old.control_id(text) is not None or len(parts[text]) == 1]
     texts = [text for text in texts if text not in set(known)]
     _refuse_if_none(texts, known)
+    _refuse_hiding(texts, old.special_tokens())
     ids = {text: old.vocab_size + number for number, text in enumerate(texts)}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     fields = read_json(path)
@@ -256,6 +257,21 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
         elif key is None and listed:
             files[name] = _json(listed | ids)
     return NewTokens(old, texts, [parts[text] for text in texts], unreached=[], files=files, known=known)
+
+
+def _refuse_hiding(texts: Sequence[str], special: Collection[str]) -> None:
+    """Raise UserError for what would be found in a rendered conversation in place of a control token.
+
+    Of added tokens the leftmost is taken: with "x<|", no "<|im_end|>" is seen behind an x.
+    """
+    problems = [
+        f"{text!r} would hide {token} behind it"
+        for text in texts
+        for token in sorted(special)
+        if token in text or any(token.startswith(text[start:]) for start in range(1, len(text)))
+    ]
+    if problems:
+        raise error_of_all("--tokens", problems, "Leave them out.")
 
 
 def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> None:

@@ -373,6 +373,15 @@ def test_all_that_cannot_become_a_token_is_told_at_once(tmp_path):
     assert len(said.splitlines()) <= 5
 
 
+def test_a_token_that_would_hide_a_control_token_is_refused(byte_level):
+    """A server that found `x<|` in `max<|end|>` would see no end."""
+    model, _, _ = byte_level
+    for text in ("x<|", "x<|e", "y <", "<|end|>x"):
+        with pytest.raises(UserError, match="would hide <\\|"):
+            add_tokens(model, [text])
+    assert add_tokens(model, ["<|e", "|>x"]).texts == ["<|e", "|>x"]
+
+
 def test_a_tokenizer_json_that_would_put_spaces_after_added_tokens_is_refused(tmp_path):
     model = make_model(tmp_path / "model")
     text = exact_tokenizer_json(SentencePieceTokenizer(model / "tokenizer.model"), ())
