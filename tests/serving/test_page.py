@@ -207,6 +207,28 @@ def test_an_answer_of_nothing_gives_the_question_back(page):
         assert items(page) == [] and page.get_by_label("Your message").input_value() == "x"
 
 
+def test_an_answer_that_was_cut_says_so(page):
+    with serving(Parrot(lambda question: "word " * 30), defaults=Decoding(max_new_tokens=4)) as running:
+        page.goto(running.url)
+        ask(page, "x")
+        sync_api.expect(page.locator("#status")).to_have_text("The answer was cut at 4 tokens.")
+        assert "word" in items(page)[1]
+
+
+def test_another_model_that_is_served_by_now_is_asked_without_a_reload(page):
+    chat = Parrot()
+    with serving(chat) as running:
+        page.goto(running.url)
+        sync_api.expect(page.locator("#model")).to_have_text("parrot")
+        chat.name = "ara"
+        ask(page, "x")
+        sync_api.expect(page.locator("#status")).to_contain_text("there is no model")
+        page.get_by_role("button", name="Send").click()
+        wait_for_end(page)
+        sync_api.expect(page.locator("#model")).to_have_text("ara")
+        assert items(page) == ["x", "You said: x"]
+
+
 def test_a_server_that_has_gone_is_said_and_the_question_kept(page):
     with serving(Parrot()) as running:
         page.goto(running.url)
