@@ -166,6 +166,12 @@ def load(options: argparse.Namespace, console: Console) -> ChatModel:
     return chat
 
 
+def page_address(url: str, token: str | None) -> str:
+    """Where the page is that knows the token, whatever characters of ASCII that has."""
+    spelled = "".join(each if each.isalnum() else f"%{ord(each):02X}" for each in token or "")
+    return f"{url}/#token={spelled}" if token else url
+
+
 def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> None:
     """Serve until Ctrl-C. Raises UserError where the packages for it are not installed."""
     try:
@@ -177,8 +183,7 @@ def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> 
         chat = load(options, console)
 
         def ready(url: str) -> None:
-            page = f"{url}/#token={options.token}" if options.token else url
-            console.print(f"page: {page}", soft_wrap=True)
+            console.print(f"page: {page_address(url, options.token)}", soft_wrap=True)
             console.print(f"OpenAI-compatible endpoint: {url}/v1 (Ctrl-C ends it)", soft_wrap=True)
             if options.json:
                 print_result({"url": url, "model": chat.name})
