@@ -61,13 +61,17 @@ class NewTokens:
     def byte_parts(self) -> list[list[int]]:
         """Old ids of the single UTF-8 bytes of each token's text. Raises UserError where there are none."""
         spellings = [f"<0x{byte:02X}>" for byte in range(256)]
-        if isinstance(self.old, JsonTokenizer) and "ByteLevel" in json.dumps(self.old.fields.get("decoder")):
+        if isinstance(self.old, JsonTokenizer) and _is_byte_level(self.old):
             spellings = _byte_level_letters()
         ids = [self.old.control_id(spelling) for spelling in spellings]
         parts = [[ids[byte] for byte in text.encode("utf-8")] for text in self.texts]
         if any(None in each for each in parts):
             raise UserError(str(self.old.path), "has no tokens for single bytes", "Use another --init.")
         return parts
+
+
+def _is_byte_level(tokenizer: JsonTokenizer) -> bool:
+    return "ByteLevel" in json.dumps(tokenizer.fields.get("decoder"))
 
 
 @functools.cache
@@ -241,6 +245,10 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     texts = [text for text in texts if text not in set(known)]
     _refuse_if_none(texts, known)
     _refuse_hiding(texts, old.special_tokens())
+    changed = [(text, read) for text in texts if (read := old.normalize(text)) != text]
+    if changed:
+        problems = [f"{ascii(text)} is read as {ascii(read)}" for text, read in changed]
+        raise error_of_all("--tokens", problems, "Give them as they are read.")
     ids = {text: old.vocab_size + number for number, text in enumerate(texts)}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     fields = read_json(path)
@@ -298,6 +306,8 @@ def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> 
             if found != expected:
                 what = f"gives {expected!r} back as {found!r} once {text!r} is an added token"
                 fix = "Put the model's SentencePiece tokenizer.model beside it; that can be extended exactly."
+                if _is_byte_level(old):  # GPT-2's table has the letters of Latin-1 for bytes
+                    fix = "Its decoder takes such letters for bytes: give the token with a space before it."
                 raise UserError(str(old.path), what, fix)
     texts = probing_strings(old, PROOF_STRINGS)
     texts = [text for text in texts if not any(token in text for token in ids)]

@@ -382,6 +382,17 @@ def test_a_token_that_would_hide_a_control_token_is_refused(byte_level):
     assert add_tokens(model, ["<|e", "|>x"]).texts == ["<|e", "|>x"]
 
 
+def test_what_a_byte_level_tokenizer_cannot_give_back_is_told_with_what_it_can(tmp_path):
+    model = make_model(tmp_path / "model", tokenizer="bytes")
+    path = model / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
+    with pytest.raises(UserError, match=r"'Ka\\u0308se' is read as 'K\\xe4se'"):
+        add_tokens(model, ["Ka\u0308se"])
+    with pytest.raises(UserError, match="give the token with a space before it"):
+        add_tokens(model, ["K\xe4se"])
+    assert add_tokens(model, [" K\xe4se"]).texts == [" K\xe4se"]
+
+
 def test_a_tokenizer_json_that_would_put_spaces_after_added_tokens_is_refused(tmp_path):
     model = make_model(tmp_path / "model")
     text = exact_tokenizer_json(SentencePieceTokenizer(model / "tokenizer.model"), ())
