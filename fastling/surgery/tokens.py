@@ -199,8 +199,10 @@ def _json_files(folder: Path, extended: SentencePieceTokenizer, texts: list[str]
             fields["post_processor"] = _begin_token(extended)
         special = {"bos_token": extended.bos, "eos_token": extended.eos, "unk_token": _unknown(extended)}
         special = {name: token for name, token in special.items() if token}
-        made = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        changed[config_file.name] = _json(made | special | config)
+        # transformers 5 takes a LlamaTokenizer apart and reads spaces at the beginning otherwise.
+        as_it_is = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        made = {"clean_up_tokenization_spaces": False}
+        changed[config_file.name] = _json(made | special | config | as_it_is)
     text = _json(fields)
     built = _built(path, text)
     difference = first_difference(extended, built)

@@ -191,9 +191,10 @@ def test_transformers_puts_the_same_begin_token_as_before(spm, tmp_path, setting
     (model / "tokenizer_config.json").write_text(json.dumps(special | settings_of_it))
     extend_model(model, tmp_path / "out", add_tokens(model, ["舒舟"]), "mean")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    (plain,) = load_tokenizer(model).encode(["Hello 我们"])
     begin = [1] if settings_of_it.get("add_bos_token", True) else []
-    assert tokenizer("Hello 我们")["input_ids"] == begin + plain
+    for text in ("Hello 我们", "  lead", " \u3000全角 "):
+        (plain,) = load_tokenizer(model).encode([text])
+        assert tokenizer(text)["input_ids"] == begin + plain
     if "tokenizer_class" in settings_of_it:
         before = transformers.AutoTokenizer.from_pretrained(model)
         assert tokenizer("Hello 我们")["input_ids"] == before("Hello 我们")["input_ids"]
