@@ -79,6 +79,12 @@ def check_options(options: argparse.Namespace) -> None:
                 raise UserError(f"--{name}", "has no effect without --web")
     elif options.system is not None:
         raise UserError("--system", "has no effect with --web", "The page has a field for it.")
+    elif options.seed is not None:
+        raise UserError("--seed", "has no effect with --web", "A request to /v1 may bring its own seed.")
+    try:
+        (options.system or "").encode("utf-8")
+    except UnicodeEncodeError as error:  # bytes of another encoding
+        raise UserError("--system", f"is not UTF-8 at character {error.start}") from None
     port = options.port
     if port is not None and not 0 <= port <= 65535:
         raise UserError("--port", f"must be from 0 to 65535: {port}")
@@ -160,6 +166,12 @@ def load(options: argparse.Namespace, console: Console) -> ChatModel:
     return chat
 
 
+def page_address(url: str, token: str | None) -> str:
+    """Where the page is that knows the token, whatever characters of ASCII that has."""
+    spelled = "".join(each if each.isalnum() else f"%{ord(each):02X}" for each in token or "")
+    return f"{url}/#token={spelled}" if token else url
+
+
 def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> None:
     """Serve until Ctrl-C. Raises UserError where the packages for it are not installed."""
     try:
@@ -171,8 +183,7 @@ def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> 
         chat = load(options, console)
 
         def ready(url: str) -> None:
-            page = f"{url}/#token={options.token}" if options.token else url
-            console.print(f"page: {page}", soft_wrap=True)
+            console.print(f"page: {page_address(url, options.token)}", soft_wrap=True)
             console.print(f"OpenAI-compatible endpoint: {url}/v1 (Ctrl-C ends it)", soft_wrap=True)
             if options.json:
                 print_result({"url": url, "model": chat.name})

@@ -28,7 +28,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--weights", type=float, nargs="+", metavar="W",
-        help="one for each model; only their ratios count (default: all equal)",
+        help="one for each model, 0 or from 1e-6 to 1e6; only their ratios count (default: all equal)",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write; must not exist, or be empty"
@@ -54,11 +54,11 @@ def _check(options: Namespace) -> None:
     if len(options.weights) != len(options.models):
         what = f"there are {len(options.weights)} for {len(options.models)} models"
         raise UserError("--weights", what, "Give one for each model, in their order.")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in options.weights) or not any(
-        options.weights
-    ):
-        given = " ".join(f"{weight:g}" for weight in options.weights)
-        raise UserError("--weights", f"must not be negative, nor all zero: {given}")
+    # So that no sum of them, nor of changes times them, leaves float32.
+    given = options.weights
+    if not all(weight == 0 or 1e-6 <= weight <= 1e6 for weight in given) or not any(given):
+        shown = " ".join(f"{weight:g}" for weight in given)
+        raise UserError("--weights", f"must be 0 or from 1e-6 to 1e6, and not all 0: {shown}")
     if options.method == "average":
         for name in ("base", "density", "scale"):
             if getattr(options, name) is not None:

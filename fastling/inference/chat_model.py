@@ -167,7 +167,7 @@ def _about_option(error: UserError) -> UserError:
 
 def _check_device(device: str) -> str:
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # of the device "meta" there is nothing to read
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
         reason = (str(error).splitlines() or [""])[0]
         raise UserError("--device", f"cannot be used: {device}: {reason}") from None

@@ -54,7 +54,7 @@ class TextStream:
         """No id follows: return what was held back."""
         if self.stopped:
             return ""
-        text = self._whole().strip()
+        text = self._whole().lstrip()  # a stop string may end in white space
         cut = self._first_stop(text)
         self.stopped = cut is not None
         return self._give(text[:cut].rstrip())

@@ -6,6 +6,9 @@ from typing import Literal, NamedTuple
 
 from fastling.errors import UserError
 
+LEAST_PENALTY = 0.01
+"""Or 1 / that: far beyond, scores leave float32, and nothing can be drawn of them."""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -39,8 +42,9 @@ class Decoding:
                 self._refuse(name, f"must be at least {least}")
         if not 0 < self.top_p <= 1:
             self._refuse("top_p", "must be above 0 and at most 1")
-        if self.repetition_penalty <= 0:
-            self._refuse("repetition_penalty", "must be above 0")
+        if not LEAST_PENALTY <= self.repetition_penalty <= 1 / LEAST_PENALTY:
+            what = f"must be from {LEAST_PENALTY:g} to {1 / LEAST_PENALTY:g}"
+            self._refuse("repetition_penalty", what)
         self._refuse_what_has_no_effect()
 
     def _refuse_what_has_no_effect(self) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.model.beam_search import BeamSearch
 from fastling.model.cache import CacheStep, KVCache, bytes_per_token
 from fastling.model.decoding import Completion as Completion
@@ -65,7 +65,8 @@ def generate(
     rows. Beside that memory goes to logits (rows, vocab) and to one step of at most 4096 tokens of
     prompts, or the longest prompt.
     Prompts may differ between the ranks of a sharded model: all ranks make the same number of forward
-    calls. Raises UserError for a prompt that is empty, too long, or no tokens of the model's.
+    calls. Raises UserError for a prompt that is empty, too long, or no tokens of the model's, and RunError
+    where its scores are no numbers.
     """
     generation = _Generation(model, prompts, decoding, stop_ids, cache_bytes)
     completions: list[Completion | None] = [None] * len(prompts)
@@ -190,6 +191,7 @@ class _Generation:
         going_on = len(self.slots)
         admitted = self._admit()
         logits_RV = self._logits(going_on, admitted)
+        _check_scores(self.model, logits_RV)
         for slot in self.slots[:going_on]:
             slot.length += 1
         for slot, prompt in zip(self.slots[going_on:], admitted, strict=True):
@@ -276,6 +278,18 @@ def _check(model: Llama, prompts: list[list[int]], decoding: Decoding, cache_byt
             strange = next(token for token in prompt if not 0 <= token < model.config.vocab_size)
             raise UserError("generation", f"the model has {model.config.vocab_size} tokens, not {strange}")
         model.config.check_sequence_length(len(prompt))
+
+
+def _check_scores(model: Llama, logits_RV: Tensor) -> None:
+    """Raise RunError where they are no numbers: the likeliest is then token 0, and one drawn is none at all.
+
+    Not for a sharded model: where one rank ended, the others would wait for it.
+    """
+    if isinstance(model, FSDPModule) or logits_RV.isfinite().all():
+        return
+    dtype = str(logits_RV.dtype).removeprefix("torch.")
+    what = f"gives scores that are no numbers in {dtype}"
+    raise RunError("the model", what, "Where float16 is too narrow for it, bfloat16 or float32 is not.")
 
 
 def _without_compiling(model: Llama):

@@ -254,7 +254,7 @@ def _is_meta_folder(folder: Path) -> bool:
 @torch.no_grad()
 def _fill(model: Llama, source: SafetensorsFolder | MetaFolder, folder: Path) -> None:
     reshard(model)
-    _check_shapes(model, source.shapes, folder)
+    check_shapes(model, source.shapes, folder)
     for name, parameter in model.named_parameters():
         local, start, stop = local_rows(parameter)
         piece_start = 0  # in rows of the fused parameter
@@ -264,7 +264,7 @@ def _fill(model: Llama, source: SafetensorsFolder | MetaFolder, folder: Path) ->
             if first < last:
                 rows = source.read(piece_name, first - piece_start, last - piece_start)
                 if name == _EMBEDDING and _HEAD in source.shapes and model.config.tie_word_embeddings:
-                    _check_tied(rows, source.read(_HEAD, first, last), folder)
+                    check_tied(rows, source.read(_HEAD, first, last), folder)
                 rows = rows.to(local.dtype)
                 if not rows.isfinite().all():
                     dtype = str(local.dtype).removeprefix("torch.")
@@ -273,7 +273,7 @@ def _fill(model: Llama, source: SafetensorsFolder | MetaFolder, folder: Path) ->
             piece_start += num_rows
 
 
-def _check_tied(embedding: Tensor, head: Tensor, folder: Path) -> None:
+def check_tied(embedding: Tensor, head: Tensor, folder: Path) -> None:
     """Raise UserError where a head that should be the embedding is another matrix; it would be lost."""
     if not torch.equal(embedding, head.to(embedding.dtype)):
         raise UserError(
@@ -297,7 +297,8 @@ def _pieces(name: str, num_rows: int, config: LlamaConfig) -> list[tuple[str, in
     return [(name, num_rows)]
 
 
-def _check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path) -> None:
+def check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path) -> None:
+    """Raise one UserError that names every missing, unexpected or misshapen tensor of a folder."""
     wanted = {
         piece: (rows, *parameter.shape[1:])
         for name, parameter in model.named_parameters()

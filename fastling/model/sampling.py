@@ -13,6 +13,9 @@ from torch import Tensor
 
 from fastling.model.decoding import Completion, Decoding
 
+LEAST_TEMPERATURE = 1e-6
+"""What is colder is as cold: the likeliest token has all probability, and scores would leave float32."""
+
 
 class Advance(NamedTuple):
     """What a step decided, for rows in order."""
@@ -54,7 +57,7 @@ def probabilities(scores_RV: Tensor, decoding: Decoding) -> Tensor:
     top-k keeps all that tie with the k-th. top-p drops the least likely tokens as long as they add up to
     no more than 1 - top_p, and keeps at least one.
     """
-    scores_RV = scores_RV / decoding.temperature
+    scores_RV = scores_RV / max(decoding.temperature, LEAST_TEMPERATURE)
     if decoding.top_k:
         kth_R1 = scores_RV.topk(min(decoding.top_k, scores_RV.shape[-1])).values[:, -1:]
         scores_RV = scores_RV.masked_fill(scores_RV < kth_R1, float("-inf"))

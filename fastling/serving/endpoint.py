@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from fastapi.exceptions import HTTPException
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
+from fastling.files import json_line
 from fastling.inference.chat_model import ChatModel, StreamedAnswer
 from fastling.model.generation import Decoding
 from fastling.serving.gate import error_body
@@ -137,7 +137,7 @@ async def _events(job: Job, head: dict, asked: ChatRequest, prompt_length: int) 
 
 
 def _event(content: dict) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"data: {json_line(content)}\n"
 
 
 async def _whole(job: Job, request: Request) -> str:

@@ -13,7 +13,7 @@ import pydantic
 from fastling.data.conversation import Conversation, Turn
 from fastling.errors import UserError
 from fastling.inference.chat_model import ChatModel
-from fastling.model.generation import Decoding
+from fastling.model.decoding import LEAST_PENALTY, Decoding
 from fastling.serving.gate import error_body
 
 IGNORED = frozenset(
@@ -88,7 +88,7 @@ class ChatRequest(_Strict):
     temperature: float | None = pydantic.Field(None, ge=0, le=10)
     top_p: float | None = pydantic.Field(None, gt=0, le=1)
     top_k: int | None = pydantic.Field(None, ge=0)
-    repetition_penalty: float | None = pydantic.Field(None, gt=0, le=10)
+    repetition_penalty: float | None = pydantic.Field(None, ge=LEAST_PENALTY, le=10)
     seed: int | None = pydantic.Field(None, ge=-(2**63), lt=2**63)
     stop: _Stop | _Stops | None = None
     stream: bool | None = None

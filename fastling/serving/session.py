@@ -27,7 +27,11 @@ class Session:
         self._written: set[Path] = set()
 
     def set_system(self, system: str) -> None:
-        """Raises UserError where the template has no place for it; the system text then stays."""
+        """Blank text is none, as in training.
+
+        Raises UserError where the template has no place for it; the system text then stays.
+        """
+        system = system if system.strip() else ""
         self.chat.prompt_ids(Conversation((Turn("user", "?"),), system))
         self.system = system
 
@@ -87,11 +91,12 @@ class Session:
             raise UserError("/save", "nothing was said yet")
         if path.suffix != ".jsonl":
             raise UserError("/save", f"the name must end in .jsonl: {path}")
-        path = path.absolute()
-        if path.exists() and path not in self._written:
-            raise UserError("/save", f"exists: {path}", "Name another file.")
         try:
+            path = path.expanduser().absolute()
+            if path.exists() and path not in self._written:
+                raise UserError("/save", f"exists: {path}", "Name another file.")
             files.write_text(path, json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise UserError("/save", f"cannot be written: {path}: {error.strerror}") from None
+        except (OSError, RuntimeError, ValueError) as error:  # also nobody's home folder, and a NUL in a name
+            reason = getattr(error, "strerror", error)
+            raise UserError("/save", f"cannot be written: {path}: {reason}") from None
         self._written.add(path)

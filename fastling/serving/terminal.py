@@ -70,7 +70,7 @@ class Chat:
         elif not argument:
             raise UserError("/save", "needs the name of a file", "Such as /save talk.jsonl.")
         else:
-            self.session.save(Path(argument).expanduser())
+            self.session.save(Path(argument))
             self._say(f"saved to {argument}")
         return True
 

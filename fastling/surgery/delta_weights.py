@@ -177,7 +177,7 @@ def _sums(
 
 
 def _refuse_mismatches(base: Weights, other: Weights) -> None:
-    found = base.mismatches(other, may_grow=True)
+    found = base.mismatches(other)
     if found:
         raise UserError(str(other.folder), "\n  ".join([f"does not fit the base {base.folder}:", *found]))
 

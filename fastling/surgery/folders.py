@@ -17,7 +17,8 @@ from torch import Tensor
 from fastling import files
 from fastling.errors import RunError, UserError
 from fastling.model.digests import digested, misread
-from fastling.model.huggingface import read_config
+from fastling.model.huggingface import check_shapes, check_tied, read_config
+from fastling.model.llama import Llama
 from fastling.model.meta_format import MetaFolder
 from fastling.model.safetensors_folder import SafetensorsFolder, save_weights
 
@@ -39,7 +40,8 @@ class Weights:
     """The tensors of a Hugging Face or Meta folder, in Hugging Face's names. Use as a context.
 
     Left out is what other software does not agree on storing: rotary frequencies, and the head of a
-    tied model. Raises UserError for a folder that holds no model of a supported kind.
+    tied model. Raises UserError for a folder that holds no model of a supported kind, or not the whole
+    of what its config says.
     """
 
     def __init__(self, folder: Path, *, may_be_delta: bool = False):
@@ -47,15 +49,18 @@ class Weights:
         self.config = read_config(folder, may_be_delta=may_be_delta)
         is_meta = not (folder / "config.json").is_file()
         self._source = MetaFolder(folder) if is_meta else SafetensorsFolder(folder)
-        ignored = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+        with torch.device("meta"):
+            check_shapes(Llama(self.config), self._source.shapes, folder)
+        embedding, head = EMBEDDINGS
+        ignored = {head} if self.config.tie_word_embeddings else set()
+        for name in ignored & self._source.shapes.keys():
+            rows = self._source.shapes[name][0]
+            check_tied(*(self._source.read(each, 0, rows) for each in (embedding, head)), folder)
         self.shapes = {
             name: shape
             for name, shape in sorted(self._source.shapes.items())
             if name not in ignored and not name.endswith("rotary_emb.inv_freq")
         }
-        for name, shape in self.shapes.items():
-            if not shape:
-                raise UserError(str(folder), f"{name} is a single number, and so no LLaMA's")
 
     def __enter__(self) -> "Weights":
         return self
@@ -81,16 +86,16 @@ class Weights:
     def num_weights(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def mismatches(self, other: "Weights", *, may_grow: bool = False) -> list[str]:
+    def mismatches(self, other: "Weights") -> list[str]:
         """How the names and shapes of another folder differ from these, in words.
 
-        With `may_grow` the other's embeddings may have more rows.
+        The other's embeddings may have more rows.
         """
         found = [f"{name} {shape} is only in {self.folder}" for name, shape in _without(self, other)]
         found += [f"{name} {shape} is only in {other.folder}" for name, shape in _without(other, self)]
         for name in self.shapes.keys() & other.shapes.keys():
             mine, theirs = self.shapes[name], other.shapes[name]
-            grown = may_grow and name in EMBEDDINGS and mine[0] < theirs[0] and mine[1:] == theirs[1:]
+            grown = name in EMBEDDINGS and mine[0] < theirs[0] and mine[1:] == theirs[1:]
             if mine != theirs and not grown:
                 found.append(f"{name} is {mine} in {self.folder}, and {theirs} in {other.folder}")
         return sorted(found)

@@ -135,10 +135,6 @@ def _refuse_difference(first: Weights, other: Weights) -> None:
         if mine != theirs and setting.name not in _HARMLESS:
             what = f"cannot be merged with {first.folder}: {setting.name} is {theirs} here, and {mine} there"
             raise UserError(str(other.folder), what, "Merge models that were tuned from one base.")
-    found = first.mismatches(other)
-    if found:
-        what = "\n  ".join([f"cannot be merged with {first.folder}:", *found])
-        raise UserError(str(other.folder), what)
 
 
 def _check_tokenizers(folders: list[Path], warn: Callable[[str], None]) -> None:

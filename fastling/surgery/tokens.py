@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,13 +61,17 @@ class NewTokens:
     def byte_parts(self) -> list[list[int]]:
         """Old ids of the single UTF-8 bytes of each token's text. Raises UserError where there are none."""
         spellings = [f"<0x{byte:02X}>" for byte in range(256)]
-        if isinstance(self.old, JsonTokenizer) and "ByteLevel" in json.dumps(self.old.fields.get("decoder")):
+        if isinstance(self.old, JsonTokenizer) and _is_byte_level(self.old):
             spellings = _byte_level_letters()
         ids = [self.old.control_id(spelling) for spelling in spellings]
         parts = [[ids[byte] for byte in text.encode("utf-8")] for text in self.texts]
         if any(None in each for each in parts):
             raise UserError(str(self.old.path), "has no tokens for single bytes", "Use another --init.")
         return parts
+
+
+def _is_byte_level(tokenizer: JsonTokenizer) -> bool:
+    return "ByteLevel" in json.dumps(tokenizer.fields.get("decoder"))
 
 
 @functools.cache
@@ -195,8 +199,10 @@ def _json_files(folder: Path, extended: SentencePieceTokenizer, texts: list[str]
             fields["post_processor"] = _begin_token(extended)
         special = {"bos_token": extended.bos, "eos_token": extended.eos, "unk_token": _unknown(extended)}
         special = {name: token for name, token in special.items() if token}
-        made = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        changed[config_file.name] = _json(made | special | config)
+        # transformers 5 takes a LlamaTokenizer apart and reads spaces at the beginning otherwise.
+        as_it_is = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        made = {"clean_up_tokenization_spaces": False}
+        changed[config_file.name] = _json(made | special | config | as_it_is)
     text = _json(fields)
     built = _built(path, text)
     difference = first_difference(extended, built)
@@ -240,6 +246,11 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     known = [text for text in texts if old.control_id(text) is not None or len(parts[text]) == 1]
     texts = [text for text in texts if text not in set(known)]
     _refuse_if_none(texts, known)
+    _refuse_hiding(texts, old.special_tokens())
+    changed = [(text, read) for text in texts if (read := old.normalize(text)) != text]
+    if changed:
+        problems = [f"{ascii(text)} is read as {ascii(read)}" for text, read in changed]
+        raise error_of_all("--tokens", problems, "Give them as they are read.")
     ids = {text: old.vocab_size + number for number, text in enumerate(texts)}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     fields = read_json(path)
@@ -256,6 +267,21 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
         elif key is None and listed:
             files[name] = _json(listed | ids)
     return NewTokens(old, texts, [parts[text] for text in texts], unreached=[], files=files, known=known)
+
+
+def _refuse_hiding(texts: Sequence[str], special: Collection[str]) -> None:
+    """Raise UserError for what would be found in a rendered conversation in place of a control token.
+
+    Of added tokens the leftmost is taken: with "x<|", no "<|im_end|>" is seen behind an x.
+    """
+    problems = [
+        f"{text!r} would hide {token} behind it"
+        for text in texts
+        for token in sorted(special)
+        if token in text or any(token.startswith(text[start:]) for start in range(1, len(text)))
+    ]
+    if problems:
+        raise error_of_all("--tokens", problems, "Leave them out.")
 
 
 def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> None:
@@ -282,6 +308,8 @@ def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> 
             if found != expected:
                 what = f"gives {expected!r} back as {found!r} once {text!r} is an added token"
                 fix = "Put the model's SentencePiece tokenizer.model beside it; that can be extended exactly."
+                if _is_byte_level(old):  # GPT-2's table has the letters of Latin-1 for bytes
+                    fix = "Its decoder takes such letters for bytes: give the token with a space before it."
                 raise UserError(str(old.path), what, fix)
     texts = probing_strings(old, PROOF_STRINGS)
     texts = [text for text in texts if not any(token in text for token in ids)]

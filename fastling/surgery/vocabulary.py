@@ -88,10 +88,6 @@ def extend_model(folder: Path, out: Path, added: NewTokens, init: str, multiple:
         if added.first_id > old_rows:
             what = f"its tokenizer has {added.first_id} tokens, and its embedding {old_rows} rows"
             raise UserError(str(folder), what, "They do not belong together.")
-        for name in set(EMBEDDINGS) & weights.shapes.keys():
-            if weights.shapes[name][0] != old_rows:
-                what = f"{name} is {weights.shapes[name]}, and vocab_size {old_rows} in config.json"
-                raise UserError(str(folder), what)
         sources, rows = row_sources(added, init), num_rows(old_rows, added, multiple)
         num_bytes = weights.num_weights + 2 * (rows - old_rows) * weights.config.hidden_size
         aside = stack.enter_context(new_folder(out, num_bytes * weights.dtype.itemsize))

@@ -218,6 +218,7 @@ def break_nothing_but(folder, what):
         ({"template": "chatml"}, "--template: chatml: needs the token <|im_start|>"),
         ({"device": "gpu"}, "--device: cannot be used: gpu"),
         ({"device": "cuda:99"}, "--device: cannot be used: cuda:99"),
+        ({"device": "meta"}, "--device: cannot be used: meta"),
     ],
     ids=str,
 )

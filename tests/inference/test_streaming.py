@@ -82,6 +82,22 @@ def test_a_stop_string_ends_the_text_before_it(encoder, text, stops):
     assert "".join(pieces_of(encoder, ids, stops)) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "said"), [("all done END\n", "END\n", "all done"), ("是的。\n\n", "。\n", "是的")]
+)
+def test_a_stop_string_at_the_very_end_may_end_in_white_space(encoder, text, stop, said):
+    """Where a new line is a byte, it is held back until the answer is over."""
+    [ids] = encoder.tokenizer.encode([text])
+    stream = TextStream(encoder, [stop])
+    pieces = []
+    for each in ids:
+        pieces.append(stream.add(each))
+        if stream.stopped:
+            break
+    assert "".join([*pieces, stream.end()]) == said
+    assert stream.stopped
+
+
 def test_what_may_begin_a_stop_string_is_held_back(encoder):
     [ids] = encoder.tokenizer.encode(["a END b ENDING"])
     pieces = pieces_of(encoder, ids, ["ENDING"])

@@ -10,7 +10,7 @@ import transformers
 from conftest import run_python
 from transformers import LlamaForCausalLM
 
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.model import generation
 from fastling.model.cache import KVCache, bytes_per_token
 from fastling.model.generation import Completion, Decoding, generate, stream
@@ -327,6 +327,8 @@ def test_empty_overlong_and_foreign_prompts_are_refused(oracle):
         ({"temperature": 1, "top_p": 1.1}, "top_p"),
         ({"temperature": 1, "top_k": -1}, "top_k"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
+        ({"repetition_penalty": 1e40}, "repetition_penalty"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty"),
         ({"beams": 0}, "beams"),
         ({"beams": 2, "temperature": 1}, "beams"),
@@ -340,6 +342,17 @@ def test_empty_overlong_and_foreign_prompts_are_refused(oracle):
 def test_settings_that_make_no_sense_or_contradict_are_refused(settings, name):
     with pytest.raises(UserError, match=f"^decoding.{name}: "):
         Decoding(**settings)
+
+
+@pytest.mark.parametrize("decoding", [{}, {"temperature": 1.0}, {"beams": 2}], ids=str)
+def test_scores_that_are_no_numbers_are_told_and_no_token_is_made_of_them(decoding):
+    """As where float16 overflows: the likeliest of them is token 0, and what is drawn is none."""
+    torch.manual_seed(0)
+    model = Llama(TINY)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(RunError, match="no numbers in float32"):
+        generate(model, [[5, 9, 2]], Decoding(max_new_tokens=2, **decoding), stop_ids=set())
 
 
 def test_more_beams_than_tokens_and_a_cache_of_nothing_are_refused(tiny):

@@ -33,6 +33,15 @@ def test_what_is_drawn_from_is_what_transformers_processors_leave(temperature, t
     assert torch.equal(probabilities(seen.penalise(logits_RV), decoding), expected)
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-40, 1e-300])
+@pytest.mark.parametrize("limits", [{}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
+def test_however_cold_the_likeliest_token_is_drawn(temperature, limits):
+    """Scores divided by it would be infinite, and what is drawn from them no token."""
+    logits_RV = torch.tensor([[3.0, 9.0, -4.0], [-8.0, -7.0, -6.0]])
+    found = probabilities(logits_RV, Decoding(temperature=temperature, **limits))
+    assert found.tolist() == [[0, 1, 0], [0, 0, 1]]
+
+
 def test_draws_follow_the_probabilities():
     """Uniform numbers on an even grid: a token is drawn for as many of them as its probability says."""
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,8 @@
 """The endpoint with the real `openai` client, over a real server on loopback."""
 
+import json
 import threading
+import urllib.request
 
 import openai
 import pytest
@@ -67,6 +69,18 @@ def test_a_streamed_answer(client):
     assert (last.choices[0].finish_reason, last.choices[0].delta.content) == ("stop", None)
     assert usage.choices == [] and usage.usage.completion_tokens > 3
     assert len({chunk.id for chunk in (first, *middle, last, usage)}) == 1
+
+
+def test_a_streamed_line_is_one_to_every_reader():
+    """httpx, for one, breaks lines at U+2028, as str.splitlines does."""
+    body = {"model": "parrot", "messages": [user("x")], "stream": True}
+    with serving(Parrot(lambda question: "a\u2028b\u2029c\x85d")) as running:
+        request = urllib.request.Request(f"{running.url}/v1/chat/completions", json.dumps(body).encode())
+        with urllib.request.urlopen(request) as response:
+            lines = response.read().decode().splitlines()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and "[DONE]" not in line]
+    pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert "".join(pieces) == "a\u2028b\u2029c\x85d"
 
 
 def test_without_asking_for_it_no_usage_is_streamed(client):
@@ -162,6 +176,7 @@ def test_a_class_of_users_is_answered(client):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"extra_body": {"temprature": 1}}, "temprature"),
         ({"extra_body": {"n": True}}, "n"),
+        ({"extra_body": {"repetition_penalty": 1e-40}}, "repetition_penalty"),
     ],
     ids=str,
 )
@@ -272,7 +287,7 @@ def test_a_client_that_leaves_ends_the_generation():
     with serving(chat, defaults=Decoding(max_new_tokens=4000)) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=20)
         stream = ask(client, user("x"), stream=True)
-        next(stream)
+        next(stream), next(stream)  # its role comes before anything is generated
         stream.close()
         wait_until(lambda: running.worker.is_idle)
         assert chat.ended == 1 and chat.tokens < 2500

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from serving.talkers import Parrot, serving, wait_until
 
+from fastling.chat import page_address
 from fastling.data.conversation import Conversation, Turn
 from fastling.model.generation import Decoding
 
@@ -207,6 +208,28 @@ def test_an_answer_of_nothing_gives_the_question_back(page):
         assert items(page) == [] and page.get_by_label("Your message").input_value() == "x"
 
 
+def test_an_answer_that_was_cut_says_so(page):
+    with serving(Parrot(lambda question: "word " * 30), defaults=Decoding(max_new_tokens=4)) as running:
+        page.goto(running.url)
+        ask(page, "x")
+        sync_api.expect(page.locator("#status")).to_have_text("The answer was cut at 4 tokens.")
+        assert "word" in items(page)[1]
+
+
+def test_another_model_that_is_served_by_now_is_asked_without_a_reload(page):
+    chat = Parrot()
+    with serving(chat) as running:
+        page.goto(running.url)
+        sync_api.expect(page.locator("#model")).to_have_text("parrot")
+        chat.name = "ara"
+        ask(page, "x")
+        sync_api.expect(page.locator("#status")).to_contain_text("there is no model")
+        page.get_by_role("button", name="Send").click()
+        wait_for_end(page)
+        sync_api.expect(page.locator("#model")).to_have_text("ara")
+        assert items(page) == ["x", "You said: x"]
+
+
 def test_a_server_that_has_gone_is_said_and_the_question_kept(page):
     with serving(Parrot()) as running:
         page.goto(running.url)
@@ -218,21 +241,21 @@ def test_a_server_that_has_gone_is_said_and_the_question_kept(page):
 
 def test_the_token_is_asked_for_or_comes_with_the_address_and_is_not_left_in_it(page):
     chat = Parrot()
-    with serving(chat, token="sesame") as running:
+    with serving(chat, token="ses+ame/&%41=") as running:
         page.goto(running.url)
         page.get_by_label("This server asks for its token.").fill("wrong")
         page.get_by_role("button", name="Open").click()
         sync_api.expect(page.locator("#status")).to_contain_text("the token is missing or wrong")
-        page.get_by_label("This server asks for its token.").fill("sesame")
+        page.get_by_label("This server asks for its token.").fill("ses+ame/&%41=")
         page.get_by_role("button", name="Open").click()
         sync_api.expect(page.locator("#model")).to_have_text("parrot")
         sync_api.expect(page.locator("#access")).to_be_hidden()
         page.goto("about:blank")
-        page.goto(f"{running.url}/#token=sesame")
+        page.goto(page_address(running.url, "ses+ame/&%41="))
         ask(page, "x")
         wait_for_end(page)
-        assert items(page)[1] == "You said: x" and "sesame" not in page.url
-        assert not any("sesame" in url for url in page.asked if "#" not in url)
+        assert items(page)[1] == "You said: x" and "ame" not in page.url
+        assert not any("ame" in url for url in page.asked if "#" not in url)
 
 
 def test_every_control_has_a_name_and_the_page_fits_a_telephone_in_the_dark(page):

@@ -201,10 +201,30 @@ def test_a_file_is_written_again_by_its_own_session_only(typed, tmp_path):
     assert len(json.loads(path.read_text())["messages"]) == 4
 
 
-@pytest.mark.parametrize("name", ["talk.txt", "absent/talk.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    ["talk.txt", "absent/talk.jsonl", "x" * 300 + ".jsonl", "\0.jsonl"],
+    ids=["kind", "folder", "length", "nul"],
+)
 def test_where_nothing_can_be_saved(typed, tmp_path, name):
     assert "/save: " in typed.enter("one", f"/save {tmp_path / name}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_s_home_folder_ends_no_conversation(typed):
+    assert "/save: cannot be written: ~nobody-here/x.jsonl" in typed.enter(
+        "one", "/save ~nobody-here/x.jsonl"
+    )
+    assert len(typed.session.turns) == 2
+
+
+def test_blank_system_text_is_none_as_in_training(typed):
+    typed.session.set_system("x")
+    typed.session.set_system(" \n")
+    typed.enter("one")
+    typed.session.set_system("")
+    typed.enter("/reset", "one")
+    assert typed.model.fed[0] == typed.model.fed[1]
 
 
 def test_a_session_s_system_text_needs_a_place(typed):

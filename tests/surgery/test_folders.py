@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from surgery.models import make_model
+from surgery.models import change, make_model
 
 from fastling.errors import RunError, UserError
 from fastling.model.digests import digest
@@ -112,6 +112,23 @@ def test_digests_know_name_dtype_shape_and_bytes_and_no_order():
     assert (
         joint_digest({"a": "1", "b": "2"}) == joint_digest({"b": "2", "a": "1"}) != joint_digest({"a": "1"})
     )
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda held: held.pop("model.norm.weight"), r"missing: model\.norm\.weight \(16,\)"),
+        (lambda held: held.update({"model.more.weight": torch.ones(2)}), r"unexpected: model\.more\.weight"),
+        (lambda held: held.update({"model.norm.weight": torch.ones(8)}), r"misshapen: model\.norm\.weight"),
+        (lambda held: held.update({"lm_head.weight": torch.ones(2000, 16)}), "is not the embedding"),
+    ],
+)
+def test_what_is_not_the_whole_model_that_its_config_says_is_refused(tmp_path, edit, said):
+    """Read tensor by tensor it would come out as broken, or without the head that it had."""
+    model = make_model(tmp_path / "model", tie_word_embeddings=True)
+    change(model, edit)
+    with pytest.raises(UserError, match=said):
+        Weights(model)
 
 
 def test_an_index_of_another_kind_is_refused(tmp_path):

@@ -191,9 +191,10 @@ def test_transformers_puts_the_same_begin_token_as_before(spm, tmp_path, setting
     (model / "tokenizer_config.json").write_text(json.dumps(special | settings_of_it))
     extend_model(model, tmp_path / "out", add_tokens(model, ["舒舟"]), "mean")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    (plain,) = load_tokenizer(model).encode(["Hello 我们"])
     begin = [1] if settings_of_it.get("add_bos_token", True) else []
-    assert tokenizer("Hello 我们")["input_ids"] == begin + plain
+    for text in ("Hello 我们", "  lead", " \u3000全角 "):
+        (plain,) = load_tokenizer(model).encode([text])
+        assert tokenizer(text)["input_ids"] == begin + plain
     if "tokenizer_class" in settings_of_it:
         before = transformers.AutoTokenizer.from_pretrained(model)
         assert tokenizer("Hello 我们")["input_ids"] == before("Hello 我们")["input_ids"]
@@ -371,6 +372,26 @@ def test_all_that_cannot_become_a_token_is_told_at_once(tmp_path):
         "'Ｑ舒' is read as" in said and "'Ｑ艾'" in said and "... and 2 more" in said and "ab舒" not in said
     )
     assert len(said.splitlines()) <= 5
+
+
+def test_a_token_that_would_hide_a_control_token_is_refused(byte_level):
+    """A server that found `x<|` in `max<|end|>` would see no end."""
+    model, _, _ = byte_level
+    for text in ("x<|", "x<|e", "y <", "<|end|>x"):
+        with pytest.raises(UserError, match="would hide <\\|"):
+            add_tokens(model, [text])
+    assert add_tokens(model, ["<|e", "|>x"]).texts == ["<|e", "|>x"]
+
+
+def test_what_a_byte_level_tokenizer_cannot_give_back_is_told_with_what_it_can(tmp_path):
+    model = make_model(tmp_path / "model", tokenizer="bytes")
+    path = model / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
+    with pytest.raises(UserError, match=r"'Ka\\u0308se' is read as 'K\\xe4se'"):
+        add_tokens(model, ["Ka\u0308se"])
+    with pytest.raises(UserError, match="give the token with a space before it"):
+        add_tokens(model, ["K\xe4se"])
+    assert add_tokens(model, [" K\xe4se"]).texts == [" K\xe4se"]
 
 
 def test_a_tokenizer_json_that_would_put_spaces_after_added_tokens_is_refused(tmp_path):

@@ -123,19 +123,22 @@ async function ask(text) {
   const mine = messages; // another list after a reset
   request = new AbortController();
   busy(true);
-  let item = null, said = "", failure = "";
+  let item = null, said = "", remark = "";
   try {
     const response = await open();
     item = show("assistant coming", "");
     for await (const chunk of events(response)) {
       if (chunk.error) throw new Refusal(500, chunk.error);
-      said += chunk.choices[0]?.delta.content || "";
+      const choice = chunk.choices[0];
+      said += choice?.delta.content || "";
+      if (choice?.finish_reason === "length") remark = `The answer was cut at ${model.max_new_tokens} tokens.`;
       item.textContent = said;
       scroll(false);
     }
-    if (!said) failure = "The model said nothing, so it is as if nothing had been asked.";
+    if (!said) remark = "The model said nothing, so it is as if nothing had been asked.";
   } catch (error) {
-    if (error.name !== "AbortError") failure = explain(error);
+    if (error.name !== "AbortError") remark = explain(error);
+    if (error.code === "model_not_found") model = null; // another is served here by now: ask for its name
   }
   if (mine !== messages) return; // reset meanwhile
   request = null;
@@ -151,7 +154,7 @@ async function ask(text) {
     if (!question.value) question.value = text;
     resize();
   }
-  say(failure);
+  say(remark);
   question.focus();
 }
 
