@@ -63,7 +63,8 @@ def machine(run: Run) -> str:
     found = {name: first[name] for name in MACHINE if name in first and name != "device"}
     for row in run.rows:
         found |= row["versions"] if isinstance(row.get("versions"), dict) else {}
-    said = [f"{name} {shown(value)}" for name, value in found.items() if value not in ("none", "absent")]
+    nothing = (None, "none", "absent")
+    said = [f"{name} {shown(value)}" for name, value in found.items() if value not in nothing]
     changes = " with changes" if any(row.get("dirty") for row in run.rows) else ""
     commit = f"commit {first['commit'][:12]}{changes}"
     words = filter(None, [run.device, ", ".join(said), commit, f"{run.date:%Y-%m-%d %H:%M %Z}"])

@@ -6,7 +6,7 @@ HOSTILE = "<script>alert('中文')</script> $x_1$ & \"🙂\" \x00"
 def machine(**changes) -> dict:
     found = {"date": "2026-11-21T02:00:00+00:00", "device": "cpu", "driver": "none", "torch": "2.13.0+cpu"}
     found |= {"triton": "3.7.1", "commit": "0123456789abcdef", "dirty": False}
-    return found | {"copy_gb_s": None, "matrix_tflops": None} | changes
+    return found | {"gpu_gib": None, "copy_gb_s": None, "matrix_tflops": None} | changes
 
 
 def trained(
