@@ -118,8 +118,10 @@ def _leave_with(launcher: int) -> None:
     """End when torchrun is gone: killed, it tells nobody, and its processes would train on unseen."""
     while os.getppid() == launcher:
         time.sleep(1)
-    print(f"error: rank {os.environ['RANK']}: torchrun was killed", file=sys.stderr, flush=True)
-    os._exit(1)
+    try:
+        print(f"error: rank {os.environ['RANK']}: torchrun was killed", file=sys.stderr, flush=True)
+    finally:  # who read stderr may be gone, too
+        os._exit(1)
 
 
 @contextmanager

@@ -56,6 +56,22 @@ def test_the_processes_of_a_launcher_that_is_killed_end_with_it(tmp_path):
     assert "error: rank 0: torchrun was killed" in said and "error: rank 1: torchrun was killed" in said
 
 
+@pytest.mark.slow
+def test_they_end_also_where_nobody_reads_what_they_say(tmp_path):
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **streams) as launcher:
+        launcher.stdout.readline()
+        launcher.stderr.close()
+        launcher.kill()
+        killed = time.monotonic()
+        launcher.stdout.read()  # ends with the last of them
+    assert time.monotonic() - killed < 30
+
+
 # The second process dies, and is late when it is started again.
 DIES_ONCE = """
 import os, time
