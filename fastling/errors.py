@@ -59,7 +59,8 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
     except OSError as error:  # no permission, a folder where a file should be, a full disk, a quota
         if error.filename is None and error.errno not in _DISK:
             raise
-        streams.abandon_stdout()
+        if error.filename is None:  # stdout's, perhaps; what it holds would fail again at the end
+            streams.abandon_stdout()
         _say(f"{error.filename or 'while writing'}: {error.strerror}")
         return 1
     except KeyboardInterrupt:

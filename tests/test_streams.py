@@ -76,3 +76,19 @@ def test_a_row_is_one_line_whatever_ends_a_line_in_it(preview):
     arguments = [each.replace("few", "\u2028") for each in preview]
     [line] = run_in_shell("", *arguments, "--json").stdout.decode().splitlines()
     assert json.loads(line)["source"] == "\u2028"
+
+
+def test_what_was_printed_before_a_failure_is_kept(tmp_path):
+    """Only where stdout itself takes no more is the rest let go."""
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "from fastling.errors import run_command\n"
+        "def main(arguments):\n"
+        "    print('first')\n"
+        "    open('/nowhere/at/all')\n"
+        "raise SystemExit(run_command(main, []))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}  # so that it is held back
+    done = subprocess.run([sys.executable, script], capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (1, b"first\n")
+    assert done.stderr == b"error: /nowhere/at/all: No such file or directory\n"

@@ -1,7 +1,6 @@
 """One person's conversation with a model, as the terminal keeps it."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,7 +94,7 @@ class Session:
             path = path.expanduser().absolute()
             if path.exists() and path not in self._written:
                 raise UserError("/save", f"exists: {path}", "Name another file.")
-            files.write_text(path, json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n")
+            files.write_text(path, files.json_line({"messages": self.messages()}))
         except (OSError, RuntimeError, ValueError) as error:  # also nobody's home folder, and a NUL in a name
             reason = getattr(error, "strerror", error)
             raise UserError("/save", f"cannot be written: {path}: {reason}") from None

@@ -177,14 +177,13 @@ class Meter:
 
 
 def check_finite(step: int, numbers: Mapping[str, float]) -> None:
-    """Raise RunError when a step has left the numbers, which no later one mends."""
+    """Raise RunError for numbers that are none, which no later step mends. Step 0 is before the first."""
     if not all(map(math.isfinite, numbers.values())):
         shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        raise RunError(
-            f"step {step}",
-            f"not all is finite: {shown}",
-            "A lower optimizer.lr may help, in another run_dir: a run keeps the one it began with.",
-        )
+        fix = "A lower optimizer.lr may help, in another run_dir: a run keeps the one it began with."
+        if step == 0:
+            fix = "The model itself gives no better ones: train.precision fp32 may help, or other weights."
+        raise RunError(f"step {step}", f"not all is finite: {shown}", fix)
 
 
 class MetricsLog:

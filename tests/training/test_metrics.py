@@ -14,7 +14,7 @@ from fastling.files import read_json_lines
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.training import metrics
 from fastling.training.evaluation import sums_by
-from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, Work, plot_loss
+from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, Work, check_finite, plot_loss
 from fastling.training.parallel import World
 
 SHAPE = dict(
@@ -133,3 +133,11 @@ def test_plot_is_a_picture_whatever_the_folder_is_called(name, tmp_path):
         '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "eval_loss": 2.5}\n'
     )
     assert plot_loss(run_dir).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("step", "fix"), [(0, "train.precision fp32"), (3, "A lower optimizer.lr")])
+def test_numbers_that_are_none_are_named_with_what_may_help(step, fix):
+    """No learning rate has been at work before the first step."""
+    check_finite(step, {"eval_loss": 1.5})
+    with pytest.raises(RunError, match=f"step {step}: not all is finite: eval_loss nan\n  .*{fix}"):
+        check_finite(step, {"eval_loss": float("nan")})
