@@ -319,13 +319,14 @@ def test_what_was_answered_is_not_paid_again_and_failures_of_the_server_are_aske
     pairs = [pair(number) for number in range(4)]
     with serving(lambda number, body: fair(number, body) if number < 5 else (500, "oops")) as server:
         judgements, failures, tokens = judge(server, pairs, requests_in_flight=1)
-        assert len(judgements) == 2 and tokens == 500
-        server.behave, asked = fair, len(server.bodies)
+    assert len(judgements) == 2 and tokens == 500
+    # Another server: one request of those given up at the end may reach the first at any later time.
+    with serving(fair) as server:
         judgements, failures, tokens = judge(server, pairs)
         assert len(judgements) == 4 and not failures.excluded and tokens == 800
-        assert len(server.bodies) - asked == 3
+        assert len(server.bodies) == 3
         again = judge(server, pairs)
-    assert again[0] == judgements and len(server.bodies) - asked == 3
+    assert again[0] == judgements and len(server.bodies) == 3
 
 
 def test_a_spent_budget_leaves_the_rest_unasked(judge):
