@@ -87,6 +87,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(_spelled_out, text)
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, or only its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _spelled_out(found: re.Match) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

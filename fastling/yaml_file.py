@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from fastling.errors import UserError
+from fastling.errors import UserError, first_line
 
 Location = tuple[str | int, ...]
 """Where something lies: ("data", "sources", 0, "path")."""
@@ -82,7 +82,7 @@ def read(path: Path, fix: str) -> tuple[Any, dict[Location, int]]:
     except (yaml.YAMLError, ValueError, TypeError) as error:  # also: an impossible date, a list as key
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(where, f"is not valid YAML: {problem or str(error).splitlines()[0]}", fix) from None
+        raise UserError(where, f"is not valid YAML: {problem or first_line(error)}", fix) from None
 
 
 def _lines(

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any, NamedTuple
 
-from fastling.data.rows import first_line, parse_json
+from fastling.data.rows import parse_json
+from fastling.errors import first_line
 
 ROLES = {
     "system": "system",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from fastling.errors import UserError
+from fastling.errors import UserError, first_line
 
 BYTES_AT_ONCE = 1 << 20
 """Of rows that are worked on together, however long each is."""
@@ -129,8 +129,3 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict:
         names = [name for name, _ in pairs]
         raise ValueError(f"a key is twice: {max(names, key=names.count)!r:.60} in an object {fields!s:.80}")
     return fields
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, or only its kind."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from fastling.data.conversation import Conversation
 from fastling.data.encoding import Encoder
 from fastling.data.template import Template, load_template
 from fastling.data.tokenizer import Tokenizer, load_tokenizer
-from fastling.errors import RunError, UserError
+from fastling.errors import RunError, UserError, first_line
 from fastling.inference.chat_template import find_template
 from fastling.inference.streaming import TextStream
 from fastling.model.generation import Completion, Decoding, generate, stream
@@ -169,6 +169,5 @@ def _check_device(device: str) -> str:
     try:
         torch.zeros(1, device=device).item()  # of the device "meta" there is nothing to read
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError("--device", f"cannot be used: {device}: {reason}") from None
+        raise UserError("--device", f"cannot be used: {device}: {first_line(error)}") from None
     return device

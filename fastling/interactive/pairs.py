@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from fastling.errors import UserError
+from fastling.errors import UserError, first_line
 from fastling.interactive.languages import tidy
 
 SAMPLED_RUNS, RUN_LENGTH = 500, 50
@@ -132,7 +132,7 @@ def read_lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError:
         raise UserError(f"{path}:{number}", "is not UTF-8", "Save the file as UTF-8.") from None
     except (OSError, EOFError) as error:  # gzip: bad magic, cut short
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(str(path), f"cannot be read: {reason}") from None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fastling.errors import UserError
+from fastling.errors import UserError, first_line
 from fastling.interactive.languages import LANGUAGES
 
 FOLDER = Path(__file__).parent / "phrasings"
@@ -117,7 +117,7 @@ def load_phrasings(language: str, folder: Path = FOLDER, fewest: int = FEWEST) -
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(str(path), f"cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(str(path), f"cannot be read: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(str(path), "holds no phrasings", "Give a mapping of key to sentences.")
     lists = {

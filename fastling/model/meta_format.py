@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastling.errors import UserError
+from fastling.errors import UserError, first_line
 from fastling.files import read_json
 from fastling.model.llama_config import LlamaConfig, wrong_size, wrong_type
 
@@ -163,8 +163,8 @@ def _load(file: Path) -> dict[str, Tensor]:
     try:
         held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch each have errors of their own
-        reason = str(error).splitlines()[0]
-        raise UserError(str(file), f"cannot be read as a plain file of tensors: {reason}") from None
+        what = f"cannot be read as a plain file of tensors: {first_line(error)}"
+        raise UserError(str(file), what) from None
     if not isinstance(held, dict):
         raise UserError(str(file), f"holds no tensors with names: {type(held).__name__}")
     for name, tensor in held.items():

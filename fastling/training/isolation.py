@@ -7,7 +7,7 @@ so the path that this run will take is tried, on its device and in its numbers, 
 import torch
 
 from fastling import ops
-from fastling.errors import RunError, UserError
+from fastling.errors import RunError, UserError, first_line
 from fastling.model.llama import LlamaConfig
 
 LENGTHS = [37, 1, 90, 64]
@@ -26,8 +26,7 @@ def prove_isolation(config: LlamaConfig, device: torch.device, dtype: torch.dtyp
         raise
     except (ValueError, RuntimeError) as error:
         heads = f"{config.num_attention_heads} heads of {config.head_dim}"
-        first_line = str(error).partition("\n")[0]
-        what = f"fails on {heads} in {dtype}: {first_line[:200]}"
+        what = f"fails on {heads} in {dtype}: {first_line(error)[:200]}"
         raise UserError("model.attention", what, CHOOSE_ANOTHER) from error
 
 

@@ -19,7 +19,7 @@ from fastling import files
 from fastling.config import Config
 from fastling.data.batches import Step
 from fastling.data.packing import Plan
-from fastling.errors import RunError, UserError
+from fastling.errors import RunError, UserError, first_line
 from fastling.model.llama import Llama
 from fastling.training.parallel import World
 
@@ -241,7 +241,7 @@ def _start_wandb(run_dir: Path, config: Config):
             config=dataclasses.asdict(config),
         )
     except wandb.errors.Error as error:
-        what = f"W&B does not start: {str(error).splitlines()[0]}"
+        what = f"W&B does not start: {first_line(error)}"
         raise UserError("log.wandb", what, "Run `wandb login`, or set WANDB_MODE=offline.") from None
     run.define_metric("*", step_metric="train/global_step")
     return run

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import zipfile
 from functools import partial
 from types import SimpleNamespace
 
@@ -653,6 +654,16 @@ def test_a_pth_file_of_something_else_is_refused_in_words(meta_oracle, tmp_path,
     write_meta(tmp_path, tensors, 1, 0, n_kv_heads=2)
     torch.save(tensors | change if isinstance(change, dict) else change, tmp_path / "consolidated.00.pth")
     with pytest.raises(UserError, match=said):
+        load_pretrained(tmp_path)
+
+
+def test_a_pth_file_whose_index_is_cut_is_refused_in_words(tmp_path):
+    """Its EOFError has no words of its own."""
+    with zipfile.ZipFile(tmp_path / "consolidated.00.pth", "w") as file:
+        file.writestr("cut/data.pkl", b"")
+        file.writestr("cut/version", b"3\n")
+    (tmp_path / "params.json").write_text('{"dim": 32, "n_layers": 1, "n_heads": 4, "norm_eps": 1e-6}')
+    with pytest.raises(UserError, match="cannot be read as a plain file of tensors: EOFError"):
         load_pretrained(tmp_path)
 
 
