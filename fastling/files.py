@@ -62,6 +62,16 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def check_can_be_made(option: str, path: Path, *endings: str) -> None:
+    """Raise UserError, before hours of work and not after it, where no file of that name can be written."""
+    if endings and path.suffix not in endings:
+        raise UserError(option, f"must end in {endings[0]}: {path}")
+    if path.is_dir():
+        raise UserError(option, f"is a folder: {path}")
+    if not path.parent.is_dir():
+        raise UserError(option, f"no such folder: {path.parent}", "Make it first.")
+
+
 def check_no_pointer(path: Path) -> None:
     """Raise UserError for what git-lfs leaves in a file's place until it is fetched."""
     try:
