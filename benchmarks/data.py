@@ -214,8 +214,8 @@ def packing_row(lengths: numpy.ndarray, capacity: int) -> dict:
 
 
 def loader_row(store: Store, plan, config: Config) -> dict:
-    packs = config.train.global_batch_tokens // config.data.sequence_length
-    loader = Loader(store, plan, global_packs=packs, ranks=1, rank=0, micro_batches=1, loss="token")
+    options = {"ranks": 1, "rank": 0, "micro_batches": 1, "loss": "token"}
+    loader = Loader(store, plan, global_packs=config.global_packs, **options)
     steps = min(STEPS_TO_LOAD, len(loader))
     began = time.perf_counter()
     tokens = sum(loader.step(number).tokens for number in range(steps))

@@ -274,6 +274,11 @@ class Config:
         return as_yaml(dataclasses.asdict(self))
 
     @property
+    def global_packs(self) -> int:
+        """Packs of one optimizer step over all processes."""
+        return self.train.global_batch_tokens // self.data.sequence_length
+
+    @property
     def run_folder(self) -> Path:
         """`run_dir` as a path."""
         return expand(self.run_dir, "run_dir")

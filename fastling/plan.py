@@ -44,7 +44,7 @@ class Planner:
         self.micro_batch_tokens = packs * config.data.sequence_length
         self.work = work_of(self.prepared, self.shape)
         supervised = self.prepared.training.document_supervised
-        self.most_supervised = self.prepared.plan.most_in_packs(supervised, self.prepared.global_packs)
+        self.most_supervised = self.prepared.plan.most_in_packs(supervised, config.global_packs)
 
     def memory(self, **changes: object) -> Footprint:
         """With other settings of `train`, or other `gpus`."""
@@ -55,7 +55,7 @@ class Planner:
         return footprint(
             config,
             self.shape,
-            shards=max(1, gpus // config.parallel.replicate),
+            shards=gpus // config.parallel.replicate,
             tokens=tokens,
             supervised=int(self.most_supervised[packs - 1]),
             gpu_memory=self.gpu_memory,
@@ -73,7 +73,7 @@ class Planner:
 
     def packs_of_a_micro_batch(self) -> list[int]:
         """All of a process's, and half as often as they can be halved."""
-        packs = [self.config.train.global_batch_tokens // self.config.data.sequence_length // self.gpus]
+        packs = [self.config.global_packs // self.gpus]
         while packs[-1] > 1:
             packs.append(-(-packs[-1] // 2))
         return packs
@@ -92,9 +92,8 @@ class Planner:
                 return f"--train.micro_batch_tokens {tokens} --train.activation_checkpointing {mode} fits."
         length = self.config.data.sequence_length
         least = {"activation_checkpointing": "full", "micro_batch_tokens": length}
-        packs = self.config.train.global_batch_tokens // length
-        for gpus in range(2 * self.gpus, packs + 1, self.gpus):
-            if packs % gpus == 0 and self.fits(self.memory(gpus=gpus, **least)):
+        for gpus in range(2 * self.gpus, self.config.global_packs + 1, self.gpus):
+            if self.config.global_packs % gpus == 0 and self.fits(self.memory(gpus=gpus, **least)):
                 options = f"--train.micro_batch_tokens {length} --train.activation_checkpointing full"
                 return f"--gpus {gpus} {options} fits."
         return (

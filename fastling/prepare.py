@@ -99,7 +99,7 @@ def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
     validation = _open(config, data.validation, "held-out", show_progress) if data.validation else None
     if validation:
         _check_held_out_names(validation)
-    global_packs = train.global_batch_tokens // data.sequence_length
+    most_packs = train.steps * config.global_packs if train.steps else None
     epochs = train.epochs or 3
     _check_weights(data.sources, training, 1 if train.steps else epochs)
     plan = make_plan(
@@ -109,11 +109,11 @@ def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
         capacity=data.sequence_length,
         seed=config.seed,
         epochs=None if train.steps else epochs,
-        packs=train.steps * global_packs if train.steps else None,
+        packs=most_packs,
     )
-    if train.steps:
-        plan = plan.first(train.steps * global_packs)
-    return Prepared(encoder, training, validation, plan, global_packs)
+    if most_packs:
+        plan = plan.first(most_packs)
+    return Prepared(encoder, training, validation, plan, config.global_packs)
 
 
 def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> None:

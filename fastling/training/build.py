@@ -75,7 +75,7 @@ def share_of_step(config: Config, processes: int, *, evenly: bool = True) -> tup
     fewer packs than others.
     """
     length, train = config.data.sequence_length, config.train
-    global_packs = train.global_batch_tokens // length
+    global_packs = config.global_packs
     if evenly and global_packs % processes:
         raise UserError(
             "train.global_batch_tokens",
@@ -100,7 +100,7 @@ def make_loader(config: Config, world: World, store: Store, plan: Plan, *, evenl
     return Loader(
         store,
         plan,
-        global_packs=config.train.global_batch_tokens // config.data.sequence_length,
+        global_packs=config.global_packs,
         ranks=world.size,
         rank=world.rank,
         micro_batches=micro_batches,
