@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:
     for name, found in runs.items():
         yield prepare_row(name, found, options.rows)
     config = small_config(case, folder / "one-0", workers=1)
-    prepared = prepare_data(config, show_progress=False)
+    prepared = prepare_data(config)
     yield packing_row(prepared.training.document_tokens, options.sequence_length)
     yield loader_row(prepared.training, prepared.plan, config)
 

@@ -80,7 +80,7 @@ def source_files(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
     return tuple(found)
 
 
-def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
+def prepare_data(config: Config) -> Prepared:
     """Open or build the token stores of a config and plan its packs. Any number of processes may call it.
 
     Raises UserError for everything in config or data that cannot be trained on.
@@ -95,8 +95,8 @@ def prepare_data(config: Config, *, show_progress: bool = True) -> Prepared:
             f"The nearest that is: {_nearest(train.global_batch_tokens, data.sequence_length)}.",
         )
     encoder = make_encoder(config)
-    training = _open(config, data.sources, "training", show_progress)
-    validation = _open(config, data.validation, "held-out", show_progress) if data.validation else None
+    training = _open(config, data.sources, "training")
+    validation = _open(config, data.validation, "held-out") if data.validation else None
     if validation:
         _check_held_out_names(validation)
     most_packs = train.steps * config.global_packs if train.steps else None
@@ -151,7 +151,7 @@ def _nearest(value: int, unit: int) -> int:
     return max(unit, round(value / unit) * unit)
 
 
-def _open(config: Config, sources: Sequence[Source], label: str, show_progress: bool) -> Store:
+def _open(config: Config, sources: Sequence[Source], label: str) -> Store:
     recipe = Recipe(
         source_files(sources),
         config.tokenizer_path,
@@ -169,7 +169,7 @@ def _open(config: Config, sources: Sequence[Source], label: str, show_progress: 
     task = progress.add_task(f"tokenizing and proving {label} rows", total=None)
 
     def advance(rows: int) -> None:  # only the one process that builds the store gets here
-        if show_progress and progress.console.is_terminal:
+        if progress.console.is_terminal:
             progress.start()
         progress.advance(task, rows)
 

@@ -118,7 +118,7 @@ def verify(config: Config, world: World) -> list[Check]:
     """
     if config.train.precision == "fp8":
         check_float8(world.device)
-    prepared = prepare_data(config, show_progress=world.is_main)
+    prepared = prepare_data(config)
     shape, dtype = model_config(config, prepared.encoder), compute_dtype(config)
     choices = ops.configure(config.model.kernels, config.model.attention, device=world.device, dtype=dtype)
     (attention,) = (choice for choice in choices if choice.op == "attention")
