@@ -239,8 +239,8 @@ def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[
     shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed
     aside.mkdir(parents=True)
     try:
-        with _Writer(aside, recipe) as writer:
-            encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
+        encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
+        with _Writer(aside, recipe, encoder.tokenizer.vocab_size) as writer:
             paths = [source.path for source in recipe.sources]
             for source, rows, results in encode_files(paths, encoder, workers or os.cpu_count() or 1):
                 writer.add(source, rows, results)
@@ -276,9 +276,8 @@ class _HashedFile:
 class _Writer:
     """Appends results to the files of a store; memory does not grow with the tokens."""
 
-    def __init__(self, folder: Path, recipe: Recipe):
+    def __init__(self, folder: Path, recipe: Recipe, vocab_size: int):
         self.folder, self.recipe = folder, recipe
-        vocab_size = load_tokenizer(recipe.tokenizer).vocab_size
         self.token_type = numpy.dtype(numpy.uint16 if vocab_size <= 1 << 16 else numpy.uint32)
         self.files = {name: _HashedFile(folder / f"{name}.bin") for name in ("tokens", *ARRAYS)}
         self.refused = _HashedFile(folder / "refused.jsonl")

@@ -133,8 +133,8 @@ class JsonTokenizer:
     def reserve(self, tokens: Sequence[str]) -> None:
         # Only tokens marked special can be kept from matching text.
         self.reserved += tokens
-        for token in tokens:
-            self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
+        added = [tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens]
+        self._tokenizer.add_special_tokens(added)
         self._tokenizer.encode_special_tokens = True
 
     def special_tokens(self) -> set[str]:
