@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -170,11 +171,8 @@ def _qwen2(folder: Path, encoder: Encoder) -> Check:
 
 
 def _num_weights(folder: Path) -> int:
-    source = SafetensorsFolder(folder)
-    try:
+    with closing(SafetensorsFolder(folder)) as source:
         return sum(math.prod(shape) for shape in source.shapes.values())
-    finally:
-        source.close()
 
 
 @torch.no_grad()

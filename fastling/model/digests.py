@@ -5,6 +5,7 @@ And of a folder's weights, to know them again.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -36,15 +37,12 @@ def digested(
 
 def misread(folder: Path, digests: Mapping[str, str]) -> str | None:
     """In words, how the tensors of a folder are not those that were written; None if they are."""
-    source = SafetensorsFolder(folder)
-    try:
+    with closing(SafetensorsFolder(folder)) as source:
         if source.shapes.keys() != digests.keys():
             return "other tensors are in the files than were written"
         for name, shape in source.shapes.items():
             if digest(name, source.read(name, 0, shape[0])) != digests[name]:
                 return f"{name} is not what was written"
-    finally:
-        source.close()
     return None
 
 

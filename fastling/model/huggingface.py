@@ -5,6 +5,7 @@ export holds one shard in memory.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,16 +17,7 @@ from fastling.files import read_json
 from fastling.model.llama import Llama, local_rows, reshard
 from fastling.model.llama_config import MODEL_TYPES, LlamaConfig
 from fastling.model.meta_format import MetaFolder
-from fastling.model.safetensors_folder import SafetensorsFolder, save_weights
-
-__all__ = [
-    "config_json",
-    "hf_tensors",
-    "load_pretrained",
-    "load_weights",
-    "read_config",
-    "save_weights",
-]
+from fastling.model.safetensors_folder import SafetensorsFolder
 
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -237,14 +229,13 @@ def load_weights(model: Llama, folder: str | Path) -> None:
     UserError that names every missing, unexpected or misshapen tensor before any is written.
     """
     folder = Path(folder)
-    if _is_meta_folder(folder):
-        _fill(model, MetaFolder(folder), folder)
-        return
-    source = SafetensorsFolder(folder)
-    try:
+    with closing(open_weights(folder)) as source:
         _fill(model, source, folder)
-    finally:
-        source.close()
+
+
+def open_weights(folder: Path) -> SafetensorsFolder | MetaFolder:
+    """Return the tensors of a folder in Hugging Face's names: `shapes`, `read` and `close`."""
+    return MetaFolder(folder) if _is_meta_folder(folder) else SafetensorsFolder(folder)
 
 
 def _is_meta_folder(folder: Path) -> bool:

@@ -40,7 +40,7 @@ _MORE_PARAMS = {
 
 
 class MetaFolder:
-    """The tensors of a Meta folder in Hugging Face's names: `shapes`, `read` and `config`."""
+    """The tensors of a Meta folder in Hugging Face's names: `shapes`, `read`, `close` and `config`."""
 
     def __init__(self, folder: Path):
         self._path = folder
@@ -75,6 +75,9 @@ class MetaFolder:
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             return whole[_half_split_rows(whole.shape[0], self.config.head_dim)[start:stop]]
         return whole[start:stop]
+
+    def close(self) -> None:
+        """Nothing: what is memory-mapped is let go with the last tensor of it."""
 
     def _translate(self, meta_name: str) -> tuple[str, int | None]:
         if meta_name == "tok_embeddings.weight":

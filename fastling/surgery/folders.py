@@ -17,10 +17,9 @@ from torch import Tensor
 from fastling import files
 from fastling.errors import RunError, UserError
 from fastling.model.digests import digested, misread
-from fastling.model.huggingface import check_shapes, check_tied, read_config
+from fastling.model.huggingface import check_shapes, check_tied, open_weights, read_config
 from fastling.model.llama import Llama
-from fastling.model.meta_format import MetaFolder
-from fastling.model.safetensors_folder import SafetensorsFolder, save_weights
+from fastling.model.safetensors_folder import save_weights
 
 SHARD_BYTES = 2**30
 """Of a written shard, which is held in memory; a larger tensor is a shard of its own."""
@@ -47,8 +46,7 @@ class Weights:
     def __init__(self, folder: Path, *, may_be_delta: bool = False):
         self.folder = folder
         self.config = read_config(folder, may_be_delta=may_be_delta)
-        is_meta = not (folder / "config.json").is_file()
-        self._source = MetaFolder(folder) if is_meta else SafetensorsFolder(folder)
+        self._source = open_weights(folder)
         with torch.device("meta"):
             check_shapes(Llama(self.config), self._source.shapes, folder)
         embedding, head = EMBEDDINGS
@@ -66,8 +64,7 @@ class Weights:
         return self
 
     def __exit__(self, *_) -> None:
-        if isinstance(self._source, SafetensorsFolder):
-            self._source.close()
+        self._source.close()
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU in the dtype of the file; not to be written to: it may be the file."""

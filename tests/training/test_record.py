@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from fastling.config import build_parser, parse
 from fastling.errors import UserError
 from fastling.model.digests import mark_of_weights
-from fastling.model.huggingface import hf_tensors, save_weights
+from fastling.model.huggingface import hf_tensors
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
+from fastling.model.safetensors_folder import save_weights
 from fastling.prepare import prepare_data
 from fastling.training import record
 
