@@ -11,11 +11,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fastling.model.huggingface import load_pretrained
-    from fastling.model.llama import Llama, LlamaConfig
+    from fastling.model.llama import Llama
+    from fastling.model.llama_config import LlamaConfig
 
 _PUBLIC = {
     "Llama": "fastling.model.llama",
-    "LlamaConfig": "fastling.model.llama",
+    "LlamaConfig": "fastling.model.llama_config",
     "load_pretrained": "fastling.model.huggingface",
 }
 

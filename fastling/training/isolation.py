@@ -8,7 +8,7 @@ import torch
 
 from fastling import ops
 from fastling.errors import RunError, UserError, first_line
-from fastling.model.llama import LlamaConfig
+from fastling.model.llama_config import LlamaConfig
 
 LENGTHS = [37, 1, 90, 64]
 CHOOSE_ANOTHER = "Choose another backend, for example --model.attention sdpa."
