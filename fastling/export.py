@@ -30,16 +30,17 @@ from fastling.data.tokenizer_export import exact_tokenizer_json, sentencepiece_f
 from fastling.errors import RunError, UserError, run_command
 from fastling.export_check import Check, check_export, check_prompts
 from fastling.model.digests import digested
-from fastling.model.huggingface import config_json, hf_tensors
-from fastling.model.llama import Llama, LlamaConfig
+from fastling.model.huggingface import DTYPES, config_json, hf_tensors
+from fastling.model.llama import Llama
+from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import save_weights
 from fastling.prepare import make_encoder
 from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint
 from fastling.training.build import model_config
+from fastling.training.parallel import compute_dtype
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 _WRITTEN = re.compile(
     r"README\.md|config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|"
     r"special_tokens_map\.json|chat_template\.jinja|template\.yaml|tokenizer\.model|"
@@ -254,9 +255,11 @@ class Export:
         )
 
 
-def make_export(folder: Path, shape: LlamaConfig, encoder: Encoder, config: Config) -> Export:
-    """The export of a run in the numbers it was trained in."""
-    return Export(folder, shape, encoder, config, DTYPES.get(config.train.precision, torch.bfloat16))
+def make_export(
+    folder: Path, shape: LlamaConfig, encoder: Encoder, config: Config, dtype: torch.dtype | None = None
+) -> Export:
+    """The export of a run, in the numbers it was trained in where no others are named."""
+    return Export(folder, shape, encoder, config, dtype or compute_dtype(config))
 
 
 def _json(content: dict) -> str:
@@ -325,9 +328,7 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
     shape = model_config(config, encoder)
     model = _on_meta(shape).to_empty(device="cpu")
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    export = make_export(out.resolve(), shape, encoder, config)
-    if dtype is not None:
-        export.dtype = dtype
+    export = make_export(out.resolve(), shape, encoder, config, dtype)
     export.rehearse()
     checkpoint.load(checkpoint.open_checkpoint(run_dir / "checkpoints", step).folder, tensors)
     return export.write(model)

@@ -25,10 +25,10 @@ from fastling.data.template import BoundTemplate, load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import RunError, UserError
-from fastling.export import DTYPES, Export
+from fastling.export import Export
 from fastling.export_check import check_export, check_prompts
 from fastling.model.digests import digested
-from fastling.model.huggingface import hf_tensors
+from fastling.model.huggingface import DTYPES, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
 
 SHAPE = LlamaConfig(

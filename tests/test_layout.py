@@ -70,7 +70,7 @@ LAYERS = {
         ("rich", "torch", "yaml"),
     ),
     "evaluate": (("errors", "evaluation", "files", "settings", "terminal"), ("rich",)),
-    "chat": (("errors", "inference", "model", "serving", "settings", "terminal"), ("rich", "torch")),
+    "chat": (("errors", "inference", "model", "serving", "settings", "terminal"), ("rich",)),
     "delta": (("errors", "settings", "surgery", "terminal"), ()),
     "extend": (("errors", "settings", "surgery", "terminal"), ()),
     "merge": (("errors", "settings", "surgery", "terminal"), ()),

@@ -56,6 +56,8 @@ _DEFAULTS = {
         "sliding_window": 4096,
     },
 }
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""As options name them."""
 DELTA_RECORD = "delta.json"
 """What `fastling delta make` writes beside the differences."""
 # Settings that a family does not have, whatever its config.json says.
