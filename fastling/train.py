@@ -24,7 +24,6 @@ from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers, sums_by
-from fastling.training.float8 import check_float8
 from fastling.training.gradient import add_gradients
 from fastling.training.isolation import prove_isolation
 from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_finite, check_wandb, plot_loss
@@ -51,8 +50,6 @@ class Run:
     def __init__(self, config: Config, world: World, console: Console):
         self.config, self.world, self.console = config, world, console
         self.run_dir = config.run_folder
-        if config.train.precision == "fp8":
-            check_float8(world.device)
         record.check_shared(self.run_dir, world.on_main(self._lock_run_dir))
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)

@@ -26,7 +26,6 @@ from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import prepare_data
 from fastling.terminal import make_console, print_result
 from fastling.training.build import model_config
-from fastling.training.float8 import check_float8
 from fastling.training.isolation import prove_isolation
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.plain_gradient import Distance, compare_gradients
@@ -116,8 +115,6 @@ def verify(config: Config, world: World) -> list[Check]:
 
     Raises UserError for a config that cannot be trained.
     """
-    if config.train.precision == "fp8":
-        check_float8(world.device)
     prepared = prepare_data(config)
     shape, dtype = model_config(config, prepared.encoder), compute_dtype(config)
     choices = ops.configure(config.model.kernels, config.model.attention, device=world.device, dtype=dtype)

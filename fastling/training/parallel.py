@@ -22,7 +22,7 @@ from fastling.config import Config
 from fastling.errors import RunError, UserError
 from fastling.model.llama import Llama
 from fastling.training.determinism import prepare_device
-from fastling.training.float8 import use_float8
+from fastling.training.float8 import check_float8, use_float8
 from fastling.training.memory import keep_freed_memory
 
 
@@ -71,12 +71,17 @@ class World:
 
 @contextmanager
 def open_world(config: Config):
-    """Join the processes that torchrun started, or be the only one."""
+    """Join the processes that torchrun started, or be the only one.
+
+    Raises UserError for what the config asks of a device that has it not.
+    """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     prepare_device()
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    if config.train.precision == "fp8":
+        check_float8(device)
     if device.type == "cpu":
         keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

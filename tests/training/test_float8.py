@@ -72,7 +72,7 @@ def test_a_device_without_such_products_is_refused_before_anything_is_prepared(t
 
 @pytest.mark.slow
 def test_a_whole_run_trains_and_exports(tiny_run, monkeypatch):
-    monkeypatch.setattr("fastling.train.check_float8", lambda _: None)
+    monkeypatch.setattr(parallel, "check_float8", lambda _: None)
     monkeypatch.setattr(parallel, "use_float8", partial(float8.use_float8, emulate=True))
     options = ["--train.precision", "fp8", "--model.hidden_size", "64", "--model.intermediate_size", "96"]
     config, _ = parse(build_parser("test", ""), ["--config", str(tiny_run()), *options])
