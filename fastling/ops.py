@@ -1,9 +1,9 @@
 """The one door between the model and the kernels.
 
-Picks each implementation once for the process, and can say what it picked and why: `configure` returns
-the table. The ops check their own inputs (shapes, types and strides only, so that it costs nothing on the
-device). Shapes: T packed tokens, H hidden, N heads, K kv heads, M = N + 2K, D head dim, F ffn, V vocab,
-S supervised rows, P positions.
+`configure` picks each implementation once for the process, and says what it picked and why. The ops check
+their own inputs (shapes, types and strides only, so that it costs nothing on the device).
+Shapes: T packed tokens, H hidden, N heads, K kv heads, M = N + 2K, D head dim, F ffn, V vocab, S supervised
+rows, P positions.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from fastling.kernels.attention import plain_attention as plain_attention
 
 @dataclass(frozen=True)
 class Choice:
-    """One line of the table printed at start: which implementation runs, and why."""
+    """What is said of an op at the start of a run: which implementation runs, and why."""
 
     op: str
     implementation: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.op:<22}{self.implementation:<12}{self.reason}"
+        return f"{self.op}: {self.implementation}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def configure(
     ]
 
 
-def _options() -> dict[str, bool]:
-    return {"tiled": _picked.kernels == "tiled"}
+def _is_tiled() -> bool:
+    return _picked.kernels == "tiled"
 
 
 def _is_plain() -> bool:
@@ -94,14 +94,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise the last dimension: (..., H) and weight (H,) -> (..., H) in x.dtype."""
     if _is_plain():
         return norm_kernels.rms_norm_reference(x, weight, eps)
-    return norm_kernels.rms_norm(x, weight, eps, **_options())
+    return norm_kernels.rms_norm(x, weight, eps, tiled=_is_tiled())
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (norm of x + residual, x + residual)."""
     if _is_plain():
         return norm_kernels.add_rms_norm_reference(x, residual, weight, eps)
-    return norm_kernels.add_rms_norm(x, residual, weight, eps, **_options())
+    return norm_kernels.add_rms_norm(x, residual, weight, eps, tiled=_is_tiled())
 
 
 def rotary(
@@ -110,7 +110,7 @@ def rotary(
     """Rotate queries and keys by positions (T,) with float32 tables (P, D/2); may overwrite them."""
     if _picked.kernels == "reference":
         return tuple(rotary_kernels.rotary_reference(x, cos, sin, positions_T) for x in (q_TND, k_TKD))
-    return rotary_kernels.rotary(q_TND, k_TKD, cos, sin, positions_T, in_place=True, **_options())
+    return rotary_kernels.rotary(q_TND, k_TKD, cos, sin, positions_T, in_place=True, tiled=_is_tiled())
 
 
 def rotary_qkv(
@@ -120,14 +120,14 @@ def rotary_qkv(
     arguments = (qkv_TMD, num_heads, num_kv_heads, cos, sin, positions_T)
     if _picked.kernels == "reference":
         return rotary_kernels.rotary_qkv_reference(*arguments)
-    return rotary_kernels.rotary_qkv(*arguments, in_place=True, **_options())
+    return rotary_kernels.rotary_qkv(*arguments, in_place=True, tiled=_is_tiled())
 
 
 def swiglu(gate_up_T2F: Tensor) -> Tensor:
     """silu(gate) * up: (T, 2F) -> (T, F)."""
     if _is_plain():
         return swiglu_kernels.swiglu_reference(gate_up_T2F)
-    return swiglu_kernels.swiglu(gate_up_T2F, **_options())
+    return swiglu_kernels.swiglu(gate_up_T2F, tiled=_is_tiled())
 
 
 def linear_cross_entropy(

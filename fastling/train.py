@@ -119,7 +119,7 @@ class Run:
             f"{self.loader.micro_batches} micro-batch(es) a step; {self.config.train.precision}"
         )
         for choice in choices:
-            self.console.print(f"  {choice.op}: {choice.implementation}: {choice.reason}")
+            self.console.print(f"  {choice}")
         self.console.print("  no document of a pack sees another: proved on this device")
         if self.first_step:
             self.console.print(f"resuming after step {self.first_step} of {len(self.loader)}")

@@ -33,7 +33,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """Patterns of a template; `patterns in YAML` of the same names make one of your own."""
+    """The patterns of a template; a YAML file with fields of the same names makes one of your own."""
 
     name: str
     user: str

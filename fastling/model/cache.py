@@ -74,10 +74,10 @@ class CacheStep:
         places_TK = (rows_T[:, None] * num_kv_heads + heads_K) * cache.positions + positions_T[:, None]
         self.places = places_TK.flatten()
         self.longest = max(lengths, default=0)
-        self.hidden_R11L: Tensor | None = None
+        self.beyond_R11L: Tensor | None = None
         if min(lengths, default=0) < self.longest:
             positions_L = torch.arange(self.longest, device=rows_T.device)
-            self.hidden_R11L = (positions_L > positions_T[: self.num_rows, None])[:, None, None]
+            self.beyond_R11L = (positions_L > positions_T[: self.num_rows, None])[:, None, None]
         self._mask_R11L: Tensor | None = None
 
     def attend(
@@ -111,8 +111,8 @@ class CacheStep:
         """(R, N, D). The G query heads of a kv head go as G queries, which need no copies of it."""
         keys_RKLD, values_RKLD = (x[: self.num_rows, :, : self.longest] for x in (keys, values))
         q_RKGD = q_RND.unflatten(1, (keys_RKLD.shape[1], -1))
-        if self.hidden_R11L is not None and self._mask_R11L is None:  # once for all layers
-            zeros = torch.zeros(self.hidden_R11L.shape, dtype=q_RND.dtype, device=q_RND.device)
-            self._mask_R11L = zeros.masked_fill(self.hidden_R11L, float("-inf"))
+        if self.beyond_R11L is not None and self._mask_R11L is None:  # once for all layers
+            zeros = torch.zeros(self.beyond_R11L.shape, dtype=q_RND.dtype, device=q_RND.device)
+            self._mask_R11L = zeros.masked_fill(self.beyond_R11L, float("-inf"))
         out_RKGD = ops.plain_attention(q_RKGD, keys_RKLD, values_RKLD, attn_mask=self._mask_R11L)
         return out_RKGD.flatten(1, 2)

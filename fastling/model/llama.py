@@ -199,7 +199,7 @@ class Llama(nn.Module):
     def loss(self, batch) -> Tensor:
         """Return the float32 loss () of a batch, such as data/batches.py makes.
 
-        Its fields are those of `forward`, except that `labels` are of all tokens (T,); `lengths` may lack.
+        Its fields are those of `forward`, but `labels` are of all tokens (T,), and `lengths` may be missing.
         """
         return self.loss_and_nll(batch)[0]
 

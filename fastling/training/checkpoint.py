@@ -36,6 +36,8 @@ from fastling.model.llama import local_rows
 
 BYTES_OF_A_WEIGHT = 12
 """The weight and two moments, in float32."""
+EMPTY = hashlib.sha256(b"").hexdigest()
+"""Of the rows of a rank that has none."""
 HOST_COPIES = 2
 """Of what a process writes, in its memory meanwhile: tensors off the device, and the bytes of the file."""
 
@@ -289,9 +291,6 @@ def _digest_of_rows(tensor: torch.Tensor) -> Digest:
 def _digest(tensor: torch.Tensor, offsets: tuple[int, ...] | list[int]) -> Digest:
     data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return Digest(hashlib.sha256(data).hexdigest(), str(tensor.dtype), tuple(tensor.shape), tuple(offsets))
-
-
-EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 def _cause(error: Exception) -> str:
