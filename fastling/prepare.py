@@ -99,7 +99,6 @@ def prepare_data(config: Config) -> Prepared:
     validation = _open(config, data.validation, "held-out") if data.validation else None
     if validation:
         _check_held_out_names(validation)
-    most_packs = train.steps * config.global_packs if train.steps else None
     epochs = train.epochs or 3
     _check_weights(data.sources, training, 1 if train.steps else epochs)
     plan = make_plan(
@@ -109,10 +108,8 @@ def prepare_data(config: Config) -> Prepared:
         capacity=data.sequence_length,
         seed=config.seed,
         epochs=None if train.steps else epochs,
-        packs=most_packs,
+        packs=train.steps * config.global_packs if train.steps else None,
     )
-    if most_packs:
-        plan = plan.first(most_packs)
     return Prepared(encoder, training, validation, plan, config.global_packs)
 
 

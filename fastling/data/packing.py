@@ -109,7 +109,7 @@ def make_plan(
     epochs: int | None = None,
     packs: int | None = None,
 ) -> Plan:
-    """Plan whole epochs, or as many as give at least `packs` packs."""
+    """Plan whole epochs, or so many packs, of as many epochs as that takes."""
     documents, sizes, packs_per_epoch = [], [], []
     epoch = 0
     while epoch < epochs if epochs is not None else len(sizes) < packs:
@@ -122,11 +122,12 @@ def make_plan(
             sizes.append(len(bins[number]))
         packs_per_epoch.append(len(bins))
         epoch += 1
-    return Plan(
+    plan = Plan(
         numpy.concatenate(documents).astype(numpy.int64) if documents else numpy.empty(0, numpy.int64),
         numpy.concatenate([[0], numpy.cumsum(sizes)]).astype(numpy.int64),
         tuple(packs_per_epoch),
     )
+    return plan if packs is None else plan.first(packs)
 
 
 def deal(costs: numpy.ndarray, ranks: int, micro_batches: int) -> list[list[list[int]]]:
