@@ -6,7 +6,7 @@ device is never asked for a value.
 Shapes: T tokens of the stream, D documents, S supervised positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -48,12 +48,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on the device; with pinned memory, without waiting for it."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **moved)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> "Batch":
+        """A copy in memory that a GPU can read by itself."""
+        return self._with_each(torch.Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})
 
     def rounded(self, multiple: int) -> "Batch":
         """The same loss from sizes that come again: T and S filled up to multiples.
@@ -76,12 +79,6 @@ class Batch:
             loss_index=pad(self.loss_index, (0, more_rows), value=last),
             weights=pad(self.weights, (0, more_rows)),
         )
-
-    def pin(self) -> "Batch":
-        pinned = {
-            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **pinned)
 
 
 @dataclass(frozen=True)
