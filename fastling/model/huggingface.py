@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from fastling.errors import UserError
 from fastling.files import read_json
 from fastling.model.llama import Llama, local_rows, reshard
-from fastling.model.llama_config import MODEL_TYPES, LlamaConfig
+from fastling.model.llama_config import FOREIGN, MODEL_TYPES, LlamaConfig
 from fastling.model.meta_format import MetaFolder
 from fastling.model.safetensors_folder import SafetensorsFolder
 
@@ -60,13 +60,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """As options name them."""
 DELTA_RECORD = "delta.json"
 """What `fastling delta make` writes beside the differences."""
-# Settings that a family does not have, whatever its config.json says.
-_FOREIGN = {
-    "llama": (),
-    "mistral": ("attention_bias", "mlp_bias"),
-    "qwen2": ("attention_bias", "mlp_bias"),
-    "qwen3": ("mlp_bias",),
-}
 
 
 def load_pretrained(
@@ -139,7 +132,8 @@ def read_config(folder: str | Path, *, may_be_delta: bool = False) -> LlamaConfi
 
 
 def _shared_names(model_type: str) -> list[str]:
-    return [name for name in _REQUIRED + _OPTIONAL if name not in _FOREIGN[model_type]]
+    """Those of a family; what it does not have counts for nothing, whatever its config.json says."""
+    return [name for name in _REQUIRED + _OPTIONAL if name not in FOREIGN[model_type]]
 
 
 def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:

@@ -6,7 +6,14 @@ from typing import get_args, get_type_hints
 
 from fastling.errors import UserError
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+FOREIGN = {
+    "llama": (),
+    "mistral": ("attention_bias", "mlp_bias"),
+    "qwen2": ("attention_bias", "mlp_bias"),
+    "qwen3": ("mlp_bias",),
+}
+"""Of each family that can be trained, the settings that it does not have."""
+MODEL_TYPES = tuple(FOREIGN)
 _SCALING_KEYS = {
     "linear": {"factor"},
     "llama3": {
@@ -86,10 +93,9 @@ class LlamaConfig:
             refuse("num_key_value_heads", f"does not divide {self.num_attention_heads} heads")
         if self.head_dim % 2:
             refuse("head_dim", "must be even")
-        if self.attention_bias and self.model_type not in ("llama", "qwen3"):
-            refuse("attention_bias", f"{self.model_type} has no such setting")
-        if self.mlp_bias and self.model_type != "llama":
-            refuse("mlp_bias", f"{self.model_type} has no such setting")
+        for name in FOREIGN[self.model_type]:
+            if getattr(self, name):
+                refuse(name, f"{self.model_type} has no such setting")
         if self.rope_scaling is not None:
             self._check_rope_scaling()
 
