@@ -172,16 +172,13 @@ def _torch_varlen(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 
 
 def _varlen_options(varlen_attn: Callable) -> dict:
-    """How this version of PyTorch spells causal and grouped-query attention.
+    """How this version of PyTorch spells causal (a window of nothing to the right) and grouped queries.
 
-    2.10 had `is_causal`; later versions mean causal by a window of nothing to the right. Those without
-    `enable_gqa` hand fewer kv heads to FlashAttention-2, which takes them; later ones want to be told.
+    2.11, without `enable_gqa`, hands fewer kv heads to FlashAttention-2, which takes them; later versions
+    want to be told.
     """
-    parameters = inspect.signature(varlen_attn).parameters
-    options: dict = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
-    if "enable_gqa" in parameters:
-        options["enable_gqa"] = True
-    return options
+    wants_to_be_told = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return {"window_size": (-1, 0)} | ({"enable_gqa": True} if wants_to_be_told else {})
 
 
 _VARLEN_OPTIONS = _varlen_options(varlen_attn)

@@ -106,10 +106,6 @@ def test_flash_attention_is_called_causal_with_both_bounds(monkeypatch, backend,
 def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypatch):
     """With fewer kv heads in all: copies of them would cost memory and time in every layer."""
 
-    def torch_2_10(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False):
-        assert is_causal and key.shape[1] == value.shape[1] == 2
-        return formula(query, key, value)
-
     def torch_2_11(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1)):
         assert window_size == (-1, 0) and key.shape[1] == value.shape[1] == 2
         return formula(query, key, value)
@@ -119,7 +115,7 @@ def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypat
         return formula(query, key, value)
 
     qkv, cu_seqlens = inputs(4, 2)
-    for version in (torch_2_10, torch_2_11, torch_2_13):
+    for version in (torch_2_11, torch_2_13):
         monkeypatch.setattr(attention_kernels, "varlen_attn", version)
         options = attention_kernels._varlen_options(version)
         monkeypatch.setattr(attention_kernels, "_VARLEN_OPTIONS", options)
