@@ -215,7 +215,7 @@ def damage(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path):
+def _as_damage(path: Path):
     """Say of whatever is raised while reading a file, which may hold anything, that it is that file's."""
     try:
         yield
@@ -225,7 +225,7 @@ def _naming(path: Path):
 
 def _stored(path: Path) -> list[tuple[str, Digest]]:
     """What lies in a file, each tensor read through."""
-    with _naming(path), safe_open(path, framework="pt") as file:
+    with _as_damage(path), safe_open(path, framework="pt") as file:
         places = json.loads(file.metadata()["DCP_SHARDING_INFO"])
         return [(name, _digest(file.get_tensor(name), places[name]["saved_offsets"])) for name in file.keys()]
 
@@ -255,7 +255,7 @@ def _sealed(content: dict) -> str:
 
 def _read_sealed(path: Path) -> dict:
     """Raises _DamagedFile where it is not, to the letter, what was written for this step."""
-    with _naming(path):
+    with _as_damage(path):
         text = path.read_text()
         content = json.loads(text)
         content.pop("sha256", None)
