@@ -94,9 +94,10 @@ class HeldOut:
 
 
 def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversation, str]]:
-    """(opening question, its reference answer) of conversations spread over the held-out files."""
+    """(opening question, its reference answer) of conversations spread over the files' first 1000 rows."""
     found = []
-    for source in config.data.validation:
+    room = config.data.sequence_length - config.evaluate.sample_tokens
+    for source in config.data.validation if config.evaluate.samples else ():
         for row in islice(read_rows(resolve(source.path, source.name), KEYS), 1000):
             try:
                 conversation = parse_row(row.payload)
@@ -105,7 +106,6 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
             has_answer = conversation.turns[0].role == "user" and len(conversation.turns) > 1
             if has_answer and 1 not in conversation.read_only:  # such an answer is no reference
                 question = Conversation(conversation.turns[:1], conversation.system)
-                room = config.data.sequence_length - config.evaluate.sample_tokens
                 if len(encoder.prompt_ids(question)) <= room:
                     found.append((question, conversation.turns[1].content))
     count = min(config.evaluate.samples, len(found))
