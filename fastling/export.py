@@ -330,7 +330,7 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     export = make_export(out.resolve(), shape, encoder, config, dtype)
     export.rehearse()
-    checkpoint.load(checkpoint.open_checkpoint(run_dir / "checkpoints", step).folder, tensors)
+    checkpoint.load(checkpoint.step_folder(run_dir / "checkpoints", step), tensors)
     return export.write(model)
 
 
