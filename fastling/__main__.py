@@ -26,9 +26,10 @@ def usage() -> str:
     lines = [
         f"fastling {fastling.__version__}: instruction-tunes LLaMA models, proving what it trains on",
         "",
+        "usage: fastling VERB [options]      (fastling VERB --help shows every option)",
+        "",
+        *(f"  {verb:<10} {text}" for verb, text in VERBS.items()),
     ]
-    lines += ["usage: fastling VERB [options]      (fastling VERB --help shows every option)", ""]
-    lines += [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
     return "\n".join(lines)
 
 

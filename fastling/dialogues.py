@@ -56,13 +56,14 @@ def parse_mix(text: str | None, has_third: bool) -> dict[str, float]:
     mix = {}
     for part in text.split(","):
         name, _, weight = part.partition("=")
-        if name.strip() not in BUILDERS:
-            raise UserError("--mix", f"no such type: {name.strip()}", f"There are: {', '.join(BUILDERS)}.")
+        name = name.strip()
+        if name not in BUILDERS:
+            raise UserError("--mix", f"no such type: {name}", f"There are: {', '.join(BUILDERS)}.")
         try:
-            mix[name.strip()] = float(weight)
+            mix[name] = float(weight)
         except ValueError:
             raise UserError("--mix", f"expected TYPE=NUMBER: {part}") from None
-        if not 0 <= mix[name.strip()] < float("inf"):
+        if not 0 <= mix[name] < float("inf"):
             raise UserError("--mix", f"must be >= 0: {part}")
     mix = {name: weight for name, weight in mix.items() if weight}
     if not mix:

@@ -117,11 +117,10 @@ def show(row: PreviewRow, encoder: Encoder, *, brackets: bool = False) -> Text:
 
 def _stretches(row: PreviewRow, encoder: Encoder) -> Iterator[tuple[list[int], bool, bool]]:
     """(ids, supervised, control) of neighbouring tokens that look alike."""
-    control_ids = set(encoder.control_ids)
     held: list[int] = []
     state = None
     for token, turn in zip(row.result.tokens.tolist(), row.turns().tolist(), strict=True):
-        new = (turn >= 0, token in control_ids)
+        new = (turn >= 0, token in encoder.control_ids)
         if held and (new != state or new[1]):
             yield held, *state
             held = []

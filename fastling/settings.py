@@ -84,9 +84,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are UserErrors of two lines, and whose help is short to begin with."""
 
     def __init__(self, prog: str, description: str, usage: str | None = None):
-        def formatter(prog: str) -> argparse.HelpFormatter:
-            return argparse.HelpFormatter(prog, max_help_position=32, width=100)
-
+        formatter = functools.partial(argparse.HelpFormatter, max_help_position=32, width=100)
         super().__init__(
             prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=formatter
         )
@@ -270,7 +268,7 @@ def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 def _typed(kind: Any, text: str) -> Any:
     """What was typed on the command line, as YAML reads it; text is taken as it is."""
-    if _without_none(kind) is str and not (kind is not str and text == "null"):
+    if _without_none(kind) is str and (kind is str or text != "null"):
         return text
     try:
         return yaml_file.parse(text)
