@@ -46,21 +46,14 @@ def learning_rate(config: Optimizer, step: int, total_steps: int) -> float:
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps
-    course = max(1, total_steps - warmup_steps)
-    left = _way_left(config, (step - warmup_steps) / course, total_steps / course)
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
-
-
-def _way_left(config: Optimizer, done: float, all_steps: float) -> float:
-    """Share of the way down that is left (1 to 0) when `done` (0 to 1) of the course is behind.
-
-    `all_steps` are those of the run, warm-up included, in courses.
-    """
+    steps_left, course = total_steps - step, total_steps - warmup_steps
+    left = 1.0  # of the way down
     if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    if config.schedule == "linear":
-        return 1 - done
-    if config.schedule == "wsd":
-        decay = min(1.0, (0.2 if config.decay_ratio is None else config.decay_ratio) * all_steps)
-        return min(1.0, (1 - done) / decay) if decay else 1.0
-    return 1.0
+        left = 0.5 * (1 + math.cos(math.pi * (1 - steps_left / course)))
+    elif config.schedule == "linear":
+        left = steps_left / course
+    elif config.schedule == "wsd":
+        decay_ratio = 0.2 if config.decay_ratio is None else config.decay_ratio
+        decay_steps = min(course, decay_ratio * total_steps)
+        left = min(1.0, steps_left / decay_steps) if decay_steps else 1.0
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
