@@ -41,7 +41,7 @@ class Model:
     """Folder with a Hugging Face model (config.json, *.safetensors) or Meta's original files
     (params.json, consolidated.*.pth). Leave out to train from scratch with the shape below."""
     kernels: Literal["auto", "triton", "reference"] = "auto"
-    """Of norms, rotary, SwiGLU and the loss: auto takes Triton on a GPU and tiled PyTorch on a CPU; triton;
+    """Those of norms, rotary, SwiGLU and the loss: auto takes triton on a GPU and tiled PyTorch on a CPU;
     reference is plain PyTorch, slow and easy to trust."""
     attention: Literal["auto", "flash3", "flash2", "torch", "xformers", "tiled", "sdpa"] = "auto"
     """Attention backend; a named one is used or refused, never swapped."""

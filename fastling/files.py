@@ -40,7 +40,7 @@ def publish(aside: Path, final: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an error of the system name the file, which one of opening does and one of writing does not."""
+    """Put the file's name into an error of the system: of opening it is there, of writing it is not."""
     try:
         yield
     except OSError as error:

@@ -69,7 +69,7 @@ def make_encoder(config: Config) -> Encoder:
 
 
 def source_files(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
-    """The files of sources. Raises UserError for what is no file: of a pipe nothing is read twice."""
+    """The files of sources. Raises UserError for what is no file: a pipe cannot be read twice."""
     found = []
     for each in sources:
         path = resolve(each.path, f"source {each.name}")
@@ -125,8 +125,8 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> N
 
 
 def _check_held_out_names(validation: Store) -> None:
-    """Raise UserError where eval_loss_NAME would be of a source and of a pair that hold other rows, or of
-    everything before training.
+    """Raise UserError where two held-out losses would have one name, eval_loss_NAME: that of a source and
+    that of a language pair with other rows, or of a source and of everything before training.
     """
     for number, name in enumerate(validation.source_names):
         if name == "before":

@@ -28,7 +28,7 @@ FEWEST_FAILURES = 3
 """In a row, of a server that has never answered: nobody listens there, or it takes hours to say so."""
 UNREACHABLE = re.compile("no connection|too slow|status (?:429|5..)")
 PATIENCE = 3
-"""Times the time-out that a request may take with all its retries, or what their pauses may."""
+"""Time-outs that a request with all its retries may take, if their pauses alone may not take longer."""
 LONGEST_PAUSE = 60.0
 """Seconds: the openai client waits no longer, whatever a server asks for."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}

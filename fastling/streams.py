@@ -28,7 +28,7 @@ class _LettingGo(io.RawIOBase):
 
 
 def settle() -> None:
-    """Make them ones that a long run can rely on; done before a verb begins.
+    """Make the standard streams such as a long run can rely on; called before a verb begins.
 
     What was closed is /dev/null. stderr, which is for a person, takes everything, whether it can be shown or
     not: a day of training must not end because its log's disk is full. stdout is UTF-8, as what reads JSON
@@ -46,7 +46,7 @@ def settle() -> None:
 
 
 def _fill_the_closed() -> None:
-    """Have no file that is opened later be taken for a standard stream, nor find one missing."""
+    """Open /dev/null for those that were closed: else the next file that is opened would be taken for one."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     while nowhere <= 2:
         os.set_inheritable(nowhere, True)

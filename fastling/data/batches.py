@@ -59,7 +59,7 @@ class Batch:
         return replace(self, **{name: change(value) for name, value in tensors.items()})
 
     def rounded(self, multiple: int) -> "Batch":
-        """The same loss from sizes that come again: T and S filled up to multiples.
+        """The same loss with T and S filled up to multiples, so that few sizes come, again and again.
 
         Documents of zeros, none longer than the longest, fill up the stream, and its last token, with
         weight 0, the rows; `sources` and `pairs` stay those of the real rows, which come first.

@@ -113,7 +113,7 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
 
 
 def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """(2 * num_groups,) sum and count in each group of the first values, as many as `groups` (S,) has.
+    """(2 * num_groups,) sum and count of the values in each group; those beyond `groups` (S,) are padding.
 
     A product with the membership matrix, so that the order of addition, and the result, is the same
     every time.
