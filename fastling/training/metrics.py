@@ -23,8 +23,12 @@ from fastling.errors import RunError, UserError, first_line
 from fastling.model.llama import Llama
 from fastling.training.parallel import World
 
-# Dense bf16 matrix rate in FLOP/s without sparsity, from NVIDIA's data sheets, by a part of the name.
-PEAK_FLOPS = {"B200": 2.25e15, "H200": 9.89e14, "H100": 9.89e14, "A100": 3.12e14, "L40S": 3.62e14}
+# Dense bf16 matrix rate in FLOP/s without sparsity, from NVIDIA's data sheets, by a part of the name: the
+# first that fits, so kinds of a GPU with a rate of their own come before the others.
+PEAK_FLOPS = {
+    "H100 PCIe": 7.56e14, "H100 NVL": 8.35e14, "H200 NVL": 8.35e14, "H100": 9.89e14, "H200": 9.89e14,
+    "GB200": 2.5e15, "B200": 2.25e15, "A100": 3.12e14, "L40S": 3.62e14,
+}  # fmt: skip
 
 # Names that Hugging Face's and TRL's runs have on W&B, so that panels overlay.
 WANDB_NAMES = {

@@ -61,6 +61,19 @@ def test_the_usual_count_takes_every_token_for_one_of_a_full_sequence_that_is_tr
     assert Work(Llama(LlamaConfig(**SHAPE))).usual_count(40, 64) == 40 * (6 * matrices + 12 * 3 * 32 * 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 9.89e14), ("NVIDIA H100 PCIe", 7.56e14), ("NVIDIA H100 NVL", 8.35e14),
+        ("NVIDIA H200", 9.89e14), ("NVIDIA GH200 480GB", 9.89e14), ("NVIDIA B200", 2.25e15),
+        ("NVIDIA GB200", 2.5e15), ("NVIDIA A100-SXM4-80GB", 3.12e14), ("NVIDIA GeForce RTX 4090", None),
+    ],
+)  # fmt: skip
+def test_each_kind_of_a_gpu_has_its_own_rate(monkeypatch, name, rate):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert metrics.peak_flops(torch.device("cuda")) == rate
+
+
 def test_mfu_is_needed_work_over_what_all_gpus_could_do_in_that_time(monkeypatch):
     """Two ranks of 1e9 FLOP/s; half a second."""
     monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
