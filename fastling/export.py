@@ -81,7 +81,7 @@ class Export:
         try:
             shutil.rmtree(self.aside, ignore_errors=True)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._check_disk()
+            files.check_disk(self.folder.parent, self.num_bytes, str(self.folder), "the export needs")
             self._write_small_files()
         except OSError as error:
             raise UserError(str(self.folder), f"cannot be written: {error.strerror}") from None
@@ -109,15 +109,6 @@ class Export:
     def num_bytes(self) -> int:
         """Of the weights as they will be written."""
         return self.num_weights * self.dtype.itemsize
-
-    def _check_disk(self) -> None:
-        needed, free = self.num_bytes, shutil.disk_usage(self.folder.parent).free
-        if needed > free:
-            raise UserError(
-                str(self.folder),
-                f"the disk has {free / 2**30:.3f} GiB free, the export needs {needed / 2**30:.3f}",
-                "Make room, or name a folder on another disk.",
-            )
 
     def _write_small_files(self) -> None:
         self.aside.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,16 @@ def check_can_be_made(option: str, path: Path, *endings: str) -> None:
         raise UserError(option, f"no such folder: {path.parent}", "Make it first.")
 
 
+def check_disk(
+    folder: Path, needed: int, where: str, what: str, fix: str = "Make room, or choose another disk."
+) -> None:
+    """Raise UserError where a folder's disk has fewer bytes free than are `needed`; `what` says for what."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        words = f"the disk has {free / 2**30:.3f} GiB free, {what} {needed / 2**30:.3f}"
+        raise UserError(where, words, fix)
+
+
 def check_no_pointer(path: Path) -> None:
     """Raise UserError for what git-lfs leaves in a file's place until it is fetched."""
     try:

@@ -259,7 +259,7 @@ def test_a_disk_too_small_for_the_export_is_found_before_the_first_step(say, sma
     assert status == 2
     assert message.endswith(
         "run/export: the disk has 0.000 GiB free, the export needs 0.001\n"
-        "  Make room, or name a folder on another disk.\n"
+        "  Make room, or choose another disk.\n"
     )
     assert not (tmp_path / "run/export.tmp").exists()
 

@@ -141,10 +141,7 @@ def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
     except OSError as error:
         raise UserError("--out", f"cannot be written: {path}: {error.strerror}") from None
     try:
-        free = shutil.disk_usage(aside).free
-        if num_bytes > free:
-            what = f"the disk has {free / 2**30:.2f} GiB free, and {num_bytes / 2**30:.2f} are needed: {path}"
-            raise UserError("--out", what, "Make room, or name a folder on another disk.")
+        files.check_disk(aside, num_bytes, f"--out {path}", "the weights need")
         yield aside
         _refuse_if_taken(path)  # hours may have passed
         (aside / _UNFINISHED).unlink()

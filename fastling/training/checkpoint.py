@@ -31,7 +31,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 
 from fastling import files
 from fastling.config import Checkpoint
-from fastling.errors import RunError, UserError
+from fastling.errors import RunError
 from fastling.model.llama import local_rows
 
 BYTES_OF_A_WEIGHT = 12
@@ -174,14 +174,9 @@ def check_room(folder: Path, num_weights: int, *, copies: int, other_bytes: int)
     """Raise UserError if the disk cannot take so many checkpoints, and other files, beside what is there."""
     there = sum(path.stat().st_size for path in folder.glob("step-????????/*"))
     needed = max(0, copies * BYTES_OF_A_WEIGHT * num_weights - there) + other_bytes
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            str(folder),
-            f"the disk has {free / 2**30:.3f} GiB free; {copies} checkpoints and the export need "
-            f"{needed / 2**30:.3f} more",
-            "Make room, name a run_dir on another disk, or lower checkpoint.keep_last.",
-        )
+    what = f"{copies} checkpoints and the export, less what is there, need"
+    fix = "Make room, name a run_dir on another disk, or lower checkpoint.keep_last."
+    files.check_disk(folder, needed, str(folder), what, fix)
 
 
 def damage(folder: Path) -> str | None:

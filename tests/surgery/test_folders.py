@@ -54,7 +54,7 @@ def test_what_came_meanwhile_is_not_overwritten(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match="GiB free, and"), new_folder(tmp_path / "out", 2**60):
+    with pytest.raises(UserError, match="GiB free, the weights need"), new_folder(tmp_path / "out", 2**60):
         pytest.fail("went on")
     assert list(tmp_path.iterdir()) == []
 

@@ -235,7 +235,7 @@ def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, t
     disk = SimpleNamespace(free=35_000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: disk)
     checkpoint.check_room(tmp_path, 1000, copies=2, other_bytes=11_000)  # 24,000 and 11,000
-    with pytest.raises(UserError, match="3 checkpoints and the export need 0.000 more"):
+    with pytest.raises(UserError, match="3 checkpoints and the export, less what is there, need 0.000"):
         checkpoint.check_room(tmp_path, 1000, copies=3, other_bytes=0)
     folder = save(tmp_path, 1, *model_and_optimizer())
     (folder / "padding").write_bytes(bytes(12_000))  # room that is already taken
