@@ -10,7 +10,7 @@ from pathlib import Path
 from fastling.errors import UserError, run_command
 from fastling.settings import Parser
 from fastling.surgery.delta_weights import Record, apply_delta, make_delta
-from fastling.surgery.folders import DTYPES
+from fastling.surgery.folders import DTYPES, add_result_options
 from fastling.terminal import make_console, print_result
 
 HELP = """usage: fastling delta make|apply [options]
@@ -29,12 +29,7 @@ def _parser(action: str, usage: str, description: str) -> Parser:
     usage = f"fastling delta {action} --base BASE {usage} [options]"
     parser = Parser(f"fastling delta {action}", description, usage)
     parser.add_argument("--base", type=Path, required=True, help="Hugging Face or Meta folder of the base")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write; must not exist, or be empty"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print what was done as one JSON object on stdout"
-    )
+    add_result_options(parser)
     return parser
 
 

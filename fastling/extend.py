@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastling.errors import UserError, run_command
 from fastling.settings import Parser
+from fastling.surgery.folders import add_result_options
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
 from fastling.surgery.vocabulary import INITS, extend_model
 from fastling.terminal import make_console, print_result
@@ -34,9 +35,6 @@ INIT_HELP = (
 def _parser() -> Parser:
     parser = Parser("fastling extend", DESCRIPTION, USAGE)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write; must not exist, or be empty"
-    )
     parser.add_argument("--tokens", type=Path, help=TOKENS_HELP)
     parser.add_argument(
         "--pieces", type=Path, help="a SentencePiece BPE .model, whose pieces are added that the model lacks"
@@ -45,9 +43,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--pad-to-multiple", type=int, default=1, metavar="N", help="rows up to a multiple of N (default: 1)"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print what was done as one JSON object on stdout"
-    )
+    add_result_options(parser)
     return parser
 
 

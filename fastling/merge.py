@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastling.errors import UserError, run_command
 from fastling.settings import Parser
+from fastling.surgery.folders import add_result_options
 from fastling.surgery.merging import merge_models
 from fastling.terminal import make_console, print_result
 
@@ -30,9 +31,6 @@ def _parser() -> Parser:
         "--weights", type=float, nargs="+", metavar="W",
         help="one for each model, 0 or from 1e-6 to 1e6; only their ratios count (default: all equal)",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write; must not exist, or be empty"
-    )
     parser.add_argument("--method", choices=("average", "ties"), default="average", help="(default: average)")
     parser.add_argument("--base", type=Path, help="TIES: the model that all were tuned from")
     parser.add_argument(
@@ -41,9 +39,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--scale", type=float, help="TIES: what the merged change is multiplied by (default: 1)"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print what was done as one JSON object on stdout"
-    )
+    add_result_options(parser)
     return parser
 
 

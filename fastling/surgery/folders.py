@@ -3,6 +3,7 @@
 Whatever goes wrong, nothing lies at the wanted place but a whole folder, and nothing is overwritten.
 """
 
+import argparse
 import hashlib
 import math
 import os
@@ -120,6 +121,13 @@ def narrowed(name: str, exact: Tensor, dtype: torch.dtype, where: Path) -> Tenso
         f"{name} overflows {str(dtype).removeprefix('torch.')}: its largest number is {exact.abs().max():.4g}"
     )
     raise UserError(str(where), what, "bf16 reaches as far as float32.")
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    """What every verb has that writes a folder by `new_folder`."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write; must not exist, or be empty")
+    add("--json", action="store_true", help="print what was done as one JSON object on stdout")
 
 
 @contextmanager
