@@ -385,6 +385,7 @@ def test_questions_are_read_in_each_form(tmp_path):
         (b'{"question_id": 1, "messages": [{"role": "assistant"}]}', "holds no answers"),
         (b"[1]", "a row must be an object: a list"),
         (b"{", "broken JSON"),
+        (b'{"question_id": "a", "text": "1", "text": "2"}', "broken JSON: a key is twice: 'text'"),
         (b'{"question_id": 1, "text": ["\xff"]}', "is not UTF-8"),
         (b"[" * 100_000, "broken JSON"),
     ],
