@@ -33,12 +33,8 @@ class Prepared:
     training: Store
     validation: Store | None
     plan: Plan
-    global_packs: int
-    """Packs of one optimizer step."""
-
-    @property
-    def total_steps(self) -> int:
-        return -(-len(self.plan) // self.global_packs)
+    total_steps: int
+    """Optimizer steps; the last may have fewer packs than the others."""
 
     @cached_property
     def copies(self) -> dict[str, int]:
@@ -110,7 +106,7 @@ def prepare_data(config: Config) -> Prepared:
         epochs=None if train.steps else epochs,
         packs=train.steps * config.global_packs if train.steps else None,
     )
-    return Prepared(encoder, training, validation, plan, config.global_packs)
+    return Prepared(encoder, training, validation, plan, -(-len(plan) // config.global_packs))
 
 
 def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> None:

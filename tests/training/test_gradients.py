@@ -18,7 +18,7 @@ def plain_gradients(config_path, loss: str) -> tuple[torch.Tensor, dict[str, tor
     prepared = prepare_data(config)
     torch.manual_seed(config.seed)
     model = Llama(model_config(config, prepared.encoder))
-    packs = range(prepared.global_packs)
+    packs = range(config.global_packs)
     documents = [int(number) for pack in packs for number in prepared.plan.pack(pack)]
     losses, units = [], 0
     for number in documents:
