@@ -17,7 +17,7 @@ from fastling.model.huggingface import DTYPES
 from fastling.serving.gate import is_loopback
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, make_prompt, talk_by_lines, talk_in_terminal, write_to_stdout
-from fastling.settings import Parser
+from fastling.settings import Parser, option_of
 from fastling.terminal import make_console, print_result
 
 ONLY_WITH_WEB = ("host", "port", "token")
@@ -112,7 +112,7 @@ def make_decoding(options: argparse.Namespace) -> Decoding:
     try:
         return Decoding(**given)
     except UserError as error:
-        option = error.where.replace("decoding.", "--").replace("_", "-")
+        option = option_of(error.where.removeprefix("decoding."))
         raise UserError(option, error.what, error.fix) from None
 
 

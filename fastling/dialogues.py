@@ -23,7 +23,7 @@ from fastling.interactive.languages import LANGUAGES, check_language
 from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step, with_third
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
-from fastling.settings import Parser
+from fastling.settings import Parser, option_of
 from fastling.terminal import make_console, make_progress, print_result
 
 MIX = {
@@ -141,8 +141,7 @@ def _check_generator_options(options: argparse.Namespace) -> None:
     given = {name for name, value in vars(options).items() if name.startswith("generator") and value}
     if not options.generator_url:
         if given:
-            name = min(given).replace("_", "-")
-            raise UserError(f"--{name}", "has no effect without --generator-url")
+            raise UserError(option_of(min(given)), "has no effect without --generator-url")
         return
     if not options.generator_model:
         raise UserError("--generator-model", "is not set", "Name a model of the server.")
@@ -165,7 +164,7 @@ def check_options(options: argparse.Namespace) -> Corpus:
     for name in ("count", "workers", *numbers):
         number = getattr(options, name)
         if number is not None and not 0 < number < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')}", f"must be > 0: {number:g}")
+            raise UserError(option_of(name), f"must be > 0: {number:g}")
     corpus = make_corpus(options.source, options.target, source, target)
     if options.third:
         if not options.third_lang:

@@ -21,7 +21,7 @@ from fastling.errors import UserError, run_command
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import Prepared, prepare_data
-from fastling.settings import Parser
+from fastling.settings import Parser, option_of
 from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint
 from fastling.training.build import model_config, share_of_step
@@ -153,7 +153,7 @@ def check_options(options: Namespace) -> None:
     for name, most in (("gpu_memory_gib", 1e6), ("gpu_tflops", 1e6), ("mfu", 1)):
         value = getattr(options, name)
         if not 1e-6 <= value <= most:
-            raise UserError("--" + name.replace("_", "-"), f"must be from 1e-06 to {most:g}: {value:g}")
+            raise UserError(option_of(name), f"must be from 1e-06 to {most:g}: {value:g}")
 
 
 def print_plan(planner: Planner, done: dict, console: Console) -> None:

@@ -80,6 +80,11 @@ def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> 
     return f"Did you mean {' or '.join(found)}?" if found else "--help shows every setting."
 
 
+def option_of(name: str) -> str:
+    """The option that argparse keeps by this name: top_p -> --top-p."""
+    return f"--{name.replace('_', '-')}"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are UserErrors of two lines, and whose help is short to begin with."""
 

@@ -16,7 +16,7 @@ from fastling.errors import RunError, UserError
 from fastling.evaluation.kept_answers import Answer, KeptAnswers
 from fastling.files import check_can_be_made
 from fastling.model.decoding import Decoding
-from fastling.settings import Parser
+from fastling.settings import Parser, option_of
 from fastling.terminal import make_progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and given outputs need none of it
@@ -88,7 +88,7 @@ def check_source(options: argparse.Namespace, *given: str) -> None:
     if options.model is not None:
         if named:
             fix = "Keep one of the two: given outputs, or a model that makes them."
-            raise UserError(_option(named[0]), "cannot be given with --model", fix)
+            raise UserError(option_of(named[0]), "cannot be given with --model", fix)
         limit = getattr(options, "limit", None)
         if limit is not None and limit < 1:
             raise UserError("--limit", f"must be at least 1: {limit}")
@@ -98,10 +98,10 @@ def check_source(options: argparse.Namespace, *given: str) -> None:
         return
     for name in MODEL_OPTIONS:
         if getattr(options, name, None) is not None:
-            raise UserError(_option(name), "has no effect without --model")
+            raise UserError(option_of(name), "has no effect without --model")
     missing = [name for name in given if name not in named]
     if missing:
-        raise UserError(_option(missing[0]), "is needed, or --model", "--help shows every option.")
+        raise UserError(option_of(missing[0]), "is needed, or --model", "--help shows every option.")
 
 
 def decoding_of(options: argparse.Namespace) -> Decoding:
@@ -110,11 +110,7 @@ def decoding_of(options: argparse.Namespace) -> Decoding:
     try:
         return Decoding(**given)
     except UserError as error:
-        raise UserError(_option(error.where.removeprefix("decoding.")), error.what, error.fix) from None
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        raise UserError(option_of(error.where.removeprefix("decoding.")), error.what, error.fix) from None
 
 
 def answer_questions(

@@ -23,7 +23,7 @@ from fastling.evaluation.answering import (
 from fastling.evaluation.conversation_answers import ANSWER_FORMS, answers_of, read_name, texts_of
 from fastling.evaluation.records import read_records
 from fastling.evaluation.result import Result
-from fastling.settings import Parser
+from fastling.settings import Parser, option_of
 from fastling.terminal import make_progress
 
 DESCRIPTION = "Judge answers of one or more turns against a baseline's, through an OpenAI-compatible server."
@@ -108,7 +108,7 @@ def _check_options(options: argparse.Namespace) -> None:
     for name in ("judge_budget_tokens", "judge_requests", "judge_timeout"):
         number = getattr(options, name)
         if number is not None and not 0 < number < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')}", f"must be > 0: {number:g}")
+            raise UserError(option_of(name), f"must be > 0: {number:g}")
 
 
 def _cache(options: argparse.Namespace) -> Path:
