@@ -10,7 +10,7 @@ from pathlib import Path
 from fastling.errors import UserError, run_command
 from fastling.settings import Parser
 from fastling.surgery.delta_weights import Record, apply_delta, make_delta
-from fastling.surgery.folders import DTYPES, add_result_options
+from fastling.surgery.folders import HALF_DTYPES, add_result_options
 from fastling.terminal import make_console, print_result
 
 HELP = """usage: fastling delta make|apply [options]
@@ -47,11 +47,11 @@ def make(arguments: Sequence[str]) -> None:
     parser.add_argument("--target", type=Path, required=True, help="Hugging Face folder to be published")
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=HALF_DTYPES,
         help="numbers of the differences (default: the target's if half, else fp16)",
     )
     options = parser.parse_args(arguments)
-    record = make_delta(options.base, options.target, options.out, DTYPES.get(options.dtype))
+    record = make_delta(options.base, options.target, options.out, HALF_DTYPES.get(options.dtype))
     _report(options.out, record, options.json)
 
 

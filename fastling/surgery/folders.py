@@ -18,7 +18,7 @@ from torch import Tensor
 from fastling import files
 from fastling.errors import RunError, UserError
 from fastling.model.digests import digested, misread
-from fastling.model.huggingface import check_shapes, check_tied, open_weights, read_config
+from fastling.model.huggingface import DTYPES, check_shapes, check_tied, open_weights, read_config
 from fastling.model.llama import Llama
 from fastling.model.safetensors_folder import save_weights
 
@@ -32,7 +32,7 @@ SMALL_FILES = (
     "chat_template.json", "template.yaml", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
 )  # fmt: skip
 """What makes a folder of weights a model; other files of a folder are not taken along."""
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_DTYPES = {name: DTYPES[name] for name in ("bf16", "fp16")}
 _UNFINISHED = ".unfinished"
 
 
