@@ -1,7 +1,7 @@
 """Every setting of fastling: its name, unit, default and meaning, in one place to read.
 
 `parse` reads defaults, then a YAML file (`--config`), then `--section.key value`, later ones winning.
-An unknown key is an error, and so is a setting that would have no effect.
+An unknown key is an error, and so is a setting beside one that leaves it without effect.
 """
 
 import argparse
@@ -149,7 +149,7 @@ class Train:
     """What weighs the same in a step: every supervised token, every turn, or every conversation."""
     precision: Literal["bf16", "fp32", "fp8"] = "bf16"
     """Type of forward and backward; weights and optimizer state stay float32. fp8 is bf16 with the
-    layers' matrix products in float8 (Hopper or newer; faster only with train.compile)."""
+    layers' matrix products in float8 (Ada, Hopper or newer; faster only with train.compile)."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """full recomputes every layer in backward, selective every second one: less memory, slower."""
     compile: bool = False
