@@ -96,9 +96,7 @@ def padded_weights(shapes: Sequence[torch.Size], shards: int) -> int:
 
 def layer_and_rest(config: LlamaConfig) -> tuple[list[torch.Size], list[torch.Size]]:
     """Shapes of the parameters of one layer, and of all that lies in none."""
-    with torch.device("meta"):
-        model = Llama(config)
-    named = {name: parameter.shape for name, parameter in model.named_parameters()}
+    named = {name: parameter.shape for name, parameter in Llama.on_meta(config).named_parameters()}
     layer = [shape for name, shape in named.items() if name.startswith("model.layers.0.")]
     return layer, [shape for name, shape in named.items() if not name.startswith("model.layers.")]
 

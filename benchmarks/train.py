@@ -32,7 +32,6 @@ from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
 from benchmarks.worker import Result, Worker
 from fastling.errors import RunError, UserError, run_command
-from fastling.model.llama import Llama
 from fastling.prepare import Prepared
 from fastling.terminal import make_console
 from fastling.training.metrics import Work
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             results = one_by_one(names, folder, case, console, refuse)
         else:
             results = take_turns(names, folder, case, console).items()
-        for row in make_rows(case, counts, results, work_of(case, folder), machine):
+        for row in make_rows(case, counts, results, Work(case.llama_config(folder)), machine):
             add_rows([row], options.out)
             rows.append(row)
     print_rows(rows, Console())
@@ -197,11 +196,6 @@ def count(prepared: Prepared, case: Case) -> Counts:
     supervised = prepared.training.document_supervised[documents]
     sums = (lengths.sum(), supervised.sum(), (lengths**2).sum())
     return Counts(*(float(total) / case.steps for total in sums))
-
-
-def work_of(case: Case, folder: Path) -> Work:
-    with torch.device("meta"):
-        return Work(Llama(case.llama_config(folder)))
 
 
 def measure_machine() -> Machine:

@@ -103,7 +103,7 @@ class Export:
 
     @functools.cached_property
     def num_weights(self) -> int:
-        return sum(parameter.numel() for parameter in _on_meta(self.shape).parameters())
+        return sum(parameter.numel() for parameter in Llama.on_meta(self.shape).parameters())
 
     @property
     def num_bytes(self) -> int:
@@ -268,11 +268,6 @@ def _unknown_token(fields: dict) -> str | None:
     )
 
 
-def _on_meta(shape: LlamaConfig) -> Llama:
-    with torch.device("meta"):
-        return Llama(shape)
-
-
 def _check_replaceable(folder: Path) -> None:
     """Raise UserError unless only an export of ours is there, whole or begun: no more is ours to delete."""
     if not os.path.lexists(folder):
@@ -317,7 +312,7 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
         )
     encoder = make_encoder(config)
     shape = model_config(config, encoder)
-    model = _on_meta(shape).to_empty(device="cpu")
+    model = Llama.on_meta(shape).to_empty(device="cpu")
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     export = make_export(out.resolve(), shape, encoder, config, dtype)
     export.rehearse()

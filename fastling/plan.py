@@ -11,14 +11,12 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fastling.config import Config, build_parser, parse
 from fastling.errors import UserError, run_command
-from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import Prepared, prepare_data
 from fastling.settings import Parser, option_of
@@ -107,15 +105,13 @@ def work_of(prepared: Prepared, shape: LlamaConfig) -> dict[str, int | float]:
     lengths = prepared.training.document_tokens[documents].astype("int64")
     tokens, squared_tokens = int(lengths.sum()), int((lengths**2).sum())
     supervised = int(prepared.training.document_supervised[documents].sum())
-    with torch.device("meta"):
-        work = Work(Llama(shape))
     return {
         "steps": prepared.total_steps,
         "packs": len(prepared.plan),
         "conversations": len(documents),
         "tokens": tokens,
         "supervised_tokens": supervised,
-        "flops": work.needed(tokens, supervised, squared_tokens),
+        "flops": Work(shape).needed(tokens, supervised, squared_tokens),
     }
 
 

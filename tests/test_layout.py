@@ -80,7 +80,7 @@ LAYERS = {
     ),
     "plan": (
         ("config", "errors", "model", "prepare", "settings", "terminal", "training"),
-        ("rich", "torch"),
+        ("rich",),
     ),
     "verify": (
         ("config", "errors", "kernels", "model", "ops", "prepare", "terminal", "training"),

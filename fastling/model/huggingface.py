@@ -71,8 +71,7 @@ def load_pretrained(
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"load_pretrained: dtype must be torch's own, such as torch.float32: {dtype!r}")
-    with torch.device("meta"):
-        model = Llama(read_config(path)).to(dtype)
+    model = Llama.on_meta(read_config(path)).to(dtype)
     model.to_empty(device=device)
     load_weights(model, path)
     return model

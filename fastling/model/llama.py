@@ -116,8 +116,8 @@ def take_rows(x_TH: Tensor, rows_S: Tensor | None) -> Tensor:
 class Llama(nn.Module):
     """The whole model. Everything runs inside `forward`, so that FSDP has gathered the weights.
 
-    Built under `torch.device("meta")` it wants `to_empty`, then weights or `reset_parameters`;
-    built on a real device it is initialised at once.
+    Built by `on_meta` it wants `to_empty`, then weights or `reset_parameters`; built on a real device it
+    is initialised at once.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -140,6 +140,12 @@ class Llama(nn.Module):
         if device.type != "meta":
             self.to_empty(device=device)
             self.reset_parameters()
+
+    @classmethod
+    def on_meta(cls, config: LlamaConfig) -> "Llama":
+        """Return the model without memory: its names and shapes."""
+        with torch.device("meta"):
+            return cls(config)
 
     @property
     def head_weight(self) -> Tensor:

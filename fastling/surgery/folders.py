@@ -48,8 +48,7 @@ class Weights:
         self.folder = folder
         self.config = read_config(folder, may_be_delta=may_be_delta)
         self._source = open_weights(folder)
-        with torch.device("meta"):
-            check_shapes(Llama(self.config), self._source.shapes, folder)
+        check_shapes(Llama.on_meta(self.config), self._source.shapes, folder)
         embedding, head = EMBEDDINGS
         ignored = {head} if self.config.tie_word_embeddings else set()
         for name in ignored & self._source.shapes.keys():

@@ -51,8 +51,7 @@ def build_model(config: Config, shape: LlamaConfig, world: World, *, load: bool 
     Nothing is held twice: the model is laid out without memory, sharded, and then each rank fills in
     its own rows. Without `load`, weights are left for a checkpoint to fill.
     """
-    with torch.device("meta"):
-        model = Llama(shape)
+    model = Llama.on_meta(shape)
     shard(model, config, world)
     model.to_empty(device=world.device)
     if load and config.model.pretrained:

@@ -6,8 +6,6 @@ be reduced comes and goes: of the three points of a step at which most of it is 
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from fastling.config import Config
 from fastling.kernels.linear_cross_entropy import GPU_CHUNK_BYTES, GPU_MEMORY_SHARE
 from fastling.model.llama import Llama
@@ -51,8 +49,7 @@ class Weights:
 
     @classmethod
     def of(cls, shape: LlamaConfig) -> "Weights":
-        with torch.device("meta"):
-            model = Llama(replace(shape, num_hidden_layers=1))
+        model = Llama.on_meta(replace(shape, num_hidden_layers=1))
         layer = sum(each.numel() for each in model.model.layers.parameters())
         rest = sum(each.numel() for each in model.parameters()) - layer
         return cls(layer, rest, rest + layer * shape.num_hidden_layers)

@@ -21,6 +21,7 @@ from fastling.data.batches import Step
 from fastling.data.packing import Plan
 from fastling.errors import RunError, UserError, first_line
 from fastling.model.llama import Llama
+from fastling.model.llama_config import LlamaConfig
 from fastling.training.parallel import World
 
 # Dense bf16 matrix rate in FLOP/s without sparsity, from NVIDIA's data sheets, by a part of the name: the
@@ -53,9 +54,9 @@ class Work:
     matrices on all tokens, and attention as if every token saw a whole sequence.
     """
 
-    def __init__(self, model: Llama):
-        config = model.config
-        layers, last = model.model.layers, model.model.layers[-1]
+    def __init__(self, config: LlamaConfig):
+        layers = Llama.on_meta(config).model.layers
+        last = layers[-1]
         self.head_weights = config.vocab_size * config.hidden_size
         self.layer_weights = _in_matrices(layers)
         self.last_weights = _in_matrices(last.self_attn.o_proj) + _in_matrices(last.mlp)
@@ -137,7 +138,7 @@ class Meter:
 
     def __init__(self, model: Llama, world: World, plan: Plan, names: list[str]):
         self.device, self.ranks, self.plan, self.names = world.device, world.size, plan, names
-        self.work, self.peak_flops = Work(model), peak_flops(world.device)
+        self.work, self.peak_flops = Work(model.config), peak_flops(world.device)
         self.restart()
 
     def restart(self) -> None:

@@ -44,7 +44,7 @@ def rows():
         "other": told(8.0, 7.0, 6.0, 5.2, seconds=0.1),
     }
     counts = Counts(tokens=500.0, supervised=200.0, squared=10_000.0)
-    return list(train.make_rows(SMALL, counts, results.items(), Work(Llama(SHAPE)), MACHINE))
+    return list(train.make_rows(SMALL, counts, results.items(), Work(SHAPE), MACHINE))
 
 
 def test_speed_is_tokens_of_a_step_over_the_median_step(rows):
@@ -71,7 +71,7 @@ def test_a_loss_that_is_no_number_is_named_and_is_nobodys_measure():
     """NaN is not further from a number than is allowed, and no JSON, so that no page could be made of it."""
     results = [("broken", told(8.0, float("nan"), float("nan"))), ("fastling", told(8.0, 7.0, 6.0))]
     counts = Counts(tokens=500.0, supervised=200.0, squared=10_000.0)
-    broken, ours = train.make_rows(SMALL, counts, results, Work(Llama(SHAPE)), MACHINE)
+    broken, ours = train.make_rows(SMALL, counts, results, Work(SHAPE), MACHINE)
     assert broken["status"] == "its loss became nan" and "milliseconds" not in broken
     assert ours["status"] == "measured"
     json.dumps([broken, ours], allow_nan=False)
@@ -136,7 +136,7 @@ def test_the_first_steps_do_not_count():
     for step in result.steps[: train.WARM_UP]:
         step["seconds"] = 1e6
     results = [("fastling", result)]
-    rows = train.make_rows(SMALL, Counts(10.0, 5.0, 1.0), results, Work(Llama(SHAPE)), MACHINE)
+    rows = train.make_rows(SMALL, Counts(10.0, 5.0, 1.0), results, Work(SHAPE), MACHINE)
     assert next(rows)["milliseconds"] == 1000.0
 
 
@@ -232,7 +232,7 @@ def test_what_cannot_fit_is_known_beforehand(tmp_path, machine, case, name, fits
 def test_what_cannot_fit_is_not_started_and_has_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "run_alone", lambda *_: pytest.fail("started"))
     refused = train.one_by_one(["packed"], tmp_path, SMALL, make_console(quiet=True), lambda name: "no room")
-    (row,) = train.make_rows(SMALL, Counts(1.0, 1.0, 1.0), refused, Work(Llama(SHAPE)), MACHINE)
+    (row,) = train.make_rows(SMALL, Counts(1.0, 1.0, 1.0), refused, Work(SHAPE), MACHINE)
     assert (row["provider"], row["status"]) == ("packed", "no room") and "loss" not in row
 
 
