@@ -122,14 +122,15 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> N
 
 def _check_held_out_names(validation: Store) -> None:
     """Raise UserError where two held-out losses would have one name, eval_loss_NAME: that of a source and
-    that of a language pair with other rows, or of a source and of everything before training.
+    that of a language pair with other rows, or either's and one from before training.
     """
+    names = [*validation.source_names, *validation.pair_names]
+    before = {"before", *(f"{name}_before" for name in names)}
+    for name in names:
+        if name in before:
+            what = f"a source or language pair cannot be called so: {name}"
+            raise UserError("data.validation", what, f"eval_loss_{name} is of before the first step.")
     for number, name in enumerate(validation.source_names):
-        if name == "before":
-            what = f"a source cannot be called so: {name}"
-            raise UserError(
-                "data.validation", what, "eval_loss_before is of all of them before the first step."
-            )
         if name in validation.pair_names:
             of_pair = validation.pairs == validation.pair_names.index(name)
             if ((validation.sources == number) != of_pair).any():

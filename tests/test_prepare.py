@@ -310,9 +310,13 @@ def test_a_held_out_source_and_a_pair_of_other_rows_may_not_share_a_name(run, tm
     )
 
 
-def test_a_held_out_source_may_not_be_called_before(tmp_path, tiny_run, capsys):
-    """Its loss would be told as that of all of them before the first step."""
-    source = {"name": "before", "path": write(tmp_path / "held-out.jsonl", [GOOD])}
-    config = tiny_run(data={"validation": [source]})
+@pytest.mark.parametrize(
+    ("names", "pair"), [(["before"], None), (["a", "a_before"], None), (["a"], "before")]
+)
+def test_a_held_out_loss_may_not_have_the_name_of_an_earlier_one(tmp_path, tiny_run, capsys, names, pair):
+    """Of all that is held out, or of another source: one of the two would be told as the other."""
+    path = write(tmp_path / "held-out.jsonl", [GOOD])
+    config = tiny_run(data={"validation": [{"name": name, "path": path, "pair": pair} for name in names]})
     assert run_command(prepare.main, ["--config", str(config)]) == 2
-    assert "data.validation: a source cannot be called so: before" in capsys.readouterr().err
+    said = f"data.validation: a source or language pair cannot be called so: {pair or names[-1]}\n"
+    assert said in capsys.readouterr().err
