@@ -17,7 +17,6 @@ from rich.console import Console
 from fastling.errors import UserError
 from fastling.evaluation.answering import (
     Question,
-    add_limit,
     add_model_options,
     answer_questions,
     check_source,
@@ -72,7 +71,6 @@ def add_options(parser: Parser) -> None:
     add("--questions", type=Path, metavar="F", help="with --model: JSON lines with src, tgt and constraint")
     add_target_language(parser, "translations")
     add_user_language(parser)
-    add_limit(parser)
     add_model_options(parser)
 
 

@@ -14,7 +14,6 @@ from rich.console import Console
 from fastling.errors import UserError
 from fastling.evaluation.answering import (
     Question,
-    add_limit,
     add_model_options,
     answer_questions,
     check_source,
@@ -61,7 +60,6 @@ def add_options(parser: Parser) -> None:
         help="holds a prompt of your own, named as in fastling/evaluation/prompts: dialogue.txt",
     )
     add_model_options(parser)
-    add_limit(parser)
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:

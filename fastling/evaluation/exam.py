@@ -17,7 +17,6 @@ from fastling.errors import UserError
 from fastling.evaluation import cloze
 from fastling.evaluation.answering import (
     Question,
-    add_limit,
     add_model_options,
     answer_questions,
     check_source,
@@ -83,7 +82,6 @@ def add_options(parser: Parser) -> None:
         "--predictions", type=Path, nargs="+", metavar="F",
         help="JSON lines with text, one per question, in order; a file for each file of questions",
     )  # fmt: skip
-    add_limit(parser)
     add_model_options(parser)
 
 

@@ -28,7 +28,7 @@ import numpy
 from rich.console import Console
 
 from fastling.errors import UserError
-from fastling.evaluation.answering import Question, add_limit, add_model_options, check_source
+from fastling.evaluation.answering import Question, add_model_options, check_source
 from fastling.evaluation.conversation_answers import Asked, answers_to, percent, read_name
 from fastling.evaluation.instruction_checks import DISABLED, make_check
 from fastling.evaluation.instruction_text import load_detector
@@ -71,7 +71,6 @@ def add_options(parser: Parser) -> None:
         "--predictions", type=Path, metavar="F.jsonl", help='rows of "key" and "answers", one a turn'
     )
     add_model_options(parser)
-    add_limit(parser)
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from fastling.data.conversation import Refused, parse_row
 from fastling.errors import UserError
-from fastling.evaluation.answering import Question, add_limit, add_model_options, check_source
+from fastling.evaluation.answering import Question, add_model_options, check_source
 from fastling.evaluation.conversation_answers import Asked, answers_to, percent, read_name
 from fastling.evaluation.records import Record, read_records
 from fastling.evaluation.result import Result, TableData
@@ -83,7 +83,6 @@ def add_options(parser: Parser) -> None:
         "--predictions", type=Path, metavar="F.jsonl", help='rows of "id" and "answers", one a user turn'
     )
     add_model_options(parser)
-    add_limit(parser)
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:

@@ -9,7 +9,6 @@ from rich.console import Console
 from fastling.errors import RunError, UserError
 from fastling.evaluation.answering import (
     Question,
-    add_limit,
     add_model_options,
     answer_questions,
     check_source,
@@ -43,7 +42,6 @@ def add_options(parser: Parser) -> None:
     add("--bootstrap", type=int, metavar="N", help="resample N times for intervals of 95 %% (default: none)")
     add("--comet-command", metavar="C", help="comet-score, with its path and options, for COMET too")
     add_user_language(parser)
-    add_limit(parser)
     add_model_options(parser)
 
 
