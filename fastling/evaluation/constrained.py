@@ -15,19 +15,11 @@ from typing import NamedTuple
 from rich.console import Console
 
 from fastling.errors import UserError
-from fastling.evaluation.answering import (
-    Question,
-    add_model_options,
-    answer_questions,
-    check_source,
-    failures_of,
-    model_name,
-)
+from fastling.evaluation.answering import add_model_options, check_source, model_name
 from fastling.evaluation.bleu import (
     check_target_language,
     notes_of_language,
     notes_of_scores,
-    one_line,
     score_translations,
     table_of_scores,
 )
@@ -38,6 +30,7 @@ from fastling.evaluation.translation import (
     add_user_language,
     check_user_language,
     request,
+    translate,
 )
 from fastling.settings import Parser
 
@@ -90,7 +83,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         where = str(options.questions or options.predictions)
         raise UserError(where, "holds no constraints", "BLEU alone is of `fastling evaluate translation`.")
     if options.model:
-        outputs, counts, notes = _translate(options, records, rows, console)
+        user_language = options.user_lang or "en"
+        requests = [
+            _request(record.text("src"), row.constraints, options.target_lang, user_language)
+            for record, row in zip(records, rows, strict=True)
+        ]
+        outputs, counts, notes = translate(options, requests, console)
     else:
         outputs, counts, notes = [record.text("hypo") for record in records], {}, ()
     scores, tables = _score(options, rows, outputs, console)
@@ -113,19 +111,6 @@ def _row(record: Record) -> Row:
     if not all(isinstance(each, str) and each.strip() for each in constraints):
         raise UserError(record.location, "constraint must hold words that are text and not empty")
     return Row(record.text("tgt"), tuple(constraints))
-
-
-def _translate(
-    options: argparse.Namespace, records: Sequence[Record], rows: Sequence[Row], console: Console
-) -> tuple[list[str], dict[str, int], tuple[str, ...]]:
-    user_language = options.user_lang or "en"
-    questions = [
-        Question((_request(record.text("src"), row.constraints, options.target_lang, user_language),))
-        for record, row in zip(records, rows, strict=True)
-    ]
-    answers = answer_questions(options, questions, console)
-    counts, notes = failures_of(answers)
-    return [one_line(answer.text) for [answer] in answers], counts, notes
 
 
 def _request(source: str, constraints: Sequence[str], target_language: str, user_language: str) -> str:

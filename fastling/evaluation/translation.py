@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -80,7 +81,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         check_same_number(options.sources, sources, "sources", options.references, references)
     if options.model:
         references, sources = references[: options.limit], sources[: options.limit]
-        hypotheses, counts, notes = _translate(options, sources, console)
+        user_language = options.user_lang or "en"
+        requests = [request(source, options.target_lang, user_language) for source in sources]
+        hypotheses, counts, notes = translate(options, requests, console)
     else:
         hypotheses, counts, notes = read_lines(options.hypotheses), {}, ()
         check_same_number(options.hypotheses, hypotheses, "hypotheses", options.references, references)
@@ -111,10 +114,10 @@ def _check(options: argparse.Namespace) -> list[str] | None:
     return None if options.comet_command is None else check_command(options.comet_command)
 
 
-def _translate(
-    options: argparse.Namespace, sources: list[str], console: Console
+def translate(
+    options: argparse.Namespace, requests: Sequence[str], console: Console
 ) -> tuple[list[str], dict[str, int], tuple[str, ...]]:
-    requests = [request(source, options.target_lang, options.user_lang or "en") for source in sources]
+    """A model's translations, each on one line, with counts of what went wrong and the notes of it."""
     answers = answer_questions(options, [Question((text,)) for text in requests], console)
     counts, notes = failures_of(answers)
     return [one_line(answer.text) for [answer] in answers], counts, notes

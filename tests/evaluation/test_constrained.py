@@ -130,7 +130,7 @@ def test_a_model_is_asked_with_the_words_in_a_second_line(run, tiny_export, monk
         asked.extend(question.turns[0] for question in questions)
         return [[Answer("a punish\nfair", "length")] for _ in questions]
 
-    monkeypatch.setattr("fastling.evaluation.constrained.answer_questions", answers)
+    monkeypatch.setattr("fastling.evaluation.translation.answer_questions", answers)
     rows = [{"src": "罚", **GOOD}, {"src": "赢", **ROWS[1]}]
     for language, expected in (
         (
