@@ -25,7 +25,7 @@ from fastling.evaluation.answering import (
 )
 from fastling.evaluation.choices import Choice, extract_choice
 from fastling.evaluation.records import Record, check_same_number, read_records
-from fastling.evaluation.result import Result, TableData
+from fastling.evaluation.result import Result, TableData, cell, percent
 from fastling.settings import Parser
 
 DESCRIPTION = (
@@ -240,7 +240,7 @@ def _as_scores(score: Score) -> dict:
     return {
         "accuracy": 100 * score.right / score.questions,
         "answered": 100 * score.answered / score.questions,
-        "accuracy_of_answered": 100 * score.right / score.answered if score.answered else None,
+        "accuracy_of_answered": percent(score.right, score.answered),
         "random_guess": 100 * score.expected_of_guessing / score.questions,
         "questions": score.questions,
         "right": score.right,
@@ -253,6 +253,6 @@ def _table(title: str, by_file: Sequence[dict], total: Score) -> TableData:
     rows = []
     for each in [*by_file, *([{"file": "all", **_as_scores(total)}] if len(by_file) > 1 else [])]:
         names = ("accuracy", "random_guess", "answered", "accuracy_of_answered")
-        shares = ("-" if each[name] is None else f"{each[name]:.2f}" for name in names)
+        shares = (cell(each[name], digits=2) for name in names)
         rows.append((each["file"], *shares, f"{each['questions']:,}", f"{each['unanswered']:,}"))
     return TableData(title, columns, tuple(rows))

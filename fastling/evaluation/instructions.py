@@ -29,17 +29,18 @@ from rich.console import Console
 
 from fastling.errors import UserError
 from fastling.evaluation.answering import Question, add_model_options, check_source
-from fastling.evaluation.conversation_answers import Asked, answers_to, percent, read_name
+from fastling.evaluation.bootstrap import SEED, middle_95
+from fastling.evaluation.conversation_answers import Asked, answers_to, read_name
 from fastling.evaluation.instruction_checks import DISABLED, make_check
 from fastling.evaluation.instruction_text import load_detector
 from fastling.evaluation.records import read_records
-from fastling.evaluation.result import Result, TableData
+from fastling.evaluation.result import Result, TableData, cell, percent
 from fastling.settings import Parser
 
 DESCRIPTION = "Instructions that add up over turns, in several languages, checked by rules (Multi-IF)."
 TURNS = (1, 2, 3)
 PARTS = ("prompt", "instruction_id_list", "kwargs")
-RESAMPLES, RESAMPLES_AT_ONCE, SEED = 10_000, 500, 0
+RESAMPLES, RESAMPLES_AT_ONCE = 10_000, 500
 NO_PROMPT = "turns without a prompt, or after one"
 MEASURES = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
 _COLUMNS = ("key", "language", *(f"turn_{turn}_{part}" for turn in TURNS for part in PARTS))
@@ -249,13 +250,13 @@ def _turn_scores(languages: Mapping[str, Sequence[Sequence[Followed]]]) -> dict:
             "conversations": len(counts),
             **dict(zip(MEASURES, measures.tolist(), strict=True)),
             "overall": float(measures.mean()),
-            "overall_interval": _percentiles(resampled),
+            "overall_interval": middle_95(resampled),
         }
     names = (*MEASURES, "overall")
     return {
         "conversations": sum(each["conversations"] for each in found.values()),
         **{name: float(numpy.mean([each[name] for each in found.values()])) for name in names},
-        "overall_interval": _percentiles(numpy.mean(drawn, axis=0)),
+        "overall_interval": middle_95(numpy.mean(drawn, axis=0)),
         "languages": found,
     }
 
@@ -280,10 +281,6 @@ def resampled_overall(counts: numpy.ndarray) -> numpy.ndarray:
         times = generator.multinomial(size, share, size=RESAMPLES_AT_ONCE)
         found.append(accuracies(times @ counts).mean(axis=-1))
     return numpy.concatenate(found)
-
-
-def _percentiles(values: numpy.ndarray) -> list[float]:
-    return [float(edge) for edge in numpy.percentile(values, (2.5, 97.5))]
 
 
 def forgetting(followed: Sequence[Sequence[Sequence[Followed]]]) -> dict[int, tuple[float | None, int]]:
@@ -326,8 +323,7 @@ def _tables(scores: dict) -> tuple[TableData, ...]:
             numbers = (each["overall"], *each["overall_interval"], *(each[measure] for measure in MEASURES))
             rows.append((name, turn, *(f"{number:.1f}" for number in numbers), f"{each['conversations']:,}"))
     forgotten = tuple(
-        (turn, "-" if each["rate"] is None else f"{each['rate']:.1f}", f"{each['of']:,}")
-        for turn, each in scores["forgetting"].items()
+        (turn, cell(each["rate"]), f"{each['of']:,}") for turn, each in scores["forgetting"].items()
     )
     checks = tuple(
         (name, f"{each['strict']:.1f}", f"{each['loose']:.1f}", f"{each['instructions']:,}")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fastling import evaluate
 from fastling.errors import run_command
 from fastling.evaluation import instructions
+from fastling.evaluation.bootstrap import middle_95
 from fastling.evaluation.instruction_checks import make_check
 from fastling.evaluation.instructions import Followed, Instruction, follow, loose_forms
 
@@ -270,7 +271,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap():
     generator = numpy.random.default_rng(5)
     answers = [followed([generator.random(3) < 0.7])[0] for _ in range(60)]
     counts = numpy.array([instructions._counts(answer) for answer in answers], dtype=float)
-    low, high = instructions._percentiles(instructions.resampled_overall(counts))
+    low, high = middle_95(instructions.resampled_overall(counts))
     means = []
     for _ in range(3000):
         drawn = [answers[at] for at in generator.integers(60, size=60)]
@@ -281,4 +282,4 @@ def test_the_interval_is_that_of_a_plain_bootstrap():
     assert abs(low - expected[0]) < 1.5 and abs(high - expected[1]) < 1.5
     assert low < instructions.accuracies(counts.sum(axis=0)).mean() < high
     again = instructions.resampled_overall(counts)
-    assert instructions._percentiles(again) == [low, high] and len(again) == 10_000
+    assert middle_95(again) == [low, high] and len(again) == 10_000
