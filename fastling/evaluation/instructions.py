@@ -241,9 +241,10 @@ def score(conversations: Sequence[Conversation], followed: Sequence[Sequence[Seq
 def _turn_scores(languages: Mapping[str, Sequence[Sequence[Followed]]]) -> dict:
     """Of one turn: the means over languages, and of each language."""
     found, drawn = {}, []
+    generator = numpy.random.default_rng(SEED)  # one for all: languages must not be drawn alike
     for language in sorted(languages):
         counts = numpy.array([_counts(answer) for answer in languages[language]], dtype=float)
-        resampled = resampled_overall(counts)
+        resampled = resampled_overall(counts, generator)
         drawn.append(resampled)
         measures = accuracies(counts.sum(axis=0))
         found[language] = {
@@ -272,9 +273,8 @@ def accuracies(counts: numpy.ndarray) -> numpy.ndarray:
     return 100 * counts[..., :4] / counts[..., [4, 5, 4, 5]]
 
 
-def resampled_overall(counts: numpy.ndarray) -> numpy.ndarray:
+def resampled_overall(counts: numpy.ndarray, generator: numpy.random.Generator) -> numpy.ndarray:
     """[conversations, 6] counts -> [10,000] overall accuracies, each of as many conversations drawn anew."""
-    generator = numpy.random.default_rng(SEED)
     size, share = len(counts), numpy.full(len(counts), 1 / len(counts))
     found = []
     for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
