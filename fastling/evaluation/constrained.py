@@ -23,6 +23,7 @@ from fastling.evaluation.bleu import (
     score_translations,
     table_of_scores,
 )
+from fastling.evaluation.characters import HAN, HANGUL, KANA, SOUTH_EAST_ASIAN
 from fastling.evaluation.records import Record, read_records
 from fastling.evaluation.result import Result, TableData
 from fastling.evaluation.translation import (
@@ -38,10 +39,7 @@ DESCRIPTION = (
     "Count the words asked for that occur in the translations, in percent: by word, and by sentence with all "
     "of them. A prediction is a row with tgt (the reference), constraint (a list of words) and hypo."
 )
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff"
-    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+UNSPACED = re.compile(f"[{HAN}{KANA}{HANGUL}{SOUTH_EAST_ASIAN}]")
 """Letters of scripts in which a word's neighbours are written without a space, or endings are (Korean)."""
 
 

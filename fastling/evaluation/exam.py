@@ -23,6 +23,7 @@ from fastling.evaluation.answering import (
     failures_of,
     model_name,
 )
+from fastling.evaluation.characters import HAN
 from fastling.evaluation.choices import Choice, extract_choice
 from fastling.evaluation.records import Record, check_same_number, read_records
 from fastling.evaluation.result import Result, TableData, cell, percent
@@ -34,7 +35,7 @@ DESCRIPTION = (
 )
 MARK = re.compile(r"^\s*[(（][A-Z][)）]|^\s*[A-Z][.．、:：](?=\s|[^\x00-\x7f])")
 """Before an option's text; where it stands tells its letter, not this, which is wrong here and there."""
-CHINESE = re.compile("[\u4e00-\u9fff]")
+CHINESE = re.compile(f"[{HAN}]")
 START_TOKENS = re.compile(r"\A(?:\s*(?:<s>|<\|\w+\|>)(?:assistant)?)+")
 END_TOKEN = re.compile(r"</s>|<\|\w+\|>|<(?:end|start)_of_turn>")
 REASONING = re.compile("<(?:think|thinking|thought|reasoning)>", re.I)
