@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fastling.data.rows import read_rows
+from fastling.data.rows import parse_json, read_rows
 from fastling.errors import UserError
 
 
@@ -44,7 +44,7 @@ def read_records(path: Path) -> list[Record]:
 
 def _parse(location: str, line: bytes) -> object:
     try:
-        return json.loads(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(location, f"is not UTF-8 at byte {error.start} of the line") from None
     except json.JSONDecodeError as error:

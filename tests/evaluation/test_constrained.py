@@ -112,7 +112,10 @@ def test_a_row_that_is_wrong_is_named_by_file_and_line(run, row, words):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "is empty"), (b"{\n", ":1: broken JSON"), (b'{"tgt": "\xff"}\n', ":1: is not UTF-8"), (b"[" * 9999, "broken JSON")],
+    [
+        (b"", "is empty"), (b"{\n", ":1: broken JSON"), (b'{"tgt": "\xff"}\n', ":1: is not UTF-8"),
+        (b"[" * 9999, "broken JSON"), (b'{"tgt": "a", "tgt": "b"}\n', ":1: broken JSON: a key is twice"),
+    ],
 )  # fmt: skip
 def test_a_file_that_is_no_rows_is_named(run, tmp_path, content, words):
     path = tmp_path / "other.jsonl"
