@@ -24,6 +24,7 @@ from fastling.evaluation.choice_patterns import (
     COURTESY,
     DENIED,
     ENDS_WRONG,
+    IS_THE_ANSWER,
     LEAD,
     LEAD_PATTERN,
     LETTERED,
@@ -90,6 +91,8 @@ def _announced(text: str, patterns: Patterns, options: list[str]) -> Choice | No
     for match in _answers_named(text, patterns):
         choice = _judge(text, match, options)
         found += [(match.start(), choice)] if choice is not None else []
+    if (end := IS_THE_ANSWER.search(text)) and (choice := _last_said(text[: end.start()], options)):
+        found.append((end.start(), choice))
     return max(found, key=lambda each: each[0])[1] if found else None
 
 
@@ -101,9 +104,15 @@ def _refused_before(text: str, start: int) -> bool:
 def _answers_named(text: str, patterns: Patterns) -> Iterator[re.Match]:
     """ "B is the correct answer", "B是正确答案": verdicts that name the answer announce it."""
     for match in patterns.verdict.finditer(text):
-        if NAMED.match(text, match.end()):
-            if not _refused_before(text, match.start()):
-                yield match
+        if NAMED.match(text, match.end()) and not _refused_before(text, match.start()):
+            yield match
+
+
+def _last_said(text: str, options: list[str]) -> Choice | None:
+    """What the last sentence of a text is, where that is an option's text."""
+    sentence = re.split(r"[.。!?;\n]\s*", text)[-1]
+    said = re.sub(r"^(?:(?:so|thus|hence|therefore)\b|所以|因此|故),?\s*", "", sentence, flags=re.I)
+    return _repeated(said, options) if len(_compared(said)) > 1 else None  # one is rather a letter
 
 
 def _said_behind(text: str, announcement: re.Match, patterns: Patterns, options: list[str]) -> Choice | None:

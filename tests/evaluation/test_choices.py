@@ -112,6 +112,22 @@ OTHERS = [
     ("A最好不要", UNCLEAR), ("A符合史实，B符合史实", UNCLEAR), ("The answer is London or Rome.", UNCLEAR), ("1. A\n2. B", UNCLEAR),
     ("If B best fits the text", UNCLEAR), ("结论：A项与B项都错", UNCLEAR),
 ]  # fmt: skip
+# An option's text that is called the answer, what is left over, a result: only at the end of a text.
+AT_THE_END = [
+    ("Berlin is the answer.", "C"), ("It rains. So Berlin is the correct answer!", "C"), ("Therefore, Berlin is my final answer", "C"),
+    ("C. Berlin is the answer.", "C"), ("Berlin是答案。", "C"), ("所以Berlin是正确答案", "C"), ("**Berlin** is the right choice.", "C"),
+    ("Result: B", "B"), ("It rains.\nResult: (B).", "B"), ("**Result:** B", "B"),
+    ("D remains", "D"), ("Only D remains.", "D"), ("A, B and C are wrong. D remains.", "D"), ("I can rule A, B and C out, so (D) remains.", "D"),
+    ("We can eliminate A, B and C; D remains.", "D"), ("A remains.", "A"),
+    # nothing that can be counted on
+    ("Berlin is the answer?", UNCLEAR), ("Berlin is not the answer.", UNCLEAR), ("If it rains, Berlin is the answer.", UNCLEAR),
+    ("Paris or Berlin is the answer.", UNCLEAR), ("Neither Paris nor Berlin is the answer.", UNCLEAR), ("Some say Berlin is the answer.", UNCLEAR),
+    ("Berlin is the answer. No, I do not know.", UNCLEAR), ("Berlin不是答案。", UNCLEAR), ("Berlin是答案吗？", UNCLEAR),
+    ("Madrid is the answer.", UNCLEAR), ("Berlin is the answer to everything.", UNCLEAR), ("I doubt that Berlin is the answer", UNCLEAR),
+    ("Result: A is larger than B.", UNCLEAR), ("Result: A\nThat cannot be.", UNCLEAR), ("Result: A or B", UNCLEAR), ("Result: B?", UNCLEAR),
+    ("A evaporates. B remains.", UNCLEAR), ("If only D remains, we are done", UNCLEAR), ("D remains unclear.", UNCLEAR), ("Only D remains?", UNCLEAR),
+    ("A remains of a castle", UNCLEAR), ("A, B and C are wrong. D remains to be seen.", UNCLEAR), ("Not only D remains.", UNCLEAR),
+]  # fmt: skip
 # Texts that reason first: what is compared, put aside or thought better of is not chosen.
 REASONED = [
     ("Among A, B, C and D, B is the best.", "B"), ("Among A, B, and C, C is the correct answer.", "C"), ("Unlike A and C, D is right.", "D"),
@@ -151,7 +167,7 @@ MISSED = [("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Be
 """Clear to a person and not read: counted as unanswered, which is the side to err on."""
 
 
-@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + REASONED)
+@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + AT_THE_END + REASONED)
 def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
     choice = extract_choice(text, CITIES)
     assert choice == (frozenset(letters) if letters else None), choice
