@@ -90,6 +90,8 @@ OR = re.compile(r"\s*(?:,\s*)?(?:(?:and/)?or\b|/|或|还是)\s*(?:maybe\s+|perha
 ASKED = re.compile(r"\s*(?:项|选项)?\s*(?:\?|吗)")
 # What follows a letter that is no answer: mathematics, "B-flat", "A型血".
 PART_OF_MORE = re.compile(r"\s*[=∩∪⊂⊆∈≤≥<>^_+*|]|-\w|[型类组级队班点角面线区市国股座栋罩]|\s*\\")
+# Before the last letter of a formula or of an abbreviation: "4 a", "b>a", "A \subseteq B", "(x) d", "D.C".
+IN_A_FORMULA = re.compile(r"(?:[\d=<>+*/^{}°)][^\S\n]*|-|[A-Z]\.|\\[a-z]+[^\S\n]+)\Z")
 AFTER_LETTER = frozenset(
     "because since as for which due based with given is are and but although though while the by in on "
     "so therefore thus hence according it this that here from when if not remains".split()
@@ -98,7 +100,7 @@ NAMED = re.compile(r"\s*的?(?:final\s+)?(?:answer|choice|option|答案|选项)"
 # Of a text that ends with "Berlin is the answer.", all but the option's text.
 IS_THE_ANSWER = re.compile(
     r"(?:\s(?:is|was)\s+(?:the|my)\s+(?:(?:correct|right|best|final)\s+)*(?:answer|choice|option)"
-    r"|\s*(?:是|为)(?:本题的?|正确的?|最佳)?(?:答案|选项))[^\w?]*\Z",
+    r"|(?:是|为)(?:本题的?|正确的?|最佳)?(?:答案|选项))[^\w?]*\Z",
     re.I,
 )
 BARE = re.compile(r"^[\s\W_]*$")

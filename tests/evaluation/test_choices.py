@@ -184,6 +184,21 @@ def test_a_letter_and_a_text_that_are_another_options_text_choose_that_one():
     assert extract_choice("A cat, as it were", ["cat", "hen"]) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4 a is the answer, I think.", "x=5 a is correct.", "So b>a is the best choice of all.", "A \\subseteq B is correct.",
+        "f(x)=3(x) d is right", "At 0°C is the answer here.", "Washington, D.C. is the answer, I think.", "Vitamin C is the correct answer, as it seems.",
+    ],
+)  # fmt: skip
+def test_the_last_letter_of_a_formula_or_of_an_option_is_no_choice(text):
+    assert extract_choice(text, ["vitamin A", "vitamin C", "7 a", "none of these"]) is None
+
+
+def test_a_letter_on_a_line_after_a_number_is_a_choice():
+    assert extract_choice("It was in 1995\nB is the right one, B is correct.", CITIES) == {"B"}
+
+
 @pytest.mark.parametrize(("text", "letters"), MISSED)
 def test_what_is_missed_is_unanswered_and_no_other_letter(text, letters):
     assert extract_choice(text, CITIES) in (None, frozenset(letters))
@@ -239,6 +254,11 @@ def test_a_long_answer_is_read_in_linear_time():
 
 def test_an_option_that_is_a_letter_is_not_taken_for_another():
     assert extract_choice("The answer is $a$.", ["x", "$a$", "b", "c"]) == {"B"}
+    assert extract_choice("So $a$ is the answer.", ["x", "$a$", "b", "c"]) == {"B"}
+    assert extract_choice("So B is the answer.", ["x", "a", "c", "b"]) == {"B"}
+    assert extract_choice(
+        "It is in Washington, D.C. is the answer.", ["x", "y", "It is in Washington, D.C."]
+    ) == {"C"}
 
 
 def test_options_of_the_same_text_are_not_told_apart_by_it():
