@@ -33,7 +33,7 @@ def add_options(parser: Parser) -> None:
     """Files, judge, and the model that answers where no answers are given."""
     add = parser.add_argument
     add("--questions", type=Path, required=True, metavar="F", help='rows: question_id, "text" or "turns"')
-    add("--answers", type=Path, metavar="F", help=f"rows: question_id and {ANSWER_FORMS}".replace("%", "%%"))
+    add("--answers", type=Path, metavar="F", help=f"rows: question_id and {ANSWER_FORMS}")
     add("--baseline", type=Path, required=True, metavar="F", help="answers to compare with, likewise")
     add("--judge-url", required=True, metavar="U", help="of an OpenAI-compatible server, up to /v1")
     add("--judge-model", default=PAPERS_JUDGE, metavar="M", help=f"who judges (default: {PAPERS_JUDGE})")
@@ -110,7 +110,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _cache(options: argparse.Namespace) -> Path:
-    beside = getattr(options, "out", None) or options.answers or Path("dialogue")
+    beside = options.out or options.answers or Path("dialogue")
     return options.judge_cache or beside.with_name(beside.name + ".judge.sqlite")
 
 

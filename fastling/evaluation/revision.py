@@ -75,7 +75,8 @@ class Draft:
 def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
     """The draft that errors make of a reference. Raises ValueError for errors that cannot be."""
     text, places, last = "", [], 0
-    for error in sorted(errors, key=lambda error: error.start):
+    errors = sorted(errors, key=lambda error: error.start)
+    for error in errors:
         end = error.start + len(error.right)
         within = last <= error.start <= len(reference)
         if not within or reference[error.start : end] != error.right:
@@ -90,7 +91,7 @@ def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
     if any(one[1] > two[0] or one[3] > two[2] for one, two in zip(places, places[1:], strict=False)):
         raise ValueError("two errors are in one word; make them one")
     faults = []
-    for error, place in zip(sorted(errors, key=lambda error: error.start), places, strict=True):
+    for error, place in zip(errors, places, strict=True):
         wrong, right = tokens(text[place[2] : place[3]]), tokens(reference[place[0] : place[1]])
         if wrong == right:
             raise ValueError(f"an error that changes nothing: {error.wrong!r} for {error.right!r}")
