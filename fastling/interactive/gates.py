@@ -210,11 +210,10 @@ def wishes_hold(dialogue: Dialogue) -> bool:
 def wishes_come_from_the_source(dialogue: Dialogue) -> bool:
     """A wish is a name or number of the source, or renders a word of it."""
     pairs = {pair.line: pair for pair in dialogue.pairs}
-    for wish in dialogue.wishes:
-        pair = pairs[wish.line]
-        if wish.words not in pair.text and not is_meant(wish.words, pair.reference, pair, dialogue.knowledge):
-            return False
-    return True
+    return all(
+        wish.words in pairs[wish.line].text or is_meant(wish.words, pairs[wish.line], dialogue.knowledge)
+        for wish in dialogue.wishes
+    )
 
 
 def says_something(dialogue: Dialogue) -> bool:
