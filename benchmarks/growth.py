@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,10 +27,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import ROOT, add_rows, describe_machine, now
-from benchmarks.train import Result, Worker, spread
+from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, now
 from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
 from benchmarks.training_case import SHAPE, SIZES
+from benchmarks.worker import Result, Worker
 from fastling import ops
 from fastling.config import Config, Optimizer
 from fastling.data.batches import IGNORED, Batch, Step
@@ -259,19 +258,19 @@ def make_row(point: Point, result: Result) -> dict:
     row |= dataclasses.asdict(describe_machine(DEVICE)) | dataclasses.asdict(point)
     if result.error:
         return row | {"status": result.error}
-    seconds = seconds_of(result)
-    median = statistics.median(seconds)
+    timed = Measurement([1e3 * seconds for seconds in seconds_of(result)])
+    median = timed.milliseconds / 1e3
     lengths = point.lengths * point.micro_batches
     tokens, supervised = sum(lengths), sum(map(supervised_of, lengths))
     with torch.device("meta"):
         needed = Work(Llama(point.shape)).needed(tokens, supervised, sum(length**2 for length in lengths))
     return row | {
         "status": "measured",
-        "steps": len(seconds),
+        "steps": len(timed.samples),
         "tokens": tokens,
         "supervised_tokens": supervised,
-        "milliseconds": 1e3 * median,
-        "spread": spread(seconds),
+        "milliseconds": timed.milliseconds,
+        "spread": timed.spread,
         "tokens_per_s": tokens / median,
         "needed_tflop": needed / 1e12,
         "tflop_per_s": needed / median / 1e12,
