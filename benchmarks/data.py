@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, now
+from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
 from benchmarks.training_case import Case, make_weights
 from fastling.config import Config
 from fastling.data.batches import Loader
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     machine = dataclasses.asdict(describe_machine(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as scratch:
         rows = [{"bench": "data", "date": now(), **machine, **row} for row in measure(options, Path(scratch))]
-    print_rows(rows, Console())
+    print_rows(rows, make_table_console())
     add_rows(rows, options.out)
 
 

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, now
+from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
 from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
 from benchmarks.training_case import SHAPE, SIZES
 from benchmarks.worker import Result, Worker
@@ -37,7 +37,7 @@ from fastling.data.batches import IGNORED, Batch, Step
 from fastling.errors import RunError, UserError, run_command
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
-from fastling.terminal import WIDTH_OF_A_FILE, make_console
+from fastling.terminal import make_console
 from fastling.train import Run
 from fastling.training.build import build_model
 from fastling.training.metrics import Work
@@ -305,11 +305,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.steps < 1:
         raise UserError("--steps", f"must be >= 1: {options.steps}")
     return options
-
-
-def make_table_console() -> Console:
-    """A console on stdout; where that is a file or a pipe, wide enough for a table."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
 
 
 def print_rows(rows: Sequence[dict], console: Console) -> None:

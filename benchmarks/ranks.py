@@ -33,8 +33,8 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.growth import STEADY, RandomRun, make_table_console, random_step
-from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, now
+from benchmarks.growth import STEADY, RandomRun, random_step
+from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
 from fastling.config import Config, Parallel
 from fastling.errors import RunError, UserError, leave, run_command
 from fastling.model.llama import Llama

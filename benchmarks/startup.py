@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed.device_mesh import init_device_mesh
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, now
+from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
 from benchmarks.training_case import SHAPE, SIZES
 from fastling import train
 from fastling.config import Config
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         measure = measure_load if options.load else measure_runs
         rows = [same | row for row in measure(options, Path(scratch), make_console())]
-    (print_load if options.load else print_runs)(rows, Console())
+    (print_load if options.load else print_runs)(rows, make_table_console())
     add_rows(rows, options.out)
 
 

@@ -15,6 +15,7 @@ import platform
 import random
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
 
 WARM_UPS = 2
 HOST_SAMPLES = 9
@@ -263,6 +265,9 @@ def measure_rates(
     return 2 * copy_bytes / copy / 1e6, 2 * matrix_size**3 / mm / 1e9
 
 
+# Rows -----------------------------------------------------------------------------------------------
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -284,3 +289,9 @@ def add_rows(rows: Iterable[dict], out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(with_every_key(row)) + "\n" for row in rows)
+
+
+def make_table_console(width_of_a_file: int = 160) -> Console:
+    """A console on stdout that shows text as it is; in a file or a pipe wide enough for a table."""
+    width = None if sys.stdout.isatty() else width_of_a_file
+    return Console(width=width, highlight=False, markup=False, emoji=False)

@@ -34,6 +34,7 @@ from benchmarks.timing import (
     Measurement,
     add_rows,
     describe_machine,
+    make_table_console,
     measure_rates,
     now,
 )
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         for row in make_rows(case, counts, results, work_of(case, folder), machine):
             add_rows([row], options.out)
             rows.append(row)
-    print_rows(rows, Console())
+    print_rows(rows, make_table_console())
     return int(any(row["status"] != "measured" for row in rows))
 
 
