@@ -10,6 +10,7 @@ On a GPU a sample is what passes between two events on the device. Before the fi
 """
 
 import json
+import math
 import os
 import platform
 import random
@@ -284,11 +285,22 @@ def with_every_key(row: dict) -> dict:
 
 
 def add_rows(rows: Iterable[dict], out: Path | None) -> None:
-    """Append rows to a file of JSON lines, where one is wanted."""
+    """Append rows to a file of JSON lines, where one is wanted; complete on the disk before anything else."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(with_every_key(row)) + "\n" for row in rows)
+            file.writelines(json.dumps(_finite(with_every_key(row))) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN and no infinity: they become their names."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def make_table_console(width_of_a_file: int = 160) -> Console:
