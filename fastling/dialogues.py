@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastling.errors import UserError, run_command
+from fastling.files import check_new_file
 from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
 from fastling.interactive.knowledge import learn
@@ -174,12 +175,7 @@ def check_options(options: argparse.Namespace) -> Corpus:
     for path in options.exclude:
         if not path.is_file():
             raise UserError("--exclude", f"no such file: {path}")
-    if options.out.suffix != ".jsonl":
-        raise UserError("--out", f"must end in .jsonl: {options.out}")
-    if options.out.is_dir():
-        raise UserError("--out", f"is a folder: {options.out}")
-    if not options.out.parent.is_dir():
-        raise UserError("--out", f"no such folder: {options.out.parent}", "Make it first.")
+    check_new_file("--out", options.out, (".jsonl",))
     return corpus
 
 

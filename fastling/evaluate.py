@@ -56,6 +56,8 @@ KINDS = {
     "report": Kind("one page of results that --out has kept", "--results F [F ...] --report F.html"),
 }
 
+PAGE_ENDINGS = (".html", ".htm")
+
 
 def usage() -> str:
     lines = [
@@ -110,21 +112,11 @@ def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.
     group.add_argument("--json", action="store_true", help="print it as one JSON object on stdout")
     group.add_argument("--report", type=Path, metavar="F.html", help="page with its tables and plots")
     options = parser.parse_args(arguments)
-    _check_file("--out", options.out, (".json",))
-    _check_file("--report", options.report, (".html", ".htm"))
+    if options.out:
+        files.check_new_file("--out", options.out, (".json",))
+    if options.report:
+        files.check_new_file("--report", options.report, PAGE_ENDINGS)
     return options
-
-
-def _check_file(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
-    """Before hours of work, not after it."""
-    if path is None:
-        return
-    if path.suffix not in endings:
-        raise UserError(option, f"must end in {endings[0]}: {path}")
-    if path.is_dir():
-        raise UserError(option, f"is a folder: {path}")
-    if not path.parent.is_dir():
-        raise UserError(option, f"no such folder: {path.parent}", "Make it first.")
 
 
 def _deliver(result: Result, options: argparse.Namespace, console: Console) -> None:
@@ -174,7 +166,7 @@ def _report_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--report", type=Path, required=True, metavar="F.html", help="page to write")
     options = parser.parse_args(arguments)
-    _check_file("--report", options.report, (".html", ".htm"))
+    files.check_new_file("--report", options.report, PAGE_ENDINGS)
     return options
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,6 +60,16 @@ def write_text(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)  # a full disk is no place to leave it
         raise
     aside.replace(path)
+
+
+def check_new_file(option: str, path: Path, endings: Sequence[str] = ()) -> None:
+    """Raise UserError, before hours of work, for a path at which no such file can be written."""
+    if endings and path.suffix not in endings:
+        raise UserError(option, f"must end in {endings[0]}: {path}")
+    if path.is_dir():
+        raise UserError(option, f"is a folder: {path}")
+    if not path.parent.is_dir():
+        raise UserError(option, f"no such folder: {path.parent}", "Make it first.")
 
 
 def check_no_pointer(path: Path) -> None:

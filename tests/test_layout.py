@@ -60,7 +60,7 @@ LAYERS = {
     ),
     "export_check": (("data", "inference", "model"), ("tokenizers", "torch", "transformers")),
     # the other verbs, which join them
-    "dialogues": (("errors", "interactive", "remote", "settings", "terminal"), ("rich",)),
+    "dialogues": (("errors", "files", "interactive", "remote", "settings", "terminal"), ("rich",)),
     "preview": (("config", "data", "errors", "prepare", "terminal"), ("numpy", "rich")),
     "export": (
         (

@@ -14,6 +14,7 @@ from rich.console import Console
 from fastling.data.conversation import Conversation, Turn
 from fastling.errors import RunError, UserError
 from fastling.evaluation.kept_answers import Answer, KeptAnswers
+from fastling.files import check_new_file
 from fastling.model.decoding import Decoding
 from fastling.settings import Parser
 from fastling.terminal import make_progress
@@ -151,10 +152,7 @@ def kept_answers_path(options: argparse.Namespace) -> Path:
         path = options.out.with_suffix(".answers.jsonl")
     else:
         path = Path(f"{options.kind}-{model_name(options.model)}.answers.jsonl")
-    if path.is_dir():
-        raise UserError("--keep-answers", f"is a folder: {path}")
-    if not path.parent.is_dir():
-        raise UserError("--keep-answers", f"no such folder: {path.parent}", "Make it first.")
+    check_new_file("--keep-answers", path)
     return path
 
 
