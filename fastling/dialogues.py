@@ -44,7 +44,8 @@ RIGHT_DRAFTS = (0.1, 0.2)
 """Share of drafts that should need no change; with fewer a model always edits, with more it never does."""
 ENOUGH_DRAFTS = 100
 FEW_OUT_OF_STEP, MOST_OUT_OF_STEP = 0.02, 0.5
-"""Share of a sample that is told, and refused, where lines and their translations do not go together."""
+"""Shares of a sample whose lines do not go with their translations: above the first that is told, from the
+second on it is refused."""
 ENOUGH_TO_REFUSE = 3
 """Runs of lines that must be out of step: one short file may be odd in good faith."""
 

@@ -209,7 +209,7 @@ def score_items(items: Sequence[Item], texts: Sequence[str]) -> Score:
 def verdict(item: Item, text: str) -> bool | None:
     """Whether a text is right; None if it gives no clear answer. Of several letters all must be there.
 
-    Of a text that goes on with a question of its own, as models do that do not stop, what stands before.
+    A model that does not stop goes on with a question of its own: what stands before that is read first.
     """
     text = answer_of(text)
     before = NEXT_QUESTION.split(text, maxsplit=1)[0]

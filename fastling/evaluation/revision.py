@@ -132,10 +132,9 @@ def tokens(text: str) -> list[str]:
 def version_of(answer: str, draft: str) -> str:
     """The revised text in an answer that may say more: "Here it is:" before, a list of changes after it.
 
-    It is the last run of as many lines as the draft has whose chrF to the draft (never to the reference)
-    is at least half of the highest of any run; then without a lead that ends in a colon, is no part of the
-    draft and leaves a colon behind if the draft begins with one; and without quotation marks or asterisks
-    around it that the draft has not.
+    Of all runs of as many lines as the draft has, it is the last one whose chrF to the draft (never to the
+    reference) is at least half of the best run's. Left out are a lead that ends in a colon, unless it is
+    the draft's own, and quotation marks or asterisks around the text that the draft does not have.
     """
     lines = [line.strip() for line in answer.splitlines()]
     lines = [line for line in lines if line and not line.startswith("```")]

@@ -17,7 +17,7 @@ from fastling.interactive.words import Lexicon, learn_lexicon
 NEAR = 0.15
 """How far, as a share of the words of like form, the frequency of a replacement may lie."""
 CAPITAL = 0.9
-"""Share of the lines that begin with a capital where one that does not was cut."""
+"""Where so large a share of the lines begin with a capital, one that does not was cut."""
 TRIED = 40
 """Words that are tried for a replacement."""
 RUNNING_TEXT = 1.5
