@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
 from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
-from benchmarks.training_case import SHAPE, SIZES
+from benchmarks.training_case import SIZES, make_shape
 from benchmarks.worker import Result, Worker
 from fastling import ops
 from fastling.config import Config, Optimizer
@@ -83,10 +83,6 @@ class Point:
 
     def step(self) -> Step:
         return random_step(self.lengths, self.micro_batches, self.vocab_size)
-
-
-def make_shape(size: str, **changes: int) -> LlamaConfig:
-    return LlamaConfig(**dict(zip(SHAPE, SIZES[size], strict=True)) | changes)
 
 
 def make_points(size: str, step_tokens: int) -> list[list[Point]]:

@@ -17,10 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.growth import make_shape
 from benchmarks.ranks import GATHERED, REDUCED, layer_and_rest, padded_weights
 from benchmarks.timing import add_rows, describe_machine, make_table_console, now
-from benchmarks.training_case import SIZES
+from benchmarks.training_case import SIZES, make_shape
 from fastling.errors import UserError, run_command
 from fastling.evaluation.records import read_records
 from fastling.model.llama import Llama
