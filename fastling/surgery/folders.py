@@ -47,8 +47,7 @@ class Weights:
     def __init__(self, folder: Path, *, may_be_delta: bool = False):
         self.folder = folder
         self.config = read_config(folder, may_be_delta=may_be_delta)
-        is_meta = not (folder / "config.json").is_file()
-        self._source = MetaFolder(folder) if is_meta else SafetensorsFolder(folder)
+        self._source = SafetensorsFolder(folder) if (folder / "config.json").is_file() else MetaFolder(folder)
         with torch.device("meta"):
             check_shapes(Llama(self.config), self._source.shapes, folder)
         embedding, head = EMBEDDINGS
@@ -85,6 +84,11 @@ class Weights:
     @property
     def num_weights(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def refuse_meta(self, fix: str) -> None:
+        """Raise UserError for Meta's original format, which has no small files to take along."""
+        if isinstance(self._source, MetaFolder):
+            raise UserError(str(self.folder), "is no Hugging Face folder", fix)
 
     def mismatches(self, other: "Weights") -> list[str]:
         """How the names and shapes of another folder differ from these, in words.
