@@ -91,7 +91,9 @@ ASKED = re.compile(r"\s*(?:项|选项)?\s*(?:\?|吗)")
 # What follows a letter that is no answer: mathematics, "B-flat", "A型血".
 PART_OF_MORE = re.compile(r"\s*[=∩∪⊂⊆∈≤≥<>^_+*|]|-\w|[型类组级队班点角面线区市国股座栋罩]|\s*\\")
 # Before the last letter of a formula or of an abbreviation: "4 a", "b>a", "A \subseteq B", "(x) d", "D.C".
-IN_A_FORMULA = re.compile(r"(?:[\d=<>+*/^{}°)][^\S\n]*|-|[A-Z]\.|\\[a-z]+[^\S\n]+)\Z")
+IN_A_FORMULA = re.compile(
+    r"(?:(?:[\d=<+*/^{}°]|(?<![-=])>|(?<=[a-z])\))[^\S\n]*|-|[A-Z]\.|\\[a-z]+[^\S\n]+)\Z"
+)
 AFTER_LETTER = frozenset(
     "because since as for which due based with given is are and but although though while the by in on "
     "so therefore thus hence according it this that here from when if not remains".split()

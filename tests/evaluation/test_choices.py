@@ -195,8 +195,12 @@ def test_the_last_letter_of_a_formula_or_of_an_option_is_no_choice(text):
     assert extract_choice(text, ["vitamin A", "vitamin C", "7 a", "none of these"]) is None
 
 
-def test_a_letter_on_a_line_after_a_number_is_a_choice():
-    assert extract_choice("It was in 1995\nB is the right one, B is correct.", CITIES) == {"B"}
+@pytest.mark.parametrize(
+    "text",
+    ["It was in 1995\nB is correct.", "(1) A is wrong. (2) B is correct.", "A is wrong => B is correct", "-> B is right"],
+)  # fmt: skip
+def test_a_letter_behind_a_number_or_an_arrow_is_a_choice(text):
+    assert extract_choice(text, CITIES) == {"B"}
 
 
 @pytest.mark.parametrize(("text", "letters"), MISSED)
