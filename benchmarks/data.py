@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import add_rows, describe_machine, now
+from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
 from benchmarks.training_case import Case, make_weights
 from fastling.config import Config
 from fastling.data.batches import Loader
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     machine = dataclasses.asdict(describe_machine(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as scratch:
         rows = [{"bench": "data", "date": now(), **machine, **row} for row in measure(options, Path(scratch))]
-    print_rows(rows, Console())
+    print_rows(rows, make_table_console())
     add_rows(rows, options.out)
 
 
@@ -180,7 +179,7 @@ def timed(command: Sequence[str], **environment: str) -> dict:
 
 
 def prepare_row(name: str, runs: Sequence[dict], rows: int) -> dict:
-    seconds = statistics.median(run["seconds"] for run in runs)
+    timed = Measurement([1e3 * run["seconds"] for run in runs])
     tokens = runs[0]["tokens"]
     return {
         "case": "prepare",
@@ -188,9 +187,9 @@ def prepare_row(name: str, runs: Sequence[dict], rows: int) -> dict:
         "rows": rows // 10 if name.startswith("a tenth") else rows,
         "tokens": tokens,
         "supervised_tokens": runs[0]["supervised_tokens"],
-        "milliseconds": 1e3 * seconds,
-        "spread": 1e3 * (max(run["seconds"] for run in runs) - min(run["seconds"] for run in runs)),
-        "tokens_per_s": tokens / seconds,
+        "milliseconds": timed.milliseconds,
+        "spread": timed.spread,
+        "tokens_per_s": 1e3 * tokens / timed.milliseconds,
         "peak_mib": max(run["peak_mib"] for run in runs),
     }
 

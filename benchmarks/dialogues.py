@@ -6,16 +6,14 @@ many pairs as are asked for; then `fastling dialogues` runs on them as a user wo
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from fastling.errors import RunError, UserError, run_command
+from benchmarks.data import timed
+from fastling.errors import UserError, run_command
 from fastling.interactive.pairs import read_lines
 
 
@@ -42,20 +40,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     command += ["--source", str(sides[0]), "--target", str(sides[1])]
     for name in ("source_lang", "target_lang", "count", "workers"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        raise RunError("fastling dialogues", done.stderr.strip())
-    dialogues = json.loads(done.stdout)["dialogues"]
+    told = timed(command)
+    dialogues = json.loads(told["stdout"])["dialogues"]
     return {
         "bench": "dialogues",
         "pairs": options.pairs,
         "dialogues": dialogues,
         "workers": options.workers,
-        "seconds": round(seconds, 1),
-        "dialogues_per_s": round(dialogues / seconds),
-        "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        "seconds": round(told["seconds"], 1),
+        "dialogues_per_s": round(dialogues / told["seconds"]),
+        "peak_mib": told["peak_mib"],
     }
 
 

@@ -1,4 +1,4 @@
-"""How fast answers are written, beside transformers' generate: python -m benchmarks.generation
+"""How fast answers are written, beside transformers' generate: python -m benchmarks.generation --out F.jsonl
 
 One LLaMA with random weights is written as a Hugging Face folder and loaded by both. Both continue the same
 prompts greedily, sorted by length, and take turns; what they say must be the same token for token, or
@@ -18,10 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Measurement, describe_machine, now
+from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
 from fastling.errors import RunError, UserError, run_command
 from fastling.model.generation import Decoding, generate
 from fastling.model.huggingface import load_pretrained
@@ -69,17 +68,13 @@ def main(arguments: Sequence[str]) -> None:
         write_model(Path(folder), small=options.rehearse)
         rows = [row for case in _cases(options) for row in measure(case, Path(folder), options)]
     table = Table("case", "provider", "tokens/s", "ms", "spread", "peak MiB", "times")
-    rival = {row["case"]: row["tokens_per_s"] for row in rows if row["provider"] != OURS}
-    for row in rows:  # the fastest rival comes last
-        if row["provider"] != OURS:
-            rival[row["case"]] = max(rival[row["case"]], row["tokens_per_s"])
     for row in rows:
         names = ("case", "provider", "tokens_per_s", "milliseconds", "spread", "peak_mib")
-        times = row["tokens_per_s"] / rival[row["case"]]
+        rivals = [each for each in rows if each["case"] == row["case"] and each["provider"] != OURS]
+        times = row["tokens_per_s"] / max(rival["tokens_per_s"] for rival in rivals)
         table.add_row(*(str(row[name]) for name in names), f"{times:.2f}")
-    Console(stderr=True).print(table)
-    for row in rows:
-        print(json.dumps(row))
+    make_table_console().print(table)
+    add_rows(rows, options.out)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -90,6 +85,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch; default: as many as it takes")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model and a few prompts")
+    parser.add_argument("--out", type=Path, help="file of JSON lines to add to")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -207,14 +203,10 @@ def measure(case: Case, folder: Path, options: argparse.Namespace) -> list[dict]
             "bench": "generation",
             "case": case.name,
             "provider": name,
-            "device": machine["device"],
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "triton": machine["triton"],
-            "transformers": transformers.__version__,
-            "commit": machine["commit"],
-            "dirty": machine["dirty"],
             "date": now(),
+            **machine,
+            "threads": torch.get_num_threads(),
+            "transformers": transformers.__version__,
             "prompts": case.prompts,
             "new_tokens": num_tokens,
             "tokens_per_s": round(num_tokens / measurement.milliseconds * 1e3, 1),

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,17 +27,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import ROOT, add_rows, describe_machine, now
-from benchmarks.train import Result, Worker, spread
+from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
 from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
-from benchmarks.training_case import SHAPE, SIZES
+from benchmarks.training_case import SIZES, make_shape
+from benchmarks.worker import Result, Worker
 from fastling import ops
 from fastling.config import Config, Optimizer
 from fastling.data.batches import IGNORED, Batch, Step
 from fastling.errors import RunError, UserError, run_command
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
-from fastling.terminal import WIDTH_OF_A_FILE, make_console
+from fastling.terminal import make_console
 from fastling.train import Run
 from fastling.training.build import build_model
 from fastling.training.metrics import Work
@@ -84,10 +83,6 @@ class Point:
 
     def step(self) -> Step:
         return random_step(self.lengths, self.micro_batches, self.vocab_size)
-
-
-def make_shape(size: str, **changes: int) -> LlamaConfig:
-    return LlamaConfig(**dict(zip(SHAPE, SIZES[size], strict=True)) | changes)
 
 
 def make_points(size: str, step_tokens: int) -> list[list[Point]]:
@@ -259,18 +254,18 @@ def make_row(point: Point, result: Result) -> dict:
     row |= dataclasses.asdict(describe_machine(DEVICE)) | dataclasses.asdict(point)
     if result.error:
         return row | {"status": result.error}
-    seconds = seconds_of(result)
-    median = statistics.median(seconds)
+    timed = Measurement([1e3 * seconds for seconds in seconds_of(result)])
+    median = timed.milliseconds / 1e3
     lengths = point.lengths * point.micro_batches
     tokens, supervised = sum(lengths), sum(map(supervised_of, lengths))
     needed = Work(point.shape).needed(tokens, supervised, sum(length**2 for length in lengths))
     return row | {
         "status": "measured",
-        "steps": len(seconds),
+        "steps": len(timed.samples),
         "tokens": tokens,
         "supervised_tokens": supervised,
-        "milliseconds": 1e3 * median,
-        "spread": spread(seconds),
+        "milliseconds": timed.milliseconds,
+        "spread": timed.spread,
         "tokens_per_s": tokens / median,
         "needed_tflop": needed / 1e12,
         "tflop_per_s": needed / median / 1e12,
@@ -305,11 +300,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.steps < 1:
         raise UserError("--steps", f"must be >= 1: {options.steps}")
     return options
-
-
-def make_table_console() -> Console:
-    """A console on stdout; where that is a file or a pipe, wide enough for a table."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
 
 
 def print_rows(rows: Sequence[dict], console: Console) -> None:

@@ -16,10 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import describe_machine, now, with_every_key
+from benchmarks.timing import describe_machine, make_table_console, now, with_every_key
 from fastling.config import OTHER_NAMES, Config, Source
 from fastling.errors import RunError, UserError, run_command
 from fastling.evaluation.records import read_records
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     kept = [told | {"case": row.get("held_out")} | row for row in rows]
     text = "".join(json.dumps(with_every_key(row)) + "\n" for row in kept)
     write_text(options.out / "table.jsonl", text)
-    Console().print(as_table(rows))
+    make_table_console().print(as_table(rows))
 
 
 # Data -----------------------------------------------------------------------------------------------

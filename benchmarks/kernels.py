@@ -22,8 +22,6 @@ ON_A_GPU = "On a GPU machine `make gpu-test` runs the tests on the real kernels.
 
 def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.static:
         return _static(options)
     _interpret_without_gpu(options)
@@ -80,14 +78,14 @@ def _static(options: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
-    from benchmarks import measure, static, timing
+    from benchmarks import static, timing
     from fastling.kernels.cases import MODELS
 
     machine = asdict(timing.describe_machine(torch.device("cpu")))
     reports = static.table(_chosen_ops(options), MODELS.values(), [torch.bfloat16])
     for report in reports:
         row = {"bench": "kernels, static", **machine, "date": timing.now(), **static.row(report)}
-        measure.append(options.out, row)
+        timing.add_rows([row], options.out)
     Console(width=180).print(static.render(reports))
     return 1 if any(report.problems for report in reports) else 0
 
@@ -97,7 +95,7 @@ def _errors(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks import measure, timing
+    from benchmarks import timing
     from fastling.kernels import accuracy
     from fastling.kernels.cases import MODELS, Shape
 
@@ -110,7 +108,7 @@ def _errors(options: argparse.Namespace) -> int:
     table = Table("op", "type", "of", "kernel", "plain", "ratio", box=None, pad_edge=False)
     for row in accuracy.table(_chosen_ops(options), shape, dtypes, device):
         more = {"bench": "kernels, errors", "case": f"{shape.name} {shape.tokens} tokens"}
-        measure.append(options.out, more | row | machine | {"date": timing.now()})
+        timing.add_rows([more | row | machine | {"date": timing.now()}], options.out)
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         errors = (f"{row[name]:.2e}" for name in ("kernel_error", "plain_error"))
         table.add_row(row["op"], row["dtype"], row["part"], *errors, ratio)

@@ -5,9 +5,6 @@ the formula in float64. What is wrong is given no speed; what is only inexact is
 """
 
 import gc
-import json
-import math
-import os
 import shlex
 import sys
 import time
@@ -299,7 +296,7 @@ class Session:
             **found, **asdict(self.machine), "date": timing.now(), "command": self.command,
         }  # fmt: skip
         self.rows.append(row)
-        append(self.out, row)
+        timing.add_rows([row], self.out)
 
     def _say_pass(self, workload: Workload, passed: str, floor: float) -> None:
         say(f"{workload.op_name}, {workload.case}, {passed}: floor {floor:.4g} ms")
@@ -323,24 +320,6 @@ def in_words(error: Exception) -> str:
     """The first line of an error, and what it is where it says nothing itself."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
-
-
-def append(out: Path | None, row: dict) -> None:
-    if out is None:
-        return
-    with out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(finite(row)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def finite(value: object) -> object:
-    """JSON has no NaN and no infinity: they become their names."""
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def say(words: str) -> None:

@@ -20,7 +20,6 @@ processes share this machine's cores: tokens/s say what a collective costs here,
 import argparse
 import dataclasses
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -34,9 +33,8 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.growth import STEADY, RandomRun, make_table_console, random_step
-from benchmarks.timing import ROOT, add_rows, describe_machine, now
-from benchmarks.train import spread
+from benchmarks.growth import STEADY, RandomRun, random_step
+from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
 from fastling.config import Config, Parallel
 from fastling.errors import RunError, UserError, leave, run_command
 from fastling.model.llama import Llama
@@ -210,7 +208,7 @@ def make_row(ranks: int, parallel: Parallel, told: dict) -> dict:
     """Counted and by theory, as it is kept."""
     expected = theory(MODEL, parallel, ranks, MICRO_BATCHES)
     counted = [Traffic(*counts) for counts in told["counts"]]
-    median = statistics.median(told["seconds"])
+    timed = Measurement([1e3 * seconds for seconds in told["seconds"]])
     row = {"bench": "ranks", "case": "gloo", "provider": "fastling", "date": now()}
     row |= dataclasses.asdict(describe_machine(torch.device("cpu")))
     return row | {
@@ -223,9 +221,9 @@ def make_row(ranks: int, parallel: Parallel, told: dict) -> dict:
         "theory_bytes": dataclasses.asdict(expected),
         "equal": all(each == expected for each in counted),
         "tokens": told["tokens"],
-        "milliseconds": 1e3 * median,
-        "spread": spread(told["seconds"]),
-        "tokens_per_s": told["tokens"] / median,
+        "milliseconds": timed.milliseconds,
+        "spread": timed.spread,
+        "tokens_per_s": 1e3 * told["tokens"] / timed.milliseconds,
     }
 
 

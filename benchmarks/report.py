@@ -10,11 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks import kernel_report, page
 from benchmarks.commands import KERNELS
 from benchmarks.rows import is_of_kernels, read
+from benchmarks.timing import make_table_console
 from benchmarks.training_page import picture_of_training
 from fastling.errors import UserError, run_command
 from fastling.files import write_text
@@ -34,15 +33,15 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(str(RESULTS), "holds no results", "Measure something first, or name files.")
     rows = [row for path in paths for row in read(path)]
     kernels = [row for row in rows if is_of_kernels(row)]
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE, highlight=False)
+    console = make_table_console(WIDTH_OF_A_FILE)
     if kernels:
         console.print(kernel_report.render(kernels))
     else:
-        console.print(f"kernels: unmeasured; {KERNELS} measures them, on a machine with a GPU", markup=False)
+        console.print(f"kernels: unmeasured; {KERNELS} measures them, on a machine with a GPU")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         for path in write(rows, kernels, options.out):
-            console.print(f"wrote {path}", markup=False)
+            console.print(f"wrote {path}")
     return 0
 
 

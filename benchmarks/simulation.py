@@ -17,10 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.growth import make_shape, make_table_console
 from benchmarks.ranks import GATHERED, REDUCED, layer_and_rest, padded_weights
-from benchmarks.timing import add_rows, describe_machine, now
-from benchmarks.training_case import SIZES
+from benchmarks.timing import add_rows, describe_machine, make_table_console, now
+from benchmarks.training_case import SIZES, make_shape
 from fastling.errors import UserError, run_command
 from fastling.evaluation.records import read_records
 from fastling.model.llama_config import LlamaConfig
@@ -369,9 +368,9 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
         )
     console.print(table)
     console.print("hidden from: tokens of a micro-batch on each GPU from which the layers hide what they can")
-    console.print(f"measured: {json.dumps(measured)}\nlinks: {json.dumps(links)}", highlight=False)
+    console.print(f"measured: {json.dumps(measured)}\nlinks: {json.dumps(links)}")
     for sentence in ASSUMPTIONS:
-        console.print(f"- {sentence}", highlight=False)
+        console.print(f"- {sentence}")
 
 
 if __name__ == "__main__":

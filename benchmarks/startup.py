@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed.device_mesh import init_device_mesh
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, now
-from benchmarks.training_case import SHAPE, SIZES
+from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.training_case import SIZES, make_shape
 from fastling import train
 from fastling.config import Config
 from fastling.errors import RunError, UserError, leave, run_command
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         measure = measure_load if options.load else measure_runs
         rows = [same | row for row in measure(options, Path(scratch), make_console())]
-    (print_load if options.load else print_runs)(rows, Console())
+    (print_load if options.load else print_runs)(rows, make_table_console())
     add_rows(rows, options.out)
 
 
@@ -325,8 +325,7 @@ def load_share(folder: Path, rank: int, ranks: int) -> dict:
 def measure_load(options: argparse.Namespace, scratch: Path, console: Console) -> Iterator[dict]:
     """One row, of medians; processor time of loading is apart, for most of it hands out memory."""
     folder = scratch / "model"
-    shape = LlamaConfig(**dict(zip(SHAPE, SIZES[options.load], strict=True)))
-    whole = write_zeros(shape, folder)
+    whole = write_zeros(make_shape(options.load), folder)
     told = []
     for number in range(options.rounds):
         told.append(hear("load", str(folder), "0", str(options.ranks)))

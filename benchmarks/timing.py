@@ -10,11 +10,13 @@ On a GPU a sample is what passes between two events on the device. Before the fi
 """
 
 import json
+import math
 import os
 import platform
 import random
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
 
 WARM_UPS = 2
 HOST_SAMPLES = 9
@@ -263,6 +266,9 @@ def measure_rates(
     return 2 * copy_bytes / copy / 1e6, 2 * matrix_size**3 / mm / 1e9
 
 
+# Rows -----------------------------------------------------------------------------------------------
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -279,8 +285,25 @@ def with_every_key(row: dict) -> dict:
 
 
 def add_rows(rows: Iterable[dict], out: Path | None) -> None:
-    """Append rows to a file of JSON lines, where one is wanted."""
+    """Append rows to a file of JSON lines, where one is wanted; complete on the disk before anything else."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(with_every_key(row)) + "\n" for row in rows)
+            file.writelines(json.dumps(_finite(with_every_key(row))) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN and no infinity: they become their names."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def make_table_console(width_of_a_file: int = 160) -> Console:
+    """A console on stdout that shows text as it is; in a file or a pipe wide enough for a table."""
+    width = None if sys.stdout.isatty() else width_of_a_file
+    return Console(width=width, highlight=False, markup=False, emoji=False)

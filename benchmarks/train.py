@@ -27,7 +27,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.room import lacks_room
-from benchmarks.timing import CpuTimer, CudaTimer, Machine, add_rows, describe_machine, measure_rates, now
+from benchmarks.timing import (
+    CpuTimer,
+    CudaTimer,
+    Machine,
+    Measurement,
+    add_rows,
+    describe_machine,
+    make_table_console,
+    measure_rates,
+    now,
+)
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
 from benchmarks.worker import Result, Worker
@@ -78,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         for row in make_rows(case, counts, results, Work(case.llama_config(folder)), machine):
             add_rows([row], options.out)
             rows.append(row)
-    print_rows(rows, Console())
+    print_rows(rows, make_table_console())
     return int(any(row["status"] != "measured" for row in rows))
 
 
@@ -241,23 +251,15 @@ def make_rows(
             words = f"other work: its loss is {row['loss']:.4f}, the first one's {expected:.4f}"
             yield row | {"status": words}
             continue
-        seconds = [step["seconds"] for step in result.steps[WARM_UP:]]
-        median = statistics.median(seconds)
-        row |= {"status": "measured", "milliseconds": 1e3 * median, "spread": spread(seconds)}
+        steps = Measurement([1e3 * step["seconds"] for step in result.steps[WARM_UP:]])
+        median = steps.milliseconds / 1e3
+        row |= {"status": "measured", "milliseconds": steps.milliseconds, "spread": steps.spread}
         row |= {"tokens_per_s": counts.tokens / median, "memory_gib": result.peak_gib}
         row |= {"supervised_tokens_per_s": counts.supervised / median}
         row |= {"padded_tokens_per_s": case.batch_tokens / median}
         row |= {"tflop_per_s": needed / median / 1e12, "parts": parts_of(result) | result.communication}
         row |= {"mfu": needed / median / rate, "mfu_usual_count": usual / median / rate}
         yield row
-
-
-def spread(seconds: Sequence[float]) -> float:
-    """From the first quartile to the third, in milliseconds."""
-    if len(seconds) < 2:
-        return 0.0
-    first, _, third = statistics.quantiles(seconds, n=4, method="inclusive")
-    return 1e3 * (third - first)
 
 
 def parts_of(result: Result) -> dict[str, float]:

@@ -44,6 +44,10 @@ SIZES = {
 }
 
 
+def make_shape(size: str, **changes: int) -> LlamaConfig:
+    return LlamaConfig(**dict(zip(SHAPE, SIZES[size], strict=True)) | changes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One comparison."""

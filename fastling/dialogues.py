@@ -44,7 +44,8 @@ RIGHT_DRAFTS = (0.1, 0.2)
 """Share of drafts that should need no change; with fewer a model always edits, with more it never does."""
 ENOUGH_DRAFTS = 100
 FEW_OUT_OF_STEP, MOST_OUT_OF_STEP = 0.02, 0.5
-"""Share of a sample that is told, and refused, where lines and their translations do not go together."""
+"""Shares of a sample whose lines do not go with their translations: above the first that is told, from the
+second on it is refused."""
 ENOUGH_TO_REFUSE = 3
 """Runs of lines that must be out of step: one short file may be odd in good faith."""
 
@@ -263,11 +264,10 @@ def _print_rejects(rejects: Counter, console: Console) -> None:
 
 def print_notes(tally: Tally, count: int | None, console: Console) -> None:
     """What the numbers mean, where it is not what was wanted."""
-    drafts = sum(tally.steps[step] for step in ("no_change", "correct_draft", "which_better"))
     least, most = RIGHT_DRAFTS
     if count is not None and tally.dialogues < count:
         console.print(f"these lines allow only {tally.dialogues:,} of {count:,} dialogues", soft_wrap=True)
-    if drafts >= ENOUGH_DRAFTS and not least <= tally.right_drafts <= most:
+    if tally.drafts >= ENOUGH_DRAFTS and not least <= tally.right_drafts <= most:
         console.print(
             f"{100 * tally.right_drafts:.0f} % of the drafts need no change; with {100 * least:.0f} to "
             f"{100 * most:.0f} % a model learns both to correct and to leave alone (--mix no_change=...)",

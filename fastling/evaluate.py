@@ -19,8 +19,6 @@ from fastling.evaluation.result import Result, TableData
 from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
 
-PAGES = (".html", ".htm")
-
 
 class Kind(NamedTuple):
     """A kind of evaluation: fastling/evaluation/<name>.py holds it, and report_page.py the report of all."""
@@ -57,6 +55,8 @@ KINDS = {
     ),
     "report": Kind("one page of results that --out has kept", "--results F [F ...] --report F.html"),
 }
+
+PAGE_ENDINGS = (".html", ".htm")
 
 
 def usage() -> str:
@@ -115,7 +115,7 @@ def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.
     if options.out:
         files.check_can_be_made("--out", options.out, ".json")
     if options.report:
-        files.check_can_be_made("--report", options.report, *PAGES)
+        files.check_can_be_made("--report", options.report, *PAGE_ENDINGS)
     return options
 
 
@@ -166,7 +166,7 @@ def _report_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--report", type=Path, required=True, metavar="F.html", help="page to write")
     options = parser.parse_args(arguments)
-    files.check_can_be_made("--report", options.report, *PAGES)
+    files.check_can_be_made("--report", options.report, *PAGE_ENDINGS)
     return options
 
 

@@ -73,13 +73,7 @@ def add_model_options(parser: Parser) -> None:
         metavar="X",
         help=f"memory of the KV cache; more lets more answers be made at once (default: {CACHE_GIB:g})",
     )
-
-
-def add_limit(parser: Parser) -> None:
-    """--limit, for kinds that can do with a part of their rows."""
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="with --model: the first N rows only (default: all)"
-    )
+    add("--limit", type=int, metavar="N", help="the first N rows only (default: all)")
 
 
 def check_source(options: argparse.Namespace, *given: str) -> None:
@@ -89,15 +83,14 @@ def check_source(options: argparse.Namespace, *given: str) -> None:
         if named:
             fix = "Keep one of the two: given outputs, or a model that makes them."
             raise UserError(option_of(named[0]), "cannot be given with --model", fix)
-        limit = getattr(options, "limit", None)
-        if limit is not None and limit < 1:
-            raise UserError("--limit", f"must be at least 1: {limit}")
+        if options.limit is not None and options.limit < 1:
+            raise UserError("--limit", f"must be at least 1: {options.limit}")
         if options.cache_gib is not None and not 0 < options.cache_gib < float("inf"):
             raise UserError("--cache-gib", f"must be above 0: {options.cache_gib:g}")
         decoding_of(options)
         return
     for name in MODEL_OPTIONS:
-        if getattr(options, name, None) is not None:
+        if getattr(options, name) is not None:
             raise UserError(option_of(name), "has no effect without --model")
     missing = [name for name in given if name not in named]
     if missing:

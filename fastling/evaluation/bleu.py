@@ -80,7 +80,7 @@ LANGUAGES = {
 """How a model is asked for them; text in any other can be scored."""
 _OTHER_CODES = {"zho": "zh", "chi": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
 _COUNTRIES = {"cn": "zh", "jp": "ja"}
-"""Taken for languages, which by these codes are none."""
+"""Codes of countries that are often given for their languages'."""
 _UNSPACED = ("bo", "km", "lo", "my", "th", "yue")
 """Written without spaces, like Chinese, and with no tokenizer of their own."""
 
@@ -110,7 +110,7 @@ def check_target_language(code: str, *, asks_model: bool) -> None:
 
 
 def notes_of_language(code: str) -> tuple[str, ...]:
-    """How a language was cut that has no tokenizer of its own and may be none."""
+    """That a language has no tokenizer of its own, or that its code may be none."""
     if code in _UNSPACED:
         return (f"BLEU cuts {code} by 13a, at spaces, of which it has few: compare systems by chrF",)
     return () if code in LANGUAGES else (f"BLEU cuts {code} by 13a, at spaces and punctuation",)

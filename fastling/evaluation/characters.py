@@ -3,7 +3,7 @@
 import sys
 import unicodedata
 
-HAN = r"々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003347f"
+HAN = r"々〆〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003347f"
 KANA = r"\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9d"
 HANGUL = r"\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3"
 DEVANAGARI = r"\u0900-\u097f"

@@ -28,7 +28,7 @@ _ENGLISH = (
     r"(?:\bis|\bare|\bwas|:|=|would be|should be|must be|will be|could be|may be|might be|has to be"
     r"|would have to be|can only be|turns out to be|→|->|=>)(?:\s*:)?"
     r"|(?:final|correct|right|best)\s+answer(?:\s+[-–—])?"
-    r"|^[^\S\n]*(?:answer(?:\s*:|\s+[-–—])?|correct\s*:|ans\s*[.:])"
+    r"|^[^\S\n]*(?:answer(?:\s*:|\s+[-–—])?|correct\s*:|ans\s*[.:]|result\s*:(?=\W*[A-Z]\W*\Z))"
     r"|\b(?:choose|chose|select|selected|pick|picked|go with|going with|go for|opt for|settle on)"
     r"(?:\s+(?:the\s+)?(?:answer|option|choice))?\s*:?"
     r"|\b(?:I|I'd|I would)\s+(?:think|believe|guess|say|conclude)(?:\s+that)?"
@@ -39,6 +39,7 @@ _CHINESE = (
     r"(?:应该|应当|应|就|只能|可能|很可能|显然|最终|无疑|肯定|一定|当然)*(?:是|为|选择|选|即)?\s*:?\s*"
     r"|(?:选择|选)(?:的(?:选项|答案)?(?:应该|应|就)?(?:是|为)|为|是|了|出)?\s*:?\s*(?:答案|选项)?|^[^\S\n]*(?:答|解答)\s*:\s*)"
 )
+_REMAINS = r"\s+remains[^\w?]*\Z"
 _ONLY = r"\s*(?:项|选项)?(?:[.。!\n]|$|\s(?:as|because|since)\b)"
 _CONCLUSION = (
     r"(?:\b(?:therefore|thus|hence|so|consequently)\b,?\s*(?:(?:it|this|that)(?:'s|\s+is|\s+must be)\s*)?"
@@ -47,12 +48,13 @@ _CONCLUSION = (
     rf"(?:(?:it|this|that)(?:'s|\s+is|\s+must be)\s*)?(?!{_LETTER}\s*:)"
     rf"|(?:\b(?:leaves?|leaving|left(?=\s+with\b))\s+(?:(?:us|me|only|just|with)\s+){{0,3}}"
     rf"|只剩下?|剩下)(?={_LETTER}{_ONLY})"
+    rf"|(?:\A\s*|\bonly\s+|\b(?:eliminat(?:e|ed|ing)|incorrect|out|wrong)\b[^.\n]{{0,40}}[.,;]\s*)(?={_LETTER}{_REMAINS})"
     r"|(?<![^\s,。.;!?])还是\s*"
     r"|\b(?:it|that|this)(?:'s|\s+is|\s+(?:must|should|has to|would|can only) be)\s*"
     r"|(?:应该|应当|认为|觉得|因此|所以|而是|故|综上|结论|符合题意的|合适的|恰当的|正确的(?:说法|一项|描述|表述)?)[,:\s]*(?:应该)?"
     r"(?:是|为|有|包括)?\s*:?\s*)"
 )
-_END = r"(?=\s*(?:项|选项)?吧?\s*(?:[.。!,，;:\n]|$|because\b|since\b|as the only\b|因为))"
+_END = rf"(?=\s*(?:项|选项)?吧?\s*(?:[.。!,，;:\n]|$|because\b|since\b|as the only\b|因为)|{_REMAINS})"
 # "Among A, B and C, B is ...": all but the last letter are what it is chosen from.
 _AMONG = (
     rf"(?:\b(?i:among|between|out\s+of|of|from|unlike)\s+(?:\w{{2,}}\s+){{0,3}}:?{_LETTER}"
@@ -88,11 +90,21 @@ OR = re.compile(r"\s*(?:,\s*)?(?:(?:and/)?or\b|/|或|还是)\s*(?:maybe\s+|perha
 ASKED = re.compile(r"\s*(?:项|选项)?\s*(?:\?|吗)")
 # What follows a letter that is no answer: mathematics, "B-flat", "A型血".
 PART_OF_MORE = re.compile(r"\s*[=∩∪⊂⊆∈≤≥<>^_+*|]|-\w|[型类组级队班点角面线区市国股座栋罩]|\s*\\")
+# Before the last letter of a formula or of an abbreviation: "4 a", "b>a", "A \subseteq B", "(x) d", "D.C".
+IN_A_FORMULA = re.compile(
+    r"(?:(?:[\d=<+*/^{}°]|(?<![-=])>|(?<=[a-z])\))[^\S\n]*|-|[A-Z]\.|\\[a-z]+[^\S\n]+)\Z"
+)
 AFTER_LETTER = frozenset(
     "because since as for which due based with given is are and but although though while the by in on "
-    "so therefore thus hence according it this that here from when if not".split()
+    "so therefore thus hence according it this that here from when if not remains".split()
 )
 NAMED = re.compile(r"\s*的?(?:final\s+)?(?:answer|choice|option|答案|选项)", re.I)
+# Of a text that ends with "Berlin is the answer.", all but the option's text.
+IS_THE_ANSWER = re.compile(
+    r"(?:\s(?:is|was)\s+(?:the|my)\s+(?:(?:correct|right|best|final)\s+)*(?:answer|choice|option)"
+    r"|(?:是|为)(?:本题的?|正确的?|最佳)?(?:答案|选项))[^\w?]*\Z",
+    re.I,
+)
 BARE = re.compile(r"^[\s\W_]*$")
 NUMBERED = re.compile(r"\A\s*\d{1,3}[.)、]\s+(?=\S{1,4}\s*\Z)")
 # "which corresponds to option C", "对应选项C": what leads to an answer, where none is named.
@@ -120,7 +132,7 @@ WHAT_IT_IS = re.compile(r"\s*,\s*(?:the|a|an|as|where|who|located|in)\b", re.I)
 # Behind an option's text: its letter once more, or a reason.
 MORE_SAID = re.compile(
     r"\s*(?:\((?:option\s+|选项)?(?P<letter>[a-z])(?:\)|$)|,?\s*(?:i\.e\.,?|or)\s+(?P<other>[a-z])\W*$"
-    r"|,?\s*(?:because|which|not|rather than|instead of)\b|,?\s*(?:因为|而不是|而非|不是))"
+    r"|,?\s*(?:because|which|not|rather than|instead of)\b|,?\s*(?:因为|而不是|而非)|,\s*不是)"
 )
 COURTESY = re.compile(r"\A\s*(?:(?:sure|certainly|of course|okay|ok)\b|好的)\s*[!,.:。]+\s*", re.I)
 

@@ -24,6 +24,8 @@ from fastling.evaluation.choice_patterns import (
     COURTESY,
     DENIED,
     ENDS_WRONG,
+    IN_A_FORMULA,
+    IS_THE_ANSWER,
     LEAD,
     LEAD_PATTERN,
     LETTERED,
@@ -87,9 +89,11 @@ def _announced(text: str, patterns: Patterns, options: list[str]) -> Choice | No
         choice = _judge(text, match, options)
         if choice and not _refused_before(text, match.start()):
             found.append((match.start(), choice))
-    for match in _answers_named(text, patterns):
-        choice = _judge(text, match, options)
+    for match in _said_of_letters(text, patterns, options):
+        choice = _judge(text, match, options) if NAMED.match(text, match.end()) else None
         found += [(match.start(), choice)] if choice is not None else []
+    if (end := IS_THE_ANSWER.search(text)) and (choice := _last_said(text[: end.start()], options)):
+        found.append((end.start(), choice))
     return max(found, key=lambda each: each[0])[1] if found else None
 
 
@@ -98,12 +102,25 @@ def _refused_before(text: str, start: int) -> bool:
     return bool(REFUSED_BEFORE.search(text[max(0, start - 60) : start]))
 
 
-def _answers_named(text: str, patterns: Patterns) -> Iterator[re.Match]:
-    """ "B is the correct answer", "B是正确答案": verdicts that name the answer announce it."""
+def _said_of_letters(text: str, patterns: Patterns, options: list[str]) -> Iterator[re.Match]:
+    """ "B is correct", but neither "4 a is correct" nor, where that is an option, "vitamin C is correct"."""
     for match in patterns.verdict.finditer(text):
-        if NAMED.match(text, match.end()):
-            if not _refused_before(text, match.start()):
-                yield match
+        start = match.start("expression")
+        before = text[max(0, start - 60) : start]
+        words = _compared(" ".join([*before.split()[-1:], match["expression"]]))
+        is_part = IN_A_FORMULA.search(before) or any(words in option for option in options if " " in words)
+        if not is_part and not _refused_before(text, match.start()):
+            yield match
+
+
+def _last_said(text: str, options: list[str]) -> Choice | None:
+    """The option whose text a text is, or its last sentence."""
+    for sentence in (text, re.split(r"[.。!?;\n]\s*", text)[-1]):
+        said = re.sub(r"^(?:(?:so|thus|hence|therefore)\b|所以|因此|故),?\s*", "", sentence, flags=re.I)
+        is_letter = len(_compared(said)) == 1 and not said.islower()
+        if not is_letter and (choice := _repeated(said, options)):
+            return choice
+    return None
 
 
 def _said_behind(text: str, announcement: re.Match, patterns: Patterns, options: list[str]) -> Choice | None:
@@ -223,9 +240,8 @@ def _lines(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
 def _verdicts(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
     found = {
         letters
-        for match in patterns.verdict.finditer(text)
+        for match in _said_of_letters(text, patterns, options)
         if (letters := _letters(match["expression"]))
-        and not _refused_before(text, match.start())
         and not OR.search(text[max(0, match.start() - 5) : match.start()])
     }
     if not found:

@@ -17,6 +17,11 @@ UNITS = re.compile(
     r"|分|秒|天|岁)$"
 )
 """Behind a number: who leaves one out, or adds one, gives the same answer."""
+MEASURES = {
+    **{name: name for name in ("mm", "cm", "m", "km", "g", "kg", "s", "min", "h", "°", "平方米", "立方米")},
+    **{"厘米": "cm", "米": "m", "千米": "km", "秒": "s", "度": "°", "degree": "°", "degrees": "°"},
+}
+"""Units that are not the same answer if they differ, by one spelling."""
 ATOM = r"(?:\\?[a-z]+\{[^{}]*\}|\\[a-z]+|[0-9.]+|[a-z])+"
 
 
@@ -110,6 +115,9 @@ def _equal(given: str, wanted: str) -> bool:
         given = re.sub(r"^\\?[a-zA-Z](?:\([a-z]\))?=", "", given)
     if given == wanted:
         return True
+    measures = {MEASURES.get(unit[0]) for text in (given, wanted) if (unit := UNITS.search(text))} - {None}
+    if len(measures) > 1:
+        return False
     given, wanted = UNITS.sub("", given), UNITS.sub("", wanted)
     number = _number(given)
     return given == wanted or (number is not None and number == _number(wanted))

@@ -70,7 +70,7 @@ def _read(words: Sequence[str], done: subprocess.CompletedProcess, sentences: in
 
 
 def _model(words: Sequence[str], output: str) -> str:
-    """As the command names it, else as the cache does that it says it loads it from."""
+    """The model's name: by --model, else by the folder of the cache that the command says it reads."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         if word == "--model":
             return after

@@ -15,23 +15,15 @@ from typing import NamedTuple
 from rich.console import Console
 
 from fastling.errors import UserError
-from fastling.evaluation.answering import (
-    Question,
-    add_limit,
-    add_model_options,
-    answer_questions,
-    check_source,
-    failures_of,
-    model_name,
-)
+from fastling.evaluation.answering import add_model_options, check_source, model_name
 from fastling.evaluation.bleu import (
     check_target_language,
     notes_of_language,
     notes_of_scores,
-    one_line,
     score_translations,
     table_of_scores,
 )
+from fastling.evaluation.characters import HAN, HANGUL, KANA, SOUTH_EAST_ASIAN
 from fastling.evaluation.records import Record, read_records
 from fastling.evaluation.result import Result, TableData
 from fastling.evaluation.translation import (
@@ -39,6 +31,7 @@ from fastling.evaluation.translation import (
     add_user_language,
     check_user_language,
     request,
+    translate,
 )
 from fastling.settings import Parser
 
@@ -46,10 +39,7 @@ DESCRIPTION = (
     "Count the words asked for that occur in the translations, in percent: by word, and by sentence with all "
     "of them. A prediction is a row with tgt (the reference), constraint (a list of words) and hypo."
 )
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff"
-    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+UNSPACED = re.compile(f"[{HAN}{KANA}{HANGUL}{SOUTH_EAST_ASIAN}]")
 """Letters of scripts in which a word's neighbours are written without a space, or endings are (Korean)."""
 
 
@@ -72,7 +62,6 @@ def add_options(parser: Parser) -> None:
     add("--questions", type=Path, metavar="F", help="with --model: JSON lines with src, tgt and constraint")
     add_target_language(parser, "translations")
     add_user_language(parser)
-    add_limit(parser)
     add_model_options(parser)
 
 
@@ -92,7 +81,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         where = str(options.questions or options.predictions)
         raise UserError(where, "holds no constraints", "BLEU alone is of `fastling evaluate translation`.")
     if options.model:
-        outputs, counts, notes = _translate(options, records, rows, console)
+        user_language = options.user_lang or "en"
+        requests = [
+            _request(record.text("src"), row.constraints, options.target_lang, user_language)
+            for record, row in zip(records, rows, strict=True)
+        ]
+        outputs, counts, notes = translate(options, requests, console)
     else:
         outputs, counts, notes = [record.text("hypo") for record in records], {}, ()
     scores, tables = _score(options, rows, outputs, console)
@@ -115,19 +109,6 @@ def _row(record: Record) -> Row:
     if not all(isinstance(each, str) and each.strip() for each in constraints):
         raise UserError(record.location, "constraint must hold words that are text and not empty")
     return Row(record.text("tgt"), tuple(constraints))
-
-
-def _translate(
-    options: argparse.Namespace, records: Sequence[Record], rows: Sequence[Row], console: Console
-) -> tuple[list[str], dict[str, int], tuple[str, ...]]:
-    user_language = options.user_lang or "en"
-    questions = [
-        Question((_request(record.text("src"), row.constraints, options.target_lang, user_language),))
-        for record, row in zip(records, rows, strict=True)
-    ]
-    answers = answer_questions(options, questions, console)
-    counts, notes = failures_of(answers)
-    return [one_line(answer.text) for [answer] in answers], counts, notes
 
 
 def _request(source: str, constraints: Sequence[str], target_language: str, user_language: str) -> str:

@@ -128,8 +128,3 @@ def read_name(record: dict, key: str, location: str) -> str:
     if isinstance(name, bool) or not isinstance(name, (int, str)) or not str(name).isprintable():
         raise UserError(location, f"has no {key}", f"Each row needs the {key} of its conversation.")
     return str(name)
-
-
-def percent(part: int, whole: int) -> float | None:
-    """None where there is nothing to take a share of."""
-    return 100 * part / whole if whole else None

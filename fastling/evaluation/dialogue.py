@@ -14,7 +14,6 @@ from rich.console import Console
 from fastling.errors import UserError
 from fastling.evaluation.answering import (
     Question,
-    add_limit,
     add_model_options,
     answer_questions,
     check_source,
@@ -34,7 +33,7 @@ def add_options(parser: Parser) -> None:
     """Files, judge, and the model that answers where no answers are given."""
     add = parser.add_argument
     add("--questions", type=Path, required=True, metavar="F", help='rows: question_id, "text" or "turns"')
-    add("--answers", type=Path, metavar="F", help=f"rows: question_id and {ANSWER_FORMS}".replace("%", "%%"))
+    add("--answers", type=Path, metavar="F", help=f"rows: question_id and {ANSWER_FORMS}")
     add("--baseline", type=Path, required=True, metavar="F", help="answers to compare with, likewise")
     add("--judge-url", required=True, metavar="U", help="of an OpenAI-compatible server, up to /v1")
     add("--judge-model", default=PAPERS_JUDGE, metavar="M", help=f"who judges (default: {PAPERS_JUDGE})")
@@ -61,7 +60,6 @@ def add_options(parser: Parser) -> None:
         help="holds a prompt of your own, named as in fastling/evaluation/prompts: dialogue.txt",
     )
     add_model_options(parser)
-    add_limit(parser)
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
@@ -112,7 +110,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _cache(options: argparse.Namespace) -> Path:
-    beside = getattr(options, "out", None) or options.answers or Path("dialogue")
+    beside = options.out or options.answers or Path("dialogue")
     return options.judge_cache or beside.with_name(beside.name + ".judge.sqlite")
 
 

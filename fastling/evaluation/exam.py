@@ -17,16 +17,16 @@ from fastling.errors import UserError
 from fastling.evaluation import cloze
 from fastling.evaluation.answering import (
     Question,
-    add_limit,
     add_model_options,
     answer_questions,
     check_source,
     failures_of,
     model_name,
 )
+from fastling.evaluation.characters import HAN
 from fastling.evaluation.choices import Choice, extract_choice
 from fastling.evaluation.records import Record, check_same_number, read_records
-from fastling.evaluation.result import Result, TableData
+from fastling.evaluation.result import Result, TableData, cell, percent
 from fastling.settings import Parser
 
 DESCRIPTION = (
@@ -35,7 +35,7 @@ DESCRIPTION = (
 )
 MARK = re.compile(r"^\s*[(（][A-Z][)）]|^\s*[A-Z][.．、:：](?=\s|[^\x00-\x7f])")
 """Before an option's text; where it stands tells its letter, not this, which is wrong here and there."""
-CHINESE = re.compile("[\u4e00-\u9fff]")
+CHINESE = re.compile(f"[{HAN}]")
 START_TOKENS = re.compile(r"\A(?:\s*(?:<s>|<\|\w+\|>)(?:assistant)?)+")
 END_TOKEN = re.compile(r"</s>|<\|\w+\|>|<(?:end|start)_of_turn>")
 REASONING = re.compile("<(?:think|thinking|thought|reasoning)>", re.I)
@@ -83,7 +83,6 @@ def add_options(parser: Parser) -> None:
         "--predictions", type=Path, nargs="+", metavar="F",
         help="JSON lines with text, one per question, in order; a file for each file of questions",
     )  # fmt: skip
-    add_limit(parser)
     add_model_options(parser)
 
 
@@ -210,7 +209,7 @@ def score_items(items: Sequence[Item], texts: Sequence[str]) -> Score:
 def verdict(item: Item, text: str) -> bool | None:
     """Whether a text is right; None if it gives no clear answer. Of several letters all must be there.
 
-    Of a text that goes on with a question of its own, as models do that do not stop, what stands before.
+    A model that does not stop goes on with a question of its own: what stands before that is read first.
     """
     text = answer_of(text)
     before = NEXT_QUESTION.split(text, maxsplit=1)[0]
@@ -242,7 +241,7 @@ def _as_scores(score: Score) -> dict:
     return {
         "accuracy": 100 * score.right / score.questions,
         "answered": 100 * score.answered / score.questions,
-        "accuracy_of_answered": 100 * score.right / score.answered if score.answered else None,
+        "accuracy_of_answered": percent(score.right, score.answered),
         "random_guess": 100 * score.expected_of_guessing / score.questions,
         "questions": score.questions,
         "right": score.right,
@@ -255,6 +254,6 @@ def _table(title: str, by_file: Sequence[dict], total: Score) -> TableData:
     rows = []
     for each in [*by_file, *([{"file": "all", **_as_scores(total)}] if len(by_file) > 1 else [])]:
         names = ("accuracy", "random_guess", "answered", "accuracy_of_answered")
-        shares = ("-" if each[name] is None else f"{each[name]:.2f}" for name in names)
+        shares = (cell(each[name], digits=2) for name in names)
         rows.append((each["file"], *shares, f"{each['questions']:,}", f"{each['unanswered']:,}"))
     return TableData(title, columns, tuple(rows))

@@ -28,18 +28,19 @@ import numpy
 from rich.console import Console
 
 from fastling.errors import UserError
-from fastling.evaluation.answering import Question, add_limit, add_model_options, check_source
-from fastling.evaluation.conversation_answers import Asked, answers_to, percent, read_name
+from fastling.evaluation.answering import Question, add_model_options, check_source
+from fastling.evaluation.bootstrap import SEED, middle_95
+from fastling.evaluation.conversation_answers import Asked, answers_to, read_name
 from fastling.evaluation.instruction_checks import DISABLED, make_check
 from fastling.evaluation.instruction_text import load_detector
 from fastling.evaluation.records import read_records
-from fastling.evaluation.result import Result, TableData
+from fastling.evaluation.result import Result, TableData, cell, percent
 from fastling.settings import Parser
 
 DESCRIPTION = "Instructions that add up over turns, in several languages, checked by rules (Multi-IF)."
 TURNS = (1, 2, 3)
 PARTS = ("prompt", "instruction_id_list", "kwargs")
-RESAMPLES, RESAMPLES_AT_ONCE, SEED = 10_000, 500, 0
+RESAMPLES, RESAMPLES_AT_ONCE = 10_000, 500
 NO_PROMPT = "turns without a prompt, or after one"
 MEASURES = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
 _COLUMNS = ("key", "language", *(f"turn_{turn}_{part}" for turn in TURNS for part in PARTS))
@@ -71,7 +72,6 @@ def add_options(parser: Parser) -> None:
         "--predictions", type=Path, metavar="F.jsonl", help='rows of "key" and "answers", one a turn'
     )
     add_model_options(parser)
-    add_limit(parser)
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
@@ -241,22 +241,23 @@ def score(conversations: Sequence[Conversation], followed: Sequence[Sequence[Seq
 def _turn_scores(languages: Mapping[str, Sequence[Sequence[Followed]]]) -> dict:
     """Of one turn: the means over languages, and of each language."""
     found, drawn = {}, []
+    generator = numpy.random.default_rng(SEED)  # one for all: languages must not be drawn alike
     for language in sorted(languages):
         counts = numpy.array([_counts(answer) for answer in languages[language]], dtype=float)
-        resampled = resampled_overall(counts)
+        resampled = resampled_overall(counts, generator)
         drawn.append(resampled)
         measures = accuracies(counts.sum(axis=0))
         found[language] = {
             "conversations": len(counts),
             **dict(zip(MEASURES, measures.tolist(), strict=True)),
             "overall": float(measures.mean()),
-            "overall_interval": _percentiles(resampled),
+            "overall_interval": middle_95(resampled),
         }
     names = (*MEASURES, "overall")
     return {
         "conversations": sum(each["conversations"] for each in found.values()),
         **{name: float(numpy.mean([each[name] for each in found.values()])) for name in names},
-        "overall_interval": _percentiles(numpy.mean(drawn, axis=0)),
+        "overall_interval": middle_95(numpy.mean(drawn, axis=0)),
         "languages": found,
     }
 
@@ -272,19 +273,14 @@ def accuracies(counts: numpy.ndarray) -> numpy.ndarray:
     return 100 * counts[..., :4] / counts[..., [4, 5, 4, 5]]
 
 
-def resampled_overall(counts: numpy.ndarray) -> numpy.ndarray:
+def resampled_overall(counts: numpy.ndarray, generator: numpy.random.Generator) -> numpy.ndarray:
     """[conversations, 6] counts -> [10,000] overall accuracies, each of as many conversations drawn anew."""
-    generator = numpy.random.default_rng(SEED)
     size, share = len(counts), numpy.full(len(counts), 1 / len(counts))
     found = []
     for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
         times = generator.multinomial(size, share, size=RESAMPLES_AT_ONCE)
         found.append(accuracies(times @ counts).mean(axis=-1))
     return numpy.concatenate(found)
-
-
-def _percentiles(values: numpy.ndarray) -> list[float]:
-    return [float(edge) for edge in numpy.percentile(values, (2.5, 97.5))]
 
 
 def forgetting(followed: Sequence[Sequence[Sequence[Followed]]]) -> dict[int, tuple[float | None, int]]:
@@ -327,8 +323,7 @@ def _tables(scores: dict) -> tuple[TableData, ...]:
             numbers = (each["overall"], *each["overall_interval"], *(each[measure] for measure in MEASURES))
             rows.append((name, turn, *(f"{number:.1f}" for number in numbers), f"{each['conversations']:,}"))
     forgotten = tuple(
-        (turn, "-" if each["rate"] is None else f"{each['rate']:.1f}", f"{each['of']:,}")
-        for turn, each in scores["forgetting"].items()
+        (turn, cell(each["rate"]), f"{each['of']:,}") for turn, each in scores["forgetting"].items()
     )
     checks = tuple(
         (name, f"{each['strict']:.1f}", f"{each['loose']:.1f}", f"{each['instructions']:,}")

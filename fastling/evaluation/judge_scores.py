@@ -20,7 +20,8 @@ Scores = tuple[Fraction, Fraction]
 _NUMBER = r"(?<![0-9.])([-+]?[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9])"
 _SCALE = r"(?:\s?(?:/\s?|out of )10(?:\.0)?(?!\.?[0-9])|\s?分)"
 _SCORE = f"{_NUMBER}{_SCALE}?"
-_BETWEEN = r"(?:\s?(?:[,;|、&]|and|vs\.?|和|与)\s?|\s)"
+# "1 - 8" may be a label with its score, and "8-9" a range.
+_BETWEEN = r"(?:\s?(?:[,;|、&]|and|vs\.?|和|与)\s?|(?<!\b[12])\s[-–—]\s|\s)"
 _WORD = r"(?:scores?|ratings?|评分|得分|分数|打分)"
 _LABEL = (
     r"(?<![a-z])(?:assistant|model|chatbot|ai|score|rating|助手|助理|模型|评分|得分)\s?#?([12ab])(?![0-9a-z])"

@@ -4,16 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-import numpy
-
 from fastling.errors import RunError
+from fastling.evaluation.bootstrap import RESAMPLES, SEED, interval_of_ratio
 from fastling.evaluation.judge import ATTEMPTS, HIGHEST, LOWEST, Failures, Judgement, Pair
-from fastling.evaluation.result import Result, TableData
+from fastling.evaluation.result import Result, TableData, cell, percent
 from fastling.remote import UNREACHABLE
 
-RESAMPLES, SEED = 1000, 0
 VERDICTS = {1: "win", 0: "tie", -1: "loss"}
-COLUMNS = ("questions", "judged", "win", "tie", "loss", "score", "baseline", "ratio", "orders disagree")
+COLUMNS = ("questions", "judged", "win", "tie", "loss", "score", "baseline", "ratio, %", "orders disagree, %")
 
 
 def summarize(
@@ -99,20 +97,16 @@ def _counts(pairs: Sequence[Pair], judgements: dict[str, Judgement]) -> dict:
         "baseline_score": float(baseline / len(found)) if found else None,
         "score_ratio": float(100 * ours / baseline) if found else None,
         "orders_disagree": disagree,
-        "position_bias": 100 * disagree / len(asked) if asked else None,
+        "position_bias": percent(disagree, len(asked)),
     }
 
 
 def ratio_interval(judgements: Sequence[Judgement]) -> list[float] | None:
-    """95 % bootstrap interval (percentiles) of the ratio in percent, over the questions."""
+    """95 % bootstrap interval of the ratio in percent, over the questions."""
     if len(judgements) < 2:
         return None
-    means_N2 = numpy.array([[float(score) for score in each.mean] for each in judgements])
-    count = len(means_N2)
-    drawn_RN = numpy.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
-    sums_R2 = means_N2[drawn_RN].sum(axis=1)
-    low, high = numpy.percentile(100 * sums_R2[:, 0] / sums_R2[:, 1], [2.5, 97.5])
-    return [float(low), float(high)]
+    ours, baseline = zip(*(map(float, each.mean) for each in judgements), strict=True)
+    return [100 * edge for edge in interval_of_ratio(ours, baseline)]
 
 
 def _first_place_advantage(judgements: Sequence[Judgement]) -> float | None:
@@ -143,17 +137,9 @@ def _record(pair: Pair, judgement: Judgement | None, failures: Failures) -> dict
 
 
 def _cells(counts: dict) -> tuple[str, ...]:
-    def shown(name: str, unit: str = "", digits: int = 1) -> str:
-        return "-" if counts[name] is None else f"{counts[name]:.{digits}f}{unit}"
-
     numbers = (str(counts[name]) for name in ("questions", "judged", "win", "tie", "loss"))
-    return (
-        *numbers,
-        shown("score", digits=2),
-        shown("baseline_score", digits=2),
-        shown("score_ratio", " %"),
-        shown("position_bias", " %"),
-    )
+    scores = (cell(counts[name], digits=2) for name in ("score", "baseline_score"))
+    return (*numbers, *scores, *(cell(counts[name]) for name in ("score_ratio", "position_bias")))
 
 
 def _notes(scores: dict) -> list[str]:

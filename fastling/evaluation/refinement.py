@@ -27,10 +27,11 @@ from rich.console import Console
 
 from fastling.data.conversation import Refused, parse_row
 from fastling.errors import UserError
-from fastling.evaluation.answering import Question, add_limit, add_model_options, check_source
-from fastling.evaluation.conversation_answers import Asked, answers_to, percent, read_name
+from fastling.evaluation.answering import Question, add_model_options, check_source
+from fastling.evaluation.bootstrap import RESAMPLES, interval_of_ratio
+from fastling.evaluation.conversation_answers import Asked, answers_to, read_name
 from fastling.evaluation.records import Record, read_records
-from fastling.evaluation.result import Result, TableData
+from fastling.evaluation.result import Result, TableData, cell, percent
 from fastling.evaluation.revision import (
     Draft,
     Error,
@@ -48,7 +49,6 @@ from fastling.evaluation.revision import (
 from fastling.settings import Parser
 
 DESCRIPTION = "How drafts are revised over turns: errors fixed, the rest left alone, earlier wishes kept."
-RESAMPLES, SEED = 1000, 0
 _REMEDY = "Write the dialogues with `fastling dialogues`, from rules; it records what each turn holds."
 
 
@@ -83,7 +83,6 @@ def add_options(parser: Parser) -> None:
         "--predictions", type=Path, metavar="F.jsonl", help='rows of "id" and "answers", one a user turn'
     )
     add_model_options(parser)
-    add_limit(parser)
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
@@ -283,12 +282,9 @@ def _rates(tally: Tally) -> dict:
 
 
 def interval(pairs: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
-    """95 % of the gain (mean second - mean first), dialogues drawn anew with their drafts 1,000 times."""
-    gains = numpy.array([sum(after - before for before, after in each) for each in pairs if each])
-    counts = numpy.array([len(each) for each in pairs if each])
-    drawn = numpy.random.default_rng(SEED).integers(len(gains), size=(RESAMPLES, len(gains)))
-    means = gains[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return [float(edge) for edge in numpy.percentile(means, (2.5, 97.5))]
+    """95 % bootstrap interval of the gain (mean second - mean first), over dialogues with their drafts."""
+    gains = [sum(after - before for before, after in each) for each in pairs if each]
+    return interval_of_ratio(gains, [len(each) for each in pairs if each])
 
 
 # Tables ---------------------------------------------------------------------------------------------
@@ -297,28 +293,24 @@ def interval(pairs: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
 def _tables(scores: dict) -> tuple[TableData, ...]:
     low, high = scores["gain_interval"] or (None, None)
     rows = (
-        ("errors fixed, %", _cell(scores["fix_rate"]), f"{scores['errors']:,} errors"),
-        ("right tokens lost, %", _cell(scores["harm_rate"]), f"{scores['drafts']:,} faulty drafts"),
-        ("over-edit ratio, median", _cell(scores["over_edit_ratio"], 2), "1 is ideal"),
-        ("edited over twice as much, %", _cell(scores["over_edited"]), f"{scores['drafts']:,} faulty drafts"),
-        ("right drafts unchanged, %", _cell(scores["no_op_accuracy"]), f"{scores['right_drafts']:,} drafts"),
-        ("gain in chrF", _cell(scores["gain"]), f"{scores['drafts']:,} faulty drafts"),
-        ("gain in chrF, 95 % from", _cell(low), f"{RESAMPLES:,} resamples"),
-        ("gain in chrF, 95 % to", _cell(high), f"{RESAMPLES:,} resamples"),
-        ("wishes granted, %", _cell(scores["wishes_granted"]), f"{scores['wishes']:,} wishes"),
+        ("errors fixed, %", cell(scores["fix_rate"]), f"{scores['errors']:,} errors"),
+        ("right tokens lost, %", cell(scores["harm_rate"]), f"{scores['drafts']:,} faulty drafts"),
+        ("over-edit ratio, median", cell(scores["over_edit_ratio"], 2), "1 is ideal"),
+        ("edited over twice as much, %", cell(scores["over_edited"]), f"{scores['drafts']:,} faulty drafts"),
+        ("right drafts unchanged, %", cell(scores["no_op_accuracy"]), f"{scores['right_drafts']:,} drafts"),
+        ("gain in chrF", cell(scores["gain"]), f"{scores['drafts']:,} faulty drafts"),
+        ("gain in chrF, 95 % from", cell(low), f"{RESAMPLES:,} resamples"),
+        ("gain in chrF, 95 % to", cell(high), f"{RESAMPLES:,} resamples"),
+        ("wishes granted, %", cell(scores["wishes_granted"]), f"{scores['wishes']:,} wishes"),
         *(
-            (f"earlier wishes kept in turn {turn}, %", _cell(kept["retention"]), f"{kept['wishes']:,} wishes")
+            (f"earlier wishes kept in turn {turn}, %", cell(kept["retention"]), f"{kept['wishes']:,} wishes")
             for turn, kept in scores["retention_by_turn"].items()
         ),
     )
     kinds = tuple(
-        (kind, _cell(found["fix_rate"]), f"{found['errors']:,}") for kind, found in scores["kinds"].items()
+        (kind, cell(found["fix_rate"]), f"{found['errors']:,}") for kind, found in scores["kinds"].items()
     )
     return (
         TableData("refinement", ("measure", "value", "of"), rows),
         TableData("errors fixed by kind", ("kind", "fixed, %", "errors"), kinds),
     )
-
-
-def _cell(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

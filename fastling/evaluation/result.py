@@ -14,6 +14,16 @@ class TableData(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
 
+def percent(part: float, whole: float) -> float | None:
+    """None where there is nothing to take a share of."""
+    return 100 * part / whole if whole else None
+
+
+def cell(value: float | None, digits: int = 1) -> str:
+    """A number as a table has it."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 @dataclass(frozen=True)
 class Result:
     """Of one evaluation."""

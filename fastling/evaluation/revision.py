@@ -75,7 +75,8 @@ class Draft:
 def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
     """The draft that errors make of a reference. Raises ValueError for errors that cannot be."""
     text, places, last = "", [], 0
-    for error in sorted(errors, key=lambda error: error.start):
+    errors = sorted(errors, key=lambda error: error.start)
+    for error in errors:
         end = error.start + len(error.right)
         within = last <= error.start <= len(reference)
         if not within or reference[error.start : end] != error.right:
@@ -90,7 +91,7 @@ def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
     if any(one[1] > two[0] or one[3] > two[2] for one, two in zip(places, places[1:], strict=False)):
         raise ValueError("two errors are in one word; make them one")
     faults = []
-    for error, place in zip(sorted(errors, key=lambda error: error.start), places, strict=True):
+    for error, place in zip(errors, places, strict=True):
         wrong, right = tokens(text[place[2] : place[3]]), tokens(reference[place[0] : place[1]])
         if wrong == right:
             raise ValueError(f"an error that changes nothing: {error.wrong!r} for {error.right!r}")
@@ -131,10 +132,9 @@ def tokens(text: str) -> list[str]:
 def version_of(answer: str, draft: str) -> str:
     """The revised text in an answer that may say more: "Here it is:" before, a list of changes after it.
 
-    It is the last run of as many lines as the draft has whose chrF to the draft (never to the reference)
-    is at least half of the highest of any run; then without a lead that ends in a colon, is no part of the
-    draft and leaves a colon behind if the draft begins with one; and without quotation marks or asterisks
-    around it that the draft has not.
+    Of all runs of as many lines as the draft has, it is the last one whose chrF to the draft (never to the
+    reference) is at least half of the best run's. Left out are a lead that ends in a colon, unless it is
+    the draft's own, and quotation marks or asterisks around the text that the draft does not have.
     """
     lines = [line.strip() for line in answer.splitlines()]
     lines = [line for line in lines if line and not line.startswith("```")]

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +10,6 @@ from rich.console import Console
 from fastling.errors import RunError, UserError
 from fastling.evaluation.answering import (
     Question,
-    add_limit,
     add_model_options,
     answer_questions,
     check_source,
@@ -43,7 +43,6 @@ def add_options(parser: Parser) -> None:
     add("--bootstrap", type=int, metavar="N", help="resample N times for intervals of 95 %% (default: none)")
     add("--comet-command", metavar="C", help="comet-score, with its path and options, for COMET too")
     add_user_language(parser)
-    add_limit(parser)
     add_model_options(parser)
 
 
@@ -82,7 +81,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         check_same_number(options.sources, sources, "sources", options.references, references)
     if options.model:
         references, sources = references[: options.limit], sources[: options.limit]
-        hypotheses, counts, notes = _translate(options, sources, console)
+        user_language = options.user_lang or "en"
+        requests = [request(source, options.target_lang, user_language) for source in sources]
+        hypotheses, counts, notes = translate(options, requests, console)
     else:
         hypotheses, counts, notes = read_lines(options.hypotheses), {}, ()
         check_same_number(options.hypotheses, hypotheses, "hypotheses", options.references, references)
@@ -113,10 +114,10 @@ def _check(options: argparse.Namespace) -> list[str] | None:
     return None if options.comet_command is None else check_command(options.comet_command)
 
 
-def _translate(
-    options: argparse.Namespace, sources: list[str], console: Console
+def translate(
+    options: argparse.Namespace, requests: Sequence[str], console: Console
 ) -> tuple[list[str], dict[str, int], tuple[str, ...]]:
-    requests = [request(source, options.target_lang, options.user_lang or "en") for source in sources]
+    """A model's translations, each on one line, with counts of what went wrong and the notes of it."""
     answers = answer_questions(options, [Question((text,)) for text in requests], console)
     counts, notes = failures_of(answers)
     return [one_line(answer.text) for [answer] in answers], counts, notes

@@ -17,7 +17,7 @@ from typing import NamedTuple, TextIO
 
 from fastling.errors import RunError, UserError
 from fastling.files import json_line
-from fastling.interactive.dialogue import Dialogue
+from fastling.interactive.dialogue import SENDING_DRAFTS, Dialogue
 from fastling.interactive.diversity import Diversity, own_words
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.gates import check_dialogue, check_pair, check_third
@@ -89,10 +89,14 @@ class Tally:
         self.diversity.add(made.kind, made.requests)
 
     @property
+    def drafts(self) -> int:
+        """Turns that show one, right or faulty."""
+        return sum(self.steps[step] for step in ("no_change", *SENDING_DRAFTS))
+
+    @property
     def right_drafts(self) -> float:
         """Share of drafts that need no change."""
-        drafts = sum(self.steps[step] for step in ("no_change", "correct_draft", "which_better"))
-        return self.steps["no_change"] / drafts if drafts else 0.0
+        return self.steps["no_change"] / self.drafts if self.drafts else 0.0
 
 
 # One dialogue ---------------------------------------------------------------------------------------

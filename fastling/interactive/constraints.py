@@ -129,6 +129,6 @@ def _count_whole(item: str, text: str) -> int:
     return len(re.findall(before + re.escape(item) + after, text))
 
 
-def is_meant(word: str, text: str, pair: Direction, knowledge: Knowledge) -> bool:
-    """Whether a wished word is one that can be named by itself, and renders a word of the text."""
-    return any(word == target for _, target in renderings(pair, knowledge)) and word in text
+def is_meant(word: str, pair: Direction, knowledge: Knowledge) -> bool:
+    """Whether a word of the reference can be named by itself, and renders a word of the text."""
+    return any(word == target for _, target in renderings(pair, knowledge))

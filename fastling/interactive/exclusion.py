@@ -27,9 +27,6 @@ class Exclusion:
                 self.whole.add(text.replace(" ", ""))
                 self.pieces.update(pieces(text))
 
-    def __len__(self) -> int:
-        return len(self.whole)
-
     def holds(self, text: str) -> bool:
         """Whether a sentence is one of these, or has a long piece of one."""
         if not self.whole:

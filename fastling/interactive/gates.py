@@ -30,7 +30,7 @@ _CUT_BEFORE = re.compile(r"[,;:!?，；：。！？、)）\]]|\.\s")
 _SMALL_WORD = re.compile(r"[a-zß-öø-ÿ]+(?![\w.'’-])")
 """A first word in small letters; not eBay, cctv.com."""
 _BRACKETS = ((re.compile(r"(?<![:;=-])[(（]"), re.compile("[)）]")), (re.compile("《"), re.compile("》")))
-"""What opens, no face such as :( does; and what closes."""
+"""What opens (a face such as :( does not), and what closes."""
 _DAMAGE = re.compile(
     rf"[\x00-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd]|[{HAN}]\?[{HAN}]|[a-zà-ÿ]\?[a-zà-ÿ]|"
     r"Ã[\u0080-\u00bf\u0192\u201e\u2020\u0152\u0153\u0178]|â€|Â[\u00a1-\u00bf]"
@@ -210,11 +210,10 @@ def wishes_hold(dialogue: Dialogue) -> bool:
 def wishes_come_from_the_source(dialogue: Dialogue) -> bool:
     """A wish is a name or number of the source, or renders a word of it."""
     pairs = {pair.line: pair for pair in dialogue.pairs}
-    for wish in dialogue.wishes:
-        pair = pairs[wish.line]
-        if wish.words not in pair.text and not is_meant(wish.words, pair.reference, pair, dialogue.knowledge):
-            return False
-    return True
+    return all(
+        wish.words in pairs[wish.line].text or is_meant(wish.words, pairs[wish.line], dialogue.knowledge)
+        for wish in dialogue.wishes
+    )
 
 
 def says_something(dialogue: Dialogue) -> bool:

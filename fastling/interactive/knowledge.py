@@ -17,7 +17,7 @@ from fastling.interactive.words import Lexicon, learn_lexicon
 NEAR = 0.15
 """How far, as a share of the words of like form, the frequency of a replacement may lie."""
 CAPITAL = 0.9
-"""Share of the lines that begin with a capital where one that does not was cut."""
+"""Where so large a share of the lines begin with a capital, one that does not was cut."""
 TRIED = 40
 """Words that are tried for a replacement."""
 RUNNING_TEXT = 1.5
@@ -61,16 +61,20 @@ class Knowledge:
     def cut(self, text: str, language: str) -> list[Word]:
         return self.lexicons[language].cut(text)
 
+    def _links_from(self, language: str) -> Links:
+        return self.links if language == self.corpus.first_language else self.reverse
+
     def links_of(self, pair: Direction) -> list[tuple[Word, Word]]:
         """Words of the text and of the reference that surely render each other."""
-        links = self.links if pair.origin == self.corpus.first_language else self.reverse
         source, target = self.cut(pair.text, pair.origin), self.cut(pair.reference, pair.target)
-        found = links.between([word.text for word in source], [word.text for word in target])
+        found = self._links_from(pair.origin).between(
+            [word.text for word in source], [word.text for word in target]
+        )
         return [(source[one], target[other]) for one, other in found]
 
     def may_render(self, source: Word, target: Word, pair: Direction) -> bool:
         """Whether a word of a text could be rendered by one of its reference, by itself or with others."""
-        links = self.links if pair.origin == self.corpus.first_language else self.reverse
+        links = self._links_from(pair.origin)
         by_itself = not is_stop_word(source.text, pair.origin) and not is_stop_word(target.text, pair.target)
         # What stands in every sentence is possible for all words.
         return (links.may_render if by_itself else links.often_renders)(source.text, target.text)
@@ -84,7 +88,7 @@ class Knowledge:
         the right word is: a mistake that a reader could make.
         """
         words = self.alike[pair.target].get(form_of(word, pair.target), ())
-        links = self.links if pair.origin == self.corpus.first_language else self.reverse
+        links = self._links_from(pair.origin)
         if word not in words or len(words) < 4:
             return None
         at, reach = words.index(word), max(4, round(NEAR * len(words)))

@@ -39,7 +39,7 @@ _FRENCH = (
 _OPENING = re.compile(rf"\W*(?:{'|'.join((*_ENGLISH, *_CHINESE, *_GERMAN, *_FRENCH))})", re.IGNORECASE)
 _MARKDOWN = re.compile(r"\*\*|__|```|^#")
 _QUOTES = "\"'“”„«»「」‘’"
-# Bounds of length: what is counted, what is no bound above, and what is one less than it says.
+# Of a request for a length: what is counted, what asks for no upper bound, and what means one less.
 _UNIT = _any(
     r"\d+\s*(?:%|％|(?:words?|characters?|letters?|percent)\b|个?[字词]|prozent|wört|worte|zeichen|buchstaben)",
     r"\d+\s*(?:mots?|caractères?|signes?|lettres?|pour cent)\b",

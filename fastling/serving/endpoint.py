@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import HTTPException
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fastling.files import json_line
@@ -250,11 +250,10 @@ def _handle_errors(application: FastAPI) -> None:
         return JSONResponse(error.body, error.status, error.headers)
 
     @application.exception_handler(HTTPException)
-    @application.exception_handler(404)
-    @application.exception_handler(405)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
         message = f"there is no {request.method} {request.url.path[:80]}"
-        return JSONResponse(error_body(message, code="not_found"), error.status_code)
+        # The headers say what there is: Allow, with 405.
+        return JSONResponse(error_body(message, code="not_found"), error.status_code, error.headers)
 
     @application.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -3,13 +3,12 @@
 import contextlib
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
 
-from fastling.errors import UserError
+from fastling.errors import UserError, visible
 from fastling.serving.session import Session
 
 COMMANDS = ("/system", "/retry", "/reset", "/save", "/help", "/quit")
@@ -132,17 +131,9 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def harmless(text: str) -> str:
-    """Text for a terminal: what would steer it (colours, cursor, title, clipboard) is shown instead."""
-    return "".join(
-        character if character in "\n\t" or unicodedata.category(character) != "Cc" else "\ufffd"
-        for character in text
-    )
-
-
 def write_to_stdout(text: str) -> None:
-    """Write and flush; made harmless where a person's terminal reads it."""
-    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    """Write and flush. A person's terminal must not be steered by it (colours, cursor, title, clipboard)."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

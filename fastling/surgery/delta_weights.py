@@ -78,8 +78,7 @@ def make_delta(base_folder: Path, target_folder: Path, out: Path, dtype: torch.d
         base = stack.enter_context(Weights(base_folder))
         target = stack.enter_context(Weights(target_folder))
         _refuse_mismatches(base, target)
-        if not (target_folder / "config.json").is_file():
-            raise UserError(str(target_folder), "is no Hugging Face folder", "Only the base may be Meta's.")
+        target.refuse_meta("Only the base may be Meta's.")
         if dtype is None:
             dtype = target.dtype if target.dtype.itemsize == 2 else torch.float16
         aside = stack.enter_context(new_folder(out, target.num_weights * dtype.itemsize))

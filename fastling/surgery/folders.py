@@ -20,6 +20,7 @@ from fastling.errors import RunError, UserError
 from fastling.model.digests import digested, misread
 from fastling.model.huggingface import DTYPES, check_shapes, check_tied, open_weights, read_config
 from fastling.model.llama import Llama
+from fastling.model.meta_format import MetaFolder
 from fastling.model.safetensors_folder import save_weights
 
 SHARD_BYTES = 2**30
@@ -82,6 +83,11 @@ class Weights:
     @property
     def num_weights(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def refuse_meta(self, fix: str) -> None:
+        """Raise UserError for Meta's original format, which has no small files to take along."""
+        if isinstance(self._source, MetaFolder):
+            raise UserError(str(self.folder), "is no Hugging Face folder", fix)
 
     def mismatches(self, other: "Weights") -> list[str]:
         """How the names and shapes of another folder differ from these, in words.

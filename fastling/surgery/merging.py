@@ -96,10 +96,7 @@ def merge_models(
         for other in others:
             _refuse_difference(first, other)
         _check_tokenizers([first.folder, *(other.folder for other in others)], warn)
-        if not (first.folder / "config.json").is_file():
-            raise UserError(
-                str(first.folder), "is no Hugging Face folder", "Only later models may be Meta's."
-            )
+        first.refuse_meta("Only later models may be Meta's.")
         dtype = first.dtype
         aside = stack.enter_context(new_folder(out, first.num_weights * dtype.itemsize))
         advance = stack.enter_context(progress_over("merging", first.num_weights))

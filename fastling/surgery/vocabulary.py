@@ -82,8 +82,7 @@ def extend_model(folder: Path, out: Path, added: NewTokens, init: str, multiple:
     """Write the model of `folder` with rows and tokenizer files for new tokens; return what was done."""
     with ExitStack() as stack:
         weights = stack.enter_context(Weights(folder))
-        if not (folder / "config.json").is_file():
-            raise UserError(str(folder), "is no Hugging Face folder", "Convert it first.")
+        weights.refuse_meta("Convert it first.")
         old_rows = weights.config.vocab_size
         if added.first_id > old_rows:
             what = f"its tokenizer has {added.first_id} tokens, and its embedding {old_rows} rows"

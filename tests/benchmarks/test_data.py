@@ -62,3 +62,11 @@ def test_the_whole_on_the_demos_data(tmp_path, capsys):
     assert ("prepare", "trl") not in rows  # it is compared with another template only
     assert rows["loader", "fastling"]["batches_per_s"] > 0
     assert "prepare" in capsys.readouterr().out
+
+
+def test_the_spread_is_from_quartile_to_quartile_as_in_every_row():
+    runs = [
+        {"seconds": seconds, "tokens": 10, "supervised_tokens": 5, "peak_mib": 1} for seconds in (9, 1, 2)
+    ]
+    row = data.prepare_row("one process", runs, 100)
+    assert (row["milliseconds"], row["spread"], row["tokens_per_s"]) == (2000, 4000, 5)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import simulation
-from benchmarks.growth import make_shape
 from benchmarks.simulation import Layout, Links, Measured, Part, copy_group, micro_batch_seconds, shard_group
+from benchmarks.training_case import make_shape
 from fastling.errors import UserError, run_command
 
 pytestmark = pytest.mark.slow  # seconds in all; `make check` does without

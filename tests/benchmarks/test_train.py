@@ -8,10 +8,11 @@ import subprocess
 
 import pytest
 import torch
+from benchmarks.page_rows import trained
 from conftest import DEMO, ROOT
 
 from benchmarks import room, train, trainers, worker
-from benchmarks.timing import describe_machine
+from benchmarks.timing import describe_machine, make_table_console
 from benchmarks.train import Counts, Result
 from benchmarks.training_case import Case, make_case, read_packs
 from fastling.data.batches import Normaliser, make_batch
@@ -138,6 +139,14 @@ def test_the_first_steps_do_not_count():
     results = [("fastling", result)]
     rows = train.make_rows(SMALL, Counts(10.0, 5.0, 1.0), results, Work(SHAPE), MACHINE)
     assert next(rows)["milliseconds"] == 1000.0
+
+
+def test_a_table_in_a_pipe_shows_every_number_whole(capsys):
+    shares = {"matrix_tflops": 1.0, "mfu": 0.1, "mfu_usual_count": 0.2}
+    train.print_rows([trained("+ head on supervised rows", **shares)], make_table_console())
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ + head")]
+    shown = [cell.strip() for cell in line.split("│")[2:-1]]
+    assert shown == ["740", "1,937", "4,172 ± 289", "6.22", "1.00", "10.0% (20.0%)", "1.1047"]
 
 
 def test_peers_are_given_the_very_packs_that_fastling_takes(tmp_path):

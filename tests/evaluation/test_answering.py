@@ -16,7 +16,6 @@ from fastling.errors import UserError
 from fastling.evaluation.answering import (
     Answer,
     Question,
-    add_limit,
     add_model_options,
     answer_questions,
     check_source,
@@ -46,7 +45,6 @@ def options(tmp_path, tiny_export):
     def parse(*arguments, model=True) -> argparse.Namespace:
         parser = Parser("test", "")
         parser.add_argument("--given")
-        add_limit(parser)
         add_model_options(parser)
         ours = ["--model", str(tiny_export), "--keep-answers", str(tmp_path / "kept.jsonl")] if model else []
         parsed = parser.parse_args([*ours, *(["--max-new-tokens", "12"] if model else []), *arguments])

@@ -112,6 +112,22 @@ OTHERS = [
     ("A最好不要", UNCLEAR), ("A符合史实，B符合史实", UNCLEAR), ("The answer is London or Rome.", UNCLEAR), ("1. A\n2. B", UNCLEAR),
     ("If B best fits the text", UNCLEAR), ("结论：A项与B项都错", UNCLEAR),
 ]  # fmt: skip
+# An option's text that is called the answer, what is left over, a result: only at the end of a text.
+AT_THE_END = [
+    ("Berlin is the answer.", "C"), ("It rains. So Berlin is the correct answer!", "C"), ("Therefore, Berlin is my final answer", "C"),
+    ("C. Berlin is the answer.", "C"), ("Berlin是答案。", "C"), ("所以Berlin是正确答案", "C"), ("**Berlin** is the right choice.", "C"),
+    ("Result: B", "B"), ("It rains.\nResult: (B).", "B"), ("**Result:** B", "B"),
+    ("D remains", "D"), ("Only D remains.", "D"), ("A, B and C are wrong. D remains.", "D"), ("I can rule A, B and C out, so (D) remains.", "D"),
+    ("We can eliminate A, B and C; D remains.", "D"), ("A remains.", "A"),
+    # nothing that can be counted on
+    ("Berlin is the answer?", UNCLEAR), ("Berlin is not the answer.", UNCLEAR), ("If it rains, Berlin is the answer.", UNCLEAR),
+    ("Paris or Berlin is the answer.", UNCLEAR), ("Neither Paris nor Berlin is the answer.", UNCLEAR), ("Some say Berlin is the answer.", UNCLEAR),
+    ("Berlin is the answer. No, I do not know.", UNCLEAR), ("Berlin不是答案。", UNCLEAR), ("Berlin是答案吗？", UNCLEAR),
+    ("Madrid is the answer.", UNCLEAR), ("Berlin is the answer to everything.", UNCLEAR), ("I doubt that Berlin is the answer", UNCLEAR),
+    ("Result: A is larger than B.", UNCLEAR), ("Result: A\nThat cannot be.", UNCLEAR), ("Result: A or B", UNCLEAR), ("Result: B?", UNCLEAR),
+    ("A evaporates. B remains.", UNCLEAR), ("If only D remains, we are done", UNCLEAR), ("D remains unclear.", UNCLEAR), ("Only D remains?", UNCLEAR),
+    ("A remains of a castle", UNCLEAR), ("A, B and C are wrong. D remains to be seen.", UNCLEAR), ("Not only D remains.", UNCLEAR),
+]  # fmt: skip
 # Texts that reason first: what is compared, put aside or thought better of is not chosen.
 REASONED = [
     ("Among A, B, C and D, B is the best.", "B"), ("Among A, B, and C, C is the correct answer.", "C"), ("Unlike A and C, D is right.", "D"),
@@ -151,7 +167,7 @@ MISSED = [("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Be
 """Clear to a person and not read: counted as unanswered, which is the side to err on."""
 
 
-@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + REASONED)
+@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + AT_THE_END + REASONED)
 def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
     choice = extract_choice(text, CITIES)
     assert choice == (frozenset(letters) if letters else None), choice
@@ -166,6 +182,25 @@ def test_an_option_repeated_with_its_letter_is_chosen(text, letters):
 def test_a_letter_and_a_text_that_are_another_options_text_choose_that_one():
     assert extract_choice("A cat", ["cat", "A cat", "dog"]) == {"B"}
     assert extract_choice("A cat, as it were", ["cat", "hen"]) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4 a is the answer, I think.", "x=5 a is correct.", "So b>a is the best choice of all.", "A \\subseteq B is correct.",
+        "f(x)=3(x) d is right", "At 0°C is the answer here.", "Washington, D.C. is the answer, I think.", "Vitamin C is the correct answer, as it seems.",
+    ],
+)  # fmt: skip
+def test_the_last_letter_of_a_formula_or_of_an_option_is_no_choice(text):
+    assert extract_choice(text, ["vitamin A", "vitamin C", "7 a", "none of these"]) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["It was in 1995\nB is correct.", "(1) A is wrong. (2) B is correct.", "A is wrong => B is correct", "-> B is right"],
+)  # fmt: skip
+def test_a_letter_behind_a_number_or_an_arrow_is_a_choice(text):
+    assert extract_choice(text, CITIES) == {"B"}
 
 
 @pytest.mark.parametrize(("text", "letters"), MISSED)
@@ -223,6 +258,11 @@ def test_a_long_answer_is_read_in_linear_time():
 
 def test_an_option_that_is_a_letter_is_not_taken_for_another():
     assert extract_choice("The answer is $a$.", ["x", "$a$", "b", "c"]) == {"B"}
+    assert extract_choice("So $a$ is the answer.", ["x", "$a$", "b", "c"]) == {"B"}
+    assert extract_choice("So B is the answer.", ["x", "a", "c", "b"]) == {"B"}
+    assert extract_choice(
+        "It is in Washington, D.C. is the answer.", ["x", "y", "It is in Washington, D.C."]
+    ) == {"C"}
 
 
 def test_options_of_the_same_text_are_not_told_apart_by_it():

@@ -112,7 +112,10 @@ def test_a_row_that_is_wrong_is_named_by_file_and_line(run, row, words):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "is empty"), (b"{\n", ":1: broken JSON"), (b'{"tgt": "\xff"}\n', ":1: is not UTF-8"), (b"[" * 9999, "broken JSON")],
+    [
+        (b"", "is empty"), (b"{\n", ":1: broken JSON"), (b'{"tgt": "\xff"}\n', ":1: is not UTF-8"),
+        (b"[" * 9999, "broken JSON"), (b'{"tgt": "a", "tgt": "b"}\n', ":1: broken JSON: a key is twice"),
+    ],
 )  # fmt: skip
 def test_a_file_that_is_no_rows_is_named(run, tmp_path, content, words):
     path = tmp_path / "other.jsonl"
@@ -130,7 +133,7 @@ def test_a_model_is_asked_with_the_words_in_a_second_line(run, tiny_export, monk
         asked.extend(question.turns[0] for question in questions)
         return [[Answer("a punish\nfair", "length")] for _ in questions]
 
-    monkeypatch.setattr("fastling.evaluation.constrained.answer_questions", answers)
+    monkeypatch.setattr("fastling.evaluation.translation.answer_questions", answers)
     rows = [{"src": "罚", **GOOD}, {"src": "赢", **ROWS[1]}]
     for language, expected in (
         (

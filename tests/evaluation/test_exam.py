@@ -182,6 +182,7 @@ CLOZES = [
     ("2", "1/0", False), ("2", "答案：", None), ("3", "The answer is 3. I am sure.", True), ("1.96", "The answer is 1.96", True),
     ("2", "答案为$2$，其中略。", True), ("2", "The answer is 2, because 1+1=2.", True), ("2", "The answer is 3 because 1+1=2.", False),
     ("2", "综上，a=2。", True), ("2", "所以 $a=2$", True), ("2", "= 2", True), ("2", "So", False), ("2", "综上", False),
+    ("5m", "5 km", False), ("5 g", "The answer is 5 kg.", False), ("5m", "5 米", True), ("5 g", "5.0 g", True), ("3个", "3种", True), ("30°", "30度", True),
     ("1", "答案是$1$或$2$", False), ("1", "答案为$1$，$2$", False), ("2", "答案是$2$，不是3", False),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fastling import evaluate
 from fastling.errors import run_command
 from fastling.evaluation import instructions
+from fastling.evaluation.bootstrap import middle_95
 from fastling.evaluation.instruction_checks import make_check
 from fastling.evaluation.instructions import Followed, Instruction, follow, loose_forms
 
@@ -270,7 +271,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap():
     generator = numpy.random.default_rng(5)
     answers = [followed([generator.random(3) < 0.7])[0] for _ in range(60)]
     counts = numpy.array([instructions._counts(answer) for answer in answers], dtype=float)
-    low, high = instructions._percentiles(instructions.resampled_overall(counts))
+    low, high = middle_95(instructions.resampled_overall(counts, numpy.random.default_rng(0)))
     means = []
     for _ in range(3000):
         drawn = [answers[at] for at in generator.integers(60, size=60)]
@@ -280,5 +281,14 @@ def test_the_interval_is_that_of_a_plain_bootstrap():
     expected = numpy.percentile(means, (2.5, 97.5))
     assert abs(low - expected[0]) < 1.5 and abs(high - expected[1]) < 1.5
     assert low < instructions.accuracies(counts.sum(axis=0)).mean() < high
-    again = instructions.resampled_overall(counts)
-    assert instructions._percentiles(again) == [low, high] and len(again) == 10_000
+    again = instructions.resampled_overall(counts, numpy.random.default_rng(0))
+    assert middle_95(again) == [low, high] and len(again) == 10_000
+
+
+def test_languages_are_drawn_apart_so_that_their_mean_is_surer_than_each():
+    answers = [followed([[at % 2 == 0] * 3])[0] for at in range(40)]
+    scores = instructions._turn_scores({"English": answers, "French": answers})
+    low, high = scores["overall_interval"]
+    for each in scores["languages"].values():
+        first, last = each["overall_interval"]
+        assert 0.6 < (high - low) / (last - first) < 0.8  # 1 / sqrt(2)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds i
 @pytest.mark.parametrize(
     "text",
     [
-        "8 9", "8, 9", "8,9", "8; 9", "8 and 9", "8 | 9", "8 vs. 9", "(8, 9)", "[8, 9]", "８ ９", "8.0 9.", "  8\t9  ",
+        "8 9", "8, 9", "8,9", "8; 9", "8 and 9", "8 | 9", "8 vs. 9", "8 - 9", "8/10 – 9/10", "(8, 9)", "[8, 9]", "８ ９", "8.0 9.", "  8\t9  ",
         "8 9\nThe second says more: 3 examples, not 2.\nTurn 1: 7 7", "8\n9\n\nBecause.", "**8** **9**", "```\n8 9\n```",
         "8 9 Assistant 2 is better.", "8 9: the second says 10 things", "8/10 9/10", "8 out of 10, 9 out of 10", "8 /10, 9",
         "[[8]] [[9]]", "[[8, 9]]", "Long thoughts about 3 things.\nRating: [[8]] and [[9]]. So: [[8]], [[9]]",
@@ -64,7 +64,8 @@ def test_the_forms_in_which_judges_write_are_read(text):
         ("Assistant 1: 8\nAssistant 2: 9\nAll in all\nAssistant 1: 7", "scores that disagree"),
         ("[[8]] [[9]], no, [[9]] [[8]]", "scores that disagree"),
         ('{"turn_1": {"assistant_1": 8, "assistant_2": 9}, "turn_2": {"assistant_1": 7, "assistant_2": 9}}', "scores that disagree"),
-        ("I cannot judge this.", "no scores"), ("[[A]]", "no scores"), ("8/9", "no scores"), ("8-9", "no scores"), ("80% 90%", "no scores"),
+        ("I cannot judge this.", "no scores"), ("[[A]]", "no scores"), ("8/9", "no scores"), ("8-9", "no scores"), ("1 - 8\nGood.\n2 - 9", "no scores"),
+        ("8 - 9\n7 - 8", "more than two scores"), ("80% 90%", "no scores"),
         ("8 9% better", "no scores"), ("8 9/11", "no scores"), ("8½ 9", "no scores"), ("9/10/2023", "no scores"), ("3, 4 and 5 are wrong", "no scores"), ("8 9, 7 then", "no scores"),
         ("The 2 answers use 3 examples", "no scores"), ("Assistant 1 is 3 times better than Assistant 2", "no scores"), ("Assistant 1 gave a 3 step plan, Assistant 2 a 5 step one", "no scores"),
         ("Assistant 1 is a 3-star, Assistant 2 a 5-star answer.", "no scores"),

@@ -12,7 +12,7 @@ from interactive.parallel_text import write_corpus
 
 from fastling import dialogues, evaluate
 from fastling.errors import run_command
-from fastling.evaluation import refinement
+from fastling.evaluation import bootstrap, refinement
 from fastling.evaluation.revision import chrf
 
 pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
@@ -319,7 +319,7 @@ def test_predictions_that_do_not_fit_are_told(run, predictions, what):
 def test_the_interval_is_that_of_a_bootstrap_over_dialogues(pairs):
     pairs.append([(1.0, 2.0)])
     some = [each for each in pairs if each]
-    generator = numpy.random.default_rng(refinement.SEED)
+    generator = numpy.random.default_rng(bootstrap.SEED)
     drawn = generator.integers(len(some), size=(1000, len(some)))
     means = []
     for places in drawn.tolist():

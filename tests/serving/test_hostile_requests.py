@@ -368,7 +368,10 @@ def test_every_answer_says_what_a_browser_may_do_with_it(running, path):
 
 
 def test_a_wrong_method_and_what_is_no_http(running):
-    assert exchange(running, head(running, method="GET"))[0] == 405
+    status, headers, _ = exchange(running, head(running, method="GET"))
+    assert status == 405 and headers["allow"] == "POST"
+    status, headers, _ = exchange(running, head(running, path="/v1/models", method="HEAD"))
+    assert status == 405 and headers["allow"] == "GET"
     assert exchange(running, b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n")[0] == 400
     assert (
         exchange(running, b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[
