@@ -16,6 +16,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, however long a busy machine takes for one: what fails is the code.
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 if not torch.cuda.is_available():
     # The Triton kernels run on the CPU then, slowly. Before any of them is imported.
