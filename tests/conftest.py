@@ -61,7 +61,7 @@ def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.Complet
         text=True,
         cwd=options.pop("cwd", ROOT),
         env=environment,
-        timeout=300,
+        timeout=600,
         **options,
     )
 

@@ -18,7 +18,7 @@ from fastling import errors
 def main(arguments):
     if os.environ["RANK"] == "1":
         raise errors.UserError("data/mine.jsonl", "is not there", "Copy it to every node.")
-    time.sleep(60)
+    time.sleep(600)
 
 errors.SECONDS_FOR_RANK_0 = 0.5
 sys.exit(errors.run_command(main, []))
@@ -42,7 +42,7 @@ def main(arguments):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends soon: time for its words
         world.sum(torch.ones(1))
 
-dist.destroy_process_group = lambda: time.sleep(60)
+dist.destroy_process_group = lambda: time.sleep(600)
 errors.SECONDS_FOR_RANK_0 = 0.5
 errors.leave(errors.run_command(main, []))
 """
@@ -110,7 +110,7 @@ def run_script(folder: Path, text: str) -> subprocess.CompletedProcess:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 300
     return result
 
 

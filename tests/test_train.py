@@ -137,9 +137,7 @@ def start_and_kill(arguments: list, run_dir: Path, enough: int) -> None:
         [*command, *map(str, arguments), "--run_dir", str(run_dir)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
     while len(read_json_lines(run_dir / "metrics.jsonl")) < enough and process.poll() is None:
-        assert time.monotonic() < deadline
         time.sleep(0.01)
     kill(run_dir)
     process.wait()
@@ -219,16 +217,15 @@ def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tm
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "fastling.train", "--config", str(config), "--run_dir", str(run_dir)]
     process = subprocess.Popen(
-        [*command, "--train.steps", "500", "--log.wandb", "false"],
+        [*command, "--train.steps", "50000", "--log.wandb", "false"],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
         # A shell's background job, and all it starts, would ignore the keyboard.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(read_json_lines(run_dir / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+    while len(read_json_lines(run_dir / "metrics.jsonl")) < 3 and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in said
 
@@ -305,10 +302,10 @@ def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path):
 
 def test_the_loss_before_training_outlives_a_kill_between_lines_of_metrics(tmp_path):
     """The run may be killed right after its first checkpoint, with no step told before it."""
-    settings = tiny_settings(tmp_path / "run") | {"log": {"every_steps": 100}}
-    settings["train"]["steps"] = 500
+    settings = tiny_settings(tmp_path / "run") | {"log": {"every_steps": 50_000}}
+    settings["train"]["steps"] = 50_000
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(settings | {"evaluate": {"every_steps": 1000, "samples": 0}}))
+    path.write_text(json.dumps(settings | {"evaluate": {"every_steps": 50_000, "samples": 0}}))
     start_and_kill(["--config", path], tmp_path / "run", 1)
     (line,) = read_json_lines(tmp_path / "run/metrics.jsonl")
     assert line["step"] == 2 and "eval_loss_before" in line

@@ -92,7 +92,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, verb):
     )
     command = [sys.executable, "-c", code, *map(str, arguments), "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert "could not be written" in done.stderr and "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
