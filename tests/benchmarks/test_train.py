@@ -309,6 +309,9 @@ def test_a_rung_that_ends_early_holds_up_nobody(tmp_path):
     results = dict(train.one_by_one([broken, good], tmp_path, case, make_console(quiet=True)))
     assert results[broken].error.startswith("ended early: ")
     assert len(results[good].steps) == case.steps
+    # The parts are the whole step, but for where the machine did other work between them and its end.
+    shares = [sum(step["parts"].values()) / step["seconds"] for step in results[good].steps]
+    assert max(shares) <= 1 and max(shares) > 0.7
 
 
 @pytest.mark.slow
@@ -325,7 +328,7 @@ def test_all_trainers_that_are_here_do_the_same_work(tmp_path, capsys):
         assert row["loss"] == pytest.approx(ours["loss"], rel=5e-3)
         assert row["milliseconds"] > 0 and row["memory_gib"] > 0.1
     assert set(ours["parts"]) == {"data wait", "forward", "backward and clipping", "optimizer"}
-    assert sum(ours["parts"].values()) == pytest.approx(ours["milliseconds"], rel=0.3)
+    assert all(milliseconds >= 0 for milliseconds in ours["parts"].values())
     assert "plain loop, padded" in capsys.readouterr().out
 
 
