@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["WANDB_X_SERVICE_WAIT"] = "300"  # seconds, for a machine with other work
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 
 import pytest
 import torch
@@ -23,6 +25,10 @@ settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+# Of where the tests are run from, nothing shapes what programs print.
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 if not torch.cuda.is_available():
     # The Triton kernels run on the CPU then, slowly. Before any of them is imported.
