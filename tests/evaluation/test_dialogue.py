@@ -19,7 +19,7 @@ import torch
 
 pytest.importorskip("openai")
 
-from conftest import DEMO, ROOT, run_python
+from conftest import DEMO, ROOT
 from misbehaving_server import completion, serving
 
 from fastling import evaluate
@@ -291,7 +291,7 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(judged):
     assert scores["complete"] and len(server.bodies) == 3
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was_and_pays_nothing_twice(tmp_path):
+def test_a_run_that_is_killed_goes_on_where_it_was_and_pays_nothing_twice(tmp_path, capsys):
     questions, ours, baseline, truth = drawn(20)
     files = [
         str(write_rows(tmp_path / f"{n}.jsonl", rows)) for n, rows in enumerate((questions, ours, baseline))
@@ -305,10 +305,10 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_pays_nothing_twice(tmp_pa
 
     with serving(told_until_killed) as server:
         command = (
-            "fastling.evaluate", "dialogue", "--questions", files[0], "--answers", files[1], "--baseline", files[2],
+            "dialogue", "--questions", files[0], "--answers", files[1], "--baseline", files[2],
             "--judge-url", server.url, "--judge-cache", str(cache), "--judge-requests", "2", "--json",
         )  # fmt: skip
-        process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen([sys.executable, "-m", "fastling.evaluate", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
         while len(server.bodies) < 17:  # two of them in flight
             time.sleep(0.01)
             assert process.poll() is None, process.communicate()
@@ -318,10 +318,10 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_pays_nothing_twice(tmp_pa
         assert out == b""
         before = [body["messages"][0]["content"] for body in server.bodies]
         assert len(before) == 17
-        result = run_python(*command)
-        assert result.returncode == 0, result.stderr
+        evaluate.main(command)
         after = [body["messages"][0]["content"] for body in server.bodies[len(before) :]]
-    scores, expected = json.loads(result.stdout.splitlines()[-1]), counted(list(truth.values()))
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    expected = counted(list(truth.values()))
     assert {name: scores[name] for name in expected} == expected and scores["judge_tokens"] == 4000
     # Only what was in flight when it was killed is asked twice.
     assert len(set(before) & set(after)) <= 2 and len(set(before + after)) == 40 == len(set(after)) + len(
