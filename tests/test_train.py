@@ -14,7 +14,10 @@ import torch
 import transformers
 from conftest import ROOT, kill, run_python, tiny_settings
 
+from fastling.errors import run_command
+from fastling.export import main as export_main
 from fastling.files import read_json_lines
+from fastling.train import main as train_main
 
 pytestmark = pytest.mark.slow
 SAME_AGAIN = ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "eval_loss")
@@ -203,13 +206,12 @@ def test_weights_that_a_step_has_broken_are_not_saved(tiny_run, tmp_path):
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_two_runs_do_not_share_a_folder(finished):
+def test_two_runs_do_not_share_a_folder(finished, capsys):
     config, run_dir, _ = finished
     with open(run_dir / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        result = run_python("fastling.train", "--config", config, "--log.wandb", "false")
-    assert result.returncode == 2
-    assert "another run is at work in it" in result.stderr
+        assert run_command(train_main, ["--config", str(config), "--log.wandb", "false"]) == 2
+    assert "another run is at work in it" in capsys.readouterr().err
 
 
 def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tmp_path):
@@ -230,18 +232,18 @@ def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tm
     assert "Traceback" not in said
 
 
-def test_a_run_does_not_go_on_with_other_settings(finished):
+def test_a_run_does_not_go_on_with_other_settings(finished, capsys):
     config, run_dir, _ = finished
-    result = run_python("fastling.train", "--config", config, "--optimizer.lr", "0.5", "--log.wandb", "false")
-    assert result.returncode == 2
-    assert "was made with another optimizer.lr: 0.01; the config now gives 0.5" in result.stderr
+    arguments = ["--config", str(config), "--optimizer.lr", "0.5", "--log.wandb", "false"]
+    assert run_command(train_main, arguments) == 2
+    said = capsys.readouterr().err
+    assert "was made with another optimizer.lr: 0.01; the config now gives 0.5" in said
 
 
-def test_export_from_a_checkpoint_equals_the_run_s_own(finished, tmp_path):
+def test_export_from_a_checkpoint_equals_the_run_s_own(finished, tmp_path, capsys):
     _, run_dir, _ = finished
-    result = run_python("fastling.export", "--run", run_dir, "--out", tmp_path / "out", "--json")
-    assert result.returncode == 0, result.stderr
-    checks = json.loads(result.stdout.splitlines()[-1])["checks"]
+    export_main(["--run", str(run_dir), "--out", str(tmp_path / "out"), "--json"])
+    checks = json.loads(capsys.readouterr().out.splitlines()[-1])["checks"]
     assert all(check["passed"] for check in checks), checks
     mine, theirs = tmp_path / "out" / "model.safetensors", run_dir / "export" / "model.safetensors"
     assert mine.read_bytes() == theirs.read_bytes()
@@ -289,13 +291,14 @@ def test_spoilt_samples_and_a_lost_export_do_not_keep_a_run_from_going_on(finish
     assert (copy / "export" / "README.md").exists() and not (copy / ".export.replaced").exists()
 
 
-def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path):
+def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path, capsys):
     settings = tiny_settings(tmp_path / "run")
     settings["train"] |= {"steps": 2}
     settings["log"] = {"every_steps": 2}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(settings))
-    done = json.loads(train("--config", path, "--json").stdout)
+    train_main(["--config", str(path), "--json"])
+    done = json.loads(capsys.readouterr().out)
     (line,) = read_json_lines(tmp_path / "run/metrics.jsonl")
     assert done["eval_loss_first"] == line["eval_loss_before"] == pytest.approx(7.6, abs=0.3)
 
