@@ -96,11 +96,11 @@ def test_the_export_opens_in_transformers_and_agrees(finished):
     assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
 
 
-def test_a_finished_run_started_again_changes_nothing(finished):
+def test_a_finished_run_started_again_changes_nothing(finished, capsys):
     config, run_dir, _ = finished
     before = course(run_dir)
-    result = train("--config", config, "--log.wandb", "false", ranks=2)
-    assert "resuming after step 6 of 6" in result.stderr
+    train_main(["--config", str(config), "--log.wandb", "false"])
+    assert "resuming after step 6 of 6" in capsys.readouterr().err
     assert course(run_dir) == before
 
 
@@ -126,7 +126,7 @@ def test_the_triton_kernels_train_the_same_model(tmp_path):
 
 def test_another_number_of_ranks_sees_the_same_data_and_the_same_loss(finished, tmp_path):
     config, run_dir, _ = finished
-    train("--config", config, "--run_dir", tmp_path / "alone", "--log.wandb", "false")
+    train_main(["--config", str(config), "--run_dir", str(tmp_path / "alone"), "--log.wandb", "false"])
     for mine, theirs in zip(course(tmp_path / "alone"), course(run_dir), strict=True):
         assert mine["tokens"] == theirs["tokens"]
         assert mine["supervised_tokens"] == theirs["supervised_tokens"]
@@ -191,9 +191,11 @@ def test_copies_make_what_shards_make_and_resume(whole, tmp_path):
     for mine, theirs in zip(course(tmp_path / "run"), course(undisturbed), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    before = course(tmp_path / "run")
     result = train(*arguments, ranks=2)
     assert "resuming after step 8 of 8" in result.stderr
     assert "damaged" not in result.stderr
+    assert course(tmp_path / "run") == before
 
 
 def test_weights_that_a_step_has_broken_are_not_saved(tiny_run, tmp_path):
@@ -286,7 +288,7 @@ def test_spoilt_samples_and_a_lost_export_do_not_keep_a_run_from_going_on(finish
     with open(copy / "samples.jsonl", "ab") as file:
         file.write(b'{"step": 6, "question": "\xe8\xaf')
     (copy / "export").rename(copy / ".export.replaced")
-    train("--config", config, "--run_dir", copy, "--log.wandb", "false")
+    train_main(["--config", str(config), "--run_dir", str(copy), "--log.wandb", "false"])
     assert (copy / "samples.jsonl").read_text() == (run_dir / "samples.jsonl").read_text()
     assert (copy / "export" / "README.md").exists() and not (copy / ".export.replaced").exists()
 
