@@ -40,7 +40,7 @@ QUICK = replace(measure.REHEARSAL, samples=1, case_seconds=0.0)
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark") / "kernels.jsonl"
-    done = run_python("benchmarks.kernels", "--rehearse", "--out", out)
+    done = run_python("benchmarks.kernels", "--rehearse", "--out", out, "--minutes", 60)
     return done, [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -136,7 +136,7 @@ def run_swiglu(monkeypatch, function, tmp_path, name: str = OURS) -> tuple[int, 
         monkeypatch.setitem(providers.OTHERS, "swiglu", [replaced])
     monkeypatch.setattr(providers, "_compiled", lambda function, compiler: function)
     out = tmp_path / "rows.jsonl"
-    status = measure.Session(QUICK, out, 1.0, []).run("swiglu")
+    status = measure.Session(QUICK, out, 60.0, []).run("swiglu")
     return status, [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -255,13 +255,13 @@ def test_a_peer_that_breaks_the_gpu_is_left_out_of_a_new_beginning(monkeypatch):
             raise measure.GpuFailed("rms_norm, some tokens", provider, RuntimeError("illegal"))
 
         monkeypatch.setattr(measure.Session, "run", run)
-        return kernels.main(["--rehearse", "--minutes", "5", "--without", "Liger-Kernel"])
+        return kernels.main(["--rehearse", "--minutes", "50", "--without", "Liger-Kernel"])
 
     breaks("cut-cross-entropy")
     (command,) = begun
     assert command[:2] == ["-m", "benchmarks.kernels"]
     options = kernels._parse(command[2:])
-    assert options.without == ["Liger-Kernel", "cut-cross-entropy"] and 4 < options.minutes <= 5
+    assert options.without == ["Liger-Kernel", "cut-cross-entropy"] and 40 < options.minutes <= 50
     for provider in (OURS, EAGER):  # without which there is nothing to measure
         with pytest.raises(RunError, match=f"{provider}: the GPU has failed"):
             breaks(provider)
@@ -270,7 +270,7 @@ def test_a_peer_that_breaks_the_gpu_is_left_out_of_a_new_beginning(monkeypatch):
 @without_gpu
 def test_who_is_left_out_is_not_run(monkeypatch, tmp_path):
     monkeypatch.setitem(providers.OTHERS, "swiglu", [Provider("Liger-Kernel", lambda inputs: pytest.fail())])
-    session = measure.Session(QUICK, tmp_path / "rows.jsonl", 1.0, [], ["Liger-Kernel", "torch.compile"])
+    session = measure.Session(QUICK, tmp_path / "rows.jsonl", 60.0, [], ["Liger-Kernel", "torch.compile"])
     assert session.run("swiglu") == 0
     assert {row["provider"] for row in session.rows} == {OURS, EAGER}
     with pytest.raises(UserError, match="--without: no such peer: Liger\n  The peers are: torch.compile, F."):
