@@ -15,21 +15,17 @@ from pathlib import Path
 
 import numpy
 import pytest
-import torch
 
 pytest.importorskip("openai")
 
-from conftest import DEMO, ROOT
+from conftest import ROOT
 from misbehaving_server import completion, serving
 
 from fastling import evaluate
-from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import RunError, UserError
 from fastling.evaluation.dialogue import read_answers, read_questions
 from fastling.evaluation.judge import Failures, Judgement, Pair
 from fastling.evaluation.judge_summary import summarize
-from fastling.model.llama import Llama
-from fastling.model.llama_config import LlamaConfig
 
 pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
 
@@ -482,20 +478,7 @@ def test_the_cache_lies_beside_the_result_or_the_answers(judged, tmp_path):
     assert kept["judged"] == 2 and kept["tables"][0]["rows"][-1][0] == "all"
 
 
-def test_a_model_answers_first_and_its_own_answers_are_judged(tmp_path, capsys):
-    from fastling import config as settings
-    from fastling.export import make_export
-    from fastling.prepare import make_encoder
-
-    demo, _ = settings.parse(settings.build_parser("test", ""), [])
-    shape = LlamaConfig(
-        vocab_size=load_tokenizer(DEMO / "tokenizer.model").vocab_size,
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-    )  # fmt: skip
-    export = make_export(tmp_path / "model", shape, make_encoder(demo), demo)
-    export.rehearse()
-    torch.manual_seed(0)
-    export.write(Llama(shape))
+def test_a_model_answers_first_and_its_own_answers_are_judged(tmp_path, capsys, tiny_export):
     questions, _, _, _ = drawn(3)
     baseline = [{"question_id": number, "text": ["one", "two"]} for number in range(3)]
     q, b = write_rows(tmp_path / "q.jsonl", questions), write_rows(tmp_path / "b.jsonl", baseline)
@@ -506,7 +489,7 @@ def test_a_model_answers_first_and_its_own_answers_are_judged(tmp_path, capsys):
         return 200, completion("9 2" if first == ["one", "two"] else "2 9")
 
     with serving(harsh) as server:
-        evaluate.main(["dialogue", "--questions", str(q), "--baseline", str(b), "--judge-url", server.url, "--model", str(tmp_path / "model"), "--limit", "2", "--max-new-tokens", "8", "--out", str(tmp_path / "o.json"), "--json"])  # fmt: skip
+        evaluate.main(["dialogue", "--questions", str(q), "--baseline", str(b), "--judge-url", server.url, "--model", str(tiny_export), "--limit", "2", "--max-new-tokens", "8", "--out", str(tmp_path / "o.json"), "--json"])  # fmt: skip
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (scores["questions"], scores["loss"], scores["score"], scores["baseline_score"]) == (2, 2, 2, 9)
     assert scores["answers"]["length"] == 4 and len(server.bodies) == 4
