@@ -11,6 +11,8 @@ class Misbehaving(ThreadingHTTPServer):
     """Answers as `behave(number of the request, its body)` says: (status, text of the body)."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """With the usual five, the kernel drops who comes while the machine is busy, to come again in a second."""
 
     def __init__(self, behave):
         super().__init__(("127.0.0.1", 0), _Handler)
