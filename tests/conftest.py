@@ -13,9 +13,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["WANDB_X_SERVICE_WAIT"] = "300"  # seconds, for a machine with other work
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, however long a busy machine takes for one: what fails is the code.
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+# Of where the tests are run from, nothing shapes what programs print.
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 if not torch.cuda.is_available():
     # The Triton kernels run on the CPU then, slowly. Before any of them is imported.
@@ -54,7 +67,7 @@ def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.Complet
         text=True,
         cwd=options.pop("cwd", ROOT),
         env=environment,
-        timeout=300,
+        timeout=600,
         **options,
     )
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -10,6 +11,8 @@ class Misbehaving(ThreadingHTTPServer):
     """Answers as `behave(number of the request, its body)` says: (status, text of the body)."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """With the usual five, the kernel drops who comes while the machine is busy, to come again in a second."""
 
     def __init__(self, behave):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -43,11 +46,11 @@ class _Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.at_work -= 1
         content = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        with contextlib.suppress(BrokenPipeError):  # who asked has gone
+        with contextlib.suppress(ConnectionError):  # who asked has gone
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
             self.wfile.write(content)
 
     def log_message(self, *_):
@@ -64,6 +67,18 @@ def serving(behave):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def together(number_of_requests: int, behave):
+    """As `behave`, once so many requests are there at once, and some time more in which others could come."""
+    meeting = threading.Barrier(number_of_requests, timeout=60)
+
+    def slowly(number: int, body: dict) -> tuple[int, str]:
+        meeting.wait()
+        time.sleep(0.05)
+        return behave(number, body)
+
+    return slowly
 
 
 def completion(text: str, *, finish: str = "stop", tokens: int | None = 100) -> str:

@@ -17,7 +17,6 @@ from fastling.config import OTHER_NAMES, PACKAGE, Config, build_parser, parse, r
 from fastling.errors import UserError
 
 SETTINGS = {setting.name: setting for setting in settings.settings_of(Config)}
-UNHURRIED = hypothesis_settings(deadline=None, max_examples=100)
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
 
 
@@ -190,7 +189,7 @@ FIXED = {
 }
 
 
-@hypothesis_settings(UNHURRIED, phases=[Phase.generate], max_examples=60)  # the values speak for themselves
+@hypothesis_settings(phases=[Phase.generate], max_examples=60)  # the values speak for themselves
 @given(data=st.data())
 def test_the_resolved_config_reads_back_equal(data, file):
     values = {
@@ -285,7 +284,6 @@ def mistyped(draw) -> str:
     return edits[draw(st.sampled_from(sorted(edits)))]
 
 
-@UNHURRIED
 @given(typed=mistyped())
 def test_a_name_with_one_typing_mistake_is_never_accepted(typed, file):
     """Neither on the command line nor in a file."""

@@ -101,7 +101,7 @@ def test_killed_half_way_it_leaves_nothing_at_its_place_and_runs_again(folder, t
         "from fastling.surgery import delta_weights\n"
         "real = delta_weights._sum\n"
         "def slow(name, *rest):\n"
-        "    if name.endswith('down_proj.weight'): print('half', flush=True); time.sleep(60)\n"
+        "    if name.endswith('down_proj.weight'): print('half', flush=True); time.sleep(600)\n"
         "    return real(name, *rest)\n"
         "delta_weights._sum = slow\n"
         "delta.main(sys.argv[1:])\n"

@@ -7,9 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT
 
 pytestmark = pytest.mark.slow
+# A verb with a mistake that all ranks find. However busy the machine, rank 0 has the time to say it.
+ALL = """
+from fastling import errors
+from fastling.train import main
+
+errors.SECONDS_FOR_RANK_0 = 240
+errors.leave(errors.run_command(main, ["--optimizer.lr", "fast"]))
+"""
 # A verb with a mistake that one rank alone finds; the other waits for it, as in a collective operation.
 ALONE = """
 import os, sys, time
@@ -18,7 +26,7 @@ from fastling import errors
 def main(arguments):
     if os.environ["RANK"] == "1":
         raise errors.UserError("data/mine.jsonl", "is not there", "Copy it to every node.")
-    time.sleep(60)
+    time.sleep(600)
 
 errors.SECONDS_FOR_RANK_0 = 0.5
 sys.exit(errors.run_command(main, []))
@@ -37,12 +45,14 @@ from fastling.training.parallel import open_world
 
 def main(arguments):
     with open_world(Config()) as world:
+        if world.rank == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends soon: time for its words
+        world.sum(torch.ones(1))
         if world.rank == 1:
             raise errors.RunError("step 3", "out of GPU memory", "Lower train.micro_batch_tokens.")
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends soon: time for its words
         world.sum(torch.ones(1))
 
-dist.destroy_process_group = lambda: time.sleep(60)
+dist.destroy_process_group = lambda: time.sleep(600)
 errors.SECONDS_FOR_RANK_0 = 0.5
 errors.leave(errors.run_command(main, []))
 """
@@ -110,12 +120,12 @@ def run_script(folder: Path, text: str) -> subprocess.CompletedProcess:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 300
     return result
 
 
-def test_what_all_ranks_find_is_said_by_one_and_in_the_report():
-    result = run_python("fastling.train", "--optimizer.lr", "fast", ranks=2)
+def test_what_all_ranks_find_is_said_by_one_and_in_the_report(tmp_path):
+    result = run_script(tmp_path, ALL)
     assert result.returncode == 1  # torchrun's; the processes' own is 2
     report = closing_report(result.stderr)
     said = "error: --optimizer.lr: expected a number: fast"

@@ -287,4 +287,4 @@ def test_a_pipe_that_closes_early_is_no_failure(arguments):
         assert process.stdout.readline()
         process.stdout.close()
         said = process.stderr.read()
-        assert (process.wait(60), said) == (0, b"")
+        assert (process.wait(300), said) == (0, b"")

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -187,7 +188,11 @@ def test_the_slurm_script_runs_with_stand_ins_for_slurm(user_folder):
     for name, body in stand_ins.items():
         (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
-    script = blocks("slurm")[0].replace("--nproc_per_node 8", "--nproc_per_node 1")
+    with socket.create_server(("localhost", 0)) as free:  # another test run on this machine may have 29500
+        port = free.getsockname()[1]
+    script = (
+        blocks("slurm")[0].replace("--nproc_per_node 8", "--nproc_per_node 1").replace("29500", str(port))
+    )
     environment = {
         **os.environ,
         "PATH": f"{programs}:{os.environ['PATH']}",

@@ -17,7 +17,7 @@ def run_in_shell(redirection: str, *arguments: str, **environment: str) -> subpr
         cwd=ROOT,
         env={**os.environ, **environment},
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 

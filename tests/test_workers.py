@@ -18,16 +18,23 @@ from fastling.interactive import build
 from fastling.workers import start_workers
 
 BUSY = """
+import os
+import sys
 import time
+from pathlib import Path
 from fastling.workers import start_workers
+
+def meet(folder):
+    Path(folder, str(os.getpid())).touch()
+    while len(list(Path(folder).iterdir())) < 2:
+        time.sleep(0.01)
 
 if __name__ == "__main__":
     with start_workers(2, time.sleep, 0, where="workers", fix="") as pool:
-        futures = [pool.submit(time.sleep, 0.2) for _ in range(2)]
-        for future in futures:
+        for future in [pool.submit(meet, sys.argv[1]) for _ in range(2)]:
             future.result()
         print(*pool._processes, flush=True)
-        time.sleep(60)
+        time.sleep(600)
 """
 
 
@@ -44,14 +51,16 @@ def test_no_worker_outlives_a_process_that_is_killed(tmp_path, how):
     script = tmp_path / "busy.py"
     script.write_text(BUSY)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
     with subprocess.Popen(
-        [sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True,
+        [sys.executable, script, meeting], env=environment, stdout=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup has all below it ignore
     ) as process:  # fmt: skip
         workers = [int(pid) for pid in process.stdout.readline().split()]
         assert len(workers) == 2 and all(map(alive, workers))
         process.send_signal(how)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while any(map(alive, workers)) and time.monotonic() < end:
         time.sleep(0.05)
     left = [pid for pid in workers if alive(pid)]
@@ -65,11 +74,14 @@ import time
 from fastling.errors import RunError
 from fastling.workers import start_workers
 
+def work(content):
+    time.sleep(600)
+
 if __name__ == "__main__":
     try:
         with start_workers(2, time.sleep, 0, where="workers", fix="") as pool:
             pool.submit(time.sleep, 0).result()
-            futures = [pool.submit(time.sleep, bytes(2**20)) for _ in range(8)]
+            futures = [pool.submit(work, bytes(2**20)) for _ in range(8)]
             for process in list(pool._processes.values()):
                 process.kill()
             for future in futures:
@@ -85,7 +97,7 @@ def test_a_killed_worker_is_told_though_more_work_is_on_its_way_than_a_pipe_hold
     script = tmp_path / "killed.py"
     script.write_text(KILLED_AT_WORK)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, timeout=300)
     assert b"workers: one of 2 processes was killed" in done.stdout
 
 

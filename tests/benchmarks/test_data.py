@@ -34,7 +34,7 @@ def test_a_command_is_timed_as_a_whole_with_the_peak_of_its_largest_process():
     held = "import time; x = bytearray(300 * 2**20); time.sleep(0.3); print('said')"
     told = data.timed([sys.executable, "-c", held])
     assert told["stdout"] == "said\n"
-    assert 0.3 < told["seconds"] < 10
+    assert 0.3 < told["seconds"] < 60
     assert 300 < told["peak_mib"] < 400
 
 

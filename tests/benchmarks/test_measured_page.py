@@ -342,8 +342,10 @@ def test_the_page_fits_a_telephone_and_a_screen(tmp_path, width):
     rows = [*compared(), *LADDER, timed_kernel("a peer of a long name", 2.0)]
     (tmp_path / "report.html").write_text(page_of(rows), encoding="utf-8")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        options = {"executable_path": CHROMIUM, "args": ["--no-sandbox", "--disable-gpu"]}
+        browser = playwright.chromium.launch(**options, timeout=120_000)
         page, asked, said = browser.new_page(viewport={"width": width, "height": 800}), [], []
+        page.set_default_timeout(60_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(message.text))
         page.goto((tmp_path / "report.html").as_uri())

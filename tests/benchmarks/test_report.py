@@ -7,10 +7,11 @@ import pytest
 from conftest import run_python
 from rich.console import Console
 
-from benchmarks import kernel_report
+from benchmarks import kernel_report, report
 from benchmarks.kernel_report import Judgement
 from benchmarks.providers import ALL_ROWS, OURS, PRODUCTS
 from benchmarks.workloads import SHAPES, Workload
+from fastling.errors import run_command
 
 pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
 
@@ -186,6 +187,6 @@ def test_the_command_prints_tables_and_writes_plots(tmp_path):
     assert all(each.stat().st_size > 5000 for each in written)
 
 
-def test_a_missing_file_is_said_in_words(tmp_path):
-    done = run_python("benchmarks.report", tmp_path / "none.jsonl")
-    assert done.returncode == 1 and "none.jsonl: No such file or directory" in done.stderr
+def test_a_missing_file_is_said_in_words(tmp_path, capsys):
+    assert run_command(report.main, [str(tmp_path / "none.jsonl")]) == 1
+    assert "none.jsonl: No such file or directory" in capsys.readouterr().err

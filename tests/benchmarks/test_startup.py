@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,8 +82,14 @@ def test_medians_are_of_the_whole_and_of_every_part_apart():
 
 
 @pytest.mark.slow
-def test_a_run_from_its_command_to_its_first_step(tiny_run, tmp_path, capsys):
-    out = tmp_path / "startup.jsonl"
+def test_a_run_from_its_command_to_its_first_step(tiny_run, tmp_path, capsys, monkeypatch):
+    out, stores, hear = tmp_path / "startup.jsonl", [], startup.hear
+
+    def watched(*command):
+        stores.append((command[-1], Path(command[-1]).exists()))
+        return hear(*command)
+
+    monkeypatch.setattr(startup, "hear", watched)
     began = time.monotonic()
     config = tiny_run()
     assert run_command(startup.main, ["--config", str(config), "--rounds", "1", "--out", str(out)]) == 0
@@ -97,7 +104,8 @@ def test_a_run_from_its_command_to_its_first_step(tiny_run, tmp_path, capsys):
         assert (row["bench"], row["config"]) == ("startup", "config.yaml")
         assert str(tmp_path) not in json.dumps(row)
     assert made["milliseconds"] + found["milliseconds"] < 1e3 * passed
-    assert found["parts"]["data preparation"] < made["parts"]["data preparation"]
+    (store, *before), (same, *then) = stores
+    assert (before, then) == ([False], [True]) and store == same
     assert not (tmp_path / "run").exists()  # what the config names is left alone
     shown = capsys.readouterr().out
     assert all(name.split()[0] in shown for name in (*startup.PARTS, "whole"))

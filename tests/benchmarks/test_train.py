@@ -1,6 +1,9 @@
 """Training beside its peers: the same packs for all, and no time for who does other work."""
 
+import contextlib
 import dataclasses
+import gc
+import io
 import json
 import shlex
 import shutil
@@ -120,6 +123,7 @@ def test_a_full_disk_stops_no_trainer_since_nothing_is_saved(tmp_path, monkeypat
     with pytest.raises(trainers.Finished):
         trainers.ours(SMALL, tmp_path, gate)
     assert gate.settings["micro_batches"] == 1
+    gc.collect()  # here, where it may warn, and in no other test
 
 
 class ClosedGate:
@@ -268,24 +272,6 @@ def test_the_commands_of_the_makefile_can_be_parsed():
 
 
 @pytest.mark.slow
-def test_two_processes_do_the_work_of_one(tmp_path):
-    """And so does every peer that can run in two."""
-    arguments = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "1024", "--steps", "3"]
-    losses = {}
-    for processes in ("1", "2"):
-        out = tmp_path / f"{processes}.jsonl"
-        assert run_command(train.main, [*arguments, "--processes", processes, "--out", str(out)]) == 0
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
-        losses[processes] = {row["provider"]: row["loss"] for row in rows}
-        communication = rows[0]["parts"].get("of these, communication")
-        assert (
-            (communication is None) if processes == "1" else 0 < communication < 1e3 * rows[0]["milliseconds"]
-        )
-    assert "plain loop, padded" not in losses["2"]
-    assert losses["2"] == pytest.approx({name: losses["1"][name] for name in losses["2"]}, rel=5e-3)
-
-
-@pytest.mark.slow
 def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
     make_case(SMALL, tmp_path)
     (tmp_path / "packs.jsonl").write_text("{broken\n")
@@ -318,15 +304,27 @@ def test_a_rung_that_ends_early_holds_up_nobody(tmp_path):
     results = dict(train.one_by_one([broken, good], tmp_path, case, make_console(quiet=True)))
     assert results[broken].error.startswith("ended early: ")
     assert len(results[good].steps) == case.steps
+    # The parts are the whole step, but for where the machine did other work between them and its end.
+    shares = [sum(step["parts"].values()) / step["seconds"] for step in results[good].steps]
+    assert max(shares) <= 1 and max(shares) > 0.7
+
+
+ALL = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "1024", "--steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> tuple[list[dict], str]:
+    """All trainers that are here, in one process each: their rows, and what was printed."""
+    out, printed = tmp_path_factory.mktemp("alone") / "train.jsonl", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert run_command(train.main, [*ALL, "--out", str(out)]) == 0
+    return [json.loads(line) for line in out.read_text().splitlines()], printed.getvalue()
 
 
 @pytest.mark.slow
-def test_all_trainers_that_are_here_do_the_same_work(tmp_path, capsys):
+def test_all_trainers_that_are_here_do_the_same_work(alone):
     """fastling, the padded loop and, where it is installed, TRL: the same loss after every step."""
-    out = tmp_path / "train.jsonl"
-    arguments = ["--size", "demo", "--sequence-length", "256", "--batch-tokens", "1024", "--steps", "4"]
-    assert run_command(train.main, [*arguments, "--out", str(out)]) == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows, printed = alone
     assert {"fastling", "plain loop, padded"} <= {row["provider"] for row in rows}
     ours = rows[0]
     for row in rows:
@@ -334,8 +332,23 @@ def test_all_trainers_that_are_here_do_the_same_work(tmp_path, capsys):
         assert row["loss"] == pytest.approx(ours["loss"], rel=5e-3)
         assert row["milliseconds"] > 0 and row["memory_gib"] > 0.1
     assert set(ours["parts"]) == {"data wait", "forward", "backward and clipping", "optimizer"}
-    assert sum(ours["parts"].values()) == pytest.approx(ours["milliseconds"], rel=0.3)
-    assert "plain loop, padded" in capsys.readouterr().out
+    assert all(milliseconds >= 0 for milliseconds in ours["parts"].values())
+    assert "plain loop, padded" in printed
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_work_of_one(alone, tmp_path):
+    """And so does every peer that can run in two."""
+    out = tmp_path / "train.jsonl"
+    assert run_command(train.main, [*ALL, "--processes", "2", "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    losses = {row["provider"]: row["loss"] for row in rows}
+    assert "fastling" in losses and "plain loop, padded" not in losses
+    assert losses == pytest.approx(
+        {row["provider"]: row["loss"] for row in alone[0] if row["provider"] in losses}, rel=5e-3
+    )
+    assert "of these, communication" not in alone[0][0]["parts"]
+    assert 0 < rows[0]["parts"]["of these, communication"] < 1e3 * rows[0]["milliseconds"]
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def check_against_oracle(kind, template, by_hand, system, turns, budget=10**6) -
 def test_a_thousand_conversations_are_encoded_as_a_server_would(kinds, own_template, by_hand):
     seen = collections.Counter()
 
-    @settings(max_examples=1000, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=1000)
     @given(
         combination=st.sampled_from(COMBINATIONS),
         system=st.sampled_from(["", "Sei nett."]) | TEXTS,

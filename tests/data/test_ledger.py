@@ -2,7 +2,7 @@
 
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastling.data.conversation import Refused
@@ -46,7 +46,6 @@ def test_tokens_in_are_trained_masked_or_dropped():
     }
 
 
-@settings(max_examples=100, derandomize=True, database=None, deadline=None)
 @given(results=st.lists(RESULTS), border=st.integers(0, 20))
 def test_parts_of_a_source_add_up_to_the_whole(results, border):
     whole, first, second = Ledger(), Ledger(), Ledger()

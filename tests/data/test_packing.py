@@ -5,12 +5,10 @@ import random
 
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastling.data.packing import Plan, best_fit, deal, epoch_documents, make_plan
-
-QUICK = settings(max_examples=100, derandomize=True, database=None, deadline=None)
 
 
 def slow_best_fit(lengths: list[int], capacity: int) -> list[int]:
@@ -30,7 +28,6 @@ def lognormal(count: int, capacity: int = 2048) -> numpy.ndarray:
     return numpy.clip(draw.lognormal(5.5, 1.0, count), 8, capacity).astype(numpy.int64)
 
 
-@QUICK
 @given(lengths=st.lists(st.integers(1, 30), max_size=60), spare=st.integers(0, 20))
 def test_best_fit_is_best_fit_decreasing(lengths, spare):
     capacity = max(lengths, default=1) + spare
@@ -151,7 +148,6 @@ def test_past_the_end_packs_are_empty():
 # Shares of ranks ----------------------------------------------------------------------------------
 
 
-@QUICK
 @given(
     costs=st.lists(st.integers(0, 100), min_size=1, max_size=6),
     ranks=st.integers(1, 8),

@@ -239,7 +239,7 @@ def start(data: Path, folder: Path, log: Path, mode: str) -> subprocess.Popen:
 def test_many_processes_build_a_store_once(tmp_path, data):
     log = tmp_path / "log"
     processes = [start(data, tmp_path / "store", log, "build") for _ in range(3)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert outputs[0].startswith("30 ") and len(set(outputs)) == 1
     assert log.read_text() == "30\n"
@@ -249,7 +249,7 @@ def test_many_processes_build_a_store_once(tmp_path, data):
 def test_a_build_that_was_killed_leaves_nothing_that_is_used(tmp_path, data):
     folder = tmp_path / "store"
     process = start(data, folder, tmp_path / "log", "die")
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == -9
     key = recipe(data).key()
     assert not (folder / key).exists()

@@ -68,7 +68,7 @@ def test_only_the_answer_and_its_end_token_are_supervised(name, own_template):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bos", ["<s>", None])
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(
     system=st.sampled_from(["", "Sei nett.\n", "你好{{ 1 }}", " 😀 "]),
     turns=st.lists(

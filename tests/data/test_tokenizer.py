@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -45,7 +45,6 @@ def test_without_files_beside_it_the_usual_names_are_looked_for(kinds, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=100, derandomize=True, database=None, deadline=None)
 @given(
     texts=st.lists(
         st.lists(st.sampled_from(SPECIAL) | st.text(max_size=5), max_size=5).map("".join), max_size=3

@@ -3,14 +3,13 @@
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT
 
+from fastling import evaluate
 from fastling.data.conversation import Conversation, Turn
 from fastling.errors import UserError
 from fastling.evaluation.answering import (
@@ -202,33 +201,40 @@ def test_given_outputs_or_a_model_is_needed(options):
         check_source(options(model=False), "given")
 
 
-def command(tmp_path, tiny_export):
-    return [
-        "fastling.evaluate", "translation", "--model", tiny_export, "--sources", tmp_path / "s.txt",
-        "--references", tmp_path / "s.txt", "--target-lang", "en", "--max-new-tokens", "60",
-        "--keep-answers", tmp_path / "kept.jsonl", "--json",
-    ]  # fmt: skip
+# `fastling evaluate` that has ten answers, and never gets the eleventh.
+STUCK = """
+import sys, time
+from fastling import evaluate
+from fastling.evaluation.kept_answers import KeptAnswers
+
+def add(self, *answer, add=KeptAnswers.add):
+    add(self, *answer)
+    if len(self) == 10:
+        print("ten", flush=True)
+        time.sleep(600)
+
+KeptAnswers.add = add
+evaluate.main(sys.argv[1:])
+"""
 
 
 @pytest.mark.slow
-def test_after_kill_9_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, tiny_export):
+def test_after_kill_9_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, tiny_export, capsys):
+    sources, kept = tmp_path / "s.txt", tmp_path / "kept.jsonl"
     lines = [f"This is sentence {number}, 第{number}句。" for number in range(120)]
-    (tmp_path / "s.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    words = [sys.executable, "-m", *map(str, command(tmp_path, tiny_export))]
-    kept = tmp_path / "kept.jsonl"
+    sources.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    command = ["translation", "--model", tiny_export, "--sources", sources, "--references", sources]
+    command += ["--target-lang", "en", "--max-new-tokens", 20, "--keep-answers", kept, "--json"]
+    command = list(map(str, command))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not kept.exists() or kept.read_bytes().count(b"\n") < 10:
-        assert running.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    python = [sys.executable, "-c", STUCK]
+    with subprocess.Popen([*python, *command], env=environment, stdout=subprocess.PIPE) as running:
+        assert running.stdout.readline() == b"ten\n"
+        running.kill()
     before = kept.read_bytes()
-    before = before[: before.rfind(b"\n") + 1]
-    assert before.count(b"\n") < 121, "nothing was left to do"
-    done = run_python(*command(tmp_path, tiny_export))
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["sentences"] == 120
+    assert before.count(b"\n") == 11
+    evaluate.main(command)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["sentences"] == 120
     after = kept.read_bytes()
     assert after.startswith(before)
     rows = [json.loads(line) for line in after.splitlines()[1:]]

@@ -1,5 +1,7 @@
 """What is read out of an answer to a multiple-choice question: a table of texts as systems write them."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -235,9 +237,7 @@ def test_each_letter_is_read_alike(letter, form):
 
 def test_a_long_answer_is_read_in_linear_time():
     """A small model repeats itself up to its limit."""
-    import time
-
-    start = time.monotonic()
+    start = time.thread_time()
     for unit in (
         "A ",
         "A, ",
@@ -253,7 +253,7 @@ def test_a_long_answer_is_read_in_linear_time():
         "matches (",
     ):
         extract_choice(unit * 3000, CITIES)
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
 
 
 def test_an_option_that_is_a_letter_is_not_taken_for_another():

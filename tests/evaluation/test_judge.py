@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("openai")
 
-from misbehaving_server import completion, serving
+from misbehaving_server import completion, serving, together
 
 from fastling.errors import RunError, UserError
 from fastling.evaluation.judge import ATTEMPTS, Judgement, Pair, fill, judge_pairs, load_prompt
@@ -109,10 +109,10 @@ def test_whatever_is_written_in_a_known_form_is_read_back(first, second, form):
     ids=lambda text: repr(text[:12]),
 )  # fmt: skip
 def test_hostile_text_takes_no_time(text):
-    began = time.monotonic()
+    began = time.thread_time()  # not the machine's other work
     with pytest.raises(Unreadable):
         parse_scores(text)
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
 
 
 # The prompt -----------------------------------------------------------------------------------------
@@ -282,16 +282,16 @@ def test_a_late_answer_is_taken_and_a_hanging_judge_is_not_waited_for(judge):
     def behave(number, body):
         text = body["messages"][0]["content"]
         if "good 1" in text:
-            over.wait(30)
+            over.wait(120)
         time.sleep(0.3 if "good 2" in text else 0)
         return fair(number, body)
 
     began = time.monotonic()
     with serving(behave) as server:
-        judgements, failures, _ = judge(server, [pair(number) for number in range(4)], timeout_seconds=1.5)
+        judgements, failures, _ = judge(server, [pair(number) for number in range(4)], timeout_seconds=3)
         over.set()
     assert set(judgements) == {"0", "2", "3"} and failures.excluded == {"1": "too slow"}
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_equal_answers_are_asked_about_once_and_are_equal(judge):
@@ -370,11 +370,7 @@ def test_all_that_are_in_flight_when_a_server_is_given_up_say_the_same(tmp_path)
 
 
 def test_many_requests_are_in_flight_and_no_more_than_allowed(judge):
-    def slowly(number, body):
-        time.sleep(0.05)
-        return fair(number, body)
-
-    with serving(slowly) as server:
+    with serving(together(4, fair)) as server:
         judge(server, [pair(number) for number in range(10)], requests_in_flight=4)
     assert server.most_at_work == 4
 

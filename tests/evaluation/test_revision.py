@@ -216,10 +216,10 @@ def test_the_edit_rate_counts_edits_per_token_of_the_draft():
 
 
 def test_a_rambling_answer_is_measured_in_time():
-    started = time.monotonic()
+    started = time.thread_time()
     assert edit_rate("words and words and so on " * 200, CAT) > 1000
     assert common_length(tokens(CAT) * 50, tokens(CAT) * 500) == 500
-    assert time.monotonic() - started < 10
+    assert time.thread_time() - started < 10
 
 
 # The version in an answer ---------------------------------------------------------------------------

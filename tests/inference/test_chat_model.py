@@ -46,7 +46,7 @@ def talker(request, kinds, own_template) -> ChatModel:
     return ChatModel(model, Encoder(template, tokenizer, 2048), "test")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(system=TEXTS, texts=st.lists(TEXTS, min_size=2, max_size=6), data=st.data())
 def test_every_answer_is_asked_for_with_the_ids_that_training_saw_before_it(talker, system, texts, data):
     """P1, turn by turn, also for what was answered before."""

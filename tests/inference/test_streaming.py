@@ -44,7 +44,7 @@ def known(encoder, ids) -> list[int]:
     return [each for each in ids if each < encoder.tokenizer.vocab_size]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_the_pieces_of_any_ids_are_their_text(encoder, data):
     """Half characters, wrong bytes, control tokens, ids that no token has: a model may say anything."""
@@ -55,7 +55,7 @@ def test_the_pieces_of_any_ids_are_their_text(encoder, data):
     assert "".join(pieces_of(encoder, ids)) == encoder.answer(known(encoder, ids))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(max_size=99) | st.lists(st.sampled_from(TEXTS), max_size=9).map("".join))
 def test_the_pieces_of_a_text_are_the_text(encoder, text):
     [ids] = encoder.tokenizer.encode([text])

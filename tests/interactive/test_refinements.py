@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from misbehaving_server import Misbehaving, completion
+from misbehaving_server import Misbehaving, completion, together
 
 from fastling import remote
 from fastling.errors import RunError, UserError
@@ -131,11 +131,7 @@ def test_the_prompt_holds_the_text_the_dialogue_and_the_languages(serve, ask):
 
 
 def test_many_requests_are_in_flight_and_no_more_than_allowed(serve, ask):
-    def slowly(number, body):
-        time.sleep(0.05)
-        return good(number, body)
-
-    server = serve(slowly)
+    server = serve(together(4, good))
     ask(server, 16, requests_in_flight=4)
     assert server.most_at_work == 4
 
@@ -217,14 +213,17 @@ def test_one_bad_answer_costs_one_dialogue_and_is_counted(serve, ask, failure, r
 
 
 def test_a_slow_answer_is_not_waited_for_without_end(serve, ask):
+    over = threading.Event()
+
     def hangs(number, body):
         if number == 2:
-            time.sleep(3)
+            over.wait(120)
         return good(number, body)
 
     began = time.monotonic()
-    rows, counts, _ = ask(serve(hangs), 6, requests_in_flight=1, timeout_seconds=0.5)
-    assert len(rows) == 5 and counts.rejected == {"too slow": 1} and time.monotonic() - began < 3
+    rows, counts, _ = ask(serve(hangs), 6, requests_in_flight=1, timeout_seconds=3)
+    over.set()
+    assert len(rows) == 5 and counts.rejected == {"too slow": 1} and time.monotonic() - began < 60
 
 
 def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
@@ -235,8 +234,13 @@ def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
 
 
 def test_a_server_that_has_answered_is_given_more_time(serve, ask):
+    heard = threading.Event()
+
     def at_first(number, body):
-        time.sleep(0.3 * bool(number))  # so that the first is the first to be heard
+        if number == 4:  # the fifth, which has the place of the first
+            heard.set()
+        if number:
+            assert heard.wait(60)
         return (500, "oops") if number else good(number, body)
 
     server = serve(at_first)
@@ -245,12 +249,15 @@ def test_a_server_that_has_answered_is_given_more_time(serve, ask):
 
 
 def test_a_request_is_not_tried_for_ever(serve, ask, monkeypatch):
+    """Six retries after half a second each, with the client's own pauses between them, take 20 seconds."""
     monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.1)
-    server = serve(lambda number, body: time.sleep(5) or good(number, body))
+    over = threading.Event()
+    server = serve(lambda number, body: over.wait(60) and good(number, body))
     began = time.monotonic()
     with pytest.raises(RunError, match="in a row had no answer from .*: too slow"):
         ask(server, 3, requests_in_flight=3, timeout_seconds=0.5, retries=6)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 12
+    over.set()
 
 
 def test_where_nobody_listens_the_run_ends_in_words(serve, ask):

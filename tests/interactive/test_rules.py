@@ -35,7 +35,7 @@ PAIRS = st.sampled_from(
     ]
 )
 SEEDS = st.integers(0, 10**6)
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=60)
 
 
 def dialogue_of(languages, seed, kind=None):

@@ -49,7 +49,7 @@ def test_clip_scale_divides_only_what_is_too_long():
     assert clip_scale(torch.tensor(float("nan")), 0.5).isnan()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(num_weights=st.integers(0, 3000), step=st.integers(1, 100_000), decay=st.sampled_from([0.0, 0.1]))
 def test_any_number_of_weights_at_any_step(num_weights, step, decay):
     parameter, gradient, exp_avg, exp_avg_sq = torch.randn(4, num_weights, device=DEVICE)

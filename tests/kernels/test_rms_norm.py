@@ -70,7 +70,7 @@ def test_the_gradient_of_the_weight_is_summed_over_many_programs(monkeypatch):
     assert_is_its_formula(leaf(200, 2100), leaf(2100), tolerance=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     leading=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     hidden=st.integers(1, 200),
@@ -81,7 +81,7 @@ def test_any_shape_and_offset(leading, hidden, offset):
     assert_is_its_formula(leaf(*leading, hidden), leaf(hidden), 1e-4, offset)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num_rows=st.integers(1, 20),
     hidden=st.integers(1, 200),

@@ -39,7 +39,7 @@ each_layout = pytest.mark.parametrize("interleaved", [False, True], ids=["half-s
 
 
 @each_layout
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     num_tokens=st.integers(1, 9),
     num_heads=st.integers(1, 40),

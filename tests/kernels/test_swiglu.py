@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("either_version")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(num_tokens=st.integers(1, 9), ffn=st.integers(1, 2500), padding=st.integers(0, 7))
 def test_any_shape_of_rows_where_they_lie(num_tokens, ffn, padding):
     base = torch.randn(num_tokens, 2 * ffn + padding, device=DEVICE).requires_grad_()

@@ -58,7 +58,7 @@ def results(function, leaves, lengths, direction) -> list[torch.Tensor]:
     return [out, *torch.autograd.grad(out, leaves, direction.to(out.dtype))]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=12))
 def test_any_documents_equal_their_own_attention_with_gradients(lengths):
     leaves = draw(sum(lengths))

@@ -22,14 +22,22 @@ TOKENIZER = Path(__file__).parents[2] / "fastling" / "demo" / "tokenizer.model"
 
 
 class Parrot(ChatModel):
-    """Says `says(question)`, token by token, with a pause before each."""
+    """Says `says(question)`, token by token, with a pause before each; after so many, once it may go on."""
 
-    def __init__(self, says=lambda question: f"You said: {question}", *, pause_s=0.0, context=2048):
+    def __init__(
+        self,
+        says=lambda question: f"You said: {question}",
+        *,
+        pause_s=0.0,
+        held_after: int | None = None,
+        context=2048,
+    ):
         tokenizer = load_tokenizer(TOKENIZER)
         with torch.device("meta"):
             model = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=context))
         super().__init__(model, Encoder(load_template("bayling"), tokenizer, context), "parrot")
-        self.says, self.pause_s = says, pause_s
+        self.says, self.pause_s, self.held_after = says, pause_s, held_after
+        self.may_go_on = threading.Event()
         self.fed: list[list[int]] = []
         """Prompts, as the model got them."""
         self.decodings: list[Decoding] = []
@@ -48,6 +56,8 @@ class Parrot(ChatModel):
             [ids] = self.encoder.tokenizer.encode([self.says(question)])
             for token_id in ids[:room]:
                 time.sleep(self.pause_s)
+                if self.tokens == self.held_after:
+                    assert self.may_go_on.wait(60)
                 self.tokens += 1
                 yield token_id
         finally:
@@ -68,7 +78,7 @@ class Running:
         self.server = make_server(chat, defaults, worker, host=host, token=token, ready=ready)
         self.thread = threading.Thread(target=self._run, args=(host,), daemon=True)
         self.thread.start()
-        assert listening.wait(20)
+        assert listening.wait(60)
 
     def _run(self, host: str) -> None:
         with listen(host, 0) as listening:
@@ -91,11 +101,11 @@ def serving(
     finally:
         worker.end()
         running.server.should_exit = True
-        running.thread.join(20)
+        running.thread.join(60)
         assert not running.thread.is_alive()
 
 
-def wait_until(condition, seconds: float = 30.0) -> None:
+def wait_until(condition, seconds: float = 60.0) -> None:
     """Until something holds; fails when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -12,6 +12,7 @@ from fastling.data.conversation import Conversation, Turn
 from fastling.model.generation import Decoding
 
 sync_api = pytest.importorskip("playwright.sync_api")
+sync_api.expect.set_options(timeout=60_000)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
 ARGUMENTS = [
@@ -26,7 +27,9 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=ARGUMENTS)
+        found = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=ARGUMENTS, timeout=120_000
+        )
         yield found
         found.close()
 
@@ -36,7 +39,7 @@ def page(browser):
     """A page that fails the test where a script does, or where it asks for anything from elsewhere."""
     context = browser.new_context(viewport={"width": 900, "height": 720}, color_scheme="light")
     opened = context.new_page()
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(60_000)
     opened.mistakes, opened.asked = [], []
     opened.on("pageerror", lambda error: opened.mistakes.append(str(error)))
     opened.on("request", lambda request: opened.asked.append(request.url))
@@ -44,6 +47,12 @@ def page(browser):
     assert opened.mistakes == []
     assert len({url.split("/")[2] for url in opened.asked if url.startswith("http")}) <= 1
     context.close()
+
+
+def visit(page, running) -> None:
+    """Open the page and wait until it knows its model: a question that is sent before waits for that first."""
+    page.goto(running.url)
+    sync_api.expect(page.locator("#model")).to_have_text("parrot")
 
 
 def items(page) -> list[str]:
@@ -60,15 +69,15 @@ def wait_for_end(page) -> None:
 
 
 def test_type_stream_second_turn_reset(page):
-    chat = Parrot(lambda question: f"Du sagst: {question} — 你说的是这句话。" * 3, pause_s=0.02)
+    chat = Parrot(lambda question: f"Du sagst: {question} — 你说的是这句话。" * 3, held_after=20)
     with serving(chat, defaults=Decoding(max_new_tokens=200)) as running:
-        page.goto(running.url)
-        sync_api.expect(page.locator("#model")).to_have_text("parrot")
+        visit(page, running)
         page.get_by_label("Your message").press_sequentially("早上好 😀")
         page.keyboard.press("Enter")
         coming = page.locator("li.assistant.coming")
         sync_api.expect(coming).to_contain_text("Du sagst")
         first = coming.inner_text()
+        chat.may_go_on.set()
         wait_for_end(page)
         question, answer = items(page)
         assert question == "早上好 😀" and answer == chat.says("早上好 😀").strip()
@@ -99,14 +108,13 @@ def test_a_server_that_comes_back_is_asked_without_a_reload(page):
         sync_api.expect(page.get_by_label("Your message")).to_have_value("早上好")
         page.unroute("**/v1/models")
         page.get_by_role("button", name="Send").click()
-        wait_for_end(page)
         sync_api.expect(page.locator("li.assistant")).to_contain_text("早上好")
 
 
 def test_stop_keeps_what_was_said_and_ends_the_generation(page):
     chat = Parrot(lambda question: "word " * 3000, pause_s=0.01, context=8192)
     with serving(chat, defaults=Decoding(max_new_tokens=4000)) as running:
-        page.goto(running.url)
+        visit(page, running)
         ask(page, "x")
         sync_api.expect(page.locator("li.assistant")).to_contain_text("word word")
         page.get_by_role("button", name="Stop").click()
@@ -125,7 +133,7 @@ def test_stop_keeps_what_was_said_and_ends_the_generation(page):
 def test_reset_in_the_middle_of_an_answer_ends_it(page):
     chat = Parrot(lambda question: "word " * 3000, pause_s=0.01, context=8192)
     with serving(chat, defaults=Decoding(max_new_tokens=4000)) as running:
-        page.goto(running.url)
+        visit(page, running)
         ask(page, "x")
         sync_api.expect(page.locator("li.assistant")).to_contain_text("word")
         page.get_by_role("button", name="Reset").click()
@@ -137,7 +145,7 @@ def test_reset_in_the_middle_of_an_answer_ends_it(page):
 def test_the_system_text_is_sent_and_survives_a_reset(page):
     chat = Parrot()
     with serving(chat) as running:
-        page.goto(running.url)
+        visit(page, running)
         page.get_by_text("System text").click()
         page.get_by_label("What the model is to be").fill("Sei kurz.")
         ask(page, "x")
@@ -150,7 +158,7 @@ def test_the_system_text_is_sent_and_survives_a_reset(page):
 
 def test_what_a_model_says_is_text_whatever_it_says(page):
     with serving(Parrot(lambda question: HOSTILE), defaults=Decoding(max_new_tokens=200)) as running:
-        page.goto(running.url)
+        visit(page, running)
         ask(page, HOSTILE)
         wait_for_end(page)
         assert items(page) == [HOSTILE, HOSTILE]
@@ -165,7 +173,7 @@ def test_what_a_model_says_is_text_whatever_it_says(page):
 def test_enter_while_chinese_is_composed_does_not_send(page):
     chat = Parrot()
     with serving(chat) as running:
-        page.goto(running.url)
+        visit(page, running)
         page.get_by_label("Your message").fill("ni hao")
         press = (
             "options => document.getElementById('question').dispatchEvent("
@@ -184,7 +192,7 @@ def test_enter_while_chinese_is_composed_does_not_send(page):
 def test_a_full_context_drops_the_oldest_turns_and_says_so_once(page):
     chat = Parrot(lambda question: "gut", context=220)
     with serving(chat, defaults=Decoding(max_new_tokens=40)) as running:
-        page.goto(running.url)
+        visit(page, running)
         for number in range(6):
             ask(page, f"question {number} " + "wort " * 8)
             sync_api.expect(page.locator("li.assistant:not(.coming)")).to_have_count(number + 1)
@@ -202,7 +210,7 @@ def test_a_full_context_drops_the_oldest_turns_and_says_so_once(page):
 
 def test_an_answer_of_nothing_gives_the_question_back(page):
     with serving(Parrot(lambda question: "")) as running:
-        page.goto(running.url)
+        visit(page, running)
         ask(page, "x")
         sync_api.expect(page.locator("#status")).to_contain_text("said nothing")
         assert items(page) == [] and page.get_by_label("Your message").input_value() == "x"
@@ -210,7 +218,7 @@ def test_an_answer_of_nothing_gives_the_question_back(page):
 
 def test_an_answer_that_was_cut_says_so(page):
     with serving(Parrot(lambda question: "word " * 30), defaults=Decoding(max_new_tokens=4)) as running:
-        page.goto(running.url)
+        visit(page, running)
         ask(page, "x")
         sync_api.expect(page.locator("#status")).to_have_text("The answer was cut at 4 tokens.")
         assert "word" in items(page)[1]
@@ -219,8 +227,7 @@ def test_an_answer_that_was_cut_says_so(page):
 def test_another_model_that_is_served_by_now_is_asked_without_a_reload(page):
     chat = Parrot()
     with serving(chat) as running:
-        page.goto(running.url)
-        sync_api.expect(page.locator("#model")).to_have_text("parrot")
+        visit(page, running)
         chat.name = "ara"
         ask(page, "x")
         sync_api.expect(page.locator("#status")).to_contain_text("there is no model")
@@ -231,8 +238,7 @@ def test_another_model_that_is_served_by_now_is_asked_without_a_reload(page):
 
 def test_a_server_that_has_gone_is_said_and_the_question_kept(page):
     with serving(Parrot()) as running:
-        page.goto(running.url)
-        sync_api.expect(page.locator("#model")).to_have_text("parrot")
+        visit(page, running)
     ask(page, "x")
     sync_api.expect(page.locator("#status")).to_have_text("The server cannot be reached.")
     assert page.get_by_label("Your message").input_value() == "x"
@@ -251,6 +257,7 @@ def test_the_token_is_asked_for_or_comes_with_the_address_and_is_not_left_in_it(
         sync_api.expect(page.locator("#access")).to_be_hidden()
         page.goto("about:blank")
         page.goto(page_address(running.url, "ses+ame/&%41="))
+        sync_api.expect(page.locator("#model")).to_have_text("parrot")
         ask(page, "x")
         wait_for_end(page)
         assert items(page)[1] == "You said: x" and "ame" not in page.url
@@ -261,7 +268,7 @@ def test_every_control_has_a_name_and_the_page_fits_a_telephone_in_the_dark(page
     with serving(Parrot()) as running:
         page.emulate_media(color_scheme="dark")
         page.set_viewport_size({"width": 360, "height": 640})
-        page.goto(running.url)
+        visit(page, running)
         ask(page, "a" * 400)
         wait_for_end(page)
         for control in page.locator("button, textarea, input").all():

@@ -1,5 +1,6 @@
 """A real terminal: keys go in at one end of a pseudo-terminal, and what a person would see comes out."""
 
+import codecs
 import fcntl
 import os
 import pty
@@ -43,6 +44,7 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
         )  # fmt: skip
         os.close(theirs)
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # reads may cut a character
         self.seen = ""
 
     def type(self, keys: str, *, at_prompt: bool = True) -> None:
@@ -51,14 +53,14 @@ class Terminal:
             self.wait_for(">")
         os.write(self.ours, keys.encode())
 
-    def wait_for(self, text: str, seconds: float = 20) -> str:
+    def wait_for(self, text: str, seconds: float = 60) -> str:
         """Everything shown until `text` comes; it and what is before it is not seen again."""
         deadline = time.monotonic() + seconds
         while text not in STEERING.sub("", self.seen):
             assert time.monotonic() < deadline, STEERING.sub("", self.seen)
             if select.select([self.ours], [], [], 0.1)[0]:
                 try:
-                    self.seen += os.read(self.ours, 65536).decode("utf-8", errors="replace")
+                    self.seen += self.decoder.decode(os.read(self.ours, 65536))
                 except OSError:  # the program has ended
                     time.sleep(0.05)
         before, _, after = STEERING.sub("", self.seen).partition(text)
@@ -66,7 +68,7 @@ class Terminal:
         return before
 
     def end(self) -> int:
-        status = self.process.wait(20)
+        status = self.process.wait(60)
         os.close(self.ours)
         return status
 

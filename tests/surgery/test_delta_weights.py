@@ -118,7 +118,7 @@ def test_a_float32_model_comes_back_within_one_rounding_and_the_largest_is_said(
     before=st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12),
     after=st.lists(st.floats(-4, 4, width=16), min_size=12, max_size=12),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_one_sum_is_the_rounded_sum_of_reals(tmp_path_factory, before, after):
     base = torch.tensor(before, dtype=torch.float16)
     target = torch.tensor(after[: len(before)], dtype=torch.float16)

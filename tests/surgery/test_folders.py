@@ -1,15 +1,11 @@
 """Where results go: whole or absent, nothing overwritten, whatever happens on the way."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 from surgery.models import change, make_model
 
-from fastling.errors import RunError, UserError
+from fastling import delta, merge
+from fastling.errors import RunError, UserError, run_command
 from fastling.model.digests import digest
 from fastling.surgery import folders
 from fastling.surgery.folders import Weights, joint_digest, new_folder, write_weights
@@ -76,25 +72,19 @@ def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, monkeypatch)
         write_weights(iter([("x", torch.ones(3))]), tmp_path, torch.float32)
 
 
-@pytest.mark.parametrize("verb", ["delta", "merge"])
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path, verb):
+@pytest.mark.parametrize("verb", [delta, merge], ids=["delta", "merge"])
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, verb, capsys, request):
     """A limit on the size of files stands for the full disk: the write fails in the middle."""
     for seed, name in enumerate(("a", "b")):
         make_model(tmp_path / name, seed=seed)
     arguments = {
-        "delta": ["make", "--base", tmp_path / "a", "--target", tmp_path / "b"],
-        "merge": ["--models", tmp_path / "a", tmp_path / "b"],
+        delta: ["make", "--base", tmp_path / "a", "--target", tmp_path / "b"],
+        merge: ["--models", tmp_path / "a", tmp_path / "b"],
     }[verb]
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        f"from fastling.errors import run_command; from fastling.{verb} import main\n"
-        "sys.exit(run_command(main, sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, *map(str, arguments), "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stderr
-    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    request.getfixturevalue("quota")
+    assert run_command(verb.main, list(map(str, [*arguments, "--out", tmp_path / "out"]))) == 1
+    said = capsys.readouterr().err
+    assert "could not be written" in said and "Traceback" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 

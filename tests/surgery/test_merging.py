@@ -52,7 +52,7 @@ eighths = st.integers(-16, 16).map(lambda number: number / 8)
     density=st.sampled_from([0.01, 0.2, 0.25, 0.5, 0.9, 1.0]),
     scale=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_ties_is_its_definition(stack, weights, density, scale):
     base, models = stack[0], stack[1:]
     weights = weights[: len(models)]
@@ -65,7 +65,7 @@ def test_ties_is_its_definition(stack, weights, density, scale):
 
 
 @given(delta=arrays.arrays(numpy.float32, st.integers(1, 40), elements=eighths), density=st.floats(0.001, 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_trimming_keeps_the_largest_and_of_equal_ones_the_first(delta, density):
     found = trimmed(torch.from_numpy(delta), density).numpy()
     order = sorted(range(len(delta)), key=lambda i: (-abs(delta[i]), i))
@@ -80,7 +80,7 @@ def test_trimming_keeps_the_largest_and_of_equal_ones_the_first(delta, density):
     ),
     weights=st.lists(st.floats(0.125, 8), min_size=4, max_size=4),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_an_average_is_that_of_float64(stack, weights):
     weights = weights[: len(stack)]
     found = average((torch.from_numpy(model) for model in stack), weights)

@@ -142,7 +142,7 @@ letters = st.text(st.sampled_from("苍舒舟艾芳龘qz ab我▁<éinhe"), max_s
 @pytest.mark.slow
 @given(text=letters)
 @example(text="inhe")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_only_text_with_a_new_token_in_it_reads_differently(spm, text):
     model, out, added = spm
     old, new = load_tokenizer(model / "tokenizer.model"), load_tokenizer(out)

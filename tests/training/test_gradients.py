@@ -47,11 +47,11 @@ def plain_gradients(config_path, loss: str) -> tuple[torch.Tensor, dict[str, tor
 @pytest.mark.parametrize(
     ("ranks", "options"),
     [
-        (1, []),
+        (0, []),
         (2, ["--train.micro_batch_tokens", "256"]),
         (2, ["--parallel.replicate", "2", "--train.activation_checkpointing", "full"]),
     ],
-    ids=["1-rank-2-micro-batches", "2-ranks-2-micro-batches", "2-replicas-checkpointed"],
+    ids=["alone-2-micro-batches", "2-ranks-2-micro-batches", "2-replicas-checkpointed"],
 )
 def test_gradient_equals_the_plain_computation(tiny_run, tmp_path, ranks, options):
     config = tiny_run()

@@ -36,7 +36,7 @@ from fastling.training.parallel import open_world
 
 with open_world(Config()):
     os.write(1, b".")
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -57,7 +57,7 @@ def test_the_processes_of_a_launcher_that_is_killed_end_with_it(tmp_path, is_rea
         killed = time.monotonic()
         launcher.stdout.read()  # ends when nobody is left who could write
         said = launcher.stderr.read() if is_read else b""
-    assert time.monotonic() - killed < 30
+    assert time.monotonic() - killed < 120
     for rank in range(2 * is_read):
         assert f"error: rank {rank}: torchrun was killed".encode() in said
 
@@ -86,5 +86,5 @@ def test_torchrun_starts_processes_again_that_find_each_other(tmp_path):
     script.write_text(DIES_ONCE)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, str(script)], env=environment, capture_output=True, timeout=120)
+    done = subprocess.run([*command, str(script)], env=environment, capture_output=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, b"together: 2.0;" * 2), done.stderr.decode()
