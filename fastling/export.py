@@ -43,9 +43,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 _WRITTEN = re.compile(
     r"README\.md|config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|"
     r"special_tokens_map\.json|chat_template\.jinja|template\.yaml|tokenizer\.model|"
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.\d+\.tmp)?|\.shard-\d+\.part"
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.\d+\.tmp)?|\.shard-\d+\.part|"
+    r"\.tmp\w{6}"
 )
-"""Names of files that an export writes, those of one that was killed among them."""
+"""Names of files that an export writes, also of one that was killed (the last is safetensors' own)."""
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -495,6 +497,24 @@ def test_an_unfinished_export_is_begun_anew_wherever_it_was_killed(small):
         path.unlink()
     (small.aside / "README.md").touch()
     small.rehearse()
+
+
+def test_an_export_that_was_killed_while_it_wrote_weights_is_begun_anew(small):
+    """safetensors writes under a name of its own; the signal that limits a file stands for the kill."""
+    small.rehearse()
+    code = (
+        "import resource, signal, sys, numpy, safetensors.numpy\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "safetensors.numpy.save_file({'x': numpy.zeros(100_000)}, sys.argv[1])\n"
+    )
+    part = small.aside / ".shard-1.part"
+    done = subprocess.run([sys.executable, "-c", code, str(part)], timeout=60)
+    assert done.returncode == -signal.SIGXFSZ
+    half = [path for path in small.aside.iterdir() if path.name not in SMALL_FILES | {"tokenizer.model"}]
+    assert half
+    small.rehearse()
+    assert not any(path.exists() for path in half)
 
 
 @pytest.mark.parametrize("name", DTYPES)
