@@ -517,6 +517,31 @@ def test_an_export_that_was_killed_while_it_wrote_weights_is_begun_anew(small):
     assert not any(path.exists() for path in half)
 
 
+def test_two_exports_into_one_folder_are_kept_apart(small):
+    """Else one says that it passed, of a folder that then holds the other's weights."""
+    other = make_export(small.folder, "bayling", DEMO / "tokenizer.model")
+    small.rehearse()
+    for write in (other.rehearse, lambda: other.write(make_model(SHAPE, seed=2))):
+        with pytest.raises(UserError, match="out: is being written by another process"):
+            write()
+    small.write(make_model(SHAPE, seed=1))
+    first = (small.folder / "model.safetensors").read_bytes()
+    other.rehearse()
+    with pytest.raises(UserError, match="out: is being written by another process"):
+        small.write(make_model(SHAPE, seed=1))
+    other.write(make_model(SHAPE, seed=2))
+    assert (small.folder / "model.safetensors").read_bytes() != first
+    assert [path.name for path in small.folder.parent.iterdir()] == ["out"]
+
+
+def test_what_lies_where_an_export_is_made_is_named(small):
+    small.folder.parent.mkdir()
+    small.aside.write_text("mine")
+    with pytest.raises(UserError, match="out: cannot be written: .*File exists: .*out.tmp"):
+        small.rehearse()
+    assert small.aside.read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", DTYPES)
 def test_each_kind_of_numbers(small, name):
     small.dtype = DTYPES[name]
