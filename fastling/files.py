@@ -70,9 +70,13 @@ class Hold:
         """Whether it is still this folder that has the name."""
         return folder.exists() and os.path.samestat(os.fstat(self._descriptor), os.stat(folder))
 
-    def __del__(self):
+    def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
+            self._descriptor = None
+
+    def __del__(self):
+        self.close()
 
 
 @contextmanager
