@@ -38,7 +38,7 @@ LAYERS = {
         ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch"),
     ),
     "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
-    "remote": (("errors",), ("openai",)),
+    "remote": (("errors", "files"), ("openai",)),
     "interactive": (("errors", "files", "remote", "workers"), ("numpy", "yaml")),
     # both
     "training": (
