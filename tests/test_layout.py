@@ -61,7 +61,7 @@ LAYERS = {
     "export_check": (("data", "inference", "model"), ("tokenizers", "torch", "transformers")),
     # the other verbs, which join them
     "dialogues": (("errors", "interactive", "remote", "settings", "terminal"), ("rich",)),
-    "preview": (("config", "data", "errors", "prepare", "terminal"), ("numpy", "rich")),
+    "preview": (("config", "data", "errors", "files", "prepare", "terminal"), ("numpy", "rich")),
     "export": (
         (
             "config", "data", "errors", "export_check", "files", "model", "prepare", "settings", "terminal",
