@@ -97,7 +97,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:
         aside.unlink(missing_ok=True)  # a full disk is no place to leave it
         raise
     aside.replace(path)
