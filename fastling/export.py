@@ -341,20 +341,19 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
             "--run", f"holds no run: {run_dir}", "A run folder has a config.yaml and checkpoints/."
         )
     config, _ = parse(build_parser("fastling export", ""), ["--config", str(path)])
-    step = checkpoint.newest_step(run_dir / "checkpoints", lambda text: print(text, file=sys.stderr))
-    if not step:
-        raise UserError(
-            str(run_dir), "has no checkpoint yet", "Training writes one every checkpoint.every_steps."
-        )
     encoder = make_encoder(config)
     shape = model_config(config, encoder)
     model = _on_meta(shape).to_empty(device="cpu")
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    say = functools.partial(print, file=sys.stderr)
+    if not checkpoint.load_newest(run_dir / "checkpoints", tensors, say):
+        raise UserError(
+            str(run_dir), "has no checkpoint yet", "Training writes one every checkpoint.every_steps."
+        )
     export = make_export(out.resolve(), shape, encoder, config)
     if dtype is not None:
         export.dtype = dtype
     export.rehearse()
-    checkpoint.load(checkpoint.open_checkpoint(run_dir / "checkpoints", step).folder, tensors)
     return export.write(model)
 
 
