@@ -151,7 +151,7 @@ class Export:
     def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
         """Add the weights, check the folder, and give it its name. All ranks call it together.
 
-        Raises RunError when it fails a check; an earlier export then stays as it was.
+        Raises RunError when it fails a check, UserError when the folder is no export now; it stays as it is.
         """
         tensors = hf_tensors(model, wanted=is_main)
         if not is_main:
@@ -171,6 +171,7 @@ class Export:
                 f"failed its check: {failed[0].name}: {failed[0].result}",
                 f"So it was not published as {self.folder}.",
             )
+        _check_replaceable(self.folder)  # days may have passed since the rehearsal
         files.publish(self.aside, self.folder)
         self._hold = None
         return checks

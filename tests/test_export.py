@@ -488,6 +488,15 @@ def test_an_export_to_which_something_was_added_is_left_alone(small):
         small.rehearse()
 
 
+def test_what_was_added_while_the_training_went_on_is_left_alone(small):
+    small.write(make_model(SHAPE, seed=1))
+    small.rehearse()
+    (small.folder / "model.gguf").write_text("an hour of converting")
+    with pytest.raises(UserError, match="out: exists and is not an export: it holds model.gguf"):
+        small.write(make_model(SHAPE, seed=2))
+    assert (small.folder / "model.gguf").read_text() == "an hour of converting"
+
+
 def test_an_unfinished_export_is_begun_anew_wherever_it_was_killed(small):
     small.rehearse()
     (small.aside / ".shard-1.part").write_bytes(b"half")
