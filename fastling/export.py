@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,12 +41,14 @@ from fastling.training import checkpoint
 from fastling.training.build import model_config
 from fastling.training.parallel import compute_dtype
 
+CARD = "README.md"
 _WRITTEN = re.compile(
     r"README\.md|config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|"
     r"special_tokens_map\.json|chat_template\.jinja|template\.yaml|tokenizer\.model|"
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.\d+\.tmp)?|\.shard-\d+\.part"
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.\d+\.tmp)?|\.shard-\d+\.part|"
+    r"\.tmp\w{6}"
 )
-"""Names of files that an export writes, those of one that was killed among them."""
+"""Names of files that an export writes, also of one that was killed (the last is safetensors' own)."""
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 
@@ -60,6 +62,7 @@ class Export:
     encoder: Encoder
     config: Config
     dtype: torch.dtype
+    _hold: files.Hold | None = field(default=None, init=False)
 
     @property
     def aside(self) -> Path:
@@ -74,27 +77,37 @@ class Export:
         """Write everything but the weights, aside.
 
         Raises UserError when the tokenizer cannot be exported, a server would build other prompts from it,
-        the folder holds something else, or the disk is too small.
+        the folder holds something else or is being written by another process, or the disk is too small.
         """
-        for folder in (self.folder, self.aside):
-            _check_replaceable(folder)
+        _check_replaceable(self.folder)
         try:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            files.check_disk(self.folder.parent, self.num_bytes, str(self.folder), "the export needs")
-            self._write_small_files()
+            self._take_aside()
+            self._empty_aside()
+            try:
+                files.check_disk(self.folder.parent, self.num_bytes, str(self.folder), "the export needs")
+                self._write_small_files()
+                self._check_prompts()
+            except BaseException:
+                shutil.rmtree(self.aside, ignore_errors=True)
+                raise
         except OSError as error:
-            raise UserError(str(self.folder), f"cannot be written: {error.strerror}") from None
-        checks = check_prompts(self.aside, self.encoder, self.shape.model_type)
-        failed = [check for check in checks if check.passed is False]
-        if failed:
-            shutil.rmtree(self.aside)
-            raise UserError(
-                f"export of {self.encoder.tokenizer.path}",
-                f"with the template {self.encoder.template.name} would fail its check: {failed[0].name}: "
-                f"{failed[0].result}",
-                "Choose a template, or a model_type, that was made for this tokenizer.",
-            )
+            raise UserError(str(self.folder), f"cannot be written: {error}") from None
+
+    def _take_aside(self) -> None:
+        """Make the folder aside, and keep other processes out of it. Raises UserError where one is in it."""
+        if self._hold and self._hold.is_of(self.aside):
+            return
+        try:
+            self._hold = files.Hold(self.aside)
+        except BlockingIOError:
+            fix = "Wait for it, stop it, or name another folder."
+            raise UserError(str(self.folder), "is being written by another process", fix) from None
+
+    def _empty_aside(self) -> None:
+        """Remove what one that was killed has left: the card last, by which it is ours."""
+        _check_replaceable(self.aside)
+        for path in sorted(self.aside.iterdir(), key=lambda path: path.name == CARD):
+            path.unlink()
 
     @functools.cached_property
     def model_file(self) -> Path | None:
@@ -110,8 +123,18 @@ class Export:
         """Of the weights as they will be written."""
         return self.num_weights * self.dtype.itemsize
 
+    def _check_prompts(self) -> None:
+        checks = check_prompts(self.aside, self.encoder, self.shape.model_type)
+        failed = [check for check in checks if check.passed is False]
+        if failed:
+            raise UserError(
+                f"export of {self.encoder.tokenizer.path}",
+                f"with the template {self.encoder.template.name} would fail its check: {failed[0].name}: "
+                f"{failed[0].result}",
+                "Choose a template, or a model_type, that was made for this tokenizer.",
+            )
+
     def _write_small_files(self) -> None:
-        self.aside.mkdir(parents=True, exist_ok=True)
         for name, content in self.small_files().items():
             (self.aside / name).write_text(content, encoding="utf-8")
         if self.model_file:
@@ -120,13 +143,14 @@ class Export:
     def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
         """Add the weights, check the folder, and give it its name. All ranks call it together.
 
-        Raises RunError when it fails a check; an earlier export then stays as it was.
+        Raises RunError when it fails a check, UserError when the folder is no export now; it stays as it is.
         """
         tensors = hf_tensors(model, wanted=is_main)
         if not is_main:
             for _ in tensors:  # gathering takes every rank
                 pass
             return []
+        self._take_aside()
         self._write_small_files()  # again: the rehearsal's may be days old
         digests: dict[str, str] = {}
         tensors = self._finite(digested(tensors, self.dtype, digests))
@@ -139,7 +163,9 @@ class Export:
                 f"failed its check: {failed[0].name}: {failed[0].result}",
                 f"So it was not published as {self.folder}.",
             )
+        _check_replaceable(self.folder)  # days may have passed since the rehearsal
         files.publish(self.aside, self.folder)
+        self._hold = None
         return checks
 
     def _finite(self, named_tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -198,7 +224,7 @@ class Export:
             "chat_template": chat_template,
         }
         return {
-            "README.md": self.model_card(),
+            CARD: self.model_card(),
             "config.json": _json(config),
             "generation_config.json": _json(generation),
             "tokenizer.json": self.tokenizer_json,
@@ -280,7 +306,7 @@ def _check_replaceable(folder: Path) -> None:
     if others:
         raise UserError(str(folder), f"{what}: it holds {others[0]}", fix)
     # Models of others have files of the same names, but for what the card says. It is written first.
-    card = folder / "README.md"
+    card = folder / CARD
     is_ours = card.is_file() and "with fastling" in card.read_text(encoding="utf-8", errors="replace")
     if not is_ours and any(each.stat().st_size for each in entries):
         raise UserError(str(folder), what, fix)
@@ -305,18 +331,17 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
             "--run", f"holds no run: {run_dir}", "A run folder has a config.yaml and checkpoints/."
         )
     config, _ = parse(build_parser("fastling export", ""), ["--config", str(path)])
-    step = checkpoint.newest_step(run_dir / "checkpoints", lambda text: print(text, file=sys.stderr))
-    if not step:
-        raise UserError(
-            str(run_dir), "has no checkpoint yet", "Training writes one every checkpoint.every_steps."
-        )
     encoder = make_encoder(config)
     shape = model_config(config, encoder)
     model = Llama.on_meta(shape).to_empty(device="cpu")
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    say = functools.partial(print, file=sys.stderr)
+    if not checkpoint.load_newest(run_dir / "checkpoints", tensors, say):
+        raise UserError(
+            str(run_dir), "has no checkpoint yet", "Training writes one every checkpoint.every_steps."
+        )
     export = make_export(out.resolve(), shape, encoder, config, dtype)
     export.rehearse()
-    checkpoint.load(checkpoint.step_folder(run_dir / "checkpoints", step), tensors)
     return export.write(model)
 
 

@@ -1,5 +1,7 @@
 """Files that are whole or absent: written aside, flushed to the disk, then renamed. And lines of JSON."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -38,6 +40,45 @@ def publish(aside: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def takes(descriptor: int, path: Path) -> bool:
+    """Keep other processes out of an opened file or folder until it is closed, or this process killed.
+
+    False where another process does so.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had it until now may have given it another name.
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:  # a disk that knows no locks
+        return True
+
+
+class Hold:
+    """Keeps other processes out of a folder, made if need be, for as long as this lives."""
+
+    def __init__(self, folder: Path):
+        """Raises BlockingIOError where another process has it."""
+        self._descriptor = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        if not takes(self._descriptor, folder):
+            raise BlockingIOError(errno.EAGAIN, "is held by another process", str(folder))
+
+    def is_of(self, folder: Path) -> bool:
+        """Whether it is still this folder that has the name."""
+        return folder.exists() and os.path.samestat(os.fstat(self._descriptor), os.stat(folder))
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __del__(self):
+        self.close()
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Put the file's name into an error of the system: of opening it is there, of writing it is not."""
@@ -56,7 +97,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:
         aside.unlink(missing_ok=True)  # a full disk is no place to leave it
         raise
     aside.replace(path)

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy
 from rich.console import Console
 from rich.text import Text
 
+from fastling import files
 from fastling.config import build_parser, parse
 from fastling.data.conversation import KEYS, Refused
 from fastling.data.encode_files import ROWS_PER_TASK, encode_rows
@@ -166,9 +168,17 @@ def _show_all(rows: Iterable[PreviewRow], encoder: Encoder, html: str | None) ->
             page.print(show(row, encoder))
     if page:
         try:
-            page.save_html(html)
+            _write_page(page, Path(html).resolve())
         except OSError as error:
             raise UserError("--html", f"cannot be written: {html}: {error.strerror}") from None
+
+
+def _write_page(page: Console, path: Path) -> None:
+    """Whole, in place of an older one; into a pipe or a device, which nothing may replace, as it comes."""
+    if path.is_file() or not path.exists():
+        files.write_text(path, page.export_html())
+    else:
+        page.save_html(str(path))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
+from typing import BinaryIO
 
 import openai
 
 from fastling.errors import RunError, UserError
+from fastling.files import takes
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 BYTES_PER_TOKEN = 3  # for a server that does not tell its usage
@@ -58,7 +60,8 @@ class Server:
         cache: a SQLite file, made if it is not there.
         budget_tokens: of all answers in the cache, those of earlier runs included; None for no bound.
 
-    Raises UserError if the address is none or the cache cannot be used.
+    Raises UserError if the address is none, the cache cannot be used, or another process uses it: both
+    would pay for the same answers, and neither count the other's.
     """
 
     def __init__(
@@ -86,11 +89,17 @@ class Server:
         )
         self._longest_seconds = max(PATIENCE * timeout_seconds, retries * LONGEST_PAUSE)
         self._in_flight = asyncio.Semaphore(requests_in_flight)
-        self._cache, self.tokens = _open_cache(cache, option)
+        self._hold = _hold_cache(cache, option)
+        try:
+            self._cache, self.tokens = _open_cache(cache, option)
+        except UserError:
+            self._hold.close()
+            raise
 
     async def close(self) -> None:
         await self._client.close()
         self._cache.close()
+        self._hold.close()  # not before: to close a file is to give up what SQLite holds of it
 
     async def ask(self, messages: list[Message], *, temperature: float, seed: int, most_tokens: int) -> str:
         """The text of an answer, from the cache or the server.
@@ -199,14 +208,27 @@ def _text_of(response) -> str:
     return text.encode("utf-8", "replace").decode()  # half a character can be said in JSON, but not kept
 
 
+def _hold_cache(path: Path, option: str) -> BinaryIO:
+    """Keep other processes out of the file, made if need be, until what this returns is closed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")
+    except OSError as error:
+        raise UserError(f"{option}-cache", f"cannot be used: {path}: {error}") from None
+    if not takes(file.fileno(), path):
+        file.close()
+        what = f"is being written by another process: {path}"
+        raise UserError(f"{option}-cache", what, "Wait for it, stop it, or name another file.")
+    return file
+
+
 def _open_cache(path: Path, option: str) -> tuple[sqlite3.Connection, int]:
     """The file, and how many tokens its answers have cost."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         cache = sqlite3.connect(path)
         cache.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT, tokens INTEGER)")
         (tokens,) = cache.execute("SELECT COALESCE(SUM(tokens), 0) FROM answers").fetchone()
-    except (OSError, sqlite3.Error) as error:
+    except sqlite3.Error as error:
         raise UserError(f"{option}-cache", f"cannot be used: {path}: {error}") from None
     return cache, tokens
 

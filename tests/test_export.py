@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -486,6 +488,15 @@ def test_an_export_to_which_something_was_added_is_left_alone(small):
         small.rehearse()
 
 
+def test_what_was_added_while_the_training_went_on_is_left_alone(small):
+    small.write(make_model(SHAPE, seed=1))
+    small.rehearse()
+    (small.folder / "model.gguf").write_text("an hour of converting")
+    with pytest.raises(UserError, match="out: exists and is not an export: it holds model.gguf"):
+        small.write(make_model(SHAPE, seed=2))
+    assert (small.folder / "model.gguf").read_text() == "an hour of converting"
+
+
 def test_an_unfinished_export_is_begun_anew_wherever_it_was_killed(small):
     small.rehearse()
     (small.aside / ".shard-1.part").write_bytes(b"half")
@@ -495,6 +506,49 @@ def test_an_unfinished_export_is_begun_anew_wherever_it_was_killed(small):
         path.unlink()
     (small.aside / "README.md").touch()
     small.rehearse()
+
+
+def test_an_export_that_was_killed_while_it_wrote_weights_is_begun_anew(small):
+    """safetensors writes under a name of its own; the signal that limits a file stands for the kill."""
+    small.rehearse()
+    code = (
+        "import resource, signal, sys, numpy, safetensors.numpy\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "safetensors.numpy.save_file({'x': numpy.zeros(100_000)}, sys.argv[1])\n"
+    )
+    part = small.aside / ".shard-1.part"
+    done = subprocess.run([sys.executable, "-c", code, str(part)], timeout=60)
+    assert done.returncode == -signal.SIGXFSZ
+    half = [path for path in small.aside.iterdir() if path.name not in SMALL_FILES | {"tokenizer.model"}]
+    assert half
+    small.rehearse()
+    assert not any(path.exists() for path in half)
+
+
+def test_two_exports_into_one_folder_are_kept_apart(small):
+    """Else one says that it passed, of a folder that then holds the other's weights."""
+    other = make_export(small.folder, "bayling", DEMO / "tokenizer.model")
+    small.rehearse()
+    for write in (other.rehearse, lambda: other.write(make_model(SHAPE, seed=2))):
+        with pytest.raises(UserError, match="out: is being written by another process"):
+            write()
+    small.write(make_model(SHAPE, seed=1))
+    first = (small.folder / "model.safetensors").read_bytes()
+    other.rehearse()
+    with pytest.raises(UserError, match="out: is being written by another process"):
+        small.write(make_model(SHAPE, seed=1))
+    other.write(make_model(SHAPE, seed=2))
+    assert (small.folder / "model.safetensors").read_bytes() != first
+    assert [path.name for path in small.folder.parent.iterdir()] == ["out"]
+
+
+def test_what_lies_where_an_export_is_made_is_named(small):
+    small.folder.parent.mkdir()
+    small.aside.write_text("mine")
+    with pytest.raises(UserError, match="out: cannot be written: .*File exists: .*out.tmp"):
+        small.rehearse()
+    assert small.aside.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", DTYPES)

@@ -73,6 +73,19 @@ def test_a_file_that_finds_no_room_is_named_and_the_old_one_stays(tmp_path, quot
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"x.json": "old"}
 
 
+def test_a_file_that_is_interrupted_by_the_keyboard_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    files.write_text(path, "old")
+
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(path, "new")
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"x.json": "old"}
+
+
 def test_metrics_that_find_no_room_name_their_file(tmp_path, quota):
     log = MetricsLog(tmp_path, Config(), first_step=0)
     with pytest.raises(OSError, match="File too large: '.*metrics.jsonl'"):

@@ -38,7 +38,7 @@ LAYERS = {
         ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch"),
     ),
     "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
-    "remote": (("errors",), ("openai",)),
+    "remote": (("errors", "files"), ("openai",)),
     "interactive": (("errors", "files", "remote", "workers"), ("numpy", "yaml")),
     # both
     "training": (
@@ -61,7 +61,7 @@ LAYERS = {
     "export_check": (("data", "inference", "model"), ("tokenizers", "torch", "transformers")),
     # the other verbs, which join them
     "dialogues": (("errors", "files", "interactive", "remote", "settings", "terminal"), ("rich",)),
-    "preview": (("config", "data", "errors", "prepare", "terminal"), ("numpy", "rich")),
+    "preview": (("config", "data", "errors", "files", "prepare", "terminal"), ("numpy", "rich")),
     "export": (
         (
             "config", "data", "errors", "export_check", "files", "model", "prepare", "settings", "terminal",

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -275,6 +276,22 @@ def test_a_page_that_cannot_be_written(config, tmp_path, capsys):
     arguments = ["--config", str(config), "--html", str(tmp_path / "none/x.html")]
     assert run_command(preview.main, arguments) == 2
     assert f"--html: cannot be written: {tmp_path}/none/x.html: " in capsys.readouterr().err
+
+
+def test_a_page_that_finds_no_room_leaves_the_older_one(config, tmp_path, quota, capsys):
+    path = tmp_path / "x.html"
+    path.write_text("older")
+    (tmp_path / "link.html").symlink_to(path)
+    arguments = ["--config", str(config), "--html", str(tmp_path / "link.html")]
+    assert run_command(preview.main, arguments) == 2
+    assert "--html: cannot be written: " in capsys.readouterr().err
+    assert path.read_text() == "older"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_page_can_go_to_a_device(config):
+    assert run_command(preview.main, ["--config", str(config), "--html", "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["words", "json"])

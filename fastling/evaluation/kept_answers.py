@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastling.errors import UserError
-from fastling.files import json_line, naming
+from fastling.files import json_line, naming, takes
 
 OPENING = b'{"fingerprint": '
 
@@ -31,11 +31,23 @@ class KeptAnswers:
         """Take up the file, or begin it. `turns` is the number of turns of each question.
 
         A last line that was cut short is dropped. Raises UserError for a file that holds something else,
-        or answers to something else.
+        or answers to something else, or to which another process adds.
         """
         self.path, self._turns = path, turns
         self._answers: dict[tuple[int, int], Answer] = {}
-        content = path.read_bytes() if path.exists() else b""
+        self._file = open(path, "a+b")
+        try:
+            self._take_up(fingerprint)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_up(self, fingerprint: Mapping[str, object]) -> None:
+        if not takes(self._file.fileno(), self.path):
+            fix = "Wait for it, stop it, or name another file with --keep-answers."
+            raise UserError(str(self.path), "is being written by another process", fix)
+        self._file.seek(0)
+        content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
         if not whole and not OPENING.startswith(content[: len(OPENING)]):
             raise self._foreign(1)
@@ -44,7 +56,6 @@ class KeptAnswers:
             self._check_fingerprint(first, fingerprint)
         for number, line in enumerate(rest, start=2):
             self._read(number, line)
-        self._file = open(path, "ab")
         self._file.truncate(len(whole))
         if not whole:
             self._write({"fingerprint": fingerprint})

@@ -6,7 +6,6 @@ each from a seed of its own line; the main process writes them in order, as many
 
 import collections
 import contextlib
-import fcntl
 import os
 import random
 from collections import Counter
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from fastling.errors import RunError, UserError
-from fastling.files import json_line
+from fastling.files import json_line, takes
 from fastling.interactive.dialogue import SENDING_DRAFTS, Dialogue
 from fastling.interactive.diversity import Diversity, own_words
 from fastling.interactive.exclusion import Exclusion
@@ -280,7 +279,7 @@ def whole_or_absent(path: Path) -> Iterator[TextIO]:
     """
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "a", encoding="utf-8") as file:
-        if not _takes(file, aside):
+        if not takes(file.fileno(), aside):
             what = f"is being written by another process: {path}"
             raise UserError("--out", what, "Wait for it, stop it, or name another file.")
         try:
@@ -292,18 +291,6 @@ def whole_or_absent(path: Path) -> Iterator[TextIO]:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-
-
-def _takes(file: TextIO, aside: Path) -> bool:
-    """Keep others out of a file for as long as it is open; False where another process does so."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who had it until now may have given it its name.
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(aside))
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError:  # a disk that knows no locks
-        return True
 
 
 def _chunks_made(

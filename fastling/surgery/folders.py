@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -139,28 +139,54 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
 def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
     """Give a folder to write into, and rename it to `path` in the end; after an error it is gone.
 
-    Raises UserError where something lies at `path` or the disk has not `num_bytes` free, and RunError
-    when the disk refuses.
+    Raises UserError where something lies at `path`, another process is writing it or the disk has not
+    `num_bytes` free, and RunError when the disk refuses.
     """
     path = Path(os.path.abspath(path))
     aside = path.with_name(path.name + ".tmp")
     _refuse_if_taken(path)
-    if aside.exists() and not (aside / _UNFINISHED).is_file():
-        raise UserError("--out", f"needs the place beside it, which is taken: {aside}", "Move that away.")
+    with closing(_hold(aside, path)):
+        _take_over(aside)
+        try:
+            # Inside, so that it is never there without the mark, and gets its name without it.
+            unfinished = aside / path.name
+            unfinished.mkdir()
+            files.check_disk(aside, num_bytes, f"--out {path}", "the weights need")
+            yield unfinished
+            _refuse_if_taken(path)  # hours may have passed
+            files.publish(unfinished, path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _hold(aside: Path, path: Path) -> files.Hold:
+    """Keep other processes from `path`, by the folder beside it."""
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-        aside.mkdir(parents=True)
-        (aside / _UNFINISHED).touch()
+        return files.Hold(aside)
+    except BlockingIOError:
+        what = f"is being written by another process: {path}"
+        raise UserError("--out", what, "Wait for it, stop it, or name another folder.") from None
+    except FileExistsError:
+        raise _taken(aside) from None
     except OSError as error:
         raise UserError("--out", f"cannot be written: {path}: {error.strerror}") from None
-    try:
-        files.check_disk(aside, num_bytes, f"--out {path}", "the weights need")
-        yield aside
-        _refuse_if_taken(path)  # hours may have passed
-        (aside / _UNFINISHED).unlink()
-        files.publish(aside, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _take_over(aside: Path) -> None:
+    """Mark the folder as ours, and remove what a run that was killed has left in it."""
+    mark = aside / _UNFINISHED
+    if any(aside.iterdir()) and not mark.is_file():
+        raise _taken(aside)
+    mark.touch()
+    for left in aside.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left != mark:
+            left.unlink()
+
+
+def _taken(aside: Path) -> UserError:
+    return UserError("--out", f"needs the place beside it, which is taken: {aside}", "Move that away.")
 
 
 def _refuse_if_taken(path: Path) -> None:

@@ -138,13 +138,15 @@ class _Writer(HuggingFaceStorageWriter):
 def newest_step(folder: Path, report=print) -> int:
     """Step of the newest checkpoint that is whole and undamaged, 0 without any; reports damaged ones.
 
-    Raises RunError when there are checkpoints but none is good.
+    Raises RunError when there are checkpoints but none is good. The run that they are of may go on.
     """
     candidates = sorted(folder.glob("step-????????"), reverse=True)
     for candidate in candidates:
         problem = damage(candidate)
         if problem is None:
             return _step_of(candidate)
+        if not candidate.exists():  # the run has deleted it meanwhile, for newer ones
+            return newest_step(folder, report)
         report(f"{candidate}: damaged, so not used: {problem}")
     if candidates:
         raise RunError(
@@ -269,6 +271,21 @@ def load(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Fill `tensors` in place, each rank its own rows, at any number of ranks."""
     with _quiet():
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+def load_newest(folder: Path, tensors: dict[str, torch.Tensor], report=print) -> int:
+    """Fill `tensors` from the newest good checkpoint, of a run that may go on; its step, 0 without any.
+
+    Raises RunError when there are checkpoints but none is good.
+    """
+    while step := newest_step(folder, report):
+        try:
+            load(step_folder(folder, step), tensors)
+            return step
+        except (OSError, SafetensorError, dcp.api.CheckpointException):
+            if step_folder(folder, step).exists():
+                raise
+    return 0
 
 
 def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -254,6 +254,21 @@ def test_answers_that_find_no_room_name_their_file_and_those_before_are_kept(tmp
     again.close()
 
 
+def test_two_processes_do_not_keep_answers_in_one_file(tmp_path):
+    """Each would cut off what the other has added, or begin the file a second time, which nobody takes up."""
+    path = tmp_path / "kept.jsonl"
+    kept = KeptAnswers(path, {}, [1])
+    kept.add(0, 0, Answer("whole", "stop"))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="kept.jsonl: is being written by another process"):
+        KeptAnswers(path, {}, [1])
+    assert path.read_bytes() == before
+    kept.close()
+    again = KeptAnswers(path, {}, [1])
+    assert again.get(0, 0) == Answer("whole", "stop")
+    again.close()
+
+
 def test_an_answer_is_in_the_file_as_soon_as_it_is_there(tmp_path):
     path = tmp_path / "kept.jsonl"
     kept = KeptAnswers(path, {"questions": "x"}, [1])

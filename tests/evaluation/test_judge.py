@@ -428,6 +428,24 @@ def test_a_cache_that_is_another_programs_database_is_refused(tmp_path):
         Server("http://127.0.0.1:1/v1", "m", tmp_path / "cache.sqlite", option="--judge")
 
 
+def test_a_cache_is_for_one_process_at_a_time(judge, tmp_path):
+    """Of two at once each would pay for the same answers, and neither count the other's in its budget."""
+    said = []
+
+    def meanwhile(number, body):
+        try:
+            Server("http://127.0.0.1:1/v1", "m", tmp_path / "cache.sqlite", option="--judge")
+        except UserError as error:
+            said.append(str(error))
+        return fair(number, body)
+
+    with serving(meanwhile) as server:
+        judgements, _, _ = judge(server, [pair(0)])
+        asked = len(server.bodies)
+        assert judge(server, [pair(0)])[0] == judgements and len(server.bodies) == asked
+    assert len(said) == asked and all("--judge-cache: is being written by another" in each for each in said)
+
+
 def test_a_cache_that_cannot_be_written_ends_the_run_in_words(judge, tmp_path):
     with serving(fair) as server:
         judge(server, [pair(0)])

@@ -1,10 +1,12 @@
 """Where results go: whole or absent, nothing overwritten, whatever happens on the way."""
 
+import shutil
+
 import pytest
 import torch
 from surgery.models import change, make_model
 
-from fastling import delta, merge
+from fastling import delta, files, merge
 from fastling.errors import RunError, UserError, run_command
 from fastling.model.digests import digest
 from fastling.surgery import folders
@@ -40,6 +42,40 @@ def test_what_another_left_beside_is_not_deleted_and_what_a_killed_run_left_is(t
     with new_folder(tmp_path / "out", 0) as aside:
         assert not (aside / "mine").exists()
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path):
+    """Else both would fail, or one give its name to what the other wrote."""
+    with new_folder(tmp_path / "out", 0) as aside:
+        (aside / "a").write_text("1")
+        with pytest.raises(UserError, match="is being written by another process"):
+            with new_folder(tmp_path / "out", 0):
+                pytest.fail("went on")
+    assert (tmp_path / "out/a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_run_that_was_killed_while_it_gave_the_name_is_begun_anew(tmp_path, monkeypatch, place):
+    """Flushing alone takes minutes of a large model."""
+    publish = files.publish
+
+    def killed(aside, final):
+        if place == "after":
+            publish(aside, final)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "publish", killed)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # nothing comes to run
+        with pytest.raises(SystemExit), new_folder(tmp_path / "out", 0) as aside:
+            (aside / "a").write_text("1")
+    if place == "after":
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+        (tmp_path / "out").rename(tmp_path / "moved")
+    with new_folder(tmp_path / "out", 0) as aside:
+        (aside / "a").write_text("2")
+    assert (tmp_path / "out/a").read_text() == "2" and not (tmp_path / "out.tmp").exists()
 
 
 def test_what_came_meanwhile_is_not_overwritten(tmp_path):

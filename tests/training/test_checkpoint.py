@@ -249,6 +249,29 @@ def test_without_a_good_one_it_says_so(process_group, tmp_path):
         checkpoint.newest_step(tmp_path, lambda text: None)
 
 
+@pytest.mark.parametrize("moment", ["damage", "load"])
+def test_one_that_the_run_deletes_while_it_is_read_gives_way_to_a_newer_one(
+    process_group, tmp_path, monkeypatch, moment
+):
+    """An export of a run that goes on: it keeps only the newest."""
+    model, optimizer = model_and_optimizer()
+    save(tmp_path, 1, model, optimizer, keep_last=1)
+    read = getattr(checkpoint, moment)
+
+    def deleted_meanwhile(*arguments):
+        monkeypatch.setattr(checkpoint, moment, read)
+        make_step(model, optimizer)
+        save(tmp_path, 2, model, optimizer, keep_last=1)
+        return read(*arguments)
+
+    monkeypatch.setattr(checkpoint, moment, deleted_meanwhile)
+    said, other = [], model_and_optimizer(seed=1)[0]
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in other.named_parameters()}
+    assert checkpoint.load_newest(tmp_path, tensors, said.append) == 2 and not said
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_an_unfinished_one_is_not_seen(process_group, tmp_path):
     model, optimizer = model_and_optimizer()
     folder = save(tmp_path, 1, model, optimizer)
