@@ -5,7 +5,13 @@ is one file in this folder, named after its verb (`fastling train` is `fastling/
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
+
+# PyTorch's threads on a CPU wait for one another after every operation, and spin while they do: where another
+# program works, on the cores that those they wait for want. Set here, since it is read when torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -48,6 +50,23 @@ def test_fastling_alone_shows_its_verbs(fastling_, arguments):
 
 def test_version(fastling_):
     assert fastling_("--version") == (0, f"{fastling.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [({}, "1000 None"), ({"GOMP_SPINCOUNT": "7"}, "7 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")],
+    ids=str,
+)
+def test_threads_that_wait_spin_for_a_moment_if_nothing_else_is_chosen(chosen, expected):
+    """What it is worth is in benchmarks/LOG.md."""
+    program = "import os, fastling; print(*map(os.environ.get, ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')))"
+    inherited = {
+        name: value for name, value in os.environ.items() if "GOMP" not in name and "POLICY" not in name
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**inherited, **chosen}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.stdout == expected + "\n"
 
 
 @pytest.mark.parametrize("word", ["trian", "--verbose", "", "config"])
