@@ -40,8 +40,10 @@ DEMO = ROOT / "fastling" / "demo"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory):
-    """Token stores of tests go to a folder of the test session."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    """Token stores of tests go to a folder of the test session, and so does what is compiled: code that was
+    compiled for another processor, and lies in /tmp, gave an infinite loss."""
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"], os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache), str(cache / "inductor")
 
 
 @pytest.fixture
