@@ -333,16 +333,25 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
     config, _ = parse(build_parser("fastling export", ""), ["--config", str(path)])
     encoder = make_encoder(config)
     shape = model_config(config, encoder)
+    export = make_export(out.resolve(), shape, encoder, config, dtype)
+    export.rehearse()  # before gigabytes are read
     model = Llama.on_meta(shape).to_empty(device="cpu")
+    try:
+        _load_newest(run_dir, model)
+    except BaseException:
+        shutil.rmtree(export.aside)
+        raise
+    return export.write(model)
+
+
+def _load_newest(run_dir: Path, model: Llama) -> None:
+    """Fill the model from the newest good checkpoint. Raises UserError where there is none yet."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     say = functools.partial(print, file=sys.stderr)
     if not checkpoint.load_newest(run_dir / "checkpoints", tensors, say):
         raise UserError(
             str(run_dir), "has no checkpoint yet", "Training writes one every checkpoint.every_steps."
         )
-    export = make_export(out.resolve(), shape, encoder, config, dtype)
-    export.rehearse()
-    return export.write(model)
 
 
 def main(arguments: Sequence[str]) -> None:

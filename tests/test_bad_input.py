@@ -349,7 +349,17 @@ def test_export_of_a_damaged_checkpoint_names_the_tensor(run, tmp_path, capsys):
         f"error: {damaged}/checkpoints: no checkpoint is undamaged",
         "  Restore one, or choose another run_dir to start anew.",
     ]
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_export_refuses_a_folder_before_it_reads_a_checkpoint(run, tmp_path, capsys):
+    """Which may take minutes; that it is damaged shows which of the two came first."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (weights,) = damaged.glob("checkpoints/*/*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert run_command(export.main, ["--run", str(damaged), "--out", str(tmp_path)]) == 2
+    assert "exists and is not an export" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
