@@ -235,7 +235,11 @@ def _row_slices(num_rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
 
 def _empty_logits(hidden_SH: Tensor, num_rows: int, vocab_size: int, dtype: torch.dtype) -> Tensor:
     """Rows begin at multiples of 16 values whatever the vocabulary's size: products and kernels need that."""
-    return hidden_SH.new_empty((num_rows, -(-vocab_size // 16) * 16), dtype=dtype)[:, :vocab_size]
+    padded = hidden_SH.new_empty((num_rows, -(-vocab_size // 16) * 16), dtype=dtype)
+    if not padded.is_cuda:
+        # oneDNN on AMX multiplies what follows a row by zeros (its issue 5717), and not all memory is finite.
+        padded[:, vocab_size:] = 0
+    return padded[:, :vocab_size]
 
 
 def _losses_and_gradient(
