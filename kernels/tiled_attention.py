@@ -3,19 +3,23 @@
     P = softmax(Q K^T / sqrt(D)), causal        O = P V        delta[t] = sum over d of dO[t, d] * O[t, d]
     dV = P^T dO        dS = P * (dO V^T - delta) / sqrt(D)        dQ = dS K        dK = dS^T Q
 
-One call for each document would spend its time between the products. So documents are taken out of the stream
-some at a time, padded to one length at their ends, where the causal mask hides the padding from every real
-token; and short ones' half-precision numbers are widened to float32, since PyTorch's products of small
+One call for each document would spend its time between the products. So documents of about one length go
+together, padded at their ends to one length, where the causal mask hides the padding from every real token;
+and short ones' half-precision numbers are widened to float32, since PyTorch's products of small
 half-precision matrices cost more to set up than to do. Long ones are padded even alone: PyTorch compiles its
-half-precision products anew for each length and keeps them for ever, some 5 MiB a length. Results are written
-where they belong; no tensor is cut and joined again by autograd.
-Shapes: T packed tokens, N heads, K kv heads, G = N / K query heads of a kv head, D head dim, B documents of a
-tile, L tokens of each with its padding.
+half-precision products anew for each length and keeps them for ever, some 5 MiB a length. The stream is
+brought into the order of the tiles by one gathering of rows, and back by another.
+Shapes: T packed tokens, P tokens of all tiles with their padding, N heads, K kv heads, M either, D head dim,
+B documents of a tile, L tokens of each with its padding.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,31 +31,47 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Documents of one padded length."""
+class Tile(NamedTuple):
+    """Documents of one padded length, side by side."""
 
-    rows: Tensor
-    """(B * L,) rows of the stream; in a document's padding, its last."""
-    padding: Tensor
-    """Where in `rows` there is padding."""
-    real: Tensor
-    """Where there is none."""
+    start: int
+    """Of its rows among those of all tiles."""
+    documents: int
     length: int
+    """Of each document with its padding."""
 
-    def take(self, x_TMD: Tensor, *, zero_padding: bool = False) -> Tensor:
-        """(B, M, L, D): the tile's tokens, by document and head."""
-        taken = x_TMD[self.rows]
-        if taken.dtype.itemsize < 4 and self.length <= LONGEST_WIDENED:
-            taken = taken.float()
-        if zero_padding and len(self.padding):
-            taken[self.padding] = 0
-        return taken.unflatten(0, (-1, self.length)).transpose(1, 2)
+    def of(self, x_PMD: Tensor) -> Tensor:
+        """(B, M, L, D): a view of the tile's tokens, by document and head."""
+        rows = x_PMD[self.start : self.start + self.documents * self.length]
+        return rows.unflatten(0, (self.documents, self.length)).transpose(1, 2)
 
-    def put(self, out_TMD: Tensor, part_BMLD: Tensor) -> None:
-        """Write into the stream what `take` would give; padding goes nowhere."""
-        flat = part_BMLD.transpose(1, 2).flatten(0, 1).to(out_TMD.dtype)
-        out_TMD[self.rows[self.real]] = flat[self.real] if len(self.padding) else flat
+    def inputs(self, *tensors_PMD: Tensor) -> tuple[Tensor, ...]:
+        """The same of each, in the type that its products are made in."""
+        widens = self.length <= LONGEST_WIDENED
+        parts = (self.of(x_PMD) for x_PMD in tensors_PMD)
+        return tuple(x.float() if widens and x.dtype.itemsize < 4 else x for x in parts)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How documents of a stream lie in tiles."""
+
+    tiles: list[Tile]
+    sources_P: Tensor
+    """Where in the stream each row of the tiles comes from; in a document's padding, its last."""
+    padding: Tensor
+    """Which rows of the tiles are padding."""
+    places_T: Tensor
+    """Which row of the tiles each token of the stream is."""
+
+    def gather(self, x_TMD: Tensor, *, zero_padding: bool = False) -> Tensor:
+        """(P, M, D)"""
+        x_PMD = x_TMD.index_select(0, self.sources_P)
+        return x_PMD.index_fill_(0, self.padding, 0) if zero_padding else x_PMD
+
+    def scatter(self, x_PMD: Tensor) -> Tensor:
+        """(T, M, D); padding goes nowhere."""
+        return x_PMD.index_select(0, self.places_T)
 
 
 def tiled_attention(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -62,53 +82,70 @@ def tiled_attention(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequen
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q_TND, k_TKD, v_TKD, lengths):
-        out_TND, ctx.lengths = q_TND.new_empty(q_TND.shape), lengths
-        group = q_TND.shape[1] // k_TKD.shape[1]
+        ctx.layout = layout = _layout(lengths)
+        q_PND, k_PKD, v_PKD = map(layout.gather, (q_TND, k_TKD, v_TKD))
+        out_PND = torch.empty_like(q_PND)
         logsumexps = []
-        for tile in _tiles(lengths):
-            keys, values = (_for_queries(tile.take(x), group) for x in (k_TKD, v_TKD))
-            out, logsumexp = _flash(tile.take(q_TND), keys, values, 0.0, True)
+        for tile in layout.tiles:
+            out, logsumexp = _flash(*_for_queries(*tile.inputs(q_PND, k_PKD, v_PKD)), 0.0, True)
+            tile.of(out_PND).copy_(out)
             logsumexps.append(logsumexp)
-            tile.put(out_TND, out)
+        out_TND = layout.scatter(out_PND)
         ctx.save_for_backward(q_TND, k_TKD, v_TKD, out_TND, *logsumexps)
         return out_TND
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout_TND):
-        q_TND, k_TKD, v_TKD, out_TND, *logsumexps = ctx.saved_tensors
-        group = q_TND.shape[1] // k_TKD.shape[1]
-        dq_TND, dk_TKD, dv_TKD = (x.new_empty(x.shape) for x in (q_TND, k_TKD, v_TKD))
-        for tile, logsumexp in zip(_tiles(ctx.lengths), logsumexps, strict=True):
-            dout = tile.take(dout_TND, zero_padding=True)
-            keys, values = (_for_queries(tile.take(x), group) for x in (k_TKD, v_TKD))
-            inputs = (dout, tile.take(q_TND), keys, values, tile.take(out_TND), logsumexp)
-            dq, dk, dv = _flash_backward(*inputs, 0.0, True)
-            tile.put(dq_TND, dq)
-            tile.put(dk_TKD, dk.unflatten(1, (-1, group)).sum(2) if group > 1 else dk)
-            tile.put(dv_TKD, dv.unflatten(1, (-1, group)).sum(2) if group > 1 else dv)
-        return dq_TND, dk_TKD, dv_TKD, None
+        layout, logsumexps = ctx.layout, ctx.saved_tensors[4:]
+        *qkv, out_PND = map(layout.gather, ctx.saved_tensors[:4])
+        dout_PND = layout.gather(dout_TND, zero_padding=True)
+        gradients = [torch.empty_like(x) for x in qkv]
+        for tile, logsumexp in zip(layout.tiles, logsumexps, strict=True):
+            dout, out, *qkv_BMLD = tile.inputs(dout_PND, out_PND, *qkv)
+            parts = _flash_backward(dout, *_for_queries(*qkv_BMLD), out, logsumexp, 0.0, True)
+            for gradient, part in zip(gradients, parts, strict=True):
+                heads = gradient.shape[1]
+                summed = part if part.shape[1] == heads else part.unflatten(1, (heads, -1)).sum(2)
+                tile.of(gradient).copy_(summed)
+        return *map(layout.scatter, gradients), None
 
 
-def _for_queries(x_BKLD: Tensor, group: int) -> Tensor:
-    """(B, N, L, D): each kv head as often as it has query heads."""
-    return x_BKLD.repeat_interleave(group, dim=1) if group > 1 else x_BKLD
+def _for_queries(q_BNLD: Tensor, *keys_and_values_BKLD: Tensor) -> tuple[Tensor, ...]:
+    """(B, N, L, D) each: kv heads as often as they have query heads."""
+    num_heads = q_BNLD.shape[1]
+    return q_BNLD, *(
+        x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
+        for x in keys_and_values_BKLD
+    )
 
 
 @lru_cache(maxsize=4)
-def _tiles(lengths: tuple[int, ...]) -> list[Tile]:
+def _layout(lengths: tuple[int, ...]) -> Layout:
     """Documents of about one length go together, as many as TILE_TOKENS let them."""
-    groups: dict[int, list[tuple[int, int]]] = {}
-    start = 0
-    for length in lengths:
-        if length:
-            groups.setdefault(_padded(length), []).append((start, length))
-        start += length
-    tiles = []
-    for padded, documents in groups.items():
-        together = max(1, TILE_TOKENS // padded)
-        for first in range(0, len(documents), together):
-            tiles.append(_tile(documents[first : first + together], padded))
+    starts = accumulate(lengths, initial=0)
+    documents = [
+        (_padded(length), start, length) for start, length in zip(starts, lengths, strict=False) if length
+    ]
+    documents.sort(key=itemgetter(0))
+    padded_D, starts_D, lengths_D = torch.tensor(documents, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    document_P = torch.arange(len(documents)).repeat_interleave(padded_D)
+    offsets_P = torch.arange(len(document_P)) - (padded_D.cumsum(0) - padded_D)[document_P]
+    is_real_P = offsets_P < lengths_D[document_P]
+    sources_P = starts_D[document_P] + torch.minimum(offsets_P, lengths_D[document_P] - 1)
+    real, padding = (which.nonzero().squeeze(1) for which in (is_real_P, ~is_real_P))
+    places_T = torch.empty_like(real).index_copy_(0, sources_P[real], real)
+    return Layout(_tiles(documents), sources_P, padding, places_T)
+
+
+def _tiles(documents: Sequence[tuple[int, int, int]]) -> list[Tile]:
+    """Of documents by their padded length, which comes first."""
+    tiles, start = [], 0
+    for padded, count in Counter(map(itemgetter(0), documents)).items():
+        most = max(1, TILE_TOKENS // padded)
+        for first in range(0, count, most):
+            tiles.append(Tile(start, min(most, count - first), padded))
+            start += tiles[-1].documents * padded
     return tiles
 
 
@@ -116,12 +153,3 @@ def _padded(length: int) -> int:
     """The length that a document is padded to: few different ones, at most an eighth too long."""
     step = max(1, 1 << (length - 1).bit_length() >> 4)
     return -(-length // step) * step
-
-
-def _tile(documents: Sequence[tuple[int, int]], padded: int) -> Tile:
-    starts_B1, lengths_B1 = (torch.tensor(column).unsqueeze(1) for column in zip(*documents, strict=True))
-    offsets_L = torch.arange(padded)
-    rows_BL = starts_B1 + torch.minimum(offsets_L, lengths_B1 - 1)
-    is_padding = (offsets_L >= lengths_B1).flatten()
-    padding, real = (which.nonzero().squeeze(1) for which in (is_padding, ~is_padding))
-    return Tile(rows_BL.flatten(), padding, real, padded)

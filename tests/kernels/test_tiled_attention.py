@@ -21,9 +21,9 @@ N, K, D = 4, 2, 8
 def small_tiles(monkeypatch):
     """So that a few short documents make many tiles, some of them of one document only."""
     monkeypatch.setattr(tiled, "TILE_TOKENS", 64)
-    tiled._tiles.cache_clear()
+    tiled._layout.cache_clear()
     yield
-    tiled._tiles.cache_clear()
+    tiled._layout.cache_clear()
 
 
 def draw(num_tokens: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
