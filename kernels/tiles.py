@@ -1,12 +1,13 @@
 """The pointwise ops in plain PyTorch, a tile of rows at a time: what runs where Triton does not.
 
 A chain of PyTorch operations reads and writes whole tensors at every link, and a CPU spends its time on
-memory. Of a tile that fits into a core's cache only the first read and the last write reach memory, no
-temporary is larger than a tile, and the arithmetic is float32, rounded once, as in the kernels. On a GPU a
-tensor is one tile: launches would cost more than they save.
+memory. Of a tile that fits into a core's cache only the first read and the last write reach memory, and no
+temporary is larger than a tile. The arithmetic is float32; norms and rotary round once, as in the kernels,
+SwiGLU after each of PyTorch's operations, which convert on their way. On a GPU a tensor is one tile: launches
+would cost more than they save.
 
 The formulas are in rms_norm.py, rotary.py and swiglu.py, which call these in place of their kernels.
-Shapes: T packed tokens, H hidden, N heads, K kv heads, D head dim, F ffn, P positions.
+Shapes: T packed tokens, H hidden, N heads, K kv heads, M either, D head dim, R = D / 2, F ffn, P positions.
 """
 
 from collections.abc import Iterator
@@ -90,24 +91,19 @@ def rms_norm_backward(
 
 def rotate(outputs, inputs, tables, *, interleaved: bool, inverse: bool) -> None:
     """Rotate inputs[0] and inputs[1] into outputs, and copy inputs[2] if there is one."""
-    for out_TND, x_TND in zip(outputs[:2], inputs[:2], strict=True):
-        _rotate_heads(out_TND, x_TND, *tables, interleaved, -1 if inverse else 1)
+    cos_PR, sin_PR, positions_T = tables
+    # The two numbers of a pair lie beside each other, or half a head apart.
+    pair, shape = (-1, (-1, 2)) if interleaved else (-2, (2, -1))
+    for rows in tiles(inputs[0]):
+        # Not table[positions]: there, a negative one counts from the end.
+        cos, sin = (table.index_select(0, positions_T[rows]).unsqueeze(1) for table in (cos_PR, sin_PR))
+        cos, sin = torch.stack((cos, cos), pair), torch.stack((-sin, sin), pair)
+        for out_TMD, x_TMD in zip(outputs[:2], inputs[:2], strict=True):
+            tile = x_TMD[rows].to(wide_dtype(x_TMD)).unflatten(-1, shape)
+            partners = tile.roll(1, pair)
+            out_TMD[rows] = (tile * cos).addcmul_(partners, sin, value=-1 if inverse else 1).flatten(-2)
     if len(inputs) == 3:
         outputs[2].copy_(inputs[2])
-
-
-def _rotate_heads(out_TND, x_TND, cos, sin, positions_T, interleaved, sign) -> None:
-    for rows in tiles(x_TND):
-        # Not table[positions]: there, a negative one counts from the end.
-        cos_T1D, sin_T1D = (table.index_select(0, positions_T[rows]).unsqueeze(1) for table in (cos, sin))
-        tile = x_TND[rows].to(wide_dtype(x_TND))
-        if interleaved:
-            cos_T1D, sin_T1D = (table.repeat_interleave(2, dim=-1) for table in (cos_T1D, sin_T1D))
-            partner = torch.stack((-tile[..., 1::2], tile[..., ::2]), dim=-1).flatten(-2)
-        else:
-            cos_T1D, sin_T1D = torch.cat((cos_T1D, cos_T1D), -1), torch.cat((-sin_T1D, sin_T1D), -1)
-            partner = tile.roll(tile.shape[-1] // 2, -1)
-        out_TND[rows] = (tile * cos_T1D).addcmul_(partner, sin_T1D, value=sign)
 
 
 # SwiGLU ---------------------------------------------------------------------------------------------
@@ -118,8 +114,8 @@ def swiglu(gate_up_T2F: Tensor) -> Tensor:
     num_tokens, width = gate_up_T2F.shape
     y_TF = gate_up_T2F.new_empty(num_tokens, width // 2)
     for rows in tiles(gate_up_T2F):
-        gate, up = gate_up_T2F[rows].to(wide_dtype(y_TF)).chunk(2, dim=-1)
-        y_TF[rows] = F.silu(gate).mul_(up)
+        gate, up = gate_up_T2F[rows].chunk(2, dim=-1)
+        torch.mul(F.silu(gate), up, out=y_TF[rows])
     return y_TF
 
 
@@ -128,12 +124,7 @@ def swiglu_backward(dy_TF: Tensor, gate_up_T2F: Tensor) -> Tensor:
     gradient_T2F = gate_up_T2F.new_empty(gate_up_T2F.shape)
     d_gate_TF, d_up_TF = gradient_T2F.chunk(2, dim=-1)
     for rows in tiles(gate_up_T2F):
-        gate, up = gate_up_T2F[rows].to(wide_dtype(dy_TF)).chunk(2, dim=-1)
-        dy = dy_TF[rows].to(gate.dtype)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        d_up_TF[rows] = silu * dy
-        # sigmoid * (1 + gate * (1 - sigmoid)), by what is there already
-        slope = torch.addcmul(sigmoid + silu, silu, sigmoid, value=-1)
-        d_gate_TF[rows] = slope.mul_(up).mul_(dy)
+        gate, up = gate_up_T2F[rows].chunk(2, dim=-1)
+        torch.mul(F.silu(gate), dy_TF[rows], out=d_up_TF[rows])
+        torch.ops.aten.silu_backward.grad_input(dy_TF[rows] * up, gate, grad_input=d_gate_TF[rows])
     return gradient_T2F
