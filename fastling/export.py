@@ -83,13 +83,10 @@ class Export:
         try:
             self._take_aside()
             self._empty_aside()
-            try:
+            with files.gone_after_error(self.aside):
                 files.check_disk(self.folder.parent, self.num_bytes, str(self.folder), "the export needs")
                 self._write_small_files()
                 self._check_prompts()
-            except BaseException:
-                shutil.rmtree(self.aside, ignore_errors=True)
-                raise
         except OSError as error:
             raise UserError(str(self.folder), f"cannot be written: {error}") from None
 
@@ -336,11 +333,8 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
     export = make_export(out.resolve(), shape, encoder, config, dtype)
     export.rehearse()  # before gigabytes are read
     model = Llama.on_meta(shape).to_empty(device="cpu")
-    try:
+    with files.gone_after_error(export.aside):
         _load_newest(run_dir, model)
-    except BaseException:
-        shutil.rmtree(export.aside)
-        raise
     return export.write(model)
 
 

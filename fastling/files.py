@@ -40,6 +40,16 @@ def publish(aside: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+@contextmanager
+def gone_after_error(folder: Path) -> Iterator[None]:
+    """Leave nothing of a folder where its making fails: a full disk is no place for half of it."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def takes(descriptor: int, path: Path) -> bool:
     """Keep other processes out of an opened file or folder until it is closed, or this process killed.
 

@@ -238,7 +238,7 @@ def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[
     aside = final.with_name(final.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed
     aside.mkdir(parents=True)
-    try:
+    with files.gone_after_error(aside):
         encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
         with _Writer(aside, recipe, encoder.tokenizer.vocab_size) as writer:
             paths = [source.path for source in recipe.sources]
@@ -247,9 +247,6 @@ def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[
                 if progress:
                     progress(len(rows))
         files.publish(aside, final)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk is no place to leave it
-        raise
 
 
 class _HashedFile:
