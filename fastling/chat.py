@@ -17,7 +17,7 @@ from fastling.model.huggingface import DTYPES
 from fastling.serving.gate import is_loopback
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, make_prompt, talk_by_lines, talk_in_terminal, write_to_stdout
-from fastling.settings import Parser, option_of
+from fastling.settings import Parser, build_from_options, given_options
 from fastling.terminal import make_console, print_result
 
 ONLY_WITH_WEB = ("host", "port", "token")
@@ -106,14 +106,10 @@ def check_access(options: argparse.Namespace) -> None:
 
 def make_decoding(options: argparse.Namespace) -> Decoding:
     """Raises UserError for what cannot be right, or has no effect because nothing is drawn."""
-    given = {name: getattr(options, name) for name in DECODING if getattr(options, name) is not None}
+    given = given_options(options, DECODING)
     if options.temperature and options.seed is None:
         given["seed"] = secrets.randbelow(2**31)
-    try:
-        return Decoding(**given)
-    except UserError as error:
-        option = option_of(error.where.removeprefix("decoding."))
-        raise UserError(option, error.what, error.fix) from None
+    return build_from_options(Decoding, "decoding", given)
 
 
 def with_room(decoding: Decoding, options: argparse.Namespace, chat: ChatModel) -> Decoding:

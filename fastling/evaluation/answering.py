@@ -16,7 +16,7 @@ from fastling.errors import RunError, UserError
 from fastling.evaluation.kept_answers import Answer, KeptAnswers
 from fastling.files import check_can_be_made
 from fastling.model.decoding import Decoding
-from fastling.settings import Parser, option_of
+from fastling.settings import Parser, build_from_options, given_options, option_of
 from fastling.terminal import make_progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and given outputs need none of it
@@ -99,11 +99,7 @@ def check_source(options: argparse.Namespace, *given: str) -> None:
 
 def decoding_of(options: argparse.Namespace) -> Decoding:
     """How the model answers. Raises UserError, by the option's name, for what makes no sense."""
-    given = {name: value for name in DECODING_OPTIONS if (value := getattr(options, name)) is not None}
-    try:
-        return Decoding(**given)
-    except UserError as error:
-        raise UserError(option_of(error.where.removeprefix("decoding.")), error.what, error.fix) from None
+    return build_from_options(Decoding, "decoding", given_options(options, DECODING_OPTIONS))
 
 
 def answer_questions(
