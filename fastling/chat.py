@@ -17,7 +17,7 @@ from fastling.model.huggingface import DTYPES
 from fastling.serving.gate import is_loopback
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, make_prompt, talk_by_lines, talk_in_terminal, write_to_stdout
-from fastling.settings import Parser, build_from_options, given_options
+from fastling.settings import Parser, build_from_options, given_options, refuse_options
 from fastling.terminal import make_console, print_result
 
 ONLY_WITH_WEB = ("host", "port", "token")
@@ -72,14 +72,12 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError for the first option that cannot be right or has no effect."""
-    if not options.web:
-        for name in ONLY_WITH_WEB:
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name}", "has no effect without --web")
-    elif options.system is not None:
-        raise UserError("--system", "has no effect with --web", "The page has a field for it.")
-    elif options.seed is not None:
-        raise UserError("--seed", "has no effect with --web", "A request to /v1 may bring its own seed.")
+    if options.web:
+        what = "has no effect with --web"
+        refuse_options(options, ["system"], what, "The page has a field for it.")
+        refuse_options(options, ["seed"], what, "A request to /v1 may bring its own seed.")
+    else:
+        refuse_options(options, ONLY_WITH_WEB, "has no effect without --web")
     try:
         (options.system or "").encode("utf-8")
     except UnicodeEncodeError as error:  # bytes of another encoding

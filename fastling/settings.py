@@ -90,6 +90,19 @@ def given_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
+def refuse_options(options: argparse.Namespace, names: Iterable[str], what: str, fix: str = "") -> None:
+    """Raise UserError for the first of some options that was given."""
+    for name in given_options(options, names):
+        raise UserError(option_of(name), what, fix)
+
+
+def check_positive(options: argparse.Namespace, names: Iterable[str]) -> None:
+    """Raise UserError for the first of some options that was given as no number above 0."""
+    for name, number in given_options(options, names).items():
+        if not 0 < number < float("inf"):
+            raise UserError(option_of(name), f"must be > 0: {number:g}")
+
+
 def build_from_options(kind: type, section: str, given: Mapping[str, Any]) -> Any:
     """kind(**given). Raises its UserErrors by the option's name: of section.top_p, by --top-p."""
     try:
