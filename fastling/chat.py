@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, needing, run_command
 from fastling.inference.chat_model import ChatModel, load_chat_model
 from fastling.inference.context import default_max_new_tokens
 from fastling.model.generation import Decoding
@@ -167,10 +167,8 @@ def page_address(url: str, token: str | None) -> str:
 
 def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> None:
     """Serve until Ctrl-C. Raises UserError where the packages for it are not installed."""
-    try:
+    with needing("chat", "--web"):
         from fastling.serving.server import listen, run_server
-    except ModuleNotFoundError as error:
-        raise UserError("--web", f"needs the package {error.name}", "pip install 'fastling[chat]'") from None
     host = options.host or "127.0.0.1"
     with listen(host, 8000 if options.port is None else options.port) as listening:
         chat = load(options, console)

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, needing, run_command
 from fastling.files import check_can_be_made
 from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
@@ -300,13 +300,9 @@ def _build(recipe: Recipe, options: argparse.Namespace, total: int, console: Con
 
 
 def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: Console) -> dict:
-    try:
+    with needing("dialogues", "--generator-url"):
         from fastling.interactive.generate import MOST_USELESS, write_generated
         from fastling.remote import Server
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "--generator-url", f"needs the package {error.name}", "pip install 'fastling[dialogues]'"
-        ) from None
     cache = options.generator_cache or options.out.with_name(options.out.name + ".answers.sqlite")
     with make_progress(console) as progress:
         task = progress.add_task("asking for turns, by line", total=total)

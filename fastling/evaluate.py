@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastling import files
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, needing, run_command
 from fastling.evaluation.result import Result, TableData
 from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
@@ -85,20 +85,11 @@ def main(arguments: Sequence[str]) -> None:
     if name == "report":
         _report(_report_options(rest), console)
         return
-    module = _load(name)
+    with needing("eval", f"fastling evaluate {name}"):
+        module = importlib.import_module(f"fastling.evaluation.{name}")
     options = _parse(name, module, rest)
     result = module.evaluate(options, console)
     _deliver(result, options, console)
-
-
-def _load(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"fastling.evaluation.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("fastling"):
-            raise
-        needs = f"needs the package {error.name}"
-        raise UserError(f"fastling evaluate {name}", needs, "pip install 'fastling[eval]'") from None
 
 
 def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastling.errors import UserError
+from fastling.errors import UserError, needing
 from fastling.evaluation.answering import (
     Question,
     add_model_options,
@@ -66,14 +66,10 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
     """Read or make the answers, have them judged, and count. Raises UserError, RunError."""
     check_source(options, "answers")
     check_positive(options, ("judge_budget_tokens", "judge_requests", "judge_timeout"))
-    try:
+    with needing("eval", "--judge-url"):
         from fastling.evaluation.judge import Pair, judge_pairs, load_prompt
         from fastling.evaluation.judge_summary import summarize
         from fastling.remote import Server
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "--judge-url", f"needs the package {error.name}", "pip install 'fastling[eval]'"
-        ) from None
     prompt = load_prompt(options.judge_prompts)
     questions = read_questions(options.questions)
     baseline, baseline_notes = read_answers(options.baseline, questions)
