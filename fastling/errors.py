@@ -105,6 +105,11 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def kind_and_line(error: Exception) -> str:
+    """What an error says, its kind before it, in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
 def _spelled_out(found: re.Match) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
