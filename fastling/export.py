@@ -222,11 +222,11 @@ class Export:
         }
         return {
             CARD: self.model_card(),
-            "config.json": _json(config),
-            "generation_config.json": _json(generation),
+            "config.json": files.json_text(config),
+            "generation_config.json": files.json_text(generation),
             "tokenizer.json": self.tokenizer_json,
-            "tokenizer_config.json": _json(tokenizer_config),
-            "special_tokens_map.json": _json(special),
+            "tokenizer_config.json": files.json_text(tokenizer_config),
+            "special_tokens_map.json": files.json_text(special),
             "chat_template.jinja": chat_template,
             "template.yaml": template.template.as_yaml(),
         }
@@ -274,10 +274,6 @@ def make_export(
 ) -> Export:
     """The export of a run, in the numbers it was trained in where no others are named."""
     return Export(folder, shape, encoder, config, dtype or compute_dtype(config))
-
-
-def _json(content: dict) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _known(tokenizer: Tokenizer, token: str | None) -> str | None:

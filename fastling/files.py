@@ -145,6 +145,11 @@ def check_no_pointer(path: Path) -> None:
         raise UserError(str(path), what, "Fetch the file itself: git lfs pull")
 
 
+def json_text(content: dict) -> str:
+    """Return it as the JSON files of a model's folder have it."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def json_line(content: object) -> str:
     r"""Return it as one line of JSON, its end included, that any reader takes for one line.
 
