@@ -259,13 +259,12 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     ]
     files: dict[str, str | bytes] = {"tokenizer.json": json_text(fields)}
     _prove_added(old, json_text(fields), ids)
-    for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", None)):
-        listed = _fields_of(folder / name)
-        if key in listed:
-            listed[key] |= {str(number): {"content": text, **plain} for text, number in ids.items()}
-            files[name] = json_text(listed)
-        elif key is None and listed:
-            files[name] = json_text(listed | ids)
+    if "added_tokens_decoder" in (config := _fields_of(folder / "tokenizer_config.json")):
+        decoder = {str(number): {"content": text, **plain} for text, number in ids.items()}
+        config["added_tokens_decoder"] |= decoder
+        files["tokenizer_config.json"] = json_text(config)
+    if listed := _fields_of(folder / "added_tokens.json"):
+        files["added_tokens.json"] = json_text(listed | ids)
     return NewTokens(old, texts, [parts[text] for text in texts], unreached=[], files=files, known=known)
 
 
