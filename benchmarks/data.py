@@ -179,7 +179,7 @@ def timed(command: Sequence[str], **environment: str) -> dict:
 
 
 def prepare_row(name: str, runs: Sequence[dict], rows: int) -> dict:
-    timed = Measurement([1e3 * run["seconds"] for run in runs])
+    measured = Measurement([1e3 * run["seconds"] for run in runs])
     tokens = runs[0]["tokens"]
     return {
         "case": "prepare",
@@ -187,9 +187,9 @@ def prepare_row(name: str, runs: Sequence[dict], rows: int) -> dict:
         "rows": rows // 10 if name.startswith("a tenth") else rows,
         "tokens": tokens,
         "supervised_tokens": runs[0]["supervised_tokens"],
-        "milliseconds": timed.milliseconds,
-        "spread": timed.spread,
-        "tokens_per_s": 1e3 * tokens / timed.milliseconds,
+        "milliseconds": measured.milliseconds,
+        "spread": measured.spread,
+        "tokens_per_s": 1e3 * tokens / measured.milliseconds,
         "peak_mib": max(run["peak_mib"] for run in runs),
     }
 

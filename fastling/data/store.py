@@ -90,9 +90,9 @@ def _digest(path: Path) -> str:
 def _digest_tokenizer(path: Path) -> list[str]:
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
     folder = path if path.is_dir() else path.parent
-    files = [path] if path.is_file() else []
-    files += [folder / name for name in names if (folder / name).exists() and folder / name != path]
-    return [_digest(file) for file in files]
+    found = [path] if path.is_file() else []
+    found += [folder / name for name in names if (folder / name).exists() and folder / name != path]
+    return [_digest(each) for each in found]
 
 
 class Store:
