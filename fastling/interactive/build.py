@@ -18,6 +18,7 @@ from fastling.errors import RunError, UserError
 from fastling.files import json_line, takes
 from fastling.interactive.dialogue import SENDING_DRAFTS, Dialogue
 from fastling.interactive.diversity import Diversity, own_words
+from fastling.interactive.drafts import drawn_order
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.gates import check_dialogue, check_pair, check_third
 from fastling.interactive.knowledge import Knowledge
@@ -59,7 +60,7 @@ class Made(NamedTuple):
     user_language: str
     pair: str
     row: str
-    """As JSON, without the end of the line."""
+    """A line of JSON, its end included."""
     requests: tuple[str, ...]
     """What the user says, without the sentences of the corpus."""
 
@@ -132,11 +133,6 @@ def make_dialogue(recipe: Recipe, slot: Slot, rejects: Counter) -> Made | None:
     return None
 
 
-def _order(mix: Mapping[str, float], choose: random.Random) -> list[str]:
-    """Kinds as if drawn one after the other, each by its weight."""
-    return sorted(mix, key=lambda kind: choose.random() ** (1 / mix[kind]), reverse=True)
-
-
 def _made(recipe: Recipe, kind: str, dialogue: Dialogue, user_language: str) -> Made:
     first, corpus = dialogue.pairs[0], recipe.knowledge.corpus
     pair = f"{first.origin}-{first.target}"
@@ -157,8 +153,7 @@ def _made(recipe: Recipe, kind: str, dialogue: Dialogue, user_language: str) -> 
     texts = [text for each in dialogue.pairs for text in (each.text, each.reference)]
     texts += [draft.text for draft in dialogue.drafts]
     requests = tuple(own_words(request, texts) for request, _ in dialogue.turns)
-    line = json_line(row)
-    return Made(kind, tuple(dialogue.steps), user_language, pair, line, requests)
+    return Made(kind, tuple(dialogue.steps), user_language, pair, json_line(row), requests)
 
 
 def even_mix(recipe: Recipe, sample: Sequence[Sequence[Pair]]) -> dict[str, float]:
@@ -226,7 +221,7 @@ def _slots(recipe: Recipe, pairs: Sequence[Pair]) -> Iterator[Slot]:
     at = 0
     while at < len(pairs):
         choose = random.Random(f"{recipe.seed} {pairs[at].line}")
-        kinds = _order(recipe.mix, choose)
+        kinds = drawn_order(recipe.mix, choose)
         count = choose.choices((1, 2, 3, 4), LINES_WHERE_TWO if kinds[0] in NEEDS_TWO else LINES)[0]
         yield Slot(pairs[at : at + count], kinds, choose)
         at += count
