@@ -4,7 +4,6 @@ The main process reads lines in chunks and drops pairs that came before; workers
 each from a seed of its own line; the main process writes them in order, as many as are wanted.
 """
 
-import collections
 import contextlib
 import os
 import random
@@ -25,7 +24,7 @@ from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.pairs import Corpus, Pair, fingerprint
 from fastling.interactive.phrasings import Phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
-from fastling.workers import start_workers
+from fastling.workers import ahead, start_workers
 
 LINES_PER_CHUNK = 1000
 FEW_CHUNKS = 6
@@ -300,14 +299,9 @@ def _chunks_made(
         return
     fix = "Lower it: each takes its own copy of what was learned of the lines."
     with start_workers(workers, _start_worker, recipe, where="--workers", fix=fix) as pool:
-        waiting = collections.deque()
-        for lines, pairs in chunks:
-            waiting.append((lines, pool.submit(_work, pairs, most)))
-            if len(waiting) > 4 * workers:
-                lines, result = waiting.popleft()
-                yield lines, *result.result()
-        for lines, result in waiting:
-            yield lines, *result.result()
+        started = ((lines, pool.submit(_work, pairs, most)) for lines, pairs in chunks)
+        for lines, future in ahead(started, 4 * workers):
+            yield lines, *future.result()
 
 
 def distinct_pairs(corpus: Corpus, tally: Tally) -> Iterator[tuple[int, list[Pair]]]:
