@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from rich.console import Console
@@ -38,11 +37,11 @@ from fastling.errors import RunError, UserError, run_command
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.terminal import make_console
-from fastling.train import Run
 from fastling.training.build import build_model
 from fastling.training.metrics import Work
 from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
+from fastling.training.update import Updater
 
 SUPERVISED = 0.4
 """Share of the tokens."""
@@ -147,21 +146,17 @@ def random_batch(lengths: Sequence[int], vocab_size: int, supervised: int) -> Ba
     )
 
 
-class RandomRun(Run):
-    """A run as `fastling train` makes it, its `update` above all, with steps that somebody hands to it."""
-
-    def __init__(self, config: Config, shape: LlamaConfig, world: World):
-        self.config, self.world = config, world
-        settings = {"device": world.device, "dtype": compute_dtype(config)}
-        ops.configure(config.model.kernels, config.model.attention, **settings)
-        self.prepared = SimpleNamespace(training=SimpleNamespace(source_names=["random"]))
-        self.loader = range(1)  # as long as its learning rate, which is constant, needs it to be
-        self.model = build_model(config, shape, world)
-        self.optimizer = make_optimizer(self.model, config.optimizer)
+def make_updater(config: Config, shape: LlamaConfig, world: World) -> Updater:
+    """What makes the steps of `fastling train`, of a model without a run."""
+    dtype = compute_dtype(config)
+    ops.configure(config.model.kernels, config.model.attention, device=world.device, dtype=dtype)
+    model = build_model(config, shape, world)
+    optimizer = make_optimizer(model, config.optimizer)
+    return Updater(config, world, model, optimizer, num_sources=1, num_steps=1)
 
 
 STEADY = Optimizer(schedule="constant", warmup_ratio=0.0)
-"""So that a step's learning rate asks for no length of the run."""
+"""So that a step's learning rate does not depend on the length of a run."""
 
 
 def make_steps(point: Point) -> None:
@@ -171,14 +166,14 @@ def make_steps(point: Point) -> None:
         Llama.reset_parameters = draw_on_device  # on a CPU, billions of weights take minutes
     config = Config(optimizer=STEADY)
     with open_world(config) as world:
-        run, step = RandomRun(config, point.shape, world), point.step()
+        updater, step = make_updater(config, point.shape, world), point.step()
         gate.say(settings={}, versions={})
         number = 0
         try:
             while True:
                 gate.begin()
                 number += 1
-                _, loss, _ = run.update(step, number).wait()
+                _, loss, _ = updater.update(step, number).wait()
                 gate.end(loss)
         except Finished:
             return
