@@ -115,7 +115,7 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
     for table in result.tables:
         console.print(_as_rich(table))
     for note in result.notes:
-        console.print(note, soft_wrap=True, markup=False)
+        console.print(note, soft_wrap=True)
     kept = result.as_json()
     if options.out:
         files.write_text(options.out, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
@@ -125,7 +125,7 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
         files.write_text(options.report, page_of([(options.report.stem, kept)]))
     for path in (options.out, options.report):
         if path:
-            console.print(f"written: {path}", soft_wrap=True, markup=False)
+            console.print(f"written: {path}", soft_wrap=True)
     if options.json:
         print_result({"kind": result.kind, **result.scores})
     if result.failure:
@@ -166,7 +166,7 @@ def _report(options: argparse.Namespace, console: Console) -> None:
 
     results = [(path.stem, read_result(path)) for path in options.results]
     files.write_text(options.report, page_of(results))
-    console.print(f"written: {options.report}", soft_wrap=True, markup=False)
+    console.print(f"written: {options.report}", soft_wrap=True)
 
 
 if __name__ == "__main__":
