@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -136,12 +136,10 @@ class Session:
 
     def _look_at_machine(self) -> Machine:
         settings = self.settings
-        machine = timing.describe_machine(settings.device)
-        copy_gb_s, matrix_tflops = timing.measure_rates(
+        machine = timing.machine_with_rates(
             self.timer, settings.device, copy_bytes=settings.copy_bytes, matrix_size=settings.matrix_size,
             samples=settings.samples,
         )  # fmt: skip
-        machine = replace(machine, copy_gb_s=copy_gb_s, matrix_tflops=matrix_tflops)
         say(", ".join(f"{name} {value}" for name, value in asdict(machine).items()))
         return machine
 

@@ -33,9 +33,8 @@ from benchmarks.timing import (
     Machine,
     Measurement,
     add_rows,
-    describe_machine,
+    machine_with_rates,
     make_table_console,
-    measure_rates,
     now,
 )
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
@@ -220,8 +219,7 @@ def _measure_machine() -> Machine:
     sizes = (
         {"copy_bytes": 2**30, "matrix_size": 8192} if is_gpu else {"copy_bytes": 2**27, "matrix_size": 2048}
     )
-    rates = measure_rates(CudaTimer() if is_gpu else CpuTimer(), device, samples=15, **sizes)
-    return dataclasses.replace(describe_machine(device), copy_gb_s=rates[0], matrix_tflops=rates[1])
+    return machine_with_rates(CudaTimer() if is_gpu else CpuTimer(), device, samples=15, **sizes)
 
 
 def make_rows(
