@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
 from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
 from benchmarks.training_case import SIZES, make_shape
 from benchmarks.worker import Result, Worker
@@ -186,18 +185,8 @@ class Child(Worker):
     """The process of a point."""
 
     def __init__(self, point: Point, folder: Path):
-        self.point, self.name, self.result = point, f"{point.line} {point.value}", Result()
-        self.log = folder / f"{point.line} {point.value}.log"
-        described = json.dumps(dataclasses.asdict(point))
-        with open(self.log, "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.growth", "--point", described],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                cwd=ROOT,
-            )
+        name, described = f"{point.line} {point.value}", json.dumps(dataclasses.asdict(point))
+        super().__init__(name, folder / f"{name}.log", ["benchmarks.growth", "--point", described], {})
 
     def try_to(self, act) -> None:
         """One that ends early, for want of memory perhaps, holds up nobody."""

@@ -39,7 +39,7 @@ from benchmarks.timing import (
 )
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
-from benchmarks.worker import Result, Worker
+from benchmarks.worker import Result, TrainerWorker
 from fastling.errors import RunError, UserError, run_command
 from fastling.prepare import Prepared
 from fastling.terminal import make_console
@@ -144,7 +144,7 @@ def missing(name: str, processes: int) -> str | None:
 
 def take_turns(names: Sequence[str], folder: Path, case: Case, console: Console) -> dict[str, Result]:
     """All trainers, a few steps at a time. Raises RunError for one that ends before it should."""
-    workers = {name: Worker(name, folder, case.processes) for name in names}
+    workers = {name: TrainerWorker(name, folder, case.processes) for name in names}
     try:
         for name, worker in workers.items():
             console.print(f"starting {name}")
@@ -175,7 +175,7 @@ def one_by_one(
 
 
 def run_alone(name: str, folder: Path, case: Case) -> Result:
-    worker = Worker(name, folder, case.processes)
+    worker = TrainerWorker(name, folder, case.processes)
     try:
         worker.start()
         worker.make_steps(case.steps)
