@@ -57,7 +57,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a store depends on."""
+    """All that a store depends on; and from which share of refused rows on it is not used."""
 
     sources: tuple[SourceFile, ...]
     tokenizer: Path
