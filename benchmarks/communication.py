@@ -7,19 +7,19 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastling.data.batches import Step
-from fastling.train import Run
+from fastling.training.update import Updater
 
 Interval = tuple[float, float]
 
 
-def measure_communication(run: Run, step: Step) -> dict[str, float]:
+def measure_communication(updater: Updater, step: Step) -> dict[str, float]:
     """Milliseconds of one more step, in which this process communicates; on a GPU also those in which it does
     nothing else. All processes together. A CPU's process waits for each collective, so there the two are one.
     """
-    is_gpu = run.world.device.type == "cuda"
+    is_gpu = updater.world.device.type == "cuda"
     activities = [ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]
     with profile(activities=activities) as profiler:
-        run.update(step, 1)
+        updater.update(step, 1)
         if is_gpu:
             torch.cuda.synchronize()
     device = DeviceType.CUDA if is_gpu else DeviceType.CPU

@@ -36,7 +36,7 @@ from fastling.data.packing import make_plan
 from fastling.data.rows import read_rows
 from fastling.data.store import Store
 from fastling.errors import RunError, UserError, run_command
-from fastling.files import write_text
+from fastling.files import json_line, write_text
 from fastling.prepare import prepare_data
 
 CONVERSATIONS_TO_PACK = 1_000_000
@@ -100,8 +100,7 @@ def write_rows(data: Path, out: Path, number: int) -> None:
     if not conversations:
         raise UserError(str(data), "holds no conversation")
     numbered = (messages(each, around) for around in count() for each in conversations)
-    lines = (json.dumps({"messages": each}, ensure_ascii=False) + "\n" for each in islice(numbered, number))
-    write_text(out, "".join(lines))
+    write_text(out, "".join(json_line({"messages": each}) for each in islice(numbered, number)))
 
 
 def read_conversations(data: Path) -> Iterator[Conversation]:
@@ -179,7 +178,7 @@ def timed(command: Sequence[str], **environment: str) -> dict:
 
 
 def prepare_row(name: str, runs: Sequence[dict], rows: int) -> dict:
-    timed = Measurement([1e3 * run["seconds"] for run in runs])
+    measured = Measurement([1e3 * run["seconds"] for run in runs])
     tokens = runs[0]["tokens"]
     return {
         "case": "prepare",
@@ -187,9 +186,9 @@ def prepare_row(name: str, runs: Sequence[dict], rows: int) -> dict:
         "rows": rows // 10 if name.startswith("a tenth") else rows,
         "tokens": tokens,
         "supervised_tokens": runs[0]["supervised_tokens"],
-        "milliseconds": timed.milliseconds,
-        "spread": timed.spread,
-        "tokens_per_s": 1e3 * tokens / timed.milliseconds,
+        "milliseconds": measured.milliseconds,
+        "spread": measured.spread,
+        "tokens_per_s": 1e3 * tokens / measured.milliseconds,
         "peak_mib": max(run["peak_mib"] for run in runs),
     }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.data import timed
 from fastling.errors import UserError, run_command
 from fastling.interactive.pairs import read_lines
+from fastling.settings import option_of
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,7 +40,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     command = [sys.executable, "-m", "fastling.dialogues", "--json", "--out", str(folder / "out.jsonl")]
     command += ["--source", str(sides[0]), "--target", str(sides[1])]
     for name in ("source_lang", "target_lang", "count", "workers"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        command += [option_of(name), str(getattr(options, name))]
     told = timed(command)
     dialogues = json.loads(told["stdout"])["dialogues"]
     return {

@@ -16,18 +16,16 @@ import argparse
 import dataclasses
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
 from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
 from benchmarks.training_case import SIZES, make_shape
 from benchmarks.worker import Result, Worker
@@ -38,11 +36,11 @@ from fastling.errors import RunError, UserError, run_command
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.terminal import make_console
-from fastling.train import Run
 from fastling.training.build import build_model
 from fastling.training.metrics import Work
 from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
+from fastling.training.update import Updater
 
 SUPERVISED = 0.4
 """Share of the tokens."""
@@ -147,21 +145,17 @@ def random_batch(lengths: Sequence[int], vocab_size: int, supervised: int) -> Ba
     )
 
 
-class RandomRun(Run):
-    """A run as `fastling train` makes it, its `update` above all, with steps that somebody hands to it."""
-
-    def __init__(self, config: Config, shape: LlamaConfig, world: World):
-        self.config, self.world = config, world
-        settings = {"device": world.device, "dtype": compute_dtype(config)}
-        ops.configure(config.model.kernels, config.model.attention, **settings)
-        self.prepared = SimpleNamespace(training=SimpleNamespace(source_names=["random"]))
-        self.loader = range(1)  # as long as its learning rate, which is constant, needs it to be
-        self.model = build_model(config, shape, world)
-        self.optimizer = make_optimizer(self.model, config.optimizer)
+def make_updater(config: Config, shape: LlamaConfig, world: World) -> Updater:
+    """What makes the steps of `fastling train`, of a model without a run."""
+    dtype = compute_dtype(config)
+    ops.configure(config.model.kernels, config.model.attention, device=world.device, dtype=dtype)
+    model = build_model(config, shape, world)
+    optimizer = make_optimizer(model, config.optimizer)
+    return Updater(config, world, model, optimizer, num_sources=1, num_steps=1)
 
 
 STEADY = Optimizer(schedule="constant", warmup_ratio=0.0)
-"""So that a step's learning rate asks for no length of the run."""
+"""So that a step's learning rate does not depend on the length of a run."""
 
 
 def make_steps(point: Point) -> None:
@@ -171,14 +165,14 @@ def make_steps(point: Point) -> None:
         Llama.reset_parameters = draw_on_device  # on a CPU, billions of weights take minutes
     config = Config(optimizer=STEADY)
     with open_world(config) as world:
-        run, step = RandomRun(config, point.shape, world), point.step()
+        updater, step = make_updater(config, point.shape, world), point.step()
         gate.say(settings={}, versions={})
         number = 0
         try:
             while True:
                 gate.begin()
                 number += 1
-                _, loss, _ = run.update(step, number).wait()
+                _, loss, _ = updater.update(step, number).wait()
                 gate.end(loss)
         except Finished:
             return
@@ -191,18 +185,8 @@ class Child(Worker):
     """The process of a point."""
 
     def __init__(self, point: Point, folder: Path):
-        self.point, self.name, self.result = point, f"{point.line} {point.value}", Result()
-        self.log = folder / f"{point.line} {point.value}.log"
-        described = json.dumps(dataclasses.asdict(point))
-        with open(self.log, "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.growth", "--point", described],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                cwd=ROOT,
-            )
+        name, described = f"{point.line} {point.value}", json.dumps(dataclasses.asdict(point))
+        super().__init__(name, folder / f"{name}.log", ["benchmarks.growth", "--point", described], {})
 
     def try_to(self, act) -> None:
         """One that ends early, for want of memory perhaps, holds up nobody."""

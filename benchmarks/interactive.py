@@ -22,7 +22,7 @@ from benchmarks.timing import describe_machine, make_table_console, now, with_ev
 from fastling.config import OTHER_NAMES, Config, Source
 from fastling.errors import RunError, UserError, run_command
 from fastling.evaluation.records import read_records
-from fastling.files import write_text
+from fastling.files import json_line, read_json_lines, write_text
 from fastling.interactive.languages import tidy
 from fastling.interactive.pairs import read_lines
 from fastling.interactive.phrasings import load_phrasings
@@ -77,10 +77,10 @@ def split_held_out(source: Source, text: Path, out: Path) -> Iterator[Source]:
     """A held-out file by type of dialogue, and its pairs as single turns."""
     by_type: dict[str, list[str]] = {}
     for row in read_dialogues(source):
-        by_type.setdefault(row["type"], []).append(json.dumps(row, ensure_ascii=False))
+        by_type.setdefault(row["type"], []).append(json_line(row))
     for name, rows in sorted(by_type.items()):
         path = out / f"{source.name}.{name}.jsonl"
-        write_text(path, "".join(row + "\n" for row in rows))
+        write_text(path, "".join(rows))
         yield Source(name=f"{source.name}.{name}", path=str(path), pair=source.pair)
     path = write_single_turns(source, text, out)
     yield Source(name=f"{source.name}.{SINGLE}", path=str(path), pair=source.pair)
@@ -89,8 +89,7 @@ def split_held_out(source: Source, text: Path, out: Path) -> Iterator[Source]:
 def write_single_turns(source: Source, text: Path, out: Path) -> Path:
     """Every line of every dialogue as a conversation of one question and one answer."""
     path = out / f"{source.name}.{SINGLE}.jsonl"
-    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in single_turns(read_dialogues(source), text))
-    write_text(path, "".join(rows))
+    write_text(path, "".join(map(json_line, single_turns(read_dialogues(source), text))))
     return path
 
 
@@ -151,8 +150,7 @@ def table_rows(out: Path, names: Sequence[str]) -> Iterator[dict]:
     """One row a held-out file: its loss after the last step of either arm; then what both were trained on."""
     last, tokens = {}, {}
     for arm in ARMS:
-        lines = (out / arm / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        metrics = [json.loads(line) for line in lines]
+        metrics = read_json_lines(out / arm / "metrics.jsonl")
         last[arm] = metrics[-1]
         tokens[arm] = {
             name: sum(row.get(name, 0) for row in metrics) for name in ("tokens", "supervised_tokens")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from benchmarks import providers, timing, workloads
 from benchmarks.providers import EAGER, PRODUCTS, Provider
 from benchmarks.timing import CpuTimer, CudaTimer, Job, Machine, Measurement
 from benchmarks.workloads import Workload
-from fastling.errors import RunError
+from fastling.errors import RunError, kind_and_line
 from fastling.kernels import accuracy
 from fastling.kernels.cases import MODELS, Inputs, Shape
 
@@ -108,7 +108,7 @@ class GpuFailed(RunError):
     """The GPU runs nothing any more for this process, after a call of `provider`."""
 
     def __init__(self, where: str, provider: str, error: Exception):
-        super().__init__(f"{where}, {provider}", f"the GPU has failed: {in_words(error)}")
+        super().__init__(f"{where}, {provider}", f"the GPU has failed: {kind_and_line(error)}")
         self.provider = provider
 
 
@@ -136,12 +136,10 @@ class Session:
 
     def _look_at_machine(self) -> Machine:
         settings = self.settings
-        machine = timing.describe_machine(settings.device)
-        copy_gb_s, matrix_tflops = timing.measure_rates(
+        machine = timing.machine_with_rates(
             self.timer, settings.device, copy_bytes=settings.copy_bytes, matrix_size=settings.matrix_size,
             samples=settings.samples,
         )  # fmt: skip
-        machine = replace(machine, copy_gb_s=copy_gb_s, matrix_tflops=matrix_tflops)
         say(", ".join(f"{name} {value}" for name, value in asdict(machine).items()))
         return machine
 
@@ -180,8 +178,8 @@ class Session:
     def _fail(self, workload: Workload, provider: str, error: Exception) -> None:
         """Go on after an error, unless the device itself has failed: then nothing runs any more."""
         where = f"{workload.op_name}, {workload.case}"
-        say(f"failed: {where}, {provider}: {in_words(error)}")
-        self._write(workload, provider, "case", verdict="failed", why=in_words(error))
+        say(f"failed: {where}, {provider}: {kind_and_line(error)}")
+        self._write(workload, provider, "case", verdict="failed", why=kind_and_line(error))
         try:
             self._wait()
         except RuntimeError:
@@ -219,9 +217,9 @@ class Session:
 
     def _note_absence(self, workload: Workload, provider: Provider, error: ImportError) -> None:
         if provider.name not in self.absent:
-            self.absent[provider.name] = in_words(error)
-            say(f"absent: {provider.name}: {in_words(error)}")
-            self._write(workload, provider.name, "absent", verdict="absent", why=in_words(error))
+            self.absent[provider.name] = kind_and_line(error)
+            say(f"absent: {provider.name}: {kind_and_line(error)}")
+            self._write(workload, provider.name, "absent", verdict="absent", why=kind_and_line(error))
 
     def _check_far_offsets(self, workload: Workload) -> None:
         inputs = workload.inputs(self.settings.dtype, self.settings.device)
@@ -314,12 +312,6 @@ class Session:
 def counts_in(part: str, passed: str) -> bool:
     """Whether a part, "output" or "d x", comes of a pass."""
     return passed in ("forward+backward", "update") or part.startswith("d ") == (passed == "backward")
-
-
-def in_words(error: Exception) -> str:
-    """The first line of an error, and what it is where it says nothing itself."""
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:300]
 
 
 def say(words: str) -> None:

@@ -22,11 +22,11 @@ from benchmarks.page_parts import (
     shown,
     table_html,
 )
-from benchmarks.plots import Bar, Mark, escaped
+from benchmarks.plots import Bar, Mark
 from benchmarks.providers import OURS, PRODUCTS
 from benchmarks.rows import MACHINE, Run, is_number, is_of_kernels, newest_and_older, runs_of
 from benchmarks.training_page import training_part
-from fastling.evaluation.report_page import STYLE
+from fastling.evaluation.report_page import escaped, page_html
 from fastling.evaluation.result import TableData
 
 TITLES = {
@@ -66,13 +66,8 @@ def page_of(rows: Sequence[dict]) -> str:
     ]
     for name in names:
         parts += _bench(TITLES.get(name, name), [run for run in runs if run.bench == name], other_part)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>Measured</title><style>{STYLE}{MORE_STYLE}</style></head><body>\n<h1>Measured</h1>\n"
-        f"<p>{CLAIM}</p>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    return page_html("Measured", [f"<p>{CLAIM}</p>", *parts], head=policy, style=MORE_STYLE)
 
 
 def _bench(title: str, runs: list[Run], part: Callable[[Run], str], unmeasured: str = "") -> Iterator[str]:

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from benchmarks.commands import command_of
-from benchmarks.plots import escaped
 from benchmarks.rows import MACHINE, Run, is_number
+from fastling.evaluation import report_page
+from fastling.evaluation.report_page import escaped
 from fastling.evaluation.result import TableData
 
 LONG = 60
@@ -14,14 +15,8 @@ LONG = 60
 
 def table_html(table: TableData) -> str:
     """Words to the left, numbers to the right; only long words go over several lines."""
-    looks = [_look([row[place] for row in table.rows]) for place in range(len(table.columns))]
-    lines = [
-        "".join(f"<{tag}{look}>{escaped(cell)}</{tag}>" for cell, look in zip(cells, looks, strict=True))
-        for tag, cells in [("th", table.columns), *(("td", row) for row in table.rows)]
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    caption = f"<caption>{escaped(table.title)}</caption>" if table.title else ""
-    return f'<div class="wide"><table>{caption}{body}</table></div>'
+    columns = range(len(table.columns))
+    return report_page.table_html(table, [_look([row[place] for row in table.rows]) for place in columns])
 
 
 def _look(cells: Sequence[str]) -> str:

@@ -4,10 +4,11 @@ Lengths along are percentages, so that a plot is as wide as there is room, and i
 telephone as on a screen. Words are whatever rows hold: any script, and escaped.
 """
 
-import html
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from fastling.evaluation.report_page import escaped
 
 COLOURS = ("#1f5fa8", "#8a8f98", "#c07a1c", "#2e8556", "#9a4f96", "#b23b3b", "#4d4d4d", "#5b8db8")
 """Ours is the first."""
@@ -15,12 +16,6 @@ MEMORY_COLOUR = "#c9ccd1"
 FONT = 'font-family="system-ui, sans-serif" font-size="14" fill="#1c1c1c"'
 WIDEST_BAR = 56
 """Percent; the rest is for the words behind it."""
-NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-
-
-def escaped(text: str) -> str:
-    """For HTML and XML, inside of quotation marks too."""
-    return html.escape(NOT_IN_XML.sub("\ufffd", text))
 
 
 class Bar(NamedTuple):

@@ -33,7 +33,7 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.growth import STEADY, RandomRun, random_step
+from benchmarks.growth import STEADY, make_updater, random_step
 from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
 from fastling.config import Config, Parallel
 from fastling.errors import RunError, UserError, leave, run_command
@@ -162,16 +162,16 @@ def train_and_count(parallel: Parallel, steps: int) -> dict | None:
     with open_world(config) as world:
         torch.manual_seed(world.rank)
         step = random_step(LENGTHS, MICRO_BATCHES, MODEL.vocab_size, ranks=world.size)
-        run = RandomRun(config, MODEL, world)
+        updater = make_updater(config, MODEL, world)
         seconds = []
         for number in range(1, WARM_UP + steps + 1):
             dist.barrier()
             start = time.perf_counter()
-            run.update(step, number)
+            updater.update(step, number)
             dist.barrier()
             seconds.append(time.perf_counter() - start)
         with CountedTraffic() as counted:
-            run.update(step, len(seconds) + 1)
+            updater.update(step, len(seconds) + 1)
         mine = torch.tensor(dataclasses.astuple(counted.traffic))
         counts = [torch.empty_like(mine) for _ in range(world.size)]
         dist.all_gather(counts, mine)

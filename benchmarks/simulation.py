@@ -23,6 +23,7 @@ from benchmarks.training_case import SIZES, make_shape
 from fastling.errors import UserError, run_command
 from fastling.evaluation.records import read_records
 from fastling.model.llama_config import LlamaConfig
+from fastling.settings import given_options, option_of, refuse_options
 from fastling.training.metrics import Work
 
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
@@ -241,16 +242,10 @@ def check_measured(measured: Measured, where: str) -> Measured:
 
 def measured_of(options: argparse.Namespace) -> Measured:
     """Raises UserError where no step of one GPU is given, or two are."""
-    given = {
-        option: getattr(options, option)
-        for option in vars(options)
-        if option in STEP_OPTIONS and getattr(options, option) is not None
-    }
     if options.results:
-        for option in given:
-            name = "--" + option.replace("_", "-")
-            raise UserError(name, "has no effect beside --results", "Remove one of the two.")
+        refuse_options(options, STEP_OPTIONS, "has no effect beside --results", "Remove one of the two.")
         return read_measured(options.results, options.size, options.provider)
+    given = given_options(options, STEP_OPTIONS)
     if not {"milliseconds_a_step", "tokens_a_step"} <= given.keys():
         raise UserError(
             "command line",
@@ -345,7 +340,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError("--replicate", f"is neither a power of 2 up to 1024 nor nodes: {options.replicate}")
     for name in ("node_bandwidth", "network_bandwidth"):
         if not getattr(options, name) > 0:
-            raise UserError("--" + name.replace("_", "-"), f"must be > 0: {getattr(options, name)}")
+            raise UserError(option_of(name), f"must be > 0: {getattr(options, name)}")
     if not 0 <= options.latency_microseconds < float("inf"):
         raise UserError("--latency-microseconds", f"must be >= 0: {options.latency_microseconds}")
     return options

@@ -43,6 +43,7 @@ from fastling.model.safetensors_folder import SafetensorsFolder
 from fastling.terminal import make_console
 from fastling.training.build import build_model
 from fastling.training.parallel import World
+from fastling.training.update import Updater
 
 IMPORTS, REST = "interpreter and imports", "rest"
 # What a run calls before its first step is done, in order, by the attribute under which it finds it.
@@ -53,7 +54,7 @@ PARTS = {
     "rehearsal of the export": [(train, "make_export"), (Export, "rehearse")],
     "laying out and loading the model": [(train, "build_model")],
     "held-out losses and answers before the first step": [(train, "HeldOut"), (train.Run, "_evaluate")],
-    "first step": [(train.Run, "update")],
+    "first step": [(Updater, "update")],
 }
 SHARD_BYTES = 5 * 10**9  # Hugging Face's own limit
 ZEROS = "zeros in sparse files, which lie on no disk"
@@ -167,15 +168,15 @@ def start_run(started: float, arguments: Sequence[str]) -> dict[str, float]:
     """`fastling train` up to the end of the first step: seconds by part. For a process of its own."""
     clock = Clock(started)
     clock.seconds[IMPORTS] = time.monotonic() - started
-    update = train.Run.update
+    update = Updater.update
 
-    def last(run: train.Run, *arguments) -> None:
-        update(run, *arguments)
-        if run.world.device.type == "cuda":
+    def last(updater: Updater, *arguments) -> None:
+        update(updater, *arguments)
+        if updater.world.device.type == "cuda":
             torch.cuda.synchronize()
         raise FirstStepDone
 
-    train.Run.update = last
+    Updater.update = last
     for name, places in PARTS.items():
         for owner, attribute in places:
             clock.wrap(name, owner, attribute)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -249,10 +249,10 @@ def _said(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-def measure_rates(
+def machine_with_rates(
     timer: CpuTimer | CudaTimer, device: torch.device, *, copy_bytes: int, matrix_size: int, samples: int
-) -> tuple[float, float]:
-    """(GB/s of a copy, bytes read and written; TFLOP/s of a square bf16 product), on random values."""
+) -> Machine:
+    """With GB/s of a copy, bytes read and written; and TFLOP/s of a square bf16 product, on random values."""
     source = torch.randn(copy_bytes // 2, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
     left, right = torch.randn(2, matrix_size, matrix_size, device=device, dtype=torch.bfloat16)
@@ -262,8 +262,11 @@ def measure_rates(
         Job("product", lambda: None, lambda _: torch.mm(left, right, out=product)),
     ]
     measured = measure(jobs, timer, samples=samples, seconds=10)
-    copy, mm = measured["copy"].milliseconds, measured["product"].milliseconds
-    return 2 * copy_bytes / copy / 1e6, 2 * matrix_size**3 / mm / 1e9
+    return replace(
+        describe_machine(device),
+        copy_gb_s=2 * copy_bytes / measured["copy"].milliseconds / 1e6,
+        matrix_tflops=2 * matrix_size**3 / measured["product"].milliseconds / 1e9,
+    )
 
 
 # Rows -----------------------------------------------------------------------------------------------

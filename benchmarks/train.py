@@ -33,14 +33,13 @@ from benchmarks.timing import (
     Machine,
     Measurement,
     add_rows,
-    describe_machine,
+    machine_with_rates,
     make_table_console,
-    measure_rates,
     now,
 )
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
-from benchmarks.worker import Result, Worker
+from benchmarks.worker import Result, TrainerWorker
 from fastling.errors import RunError, UserError, run_command
 from fastling.prepare import Prepared
 from fastling.terminal import make_console
@@ -145,7 +144,7 @@ def missing(name: str, processes: int) -> str | None:
 
 def take_turns(names: Sequence[str], folder: Path, case: Case, console: Console) -> dict[str, Result]:
     """All trainers, a few steps at a time. Raises RunError for one that ends before it should."""
-    workers = {name: Worker(name, folder, case.processes) for name in names}
+    workers = {name: TrainerWorker(name, folder, case.processes) for name in names}
     try:
         for name, worker in workers.items():
             console.print(f"starting {name}")
@@ -176,7 +175,7 @@ def one_by_one(
 
 
 def run_alone(name: str, folder: Path, case: Case) -> Result:
-    worker = Worker(name, folder, case.processes)
+    worker = TrainerWorker(name, folder, case.processes)
     try:
         worker.start()
         worker.make_steps(case.steps)
@@ -220,8 +219,7 @@ def _measure_machine() -> Machine:
     sizes = (
         {"copy_bytes": 2**30, "matrix_size": 8192} if is_gpu else {"copy_bytes": 2**27, "matrix_size": 2048}
     )
-    rates = measure_rates(CudaTimer() if is_gpu else CpuTimer(), device, samples=15, **sizes)
-    return dataclasses.replace(describe_machine(device), copy_gb_s=rates[0], matrix_tflops=rates[1])
+    return machine_with_rates(CudaTimer() if is_gpu else CpuTimer(), device, samples=15, **sizes)
 
 
 def make_rows(

@@ -119,12 +119,12 @@ def ours(
             if head_on_all_rows:
                 step = dataclasses.replace(step, batches=[on_all_rows(batch) for batch in step.batches])
             clock.mark("data wait")
-            measured = run.update(step, number)
+            measured = run.updater.update(step, number)
             _, loss, _ = measured.wait()
             gate.end(loss, clock.seconds())
         if world.size > 1:
             gate.closing = {"peak_gib": memory_gib(DEVICE)}  # before the profiler takes some
-            gate.closing["communication"] = measure_communication(run, run.loader.step(0))
+            gate.closing["communication"] = measure_communication(run.updater, run.loader.step(0))
         gate.begin()
 
 

@@ -13,9 +13,10 @@ from benchmarks.page_parts import (
     settings_in_words,
     table_html,
 )
-from benchmarks.plots import Bar, escaped
+from benchmarks.plots import Bar
 from benchmarks.providers import OURS
 from benchmarks.rows import Run, is_number, is_of_kernels, runs_of
+from fastling.evaluation.report_page import escaped
 from fastling.evaluation.result import TableData
 
 

@@ -1,4 +1,4 @@
-"""A trainer of benchmarks.train in a process of its own: told what to do, and heard, line by line."""
+"""What makes steps in a process of its own, such as a trainer: told what to do, and heard, line by line."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Timer
 
@@ -33,22 +34,18 @@ class Result:
 
 
 class Worker:
-    """A trainer's processes, which do nothing unless told to."""
+    """A module's process behind a gate of benchmarks.trainers, which does nothing unless told to."""
 
-    def __init__(self, name: str, folder: Path, processes: int):
-        self.name, self.result = name, Result()
-        self.log = folder / f"{list(TRAINERS).index(name)}.log"
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-        launcher = torchrun if processes > 1 else []
-        command = [sys.executable, "-m", *launcher, "benchmarks.trainers", name, str(folder)]
-        with open(self.log, "w", encoding="utf-8") as log:
+    def __init__(self, name: str, log: Path, module: Sequence[str], environment: Mapping[str, str]):
+        self.name, self.log, self.result = name, log, Result()
+        with open(log, "w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", *module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=file,
                 text=True,
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | environment,
             )
 
     def _hear(self) -> dict:
@@ -87,6 +84,16 @@ class Worker:
     def stop(self) -> None:
         self.process.terminate()  # torchrun then ends those that it started
         self.process.communicate()
+
+
+class TrainerWorker(Worker):
+    """The process of a trainer, or several."""
+
+    def __init__(self, name: str, folder: Path, processes: int):
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        launcher = torchrun if processes > 1 else []
+        log = folder / f"{list(TRAINERS).index(name)}.log"
+        super().__init__(name, log, [*launcher, "benchmarks.trainers", name, str(folder)], ENVIRONMENT)
 
 
 def last_words(log: str) -> str:

@@ -75,7 +75,7 @@ class Workload:
             return inputs
         labels_S = torch.randint(self.shape.vocab, (self.shape.tokens,), device=device)
         if self.trained and self.op_name == "cross_entropy":
-            labels_S = _certain_labels(inputs, labels_S)
+            labels_S = _certain_labels(inputs)
         elif self.trained:
             inputs["hidden_SH"] = _certain_hidden(inputs, labels_S)
         unsupervised = torch.randperm(self.shape.tokens, device=device)[self.num_rows :]
@@ -84,7 +84,7 @@ class Workload:
         return inputs | {"labels_S": labels_S, "weights_S": weights_S}
 
 
-def _certain_labels(inputs: Inputs, labels_S: Tensor) -> Tensor:
+def _certain_labels(inputs: Inputs) -> Tensor:
     """The labels that the peaks of the logits were made for, also in the rows that cases.py leaves out."""
     return inputs["labels_S"].where(inputs["labels_S"] != IGNORE_INDEX, 0).clone()
 

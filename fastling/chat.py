@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, needing, run_command
 from fastling.inference.chat_model import ChatModel, load_chat_model
 from fastling.inference.context import default_max_new_tokens
 from fastling.model.generation import Decoding
@@ -17,7 +17,7 @@ from fastling.model.huggingface import DTYPES
 from fastling.serving.gate import is_loopback
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, make_prompt, talk_by_lines, talk_in_terminal, write_to_stdout
-from fastling.settings import Parser, option_of
+from fastling.settings import Parser, build_from_options, given_options, refuse_options
 from fastling.terminal import make_console, print_result
 
 ONLY_WITH_WEB = ("host", "port", "token")
@@ -72,14 +72,12 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError for the first option that cannot be right or has no effect."""
-    if not options.web:
-        for name in ONLY_WITH_WEB:
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name}", "has no effect without --web")
-    elif options.system is not None:
-        raise UserError("--system", "has no effect with --web", "The page has a field for it.")
-    elif options.seed is not None:
-        raise UserError("--seed", "has no effect with --web", "A request to /v1 may bring its own seed.")
+    if options.web:
+        what = "has no effect with --web"
+        refuse_options(options, ["system"], what, "The page has a field for it.")
+        refuse_options(options, ["seed"], what, "A request to /v1 may bring its own seed.")
+    else:
+        refuse_options(options, ONLY_WITH_WEB, "has no effect without --web")
     try:
         (options.system or "").encode("utf-8")
     except UnicodeEncodeError as error:  # bytes of another encoding
@@ -106,14 +104,10 @@ def check_access(options: argparse.Namespace) -> None:
 
 def make_decoding(options: argparse.Namespace) -> Decoding:
     """Raises UserError for what cannot be right, or has no effect because nothing is drawn."""
-    given = {name: getattr(options, name) for name in DECODING if getattr(options, name) is not None}
+    given = given_options(options, DECODING)
     if options.temperature and options.seed is None:
         given["seed"] = secrets.randbelow(2**31)
-    try:
-        return Decoding(**given)
-    except UserError as error:
-        option = option_of(error.where.removeprefix("decoding."))
-        raise UserError(option, error.what, error.fix) from None
+    return build_from_options(Decoding, "decoding", given)
 
 
 def with_room(decoding: Decoding, options: argparse.Namespace, chat: ChatModel) -> Decoding:
@@ -173,10 +167,8 @@ def page_address(url: str, token: str | None) -> str:
 
 def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> None:
     """Serve until Ctrl-C. Raises UserError where the packages for it are not installed."""
-    try:
+    with needing("chat", "--web"):
         from fastling.serving.server import listen, run_server
-    except ModuleNotFoundError as error:
-        raise UserError("--web", f"needs the package {error.name}", "pip install 'fastling[chat]'") from None
     host = options.host or "127.0.0.1"
     with listen(host, 8000 if options.port is None else options.port) as listening:
         chat = load(options, console)

@@ -239,6 +239,11 @@ class Log:
     every_steps: PositiveInt = 1
     """Steps between two lines of metrics."""
 
+    def __post_init__(self):
+        if self.project != Log.project and not self.wandb:
+            fix = "Set log.wandb, too, or remove it."
+            raise without_effect("log.project", self.project, "without log.wandb", fix)
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
@@ -292,9 +297,9 @@ class Config:
         return resolve(path, "data.tokenizer" if self.data.tokenizer else "model.pretrained")
 
 
-def without_effect(name: str, value: object, because: str) -> UserError:
+def without_effect(name: str, value: object, because: str, fix: str = "Remove one of the two.") -> UserError:
     """The error of a setting that another one makes meaningless."""
-    return UserError(name, f"has no effect {because}: {value}", "Remove one of the two.")
+    return UserError(name, f"has no effect {because}: {value}", fix)
 
 
 def expand(path: str, where: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, needing, run_command
 from fastling.files import check_can_be_made
 from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
@@ -23,7 +23,7 @@ from fastling.interactive.languages import LANGUAGES, check_language
 from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step, with_third
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
-from fastling.settings import Parser, option_of
+from fastling.settings import Parser, check_positive, option_of, refuse_options
 from fastling.terminal import make_console, make_progress, print_result
 
 MIX = {
@@ -146,9 +146,7 @@ def _check_generator_options(options: argparse.Namespace) -> None:
         return
     if not options.generator_model:
         raise UserError("--generator-model", "is not set", "Name a model of the server.")
-    for name in ("mix", "workers", "third"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name}", "has no effect with --generator-url")
+    refuse_options(options, ("mix", "workers", "third"), "has no effect with --generator-url")
     folder = options.generator_prompts
     if folder and not folder.is_dir():
         raise UserError("--generator-prompts", f"no such folder: {folder}")
@@ -162,10 +160,7 @@ def check_options(options: argparse.Namespace) -> Corpus:
         check_language("--user-lang", options.user_lang)
     _check_generator_options(options)
     numbers = ("generator_budget_tokens", "generator_requests", "generator_timeout")
-    for name in ("count", "workers", *numbers):
-        number = getattr(options, name)
-        if number is not None and not 0 < number < float("inf"):
-            raise UserError(option_of(name), f"must be > 0: {number:g}")
+    check_positive(options, ("count", "workers", *numbers))
     corpus = make_corpus(options.source, options.target, source, target)
     if options.third:
         if not options.third_lang:
@@ -305,13 +300,9 @@ def _build(recipe: Recipe, options: argparse.Namespace, total: int, console: Con
 
 
 def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: Console) -> dict:
-    try:
+    with needing("dialogues", "--generator-url"):
         from fastling.interactive.generate import MOST_USELESS, write_generated
         from fastling.remote import Server
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "--generator-url", f"needs the package {error.name}", "pip install 'fastling[dialogues]'"
-        ) from None
     cache = options.generator_cache or options.out.with_name(options.out.name + ".answers.sqlite")
     with make_progress(console) as progress:
         task = progress.add_task("asking for turns, by line", total=total)

@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from fastling import streams
@@ -41,6 +42,18 @@ class RunError(UserError):
     """A check or a run that failed although the arguments were fine. Exit status 1."""
 
     exit_status = 1
+
+
+@contextmanager
+def needing(extra: str, where: str) -> Iterator[None]:
+    """Raise UserError, of `where`, if what is imported within needs a package that comes with this extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("fastling"):  # a mistake of ours
+            raise
+        fix = f"pip install 'fastling[{extra}]'"
+        raise UserError(where, f"needs the package {error.name}", fix) from None
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
@@ -90,6 +103,11 @@ def visible(text: str) -> str:
 def first_line(error: Exception) -> str:
     """What an error says, or only its kind."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def kind_and_line(error: Exception) -> str:
+    """What an error says, its kind before it, in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def _spelled_out(found: re.Match) -> str:

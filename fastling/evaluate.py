@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastling import files
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, needing, run_command
 from fastling.evaluation.result import Result, TableData
 from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
@@ -85,20 +85,11 @@ def main(arguments: Sequence[str]) -> None:
     if name == "report":
         _report(_report_options(rest), console)
         return
-    module = _load(name)
+    with needing("eval", f"fastling evaluate {name}"):
+        module = importlib.import_module(f"fastling.evaluation.{name}")
     options = _parse(name, module, rest)
     result = module.evaluate(options, console)
     _deliver(result, options, console)
-
-
-def _load(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"fastling.evaluation.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("fastling"):
-            raise
-        needs = f"needs the package {error.name}"
-        raise UserError(f"fastling evaluate {name}", needs, "pip install 'fastling[eval]'") from None
 
 
 def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.Namespace:
@@ -124,7 +115,7 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
     for table in result.tables:
         console.print(_as_rich(table))
     for note in result.notes:
-        console.print(note, soft_wrap=True, markup=False)
+        console.print(note, soft_wrap=True)
     kept = result.as_json()
     if options.out:
         files.write_text(options.out, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
@@ -134,7 +125,7 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
         files.write_text(options.report, page_of([(options.report.stem, kept)]))
     for path in (options.out, options.report):
         if path:
-            console.print(f"written: {path}", soft_wrap=True, markup=False)
+            console.print(f"written: {path}", soft_wrap=True)
     if options.json:
         print_result({"kind": result.kind, **result.scores})
     if result.failure:
@@ -175,7 +166,7 @@ def _report(options: argparse.Namespace, console: Console) -> None:
 
     results = [(path.stem, read_result(path)) for path in options.results]
     files.write_text(options.report, page_of(results))
-    console.print(f"written: {options.report}", soft_wrap=True, markup=False)
+    console.print(f"written: {options.report}", soft_wrap=True)
 
 
 if __name__ == "__main__":

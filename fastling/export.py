@@ -83,13 +83,10 @@ class Export:
         try:
             self._take_aside()
             self._empty_aside()
-            try:
+            with files.gone_after_error(self.aside):
                 files.check_disk(self.folder.parent, self.num_bytes, str(self.folder), "the export needs")
                 self._write_small_files()
                 self._check_prompts()
-            except BaseException:
-                shutil.rmtree(self.aside, ignore_errors=True)
-                raise
         except OSError as error:
             raise UserError(str(self.folder), f"cannot be written: {error}") from None
 
@@ -225,11 +222,11 @@ class Export:
         }
         return {
             CARD: self.model_card(),
-            "config.json": _json(config),
-            "generation_config.json": _json(generation),
+            "config.json": files.json_text(config),
+            "generation_config.json": files.json_text(generation),
             "tokenizer.json": self.tokenizer_json,
-            "tokenizer_config.json": _json(tokenizer_config),
-            "special_tokens_map.json": _json(special),
+            "tokenizer_config.json": files.json_text(tokenizer_config),
+            "special_tokens_map.json": files.json_text(special),
             "chat_template.jinja": chat_template,
             "template.yaml": template.template.as_yaml(),
         }
@@ -277,10 +274,6 @@ def make_export(
 ) -> Export:
     """The export of a run, in the numbers it was trained in where no others are named."""
     return Export(folder, shape, encoder, config, dtype or compute_dtype(config))
-
-
-def _json(content: dict) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _known(tokenizer: Tokenizer, token: str | None) -> str | None:
@@ -336,11 +329,8 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
     export = make_export(out.resolve(), shape, encoder, config, dtype)
     export.rehearse()  # before gigabytes are read
     model = Llama.on_meta(shape).to_empty(device="cpu")
-    try:
+    with files.gone_after_error(export.aside):
         _load_newest(run_dir, model)
-    except BaseException:
-        shutil.rmtree(export.aside)
-        raise
     return export.write(model)
 
 

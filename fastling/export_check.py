@@ -15,6 +15,7 @@ import torch
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import PROOF_STRINGS, adds_what_it_may, first_difference
+from fastling.errors import kind_and_line
 from fastling.inference.chat_template import render
 from fastling.model.digests import misread
 from fastling.model.huggingface import load_pretrained, read_config
@@ -101,7 +102,7 @@ def _attempt(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:
-        return Check(name, False, f"{type(error).__name__}: {error}".splitlines()[0][:300])
+        return Check(name, False, kind_and_line(error))
 
 
 def _shape(folder: Path, shape: LlamaConfig) -> Check:
@@ -205,7 +206,7 @@ def _why_not_imported(model_type: str) -> str | None:
     try:
         importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
     except Exception as error:  # such as of a package that it needs in another version
-        return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        return kind_and_line(error)[:120]
     return None
 
 

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     ):
         if texts:
             shown = ", ".join(map(repr, texts[:5])) + (", ..." if len(texts) > 5 else "")
-            console.print(f"note: {words} ({len(texts):,}): {shown}", soft_wrap=True, markup=False)
+            console.print(f"note: {words} ({len(texts):,}): {shown}", soft_wrap=True)
     console.print(
         f"written: {options.out}: {done['tokens']} tokens from id {done['first_id']} on, each "
         f"{done['pieces_per_token_before']:.1f} tokens until now; "

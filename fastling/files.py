@@ -40,6 +40,16 @@ def publish(aside: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+@contextmanager
+def gone_after_error(folder: Path) -> Iterator[None]:
+    """Leave nothing of a folder where its making fails: a full disk is no place for half of it."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def takes(descriptor: int, path: Path) -> bool:
     """Keep other processes out of an opened file or folder until it is closed, or this process killed.
 
@@ -133,6 +143,11 @@ def check_no_pointer(path: Path) -> None:
     if is_pointer:
         what = "is a pointer that git-lfs left in the file's place"
         raise UserError(str(path), what, "Fetch the file itself: git lfs pull")
+
+
+def json_text(content: dict) -> str:
+    """Return it as the JSON files of a model's folder have it."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def json_line(content: object) -> str:

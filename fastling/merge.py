@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastling.errors import UserError, run_command
-from fastling.settings import Parser
+from fastling.settings import Parser, refuse_options
 from fastling.surgery.folders import add_result_options
 from fastling.surgery.merging import merge_models
 from fastling.terminal import make_console, print_result
@@ -56,11 +56,8 @@ def _check(options: Namespace) -> None:
         shown = " ".join(f"{weight:g}" for weight in given)
         raise UserError("--weights", f"must be 0 or from 1e-6 to 1e6, and not all 0: {shown}")
     if options.method == "average":
-        for name in ("base", "density", "scale"):
-            if getattr(options, name) is not None:
-                raise UserError(
-                    f"--{name}", "has no effect on an average", "Remove it, or say --method ties."
-                )
+        fix = "Remove it, or say --method ties."
+        refuse_options(options, ("base", "density", "scale"), "has no effect on an average", fix)
         return
     if options.base is None:
         raise UserError("--base", "is needed by TIES, which merges what was changed in a base")

@@ -5,7 +5,7 @@ What it builds is kept: training with the same config starts from it at once.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -222,14 +222,8 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
     console.print(table)
     for suffix, store in stores:
         for name, ledger in store.ledgers.items():
-            for key, one, more in (
-                ("refused", "row refused", "rows refused"),
-                ("dropped", "token dropped", "tokens dropped"),
-            ):
-                for reason, count in ledger[key].items():
-                    if count:
-                        unit = one if count == 1 else more
-                        console.print(f"  {name}{suffix}: {count:,} {unit}: {reason}")
+            for line in _reasons(ledger):
+                console.print(f"  {name}{suffix}: {line}")
     for name, count in prepared.copies.items():
         if count:
             console.print(f"  {name}: copies of earlier rows: {count:,}")
@@ -243,6 +237,14 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
         f"{100 * prepared.padded_fill:.2f} % full)\nstore: {prepared.training.folder}",
         soft_wrap=True,
     )
+
+
+def _reasons(ledger: dict) -> Iterator[str]:
+    """Of a source's rows and tokens that are not used: how many, and why."""
+    for key, what in (("refused", "row"), ("dropped", "token")):
+        for reason, count in ledger[key].items():
+            if count:
+                yield f"{count:,} {what}{'' if count == 1 else 's'} {key}: {reason}"
 
 
 def main(arguments: Sequence[str]) -> None:

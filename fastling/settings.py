@@ -14,7 +14,7 @@ import inspect
 import json
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -83,6 +83,32 @@ def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> 
 def option_of(name: str) -> str:
     """The option that argparse keeps by this name: top_p -> --top-p."""
     return f"--{name.replace('_', '-')}"
+
+
+def given_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The values of those among some options that were given."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def refuse_options(options: argparse.Namespace, names: Iterable[str], what: str, fix: str = "") -> None:
+    """Raise UserError for the first of some options that was given."""
+    for name in given_options(options, names):
+        raise UserError(option_of(name), what, fix)
+
+
+def check_positive(options: argparse.Namespace, names: Iterable[str]) -> None:
+    """Raise UserError for the first of some options that was given as no number above 0."""
+    for name, number in given_options(options, names).items():
+        if not 0 < number < float("inf"):
+            raise UserError(option_of(name), f"must be > 0: {number:g}")
+
+
+def build_from_options(kind: type, section: str, given: Mapping[str, Any]) -> Any:
+    """kind(**given). Raises its UserErrors by the option's name: of section.top_p, by --top-p."""
+    try:
+        return kind(**given)
+    except UserError as error:
+        raise UserError(option_of(error.where.removeprefix(f"{section}.")), error.what, error.fix) from None
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from fastling import files, ops
 from fastling.config import Config, build_parser, parse
-from fastling.data.batches import Step
 from fastling.errors import RunError, leave, run_command, visible
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
@@ -23,13 +22,13 @@ from fastling.prepare import prepare_data, print_ledger
 from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
-from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers, sums_by
-from fastling.training.gradient import add_gradients
+from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers
 from fastling.training.isolation import prove_isolation
-from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, check_finite, check_wandb, plot_loss
-from fastling.training.optimizer import clip, learning_rate, make_optimizer
+from fastling.training.metrics import Measured, Meter, MetricsLog, check_finite, check_wandb, plot_loss
+from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.progress import TrainingProgress
+from fastling.training.update import Updater
 
 
 def train(config: Config) -> dict:
@@ -68,6 +67,14 @@ class Run:
         world.on_main(self._check_disk)
         self.model = build_model(config, shape, world, load=found is None)
         self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.updater = Updater(
+            config,
+            world,
+            self.model,
+            self.optimizer,
+            num_sources=len(self.prepared.training.source_names),
+            num_steps=len(self.loader),
+        )
         if found:
             checkpoint.load(found.folder, self._tensors())
             checkpoint.set_step(self.optimizer, self.first_step)
@@ -135,7 +142,7 @@ class Run:
         waiting: Measured | None = None
         with TrainingProgress(self.console, len(self.loader), first) as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
-                measured = self.update(step, number)
+                measured = self.updater.update(step, number)
                 if waiting:  # done by now, or soon, while the device has this step to do
                     self._tell(waiting)
                 waiting = measured
@@ -166,23 +173,6 @@ class Run:
 
     def _is_due(self, number: int, every_steps: int) -> bool:
         return number % every_steps == 0 or number == len(self.loader)
-
-    def update(self, step: Step, number: int) -> Measured:
-        """Forward and backward of every micro-batch, then one optimizer step. Asks the device nothing."""
-        config, device = self.config, self.world.device
-        num_sources = len(self.prepared.training.source_names)
-        sums = torch.zeros(1 + 2 * num_sources, device=device)
-        for batch, loss, nll in add_gradients(self.model, step.batches, config, device):
-            sums += torch.cat([loss.view(1), sums_by(batch.sources, nll, num_sources)])
-        grad_norm = clip(self.optimizer, config.optimizer.clip_norm)
-        lr = learning_rate(config.optimizer, number - 1, len(self.loader))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        numbers = torch.cat([grad_norm.view(1), self.world.sum(sums)])
-        # On their way at once: asked for later, they would wait for all that is queued by then.
-        return Measured(number, step, lr, numbers.to("cpu", non_blocking=True), finished=Mark(device))
 
     def _evaluate(self, number: int) -> dict:
         """Held-out losses and sample answers after so many steps; nothing without held-out data."""

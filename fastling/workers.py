@@ -1,12 +1,13 @@
 """Processes that share some work. Each starts anew, and none outlives the process that it works for."""
 
+import collections
 import errno
 import multiprocessing
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -36,6 +37,16 @@ def start_workers(
         if error.errno not in (errno.EAGAIN, errno.EMFILE):
             raise
         raise RunError(where, f"cannot start {number} processes: {error.strerror}", fix) from None
+
+
+def ahead(started: Iterable, most: int) -> Iterator:
+    """Pieces of work, each begun when it is taken from `started`, in order, the next `most` begun by then."""
+    waiting = collections.deque()
+    for each in started:
+        waiting.append(each)
+        if len(waiting) > most:
+            yield waiting.popleft()
+    yield from waiting
 
 
 @contextmanager

@@ -100,8 +100,8 @@ def test_a_number_may_be_written_in_any_way(read, text, expected):
 
 
 def test_text_on_the_command_line_needs_no_quotes(read):
-    found = read("{}", "--run_dir", "2026-11-20", "--data.template", "no", "--log.project=1: 2")
-    assert (found.run_dir, found.data.template, found.log.project) == ("2026-11-20", "no", "1: 2")
+    found = read("{}", "--run_dir", "2026-11-20", "--data.template", "no", "--data.store=1: 2")
+    assert (found.run_dir, found.data.template, found.data.store) == ("2026-11-20", "no", "1: 2")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,7 @@ FIXED = {
     "optimizer.decay_ratio",
     "optimizer.min_lr_ratio",
     "model.pretrained",
+    "log.project",
 }
 
 
@@ -212,6 +213,7 @@ def test_the_resolved_config_reads_back_equal(data, file):
 def test_the_resolved_config_of_a_run_reads_back_equal(read):
     text = """
     optimizer: {lr: 1e-4, eps: 1e-08, min_lr_ratio: 0.1}
+    log: {wandb: true, project: mine}
     data:
       sources: [{name: 对话, path: "a b.jsonl", weight: 0.5}, {name: "no", path: "null", pair: zh-en}]
       validation: [{name: x, path: "1"}]

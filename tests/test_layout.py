@@ -58,7 +58,7 @@ LAYERS = {
         ("data", "errors", "files", "model", "terminal"),
         ("numpy", "rich", "safetensors", "sentencepiece", "tokenizers", "torch"),
     ),
-    "export_check": (("data", "inference", "model"), ("tokenizers", "torch", "transformers")),
+    "export_check": (("data", "errors", "inference", "model"), ("tokenizers", "torch", "transformers")),
     # the other verbs, which join them
     "dialogues": (("errors", "files", "interactive", "remote", "settings", "terminal"), ("rich",)),
     "preview": (("config", "data", "errors", "files", "prepare", "terminal"), ("numpy", "rich")),

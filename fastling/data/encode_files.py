@@ -4,7 +4,6 @@ A worker process holds one encoder; tasks of a few hundred rows, or a megabyte, 
 in order, with no more of them under way than the workers need, so memory does not grow with the files.
 """
 
-import collections
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -16,7 +15,7 @@ from fastling.data.encoding import Encoded, Encoder
 from fastling.data.rows import BYTES_AT_ONCE, Row, read_rows
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
-from fastling.workers import start_workers
+from fastling.workers import ahead, start_workers
 
 ROWS_PER_TASK = 256
 FEW_TASKS = 8
@@ -54,13 +53,11 @@ def encode_files(
     recipe = (encoder.template.template, encoder.tokenizer.path, encoder.sequence_length)
     fix = "Lower it: each takes its own copy of the tokenizer, and some rows."
     with start_workers(workers, _start_worker, *recipe, where="data.workers", fix=fix) as pool:
-        waiting = collections.deque()
-        for number, rows in chain(first, tasks):
-            waiting.append((number, rows, pool.submit(_work, [row.payload for row in rows])))
-            if len(waiting) > 4 * workers:
-                number, rows, future = waiting.popleft()
-                yield number, rows, _result(future, rows, encoder)
-        for number, rows, future in waiting:
+        started = (
+            (number, rows, pool.submit(_work, [row.payload for row in rows]))
+            for number, rows in chain(first, tasks)
+        )
+        for number, rows, future in ahead(started, 4 * workers):
             yield number, rows, _result(future, rows, encoder)
 
 

@@ -41,15 +41,6 @@ class Ledger:
         self.masked += len(result.tokens) - result.supervised
         self.dropped.update(result.dropped)
 
-    def merge(self, other: "Ledger") -> None:
-        """Add the counts of another part of the same source."""
-        for item in dataclasses.fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
-            if isinstance(mine, Counter):
-                mine.update(theirs)
-            else:
-                setattr(self, item.name, mine + theirs)
-
     def check(self) -> None:
         """Raise AssertionError unless every row and every token is accounted for."""
         # Not by assert, which `python -O` leaves out.

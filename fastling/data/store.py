@@ -57,7 +57,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a store depends on."""
+    """All that a store depends on; and from which share of refused rows on it is not used."""
 
     sources: tuple[SourceFile, ...]
     tokenizer: Path
@@ -90,9 +90,9 @@ def _digest(path: Path) -> str:
 def _digest_tokenizer(path: Path) -> list[str]:
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
     folder = path if path.is_dir() else path.parent
-    files = [path] if path.is_file() else []
-    files += [folder / name for name in names if (folder / name).exists() and folder / name != path]
-    return [_digest(file) for file in files]
+    found = [path] if path.is_file() else []
+    found += [folder / name for name in names if (folder / name).exists() and folder / name != path]
+    return [_digest(each) for each in found]
 
 
 class Store:
@@ -238,7 +238,7 @@ def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[
     aside = final.with_name(final.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed
     aside.mkdir(parents=True)
-    try:
+    with files.gone_after_error(aside):
         encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
         with _Writer(aside, recipe, encoder.tokenizer.vocab_size) as writer:
             paths = [source.path for source in recipe.sources]
@@ -247,9 +247,6 @@ def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[
                 if progress:
                     progress(len(rows))
         files.publish(aside, final)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk is no place to leave it
-        raise
 
 
 class _HashedFile:

@@ -16,7 +16,14 @@ from fastling.errors import RunError, UserError
 from fastling.evaluation.kept_answers import Answer, KeptAnswers
 from fastling.files import check_can_be_made
 from fastling.model.decoding import Decoding
-from fastling.settings import Parser, option_of
+from fastling.settings import (
+    Parser,
+    build_from_options,
+    check_positive,
+    given_options,
+    option_of,
+    refuse_options,
+)
 from fastling.terminal import make_progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and given outputs need none of it
@@ -78,32 +85,21 @@ def add_model_options(parser: Parser) -> None:
 
 def check_source(options: argparse.Namespace, *given: str) -> None:
     """Raises UserError unless the outputs come from one place: the options named `given`, or --model."""
-    named = [name for name in given if getattr(options, name) is not None]
     if options.model is not None:
-        if named:
-            fix = "Keep one of the two: given outputs, or a model that makes them."
-            raise UserError(option_of(named[0]), "cannot be given with --model", fix)
-        if options.limit is not None and options.limit < 1:
-            raise UserError("--limit", f"must be at least 1: {options.limit}")
-        if options.cache_gib is not None and not 0 < options.cache_gib < float("inf"):
-            raise UserError("--cache-gib", f"must be above 0: {options.cache_gib:g}")
+        fix = "Keep one of the two: given outputs, or a model that makes them."
+        refuse_options(options, given, "cannot be given with --model", fix)
+        check_positive(options, ["limit", "cache_gib"])
         decoding_of(options)
         return
-    for name in MODEL_OPTIONS:
-        if getattr(options, name) is not None:
-            raise UserError(option_of(name), "has no effect without --model")
-    missing = [name for name in given if name not in named]
+    refuse_options(options, MODEL_OPTIONS, "has no effect without --model")
+    missing = [name for name in given if getattr(options, name) is None]
     if missing:
         raise UserError(option_of(missing[0]), "is needed, or --model", "--help shows every option.")
 
 
 def decoding_of(options: argparse.Namespace) -> Decoding:
     """How the model answers. Raises UserError, by the option's name, for what makes no sense."""
-    given = {name: value for name in DECODING_OPTIONS if (value := getattr(options, name)) is not None}
-    try:
-        return Decoding(**given)
-    except UserError as error:
-        raise UserError(option_of(error.where.removeprefix("decoding.")), error.what, error.fix) from None
+    return build_from_options(Decoding, "decoding", given_options(options, DECODING_OPTIONS))
 
 
 def answer_questions(

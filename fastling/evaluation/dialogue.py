@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastling.errors import UserError
+from fastling.errors import UserError, needing
 from fastling.evaluation.answering import (
     Question,
     add_model_options,
@@ -22,7 +22,7 @@ from fastling.evaluation.answering import (
 from fastling.evaluation.conversation_answers import ANSWER_FORMS, answers_of, read_name, texts_of
 from fastling.evaluation.records import read_records
 from fastling.evaluation.result import Result
-from fastling.settings import Parser, option_of
+from fastling.settings import Parser, check_positive
 from fastling.terminal import make_progress
 
 DESCRIPTION = "Judge answers of one or more turns against a baseline's, through an OpenAI-compatible server."
@@ -64,15 +64,12 @@ def add_options(parser: Parser) -> None:
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
     """Read or make the answers, have them judged, and count. Raises UserError, RunError."""
-    _check_options(options)
-    try:
+    check_source(options, "answers")
+    check_positive(options, ("judge_budget_tokens", "judge_requests", "judge_timeout"))
+    with needing("eval", "--judge-url"):
         from fastling.evaluation.judge import Pair, judge_pairs, load_prompt
         from fastling.evaluation.judge_summary import summarize
         from fastling.remote import Server
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "--judge-url", f"needs the package {error.name}", "pip install 'fastling[eval]'"
-        ) from None
     prompt = load_prompt(options.judge_prompts)
     questions = read_questions(options.questions)
     baseline, baseline_notes = read_answers(options.baseline, questions)
@@ -99,14 +96,6 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         raise failures.stopped
     result = summarize(pairs, judgements, failures, judge=options.judge_model, tokens=tokens)
     return replace(result, scores=result.scores | failed, notes=result.notes + notes + baseline_notes)
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    check_source(options, "answers")
-    for name in ("judge_budget_tokens", "judge_requests", "judge_timeout"):
-        number = getattr(options, name)
-        if number is not None and not 0 < number < float("inf"):
-            raise UserError(option_of(name), f"must be > 0: {number:g}")
 
 
 def _cache(options: argparse.Namespace) -> Path:

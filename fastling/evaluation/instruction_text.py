@@ -6,7 +6,7 @@ What a text is written in, not a guess at its language, decides how it is counte
 import re
 from collections.abc import Callable
 
-from fastling.errors import UserError
+from fastling.errors import needing
 from fastling.evaluation.characters import (
     CLOSERS,
     DEVANAGARI,
@@ -141,11 +141,8 @@ def load_detector() -> Callable[[str], str | None]:
 
     Raises UserError where it is not installed.
     """
-    try:
+    with needing("eval", "fastling evaluate instructions"):
         import langdetect
-    except ModuleNotFoundError:
-        fix = "pip install 'fastling[eval]'"
-        raise UserError("fastling evaluate instructions", "needs the package langdetect", fix) from None
     langdetect.DetectorFactory.seed = 0
 
     def detect(text: str) -> str | None:

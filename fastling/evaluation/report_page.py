@@ -6,6 +6,7 @@ The page stands alone: plots are SVG in it, and it asks for nothing from anywher
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ PLOTTED = {
     ),
     "exam": (("accuracy", "accuracy"), ("random_guess", "random guess"), ("answered", "answered")),
 }  # fmt: skip
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c1c1c}"
     "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
@@ -48,6 +50,34 @@ STYLE = (
     ".notes{color:#555}.paper{background:#f5efe0;padding:.6rem 1rem;border-left:4px solid #b8862b}"
     ".wide{overflow-x:auto}svg{max-width:100%;height:auto}h2{margin-top:2.5rem}"
 )
+
+
+def escaped(text: str) -> str:
+    """For HTML and XML, inside of quotation marks too."""
+    return html.escape(_NOT_IN_XML.sub("\ufffd", text))
+
+
+def page_html(title: str, parts: Sequence[str], *, head: str = "", style: str = "") -> str:
+    """A page of these parts; `head` and `style` are added to what every page has."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{head}'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{STYLE}{style}</style></head><body>\n<h1>{title}</h1>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def table_html(table: TableData, looks: Sequence[str] = ()) -> str:
+    """A table; `looks` has the attributes of each column's cells."""
+    looks = looks or [""] * len(table.columns)
+    lines = [
+        "".join(f"<{tag}{look}>{escaped(cell)}</{tag}>" for cell, look in zip(cells, looks, strict=True))
+        for tag, cells in [("th", table.columns), *(("td", row) for row in table.rows)]
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    caption = f"<caption>{escaped(table.title)}</caption>" if table.title else ""
+    return f'<div class="wide"><table>{caption}{body}</table></div>'
 
 
 def read_result(path: Path) -> dict:
@@ -75,6 +105,8 @@ def _tables(result: dict) -> list[TableData]:
         cells = [table.title, *table.columns, *(cell for row in table.rows for cell in row)]
         if not all(isinstance(cell, str) for cell in cells):
             raise TypeError
+        if any(len(row) != len(table.columns) for row in table.rows):
+            raise ValueError
     return tables
 
 
@@ -89,37 +121,22 @@ def page_of(results: Sequence[tuple[str, dict]]) -> str:
     """The page of (name, what --out keeps), as HTML."""
     kinds = list(dict.fromkeys(result["kind"] for _, result in results))
     parts = [_section(kind, [each for each in results if each[1]["kind"] == kind]) for kind in kinds]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>Evaluation</title><style>{STYLE}</style></head><body>\n<h1>Evaluation</h1>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return page_html("Evaluation", parts)
 
 
 def _section(kind: str, results: Sequence[tuple[str, dict]]) -> str:
-    parts = [f"<h2>{html.escape(kind.capitalize())}</h2>", _plot(kind, results)]
+    parts = [f"<h2>{escaped(kind.capitalize())}</h2>", _plot(kind, results)]
     for number, (name, result) in enumerate(results, start=1):
-        parts.append(f"<h3>{number}. {html.escape(name)}</h3>")
-        parts += [_table(table) for table in _tables(result)]
-        parts += [f'<p class="notes">{html.escape(note)}</p>' for note in _notes(result)]
+        parts.append(f"<h3>{number}. {escaped(name)}</h3>")
+        parts += [table_html(table) for table in _tables(result)]
+        parts += [f'<p class="notes">{escaped(note)}</p>' for note in _notes(result)]
     for figure in PAPER_FIGURES:
         if kind in figure.kinds:
             parts.append(
-                f'<p class="paper"><b>{figure.percent:g} %</b> {html.escape(figure.words)}: {PAPER}, as its '
+                f'<p class="paper"><b>{figure.percent:g} %</b> {escaped(figure.words)}: {PAPER}, as its '
                 "public summaries give it. Not measured here, and not on the scale of the numbers above.</p>"
             )
     return "\n".join(part for part in parts if part)
-
-
-def _table(table: TableData) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
-    )
-    caption = f"<caption>{html.escape(table.title)}</caption>"
-    return f'<div class="wide"><table>{caption}<tr>{head}</tr>{rows}</table></div>'
 
 
 def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:

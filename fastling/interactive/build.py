@@ -4,7 +4,6 @@ The main process reads lines in chunks and drops pairs that came before; workers
 each from a seed of its own line; the main process writes them in order, as many as are wanted.
 """
 
-import collections
 import contextlib
 import os
 import random
@@ -18,13 +17,14 @@ from fastling.errors import RunError, UserError
 from fastling.files import json_line, takes
 from fastling.interactive.dialogue import SENDING_DRAFTS, Dialogue
 from fastling.interactive.diversity import Diversity, own_words
+from fastling.interactive.drafts import drawn_order
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.gates import check_dialogue, check_pair, check_third
 from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.pairs import Corpus, Pair, fingerprint
 from fastling.interactive.phrasings import Phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
-from fastling.workers import start_workers
+from fastling.workers import ahead, start_workers
 
 LINES_PER_CHUNK = 1000
 FEW_CHUNKS = 6
@@ -59,7 +59,7 @@ class Made(NamedTuple):
     user_language: str
     pair: str
     row: str
-    """As JSON, without the end of the line."""
+    """A line of JSON, its end included."""
     requests: tuple[str, ...]
     """What the user says, without the sentences of the corpus."""
 
@@ -132,11 +132,6 @@ def make_dialogue(recipe: Recipe, slot: Slot, rejects: Counter) -> Made | None:
     return None
 
 
-def _order(mix: Mapping[str, float], choose: random.Random) -> list[str]:
-    """Kinds as if drawn one after the other, each by its weight."""
-    return sorted(mix, key=lambda kind: choose.random() ** (1 / mix[kind]), reverse=True)
-
-
 def _made(recipe: Recipe, kind: str, dialogue: Dialogue, user_language: str) -> Made:
     first, corpus = dialogue.pairs[0], recipe.knowledge.corpus
     pair = f"{first.origin}-{first.target}"
@@ -157,8 +152,7 @@ def _made(recipe: Recipe, kind: str, dialogue: Dialogue, user_language: str) -> 
     texts = [text for each in dialogue.pairs for text in (each.text, each.reference)]
     texts += [draft.text for draft in dialogue.drafts]
     requests = tuple(own_words(request, texts) for request, _ in dialogue.turns)
-    line = json_line(row)
-    return Made(kind, tuple(dialogue.steps), user_language, pair, line, requests)
+    return Made(kind, tuple(dialogue.steps), user_language, pair, json_line(row), requests)
 
 
 def even_mix(recipe: Recipe, sample: Sequence[Sequence[Pair]]) -> dict[str, float]:
@@ -226,7 +220,7 @@ def _slots(recipe: Recipe, pairs: Sequence[Pair]) -> Iterator[Slot]:
     at = 0
     while at < len(pairs):
         choose = random.Random(f"{recipe.seed} {pairs[at].line}")
-        kinds = _order(recipe.mix, choose)
+        kinds = drawn_order(recipe.mix, choose)
         count = choose.choices((1, 2, 3, 4), LINES_WHERE_TWO if kinds[0] in NEEDS_TWO else LINES)[0]
         yield Slot(pairs[at : at + count], kinds, choose)
         at += count
@@ -305,14 +299,9 @@ def _chunks_made(
         return
     fix = "Lower it: each takes its own copy of what was learned of the lines."
     with start_workers(workers, _start_worker, recipe, where="--workers", fix=fix) as pool:
-        waiting = collections.deque()
-        for lines, pairs in chunks:
-            waiting.append((lines, pool.submit(_work, pairs, most)))
-            if len(waiting) > 4 * workers:
-                lines, result = waiting.popleft()
-                yield lines, *result.result()
-        for lines, result in waiting:
-            yield lines, *result.result()
+        started = ((lines, pool.submit(_work, pairs, most)) for lines, pairs in chunks)
+        for lines, future in ahead(started, 4 * workers):
+            yield lines, *future.result()
 
 
 def distinct_pairs(corpus: Corpus, tally: Tally) -> Iterator[tuple[int, list[Pair]]]:

@@ -6,7 +6,7 @@ reader would take for another good translation.
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastling.interactive.knowledge import Knowledge
@@ -66,8 +66,7 @@ def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> 
     """A draft of the pair's reference with one fault that its text has a place for."""
     text, language = pair.reference, pair.target
     words = knowledge.cut(text, language)
-    kinds = sorted(_WEIGHTS, key=lambda kind: choose.random() ** (1 / _WEIGHTS[kind]), reverse=True)
-    for kind in kinds:
+    for kind in drawn_order(_WEIGHTS, choose):
         for _ in range(3):
             found = _MAKERS[kind](pair, words, knowledge, choose)
             if found:
@@ -75,6 +74,11 @@ def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> 
                 if is_sound(draft, words):
                     return draft
     return None
+
+
+def drawn_order(weights: Mapping[str, float], choose: random.Random) -> list[str]:
+    """Names as if drawn one after the other, each by its weight."""
+    return sorted(weights, key=lambda name: choose.random() ** (1 / weights[name]), reverse=True)
 
 
 def is_sound(draft: Draft, words: Sequence[Word]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastling.errors import UserError, visible
+from fastling.errors import UserError, needing, visible
 from fastling.serving.session import Session
 
 COMMANDS = ("/system", "/retry", "/reset", "/save", "/help", "/quit")
@@ -153,14 +153,10 @@ def make_prompt() -> Callable[[], str]:
 
     Raises UserError where that package is not installed.
     """
-    try:
+    with needing("chat", "fastling chat"):
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import InMemoryHistory
         from prompt_toolkit.key_binding import KeyBindings
-    except ModuleNotFoundError:
-        raise UserError(
-            "fastling chat", "needs the package prompt_toolkit", "pip install 'fastling[chat]'"
-        ) from None
     bindings = KeyBindings()
     bindings.add("enter")(lambda event: event.current_buffer.validate_and_handle())
     bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))

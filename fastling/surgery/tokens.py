@@ -21,7 +21,7 @@ import tokenizers
 from fastling.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, first_difference, probing_strings
 from fastling.errors import UserError
-from fastling.files import read_json
+from fastling.files import json_text, read_json
 from fastling.surgery.pieces import (
     BPE,
     NORMAL,
@@ -202,8 +202,8 @@ def _json_files(folder: Path, extended: SentencePieceTokenizer, texts: list[str]
         # transformers 5 takes a LlamaTokenizer apart and reads spaces at the beginning otherwise.
         as_it_is = {"tokenizer_class": "PreTrainedTokenizerFast"}
         made = {"clean_up_tokenization_spaces": False}
-        changed[config_file.name] = _json(made | special | config | as_it_is)
-    text = _json(fields)
+        changed[config_file.name] = json_text(made | special | config | as_it_is)
+    text = json_text(fields)
     built = _built(path, text)
     difference = first_difference(extended, built)
     expected, found = extended.encode(texts), built.encode_batch(texts, add_special_tokens=False)
@@ -257,15 +257,14 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     fields["added_tokens"] = (fields.get("added_tokens") or []) + [
         {"id": number, "content": text, **plain} for text, number in ids.items()
     ]
-    files: dict[str, str | bytes] = {"tokenizer.json": _json(fields)}
-    _prove_added(old, _json(fields), ids)
-    for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", None)):
-        listed = _fields_of(folder / name)
-        if key in listed:
-            listed[key] |= {str(number): {"content": text, **plain} for text, number in ids.items()}
-            files[name] = _json(listed)
-        elif key is None and listed:
-            files[name] = _json(listed | ids)
+    files: dict[str, str | bytes] = {"tokenizer.json": json_text(fields)}
+    _prove_added(old, json_text(fields), ids)
+    if "added_tokens_decoder" in (config := _fields_of(folder / "tokenizer_config.json")):
+        decoder = {str(number): {"content": text, **plain} for text, number in ids.items()}
+        config["added_tokens_decoder"] |= decoder
+        files["tokenizer_config.json"] = json_text(config)
+    if listed := _fields_of(folder / "added_tokens.json"):
+        files["added_tokens.json"] = json_text(listed | ids)
     return NewTokens(old, texts, [parts[text] for text in texts], unreached=[], files=files, known=known)
 
 
@@ -334,7 +333,3 @@ def _fields_of(path: Path) -> dict:
 def _back_and_forth(tokenizer: tokenizers.Tokenizer, text: str) -> str:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     return tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def _json(content: dict) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -7,7 +7,6 @@ rows there (padding), these are written over.
 Memory: one written shard (1 GiB, or one tensor that is larger) and two embeddings.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -129,7 +128,7 @@ def _write_small_files(folder: Path, aside: Path, added: NewTokens, rows: int) -
     for name, content in added.files.items():
         (aside / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     config = files.read_json(folder / "config.json") | {"vocab_size": rows}
-    files.write_text(aside / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    files.write_text(aside / "config.json", files.json_text(config))
 
 
 def _check(aside: Path, added: NewTokens, rows: int) -> None:

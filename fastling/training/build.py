@@ -62,11 +62,6 @@ def build_model(config: Config, shape: LlamaConfig, world: World, *, load: bool 
     return model
 
 
-def sizes_on(device: torch.device) -> int:
-    """What tokens and supervised rows of a micro-batch are multiples of."""
-    return CPU_SIZES if device.type == "cpu" else 1
-
-
 def share_of_step(config: Config, processes: int, *, evenly: bool = True) -> tuple[int, int]:
     """(micro-batches of each process in a step, packs of each micro-batch): the fewest that fit.
 
@@ -96,14 +91,22 @@ def share_of_step(config: Config, processes: int, *, evenly: bool = True) -> tup
 def make_loader(config: Config, world: World, store: Store, plan: Plan, *, evenly: bool = True) -> Loader:
     """The loader of this rank's share of every step. Raises UserError as `share_of_step` does."""
     micro_batches, _ = share_of_step(config, world.size, evenly=evenly)
+    loss, packs = config.train.loss, config.global_packs
+    return loader_of_rank(world, store, plan, global_packs=packs, micro_batches=micro_batches, loss=loss)
+
+
+def loader_of_rank(
+    world: World, store: Store, plan: Plan, *, global_packs: int, micro_batches: int, loss: str
+) -> Loader:
+    """The loader of this rank, with batches such as its device wants."""
     return Loader(
         store,
         plan,
-        global_packs=config.global_packs,
+        global_packs=global_packs,
         ranks=world.size,
         rank=world.rank,
         micro_batches=micro_batches,
-        loss=config.train.loss,
+        loss=loss,
         pin=world.device.type == "cuda",
-        round_to=sizes_on(world.device),
+        round_to=CPU_SIZES if world.device.type == "cpu" else 1,
     )

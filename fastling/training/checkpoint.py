@@ -31,7 +31,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 
 from fastling import files
 from fastling.config import Checkpoint
-from fastling.errors import RunError
+from fastling.errors import RunError, kind_and_line
 from fastling.model.llama import local_rows
 
 BYTES_OF_A_WEIGHT = 12
@@ -309,7 +309,7 @@ def _cause(error: Exception) -> str:
     """The innermost reason, in one line."""
     if isinstance(error, dcp.api.CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return kind_and_line(error)
 
 
 @contextlib.contextmanager

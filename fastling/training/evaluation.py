@@ -9,7 +9,6 @@ import torch
 
 from fastling import files
 from fastling.config import Config, resolve
-from fastling.data.batches import Loader
 from fastling.data.conversation import KEYS, Conversation, Refused, parse_row
 from fastling.data.encoding import Encoder
 from fastling.data.packing import make_plan
@@ -17,7 +16,7 @@ from fastling.data.rows import read_rows
 from fastling.data.store import Store
 from fastling.model.generation import Decoding, generate
 from fastling.model.llama import Llama
-from fastling.training.build import sizes_on
+from fastling.training.build import loader_of_rank
 from fastling.training.parallel import World
 
 
@@ -45,17 +44,8 @@ class HeldOut:
             epochs=1,
         )
         per_rank = max(1, min(config.train.micro_batch_tokens // length, -(-len(plan) // world.size)))
-        self.loader = Loader(
-            store,
-            plan,
-            global_packs=per_rank * world.size,
-            ranks=world.size,
-            rank=world.rank,
-            micro_batches=1,
-            loss="token",
-            pin=world.device.type == "cuda",
-            round_to=sizes_on(world.device),
-        )
+        packs = per_rank * world.size
+        self.loader = loader_of_rank(world, store, plan, global_packs=packs, micro_batches=1, loss="token")
         self.questions = _choose_questions(config, encoder)
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ def test_on_a_gpu_one_that_hangs_is_ended(tmp_path, monkeypatch):
     hangs = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     monkeypatch.setattr(worker.subprocess, "Popen", lambda *_, **__: hangs)
     with pytest.raises(RunError, match=r"was silent for 0.001 minutes: without a word"):
-        worker.Worker("packed", tmp_path, processes=1).start()
+        worker.TrainerWorker("packed", tmp_path, processes=1).start()
     hangs.communicate()
 
 
@@ -275,7 +275,7 @@ def test_the_commands_of_the_makefile_can_be_parsed():
 def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
     make_case(SMALL, tmp_path)
     (tmp_path / "packs.jsonl").write_text("{broken\n")
-    process = worker.Worker("plain loop, padded", tmp_path, processes=1)
+    process = worker.TrainerWorker("plain loop, padded", tmp_path, processes=1)
     process.start()
     try:
         with pytest.raises(RunError, match="plain loop, padded: ended early: json"):

@@ -46,17 +46,13 @@ def test_tokens_in_are_trained_masked_or_dropped():
     }
 
 
-@given(results=st.lists(RESULTS), border=st.integers(0, 20))
-def test_parts_of_a_source_add_up_to_the_whole(results, border):
-    whole, first, second = Ledger(), Ledger(), Ledger()
-    for number, result in enumerate(results):
-        whole.add(result)
-        (first if number < border else second).add(result)
-    first.merge(second)
-    for ledger in (whole, first, second):
-        ledger.check()
-    assert first.as_dict() == whole.as_dict()
-    assert whole.rows == len(results)
+@given(results=st.lists(RESULTS))
+def test_whatever_rows_come_all_tokens_are_accounted_for(results):
+    ledger = Ledger()
+    for result in results:
+        ledger.add(result)
+    ledger.check()
+    assert ledger.rows == len(results)
 
 
 @pytest.mark.parametrize("name", ["rows", "kept", "tokens", "trained", "masked"])

@@ -76,6 +76,7 @@ def test_a_page_is_the_same_every_time():
         b"", b"\xff", b"[]", b"3", b"{}", b'{"kind": 3}', b"[" * 10**5, b'{"kind": "exam", "tables": 3}',
         b'{"kind": "exam", "tables": [{"title": "x"}]}', b'{"kind": "exam", "notes": [3]}',
         b'{"kind": "exam", "tables": [{"title": "x", "columns": ["a"], "rows": [[1]]}]}',
+        b'{"kind": "exam", "tables": [{"title": "x", "columns": ["a", "b"], "rows": [["1"]]}]}',
     ],
     ids=lambda content: repr(content[:40]),
 )  # fmt: skip

@@ -1,0 +1,44 @@
+"""One step of training: forward and backward of every micro-batch, then the optimizer's update."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fastling.config import Config
+from fastling.data.batches import Step
+from fastling.model.llama import Llama
+from fastling.training.evaluation import sums_by
+from fastling.training.gradient import add_gradients
+from fastling.training.metrics import Mark, Measured
+from fastling.training.optimizer import clip, learning_rate
+from fastling.training.parallel import World
+
+
+@dataclass(frozen=True)
+class Updater:
+    """A model with all that it takes to train it, step by step."""
+
+    config: Config
+    world: World
+    model: Llama
+    optimizer: torch.optim.AdamW
+    num_sources: int
+    """Of the data, whose losses are told apart."""
+    num_steps: int
+    """Of the whole run, by which the learning rate takes its course."""
+
+    def update(self, step: Step, number: int) -> Measured:
+        """Make the step of this number, counted from 1. Asks the device nothing."""
+        config, device = self.config, self.world.device
+        sums = torch.zeros(1 + 2 * self.num_sources, device=device)
+        for batch, loss, nll in add_gradients(self.model, step.batches, config, device):
+            sums += torch.cat([loss.view(1), sums_by(batch.sources, nll, self.num_sources)])
+        grad_norm = clip(self.optimizer, config.optimizer.clip_norm)
+        lr = learning_rate(config.optimizer, number - 1, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        numbers = torch.cat([grad_norm.view(1), self.world.sum(sums)])
+        # On their way at once: asked for later, they would wait for all that is queued by then.
+        return Measured(number, step, lr, numbers.to("cpu", non_blocking=True), finished=Mark(device))
