@@ -21,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # The same examples each time, however long a busy machine takes for one: what fails is the code.
+# (Constants of loaded modules are drawn from, too: other tests beside it may change the examples of one.)
 settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
