@@ -53,7 +53,7 @@ class PreviewRow:
     def turns(self) -> numpy.ndarray:
         """(tokens,) assistant turn that a token is supervised in, -1 for none."""
         turns = numpy.full(len(self.result.tokens), -1)
-        for number, (start, stop) in enumerate(self.result.spans):
+        for number, (start, stop) in zip(self.result.turns, self.result.spans, strict=True):
             turns[start:stop] = number
         return turns
 
