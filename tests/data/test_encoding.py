@@ -252,6 +252,17 @@ def test_text_that_does_not_come_back_is_refused(kinds, tmp_path, sentencepiece_
     assert unknown.reason == "does-not-decode"
 
 
+@pytest.mark.parametrize("rules", [{"add_dummy_prefix": False}, {"normalization_rule_name": "nmt_nfkc"}])
+def test_the_letter_that_stands_for_a_space_is_refused_whatever_a_model_does_to_text(
+    rules, tmp_path, sentencepiece_model
+):
+    own = Template("x", "{content} ", "A: {content}{eos}")
+    encoder = Encoder(own, load_tokenizer(sentencepiece_model(tmp_path, **rules)), 99)
+    good, bad = encoder.encode([conversation("", ["q", answer]) for answer in ("a b", "a▁b")])
+    assert isinstance(good, Encoded)
+    assert bad.reason == "does-not-decode"
+
+
 def test_a_tokenizer_that_normalises_supervises_the_normal_form(tmp_path, sentencepiece_model):
     path = sentencepiece_model(tmp_path, normalization_rule_name="nmt_nfkc")
     encoder = Encoder(Template("x", "{content} ", "A: {content}{eos}"), load_tokenizer(path), 99)
