@@ -8,7 +8,7 @@ import unicodedata
 import numpy
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastling.data.conversation import Conversation, Refused, Turn
@@ -123,6 +123,8 @@ def check_against_oracle(kind, template, by_hand, system, turns, budget=10**6) -
 def test_a_thousand_conversations_are_encoded_as_a_server_would(kinds, own_template, by_hand):
     seen = collections.Counter()
 
+    # What is drawn depends on the constants of every module that is loaded; of this there was once none.
+    @example(combination=("byte-level", "bayling"), system="", turns=["q", "\nanswer"], budget=10**6)
     @settings(max_examples=1000)
     @given(
         combination=st.sampled_from(COMBINATIONS),
