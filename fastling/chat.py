@@ -46,9 +46,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         "--top-p",
         type=float,
         metavar="X",
-        help="nucleus sampling: draw from the likeliest tokens whose probabilities sum to X",
+        help="nucleus sampling: draw from the likeliest tokens whose probabilities sum to X (default: 1)",
     )
-    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens")
+    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens (default: 0, all)")
     add("--repetition-penalty", type=float, metavar="X", help="above 1 discourages repetition (default: 1)")
     add("--seed", type=int, metavar="N", help="of sampling (default: another one each time)")
     add("--device", metavar="D", help="such as cpu or cuda:1 (default: cuda where there is one)")

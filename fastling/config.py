@@ -304,6 +304,8 @@ def without_effect(name: str, value: object, because: str, fix: str = "Remove on
 
 def expand(path: str, where: str) -> Path:
     """A path as the user wrote it, where ~ is a home folder."""
+    if "\0" in path:
+        raise UserError(where, f"has a NUL in it, as no name of a file may: {path}")
     try:
         return Path(path).expanduser()
     except RuntimeError:

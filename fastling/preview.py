@@ -53,7 +53,7 @@ class PreviewRow:
     def turns(self) -> numpy.ndarray:
         """(tokens,) assistant turn that a token is supervised in, -1 for none."""
         turns = numpy.full(len(self.result.tokens), -1)
-        for number, (start, stop) in enumerate(self.result.spans):
+        for number, (start, stop) in zip(self.result.turns, self.result.spans, strict=True):
             turns[start:stop] = number
         return turns
 
@@ -183,8 +183,10 @@ def _write_page(page: Console, path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     parser = build_parser("fastling preview", "Show, token by token, what is trained on.")
-    parser.add_argument("--rows", type=str, default="0-4", help="rows of each source, counted from 0")
-    parser.add_argument("--source", type=str, help="only this source; may be a held-out one")
+    words = "rows of each source, counted from 0 (default: 0-4)"
+    parser.add_argument("--rows", type=str, default="0-4", help=words)
+    words = "only this source; may be a held-out one (default: all of training)"
+    parser.add_argument("--source", type=str, help=words)
     parser.add_argument("--html", type=str, help="also write a page with the same colours")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row on stdout")
     config, options = parse(parser, arguments)

@@ -5,6 +5,7 @@
 Without --config it trains the demo. It resumes by itself when the run folder holds a checkpoint.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -110,9 +111,8 @@ class Run:
     def _find_checkpoint(self) -> checkpoint.Found | None:
         """The newest good checkpoint: rank 0 reads through them all, the others take its word."""
         folder = self.run_dir / "checkpoints"
-        step = self.world.on_main(
-            lambda: checkpoint.newest_step(folder, lambda text: self.console.print(text, style="bold red"))
-        )
+        say = functools.partial(self.console.print, style="bold red", soft_wrap=True)
+        step = self.world.on_main(lambda: checkpoint.newest_step(folder, say))
         if not step:
             return None
         found = checkpoint.open_checkpoint(folder, step)

@@ -331,7 +331,8 @@ def test_export_onto_a_disk_too_small(say, run, small_disk):
     assert message.startswith("error: OUT: the disk has 0.000 GiB free")
 
 
-def test_export_of_a_damaged_checkpoint_names_the_tensor(run, tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["export", "train"])
+def test_a_damaged_checkpoint_is_named_with_its_tensor_in_one_line(verb, run, tmp_path, capsys):
     """The arguments are right, the run is not: exit status 1."""
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged)
@@ -339,8 +340,11 @@ def test_export_of_a_damaged_checkpoint_names_the_tensor(run, tmp_path, capsys):
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
     weights.write_bytes(content)
-    arguments = ["--run", str(damaged), "--out", str(tmp_path / "out"), "--json"]
-    assert run_command(export.main, arguments) == 1
+    arguments = {
+        "export": ["--run", str(damaged), "--out", str(tmp_path / "out"), "--json"],
+        "train": ["--config", str(run / "config.yaml"), "--run_dir", str(damaged), "--json"],
+    }
+    assert run_command({"export": export, "train": train}[verb].main, arguments[verb]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     first, *rest = err.splitlines()

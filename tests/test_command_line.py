@@ -1,5 +1,6 @@
 """The command line as a whole: verbs, help, versions, exit statuses, and which stream says what."""
 
+import argparse
 import importlib
 import json
 import os
@@ -13,8 +14,10 @@ from conftest import ROOT, run_python
 import fastling
 from fastling.__main__ import VERBS, dispatch, main
 from fastling.errors import run_command
+from fastling.evaluate import KINDS
 from fastling.export import main as export_main
 from fastling.prepare import main as prepare_main
+from fastling.settings import Parser
 
 QUICK = [
     "--data.sources",
@@ -87,6 +90,23 @@ def test_every_verb_has_help_that_begins_with_what_it_is_for(fastling_, verb):
     assert all(len(line) <= 100 for line in out.splitlines())
     assert "--json" in out
     assert "CONFIG" not in out and "==SUPPRESS==" not in out and "None" not in out
+
+
+WITH_OPTIONS = [
+    *([verb] for verb in VERBS if verb not in ("delta", "evaluate")),
+    *(["delta", action] for action in ("make", "apply")),
+    *(["evaluate", kind] for kind in KINDS),
+]
+
+
+@pytest.mark.parametrize("words", WITH_OPTIONS, ids=" ".join)
+def test_help_shows_the_default_of_every_option_that_has_one(words, fastling_, monkeypatch):
+    parsers = []
+    monkeypatch.setattr(Parser, "print_help", lambda parser: parsers.append(parser))
+    assert fastling_(*words, "--help")[0] == 0
+    (parser,) = parsers
+    given = [each for each in parser._actions if each.default not in (None, False, [], argparse.SUPPRESS)]
+    assert [each.dest for each in given if "default" not in each.help] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

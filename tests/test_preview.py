@@ -120,6 +120,17 @@ def test_supervised_tokens_are_the_answers_and_their_end_tokens(rows, processor,
         assert row["tokens"][-1][0] == processor.eos_id()
 
 
+def test_an_answer_keeps_its_number_beside_one_that_is_read_only(rows, processor, tmp_path):
+    said = messages([("user", "q"), ("assistant", "no"), ("user", "again"), ("assistant", "yes")] * 2)
+    for number in (1, 5):
+        said["messages"][number]["weight"] = 0
+    (tmp_path / "read.jsonl").write_text(json.dumps(said))
+    (row,) = rows("--data.sources", json.dumps([{"name": "read", "path": str(tmp_path / "read.jsonl")}]))
+    assert {turn for *_, turn in row["tokens"]} == {-1, 1, 3}
+    for number in (1, 3):
+        assert processor.decode([token for token, *_, turn in row["tokens"] if turn == number]) == "yes"
+
+
 def test_dropped_tokens_are_those_that_are_not_shown(rows, config):
     """The same rows without the limit have as many tokens more as the reason says."""
     (cut,) = rows("--rows", "2", "--source", "mine")

@@ -34,6 +34,8 @@ class Encoded:
     """(n,) uint32: what the model reads."""
     spans: numpy.ndarray
     """(turns, 2) int32: [start, stop) of every answer with its end token."""
+    turns: tuple[int, ...]
+    """(turns,): which answer of the conversation each is, from 0; those that are read only count."""
     dropped: dict[str, int]
     """Tokens left out, by reason."""
 
@@ -163,6 +165,7 @@ class Encoder:
     ) -> Encoded:
         tokens: list[int] = []
         spans: list[tuple[int, int]] = []
+        turns: list[int] = []
         failure: tuple[str, str] | None = None
         if conversation.system and not self.template.template.system:
             failure = ("no-place-for-system-text", f"the template {self.template.name} has no system block")
@@ -178,10 +181,11 @@ class Encoder:
                 if part.turn >= 0:
                     # Nothing stands before the first token of all, so it cannot be predicted.
                     answer_start = max(1, len(tokens) + len(ids[part.prompt]))
+                    turns.append(part.turn)
                 tokens += ids[part.text]
         if failure:
             raise Unproved(*failure, num_tokens=len(tokens))
-        return self._cut(conversation, tokens, spans)
+        return self._cut(conversation, tokens, spans, turns)
 
     def _disproof(
         self, run: _Run, ids: dict[str, list[int]], decoded: dict[str, str]
@@ -198,7 +202,9 @@ class Encoder:
                 return "does-not-decode", _first_difference(text, decoded[text])
         return None
 
-    def _cut(self, conversation: Conversation, tokens: list[int], spans: list[tuple[int, int]]) -> Encoded:
+    def _cut(
+        self, conversation: Conversation, tokens: list[int], spans: list[tuple[int, int]], turns: list[int]
+    ) -> Encoded:
         """Keep what fits, up to the end of a trained answer; no turn after the last one is worth reading."""
         stop, dropped = len(tokens), {}
         last = len(conversation.turns) - 1
@@ -218,6 +224,7 @@ class Encoder:
         return Encoded(
             numpy.array(tokens[:stop], dtype=numpy.uint32),
             numpy.array(spans, dtype=numpy.int32).reshape(-1, 2),
+            tuple(turns[: len(spans)]),
             dropped,
         )
 

@@ -8,6 +8,7 @@ is ever a control token. Both forms come from the same patterns, so they cannot 
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -306,7 +307,7 @@ def load_template(name: str) -> Template:
     """A template by its name, or from a YAML file with the fields of `Template`."""
     if name in TEMPLATES:
         return TEMPLATES[name]
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(
             "data.template", f"no such template: {name}", f"Use {', '.join(TEMPLATES)}, or a .yaml file."

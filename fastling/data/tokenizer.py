@@ -92,7 +92,7 @@ class SentencePieceTokenizer:
         return [self.processor.decode(list(run)) if len(run) else "" for run in ids]
 
     def normalize(self, text: str) -> str:
-        if not self._changes_text:
+        if not self._changes_text or "▁" in text:  # which stands for a space in pieces: it comes back as one
             return text
         return self.processor.normalize(text).replace("▁", " ").removeprefix(" ")
 

@@ -48,9 +48,9 @@ def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
         "data": prepared.training.folder.name,
         "data.sources weights": [source.weight for source in config.data.sources],
         "seed": config.seed,
+        "train.global_batch_tokens": train.global_batch_tokens,  # before what else it changes
         "number of steps": prepared.total_steps,
         "number of packs": len(prepared.plan),  # of which the last step may have fewer
-        "train.global_batch_tokens": train.global_batch_tokens,
         "train.loss": train.loss,
         "train.precision": train.precision,
         **{f"optimizer.{name}": value for name, value in vars(config.optimizer).items()},

@@ -11,7 +11,9 @@ from fastling.data.ledger import Ledger
 
 
 def encoded(tokens: int, spans: list[tuple[int, int]], **dropped: int) -> Encoded:
-    return Encoded(numpy.zeros(tokens, numpy.uint32), numpy.array(spans, numpy.int32).reshape(-1, 2), dropped)
+    turns = tuple(range(len(spans)))
+    spans = numpy.array(spans, numpy.int32).reshape(-1, 2)
+    return Encoded(numpy.zeros(tokens, numpy.uint32), spans, turns, dropped)
 
 
 RESULTS = st.one_of(

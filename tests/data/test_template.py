@@ -179,6 +179,12 @@ def test_a_template_that_is_written_to_a_file_is_read_back_the_same(text, tmp_pa
     assert load_template(str(tmp_path / "mine.yaml")) == template
 
 
+def test_a_template_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text(Template("mine", **GOOD).as_yaml())
+    assert load_template("~/mine.yaml") == Template("mine", **GOOD)
+
+
 def test_a_tokenizer_without_end_token_cannot_end_answers():
     with pytest.raises(UserError, match="names no end token"):
         Template("x", **GOOD).bind("<s>", None)

@@ -67,14 +67,19 @@ def test_as_many_steps_over_more_packs_are_another_run(tmp_path):
         vocab_size=2000, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     found = []
-    for length in ({"epochs": 1}, {"steps": 1}):
+    for length in ({"epochs": 1}, {"steps": 1}, {"steps": 1, "global_batch_tokens": 256 * 98}):
         settings = {"data": data, "train": {"global_batch_tokens": 256 * 99, **length}}
         (tmp_path / "config.json").write_text(json.dumps(settings))
         config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
         found.append(record.identity(config, prepare_data(config), shape))
-    assert [each["number of steps"] for each in found] == [1, 1]
+    assert [each["number of steps"] for each in found] == [1, 1, 1]
     with pytest.raises(UserError, match="another number of packs: .*; the config now gives 99"):
-        record.check_identity(tmp_path, *found)
+        record.check_identity(tmp_path, *found[:2])
+    # Where a setting of the user's is why, that is what is named.
+    with pytest.raises(
+        UserError, match="another train.global_batch_tokens: 25344; the config now gives 25088"
+    ):
+        record.check_identity(tmp_path, *found[1:])
 
 
 def test_of_other_data_it_is_said_what_may_differ(tmp_path):
