@@ -126,7 +126,6 @@ def test_a_thousand_conversations_are_encoded_as_a_server_would(kinds, own_templ
     # What is drawn depends on the constants of every module that is loaded; of this there was once none.
     @example(combination=("byte-level", "bayling"), system="", turns=["q", "\nanswer"], budget=10**6)
     @settings(max_examples=1000)
-    @example(("byte-level", "chatml"), "", ["x", "\nx"], 10**6)  # merges; chance draws few such, or none
     @given(
         combination=st.sampled_from(COMBINATIONS),
         system=st.sampled_from(["", "Sei nett."]) | TEXTS,
