@@ -139,7 +139,7 @@ def test_a_thousand_conversations_are_encoded_as_a_server_would(kinds, own_templ
         seen[result.reason if isinstance(result, Refused) else "proved"] += 1
 
     check()
-    assert seen["proved"] >= 750
+    assert seen["proved"] >= 650
     assert set(seen) == {"proved", "too-long", "answer-merges-with-prompt", "does-not-decode"}
 
 
