@@ -225,12 +225,13 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
         if refused and (ledger["kept"] == 0 or refused > recipe.max_refused_share * ledger["rows"]):
             reasons = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
             first = next(entry for entry in store.refused() if entry["source"] == name)
+            limit = f"data.max_refused_share ({recipe.max_refused_share}) says how many are too many."
             raise UserError(
                 f"source {name}",
                 f"{refused} of {ledger['rows']} rows are refused: {reasons[:200]}",
                 f"The first: {first['location']}: {first['reason']} {first['detail'][:120]}\n"
                 f"  All of them: {store.folder / 'refused.jsonl'}. "
-                f"data.max_refused_share ({recipe.max_refused_share}) says how many are too many.",
+                + (limit if ledger["kept"] else "Nothing is left to learn from."),
             )
 
 

@@ -438,6 +438,7 @@ def test_a_source_of_which_no_row_is_left_stops(others, tmp_path):
     with pytest.raises(UserError, match="source bad: 2 of 2 rows are refused") as stopped:
         open_store(recipe(*files, bad), tmp_path / "store", workers=1)
     assert f"{bad}:1: empty-turn" in str(stopped.value)
+    assert str(stopped.value).endswith("Nothing is left to learn from.")  # however many are allowed
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])
