@@ -24,6 +24,7 @@ from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers
+from fastling.training.footprint import check_memory
 from fastling.training.isolation import prove_isolation
 from fastling.training.metrics import Measured, Meter, MetricsLog, check_finite, check_wandb, plot_loss
 from fastling.training.optimizer import make_optimizer
@@ -53,6 +54,7 @@ class Run:
         record.check_shared(self.run_dir, world.on_main(self._lock_run_dir))
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
+        check_memory(shape, world.size // config.parallel.replicate, world.device)
         self.dtype = compute_dtype(config)
         self.identity = record.identity(config, self.prepared, shape)
         found = self._find_checkpoint()

@@ -4,14 +4,21 @@ Weights, gradients and two moments are float32 and sharded. What is gathered, ke
 be reduced comes and goes: of the three points of a step at which most of it is there, the fullest counts.
 """
 
+import os
 from dataclasses import dataclass, replace
 
+import torch
+
 from fastling.config import Config
+from fastling.errors import UserError
+from fastling.kernels import runtime
 from fastling.kernels.linear_cross_entropy import GPU_CHUNK_BYTES, GPU_MEMORY_SHARE
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 
 GIB = 2**30
+KEPT_BYTES = 16
+"""Of a weight from step to step: itself, its gradient and two moments, in float32."""
 GATHERED_LAYERS = 2
 """The one at work and the one after it; likewise for gradients on their way."""
 OTHER_BYTES = 2 * GIB
@@ -101,9 +108,23 @@ def footprint(
         {"gradients not yet reduced": (value_bytes + 4) * weights.rest},
     )
     parts = {
-        "weights, gradients, moments": 16 * -(-weights.total // shards),
+        "weights, gradients, moments": KEPT_BYTES * -(-weights.total // shards),
         "gathered weights": value_bytes * (weights.rest + gathered_layers * weights.layer),
         **max(points, key=lambda point: sum(point.values())),
     }
     parts[ASSUMED] = OTHER_BYTES + round(OTHER_SHARE * sum(parts.values()))
     return Footprint(parts)
+
+
+def check_memory(shape: LlamaConfig, shards: int, device: torch.device) -> None:
+    """Raise UserError where not even what is kept of the weights fits: nothing of it is assumed."""
+    needed = KEPT_BYTES * -(-Weights.of(shape).total // shards)
+    if device.type == "cuda":
+        holder, there = "each GPU", runtime.total_memory(device)
+    else:
+        holder, there = "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        needed *= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share it
+    if needed > there:
+        takes, has = f"{needed / GIB:,.1f} GiB", f"{there / GIB:,.1f}"
+        what = f"weights, gradients and moments take {takes}, and {holder} has {has}"
+        raise UserError("model", what, "`fastling plan` shows how many GPUs it takes.")

@@ -9,10 +9,12 @@ pytest.importorskip("triton")
 
 from fastling import ops
 from fastling.config import Config, Model, Parallel, Train
+from fastling.errors import UserError
+from fastling.kernels import runtime
 from fastling.model.llama import Documents, Layer, Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.rotary import rotary_tables
-from fastling.training.footprint import GIB, Weights, footprint, kept_by_layer
+from fastling.training.footprint import GIB, Weights, check_memory, footprint, kept_by_layer
 from fastling.training.optimizer import make_optimizer
 
 SHAPE = LlamaConfig(
@@ -130,3 +132,22 @@ def test_keeping_gathered_weights_costs_all_layers():
     weights = Weights.of(SHAPE)
     gathered = {shard: memory(shard=shard)["gathered weights"] for shard in ("full", "gradients")}
     assert gathered["gradients"] - gathered["full"] == 3 * 2 * weights.layer
+
+
+def test_a_gpu_too_small_for_its_share_of_the_weights_is_refused(monkeypatch):
+    llama = LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+        num_attention_heads=32,
+    )  # fmt: skip
+    share, gpu = 16 * 6_738_415_616 // 4, torch.device("cuda", 0)  # LLaMA-7B's weights, over four
+    monkeypatch.setattr(runtime, "total_memory", lambda device: share)
+    check_memory(llama, 4, gpu)
+    with pytest.raises(UserError, match="model: weights, .* take 33.5 GiB, and each GPU has 25.1"):
+        check_memory(llama, 3, gpu)
+
+
+def test_processes_on_a_cpu_share_its_memory(monkeypatch):
+    check_memory(SHAPE, 1, torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "10000000")
+    with pytest.raises(UserError, match="this machine has"):
+        check_memory(SHAPE, 1, torch.device("cpu"))
