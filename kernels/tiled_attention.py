@@ -97,11 +97,11 @@ class _TiledAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dout_TND):
-        layout, logsumexps = ctx.layout, ctx.saved_tensors[4:]
-        *qkv, out_PND = map(layout.gather, ctx.saved_tensors[:4])
+        layout, saved = ctx.layout, ctx.saved_tensors  # once: a recomputed layer gives them no second time
+        *qkv, out_PND = map(layout.gather, saved[:4])
         dout_PND = layout.gather(dout_TND, zero_padding=True)
         gradients = [torch.empty_like(x) for x in qkv]
-        for tile, logsumexp in zip(layout.tiles, logsumexps, strict=True):
+        for tile, logsumexp in zip(layout.tiles, saved[4:], strict=True):
             dout, out, *qkv_BMLD = tile.inputs(dout_PND, out_PND, *qkv)
             parts = _flash_backward(dout, *_for_queries(*qkv_BMLD), out, logsumexp, 0.0, True)
             for gradient, part in zip(gradients, parts, strict=True):
