@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from fastling.kernels import tiled_attention as tiled
 from fastling.kernels.tiled_attention import tiled_attention
@@ -78,6 +79,18 @@ def test_half_precision_is_no_further_from_the_truth_than_pytorch(lengths, dtype
         error, plain_error = ((x.double() - true.double()).norm() for x in (ours, plain))
         assert ours.dtype == dtype
         assert error <= 1.1 * plain_error
+
+
+def test_recomputed_it_has_the_same_gradients():
+    """Recomputing gives what was saved only once."""
+    leaves, lengths, direction = draw(100), [30, 70], torch.randn(100, N, D)
+
+    def recomputed(*inputs):
+        return checkpoint(tiled_attention, *inputs, use_reentrant=False)
+
+    ours, plain = (results(each, leaves, lengths, direction) for each in (recomputed, tiled_attention))
+    for one, other in zip(ours, plain, strict=True):
+        assert one.equal(other)
 
 
 def test_nothing_of_a_document_enters_another_not_even_nan():
