@@ -3,8 +3,8 @@
     d gate = dy * up * s * (1 + gate * (1 - s))        d up = dy * gate * s        s = sigmoid(gate)
 
 gate and up are the two halves of one buffer, so nothing is copied apart, and the two gradients are the
-halves of one buffer too. Moves 3 * T * F * bytes forward and 5 * T * F * bytes backward; the arithmetic
-is float32, rounded once. Shapes: T packed tokens, F ffn.
+halves of one buffer too. Moves 3 * T * F * bytes forward and 5 * T * F * bytes backward; in the kernels the
+arithmetic is float32, rounded once. Shapes: T packed tokens, F ffn.
 """
 
 import torch

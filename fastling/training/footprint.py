@@ -18,7 +18,7 @@ from fastling.model.llama_config import LlamaConfig
 
 GIB = 2**30
 KEPT_BYTES = 16
-"""Of a weight from step to step: itself, its gradient and two moments, in float32."""
+"""Of a weight when it is updated: itself, its gradient and two moments, in float32."""
 GATHERED_LAYERS = 2
 """The one at work and the one after it; likewise for gradients on their way."""
 OTHER_BYTES = 2 * GIB
@@ -117,7 +117,7 @@ def footprint(
 
 
 def check_memory(shape: LlamaConfig, shards: int, device: torch.device) -> None:
-    """Raise UserError where not even what is kept of the weights fits: nothing of it is assumed."""
+    """Raise UserError where not even weights, gradients and moments fit; a CPU's swap does not count."""
     needed = KEPT_BYTES * -(-Weights.of(shape).total // shards)
     if device.type == "cuda":
         holder, there = "each GPU", runtime.total_memory(device)
