@@ -73,6 +73,8 @@ def configure(
         why = "named in the config"
     _picked = _Picked(kernels, attention)
     _attention_backends.clear()
+    # At once: what is written while torch.compile traces a recomputed layer keeps the layer out of any graph.
+    _attention_backends[device, dtype] = backend
     loss = ("chunked", "never holds all logits") if kernels == "tiled" else (kernels, why)
     return [
         *(Choice(op, kernels, why) for op in ("rms_norm", "rotary", "swiglu")),

@@ -8,11 +8,11 @@ Shapes: T packed tokens, N heads, K kv heads, D head dim; cu_seqlens (documents 
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from fastling.kernels import accept
-from fastling.kernels.tiled_attention import tiled_attention
+from fastling.kernels.tiled_attention import lengths_between, tiled_attention, tiled_attention_between
+
+# Called once for each pack's documents: under torch.compile every number of documents would be a new graph.
+ASK_FOR_LENGTHS = ("xformers", "sdpa")
 
 
 def attention(
@@ -73,17 +76,8 @@ def _check(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths) -> None:
             raise ValueError(f"attention: max_seqlen must be at least the longest's {longest}: {max_seqlen}")
 
 
-def _on_host(lengths: list[int] | None, cu_seqlens: Tensor, num_tokens: int) -> list[int]:
-    """The lengths, or where they are not given those between borders, which must be the stream's: what lies
-    outside them nobody would write.
-    """
-    if lengths is not None:
-        return lengths
-    borders = cu_seqlens.tolist()
-    if [*borders[:1], *borders[-1:]] != [0, num_tokens] or borders != sorted(borders):
-        words = f"must ascend from 0 to the {num_tokens} tokens"
-        raise ValueError(f"attention: cu_seqlens {words}: {str(borders)[:80]}")
-    return [stop - start for start, stop in pairwise(borders)]
+def _on_host(lengths: Sequence[int] | None, cu_seqlens: Tensor, num_tokens: int) -> Sequence[int]:
+    return lengths_between(cu_seqlens, num_tokens) if lengths is None else lengths
 
 
 def _check_alignment(backend: str, **tensors: Tensor) -> None:
@@ -227,7 +221,7 @@ _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 
 def _tiled(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     if torch.compiler.is_compiling():
-        return _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths)
+        return tiled_attention_between(q_TND, k_TKD, v_TKD, cu_seqlens)
     return tiled_attention(q_TND, k_TKD, v_TKD, _on_host(lengths, cu_seqlens, len(q_TND)))
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class Tile(NamedTuple):
     """Of each document with its padding."""
 
     def of(self, x_PMD: Tensor) -> Tensor:
-        """(B, M, L, D): a view of the tile's tokens, by document and head."""
+        """(B, M, L, D), or (B, M, L) of a (P, M): a view of the tile's tokens, by document and head."""
         rows = x_PMD[self.start : self.start + self.documents * self.length]
         return rows.unflatten(0, (self.documents, self.length)).transpose(1, 2)
 
@@ -82,33 +82,56 @@ def tiled_attention(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequen
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q_TND, k_TKD, v_TKD, lengths):
-        ctx.layout = layout = _layout(lengths)
-        q_PND, k_PKD, v_PKD = map(layout.gather, (q_TND, k_TKD, v_TKD))
-        out_PND = torch.empty_like(q_PND)
-        logsumexps = []
-        for tile in layout.tiles:
-            out, logsumexp = _flash(*_for_queries(*tile.inputs(q_PND, k_PKD, v_PKD)), 0.0, True)
-            tile.of(out_PND).copy_(out)
-            logsumexps.append(logsumexp)
-        out_TND = layout.scatter(out_PND)
-        ctx.save_for_backward(q_TND, k_TKD, v_TKD, out_TND, *logsumexps)
+        ctx.lengths = lengths
+        out_TND, logsumexp_TN = _forward(q_TND, k_TKD, v_TKD, lengths)
+        ctx.save_for_backward(q_TND, k_TKD, v_TKD, out_TND, logsumexp_TN)
         return out_TND
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout_TND):
-        layout, saved = ctx.layout, ctx.saved_tensors  # once: a recomputed layer gives them no second time
-        *qkv, out_PND = map(layout.gather, saved[:4])
-        dout_PND = layout.gather(dout_TND, zero_padding=True)
-        gradients = [torch.empty_like(x) for x in qkv]
-        for tile, logsumexp in zip(layout.tiles, saved[4:], strict=True):
-            dout, out, *qkv_BMLD = tile.inputs(dout_PND, out_PND, *qkv)
-            parts = _flash_backward(dout, *_for_queries(*qkv_BMLD), out, logsumexp, 0.0, True)
-            for gradient, part in zip(gradients, parts, strict=True):
-                heads = gradient.shape[1]
-                summed = part if part.shape[1] == heads else part.unflatten(1, (heads, -1)).sum(2)
-                tile.of(gradient).copy_(summed)
-        return *map(layout.scatter, gradients), None
+        return *_backward(dout_TND, *ctx.saved_tensors, ctx.lengths), None
+
+
+def _forward(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the output and, for backward, the logarithm of each softmax's denominator."""
+    layout = _layout(lengths)
+    q_PND, k_PKD, v_PKD = map(layout.gather, (q_TND, k_TKD, v_TKD))
+    out_PND, logsumexp_PN = _empty_outputs(q_PND)
+    for tile in layout.tiles:
+        out, logsumexp = _flash(*_for_queries(*tile.inputs(q_PND, k_PKD, v_PKD)), 0.0, True)
+        tile.of(out_PND).copy_(out)
+        tile.of(logsumexp_PN).copy_(logsumexp)
+    return layout.scatter(out_PND), layout.scatter(logsumexp_PN)
+
+
+def _empty_outputs(q_TND: Tensor, *_) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(q_TND.dtype, torch.float32)
+    return q_TND.new_empty(q_TND.shape), q_TND.new_empty(q_TND.shape[:2], dtype=exact)
+
+
+def _backward(
+    dout_TND: Tensor,
+    q_TND: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    out_TND: Tensor,
+    logsumexp_TN: Tensor,
+    lengths: tuple[int, ...],
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout = _layout(lengths)
+    *qkv, out_PND, logsumexp_PN = map(layout.gather, (q_TND, k_TKD, v_TKD, out_TND, logsumexp_TN))
+    dout_PND = layout.gather(dout_TND, zero_padding=True)
+    gradients = [torch.empty_like(x) for x in qkv]
+    for tile in layout.tiles:
+        dout, out, *qkv_BMLD = tile.inputs(dout_PND, out_PND, *qkv)
+        logsumexp = tile.of(logsumexp_PN)
+        parts = _flash_backward(dout, *_for_queries(*qkv_BMLD), out, logsumexp, 0.0, True)
+        for gradient, part in zip(gradients, parts, strict=True):
+            heads = gradient.shape[1]
+            summed = part if part.shape[1] == heads else part.unflatten(1, (heads, -1)).sum(2)
+            tile.of(gradient).copy_(summed)
+    return tuple(map(layout.scatter, gradients))
 
 
 def _for_queries(q_BNLD: Tensor, *keys_and_values_BKLD: Tensor) -> tuple[Tensor, ...]:
@@ -153,3 +176,55 @@ def _padded(length: int) -> int:
     """The length that a document is padded to: few different ones, at most an eighth too long."""
     step = max(1, 1 << (length - 1).bit_length() >> 4)
     return -(-length // step) * step
+
+
+# For torch.compile: a graph that knew the lengths would be that of one pack -------------------------
+
+
+def tiled_attention_between(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """`tiled_attention` of the documents between the borders (documents + 1,) int32."""
+    return _forward_op(q_TND, k_TKD, v_TKD, cu_seqlens)[0]
+
+
+def lengths_between(cu_seqlens: Tensor, num_tokens: int) -> tuple[int, ...]:
+    """Lengths of documents. The borders must be the stream's: what lies outside them nobody would write."""
+    borders = cu_seqlens.tolist()
+    if [*borders[:1], *borders[-1:]] != [0, num_tokens] or borders != sorted(borders):
+        words = f"must ascend from 0 to the {num_tokens} tokens"
+        raise ValueError(f"attention: cu_seqlens {words}: {str(borders)[:80]}")
+    return tuple(stop - start for start, stop in pairwise(borders))
+
+
+def _forward_between(
+    q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _forward(q_TND, k_TKD, v_TKD, lengths_between(cu_seqlens, len(q_TND)))
+
+
+def _backward_between(
+    dout_TND: Tensor,
+    q_TND: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    out_TND: Tensor,
+    logsumexp_TN: Tensor,
+    cu_seqlens: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = lengths_between(cu_seqlens, len(q_TND))
+    return _backward(dout_TND, q_TND, k_TKD, v_TKD, out_TND, logsumexp_TN, lengths)
+
+
+def _setup(ctx, inputs, output) -> None:
+    *qkv, cu_seqlens = inputs
+    ctx.save_for_backward(*qkv, *output, cu_seqlens)
+
+
+_forward_op = torch.library.custom_op("fastling::tiled_attention", _forward_between, mutates_args=())
+_forward_op.register_fake(_empty_outputs)
+_backward_op = torch.library.custom_op(
+    "fastling::tiled_attention_backward", _backward_between, mutates_args=()
+)
+_backward_op.register_fake(lambda _, *inputs: tuple(x.new_empty(x.shape) for x in inputs[:3]))
+_forward_op.register_autograd(
+    lambda ctx, dout_TND, _: (*_backward_op(dout_TND, *ctx.saved_tensors), None), setup_context=_setup
+)

@@ -97,6 +97,33 @@ def test_a_rough_kernel_breaks_exactness(capsys, tiny_run, monkeypatch):
     assert broken(capsys, tiny_run()) == (1, {"P8"})
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("recomputed", ["none", "selective", "full"])
+def test_a_compiled_layer_is_one_graph_which_serves_packs_of_any_documents(
+    capsys, tiny_run, monkeypatch, recomputed
+):
+    made, run, compile_module = [], [], torch.nn.Module.compile
+
+    def compiler(graph, _):
+        made.append(graph)
+        return lambda *inputs: run.append(graph) or graph(*inputs)
+
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda layer, **how: compile_module(layer, backend=compiler, **how)
+    )
+    monkeypatch.setattr(plain_gradient, "LAYERS", 3)
+    monkeypatch.setattr(plain_gradient, "PACKS", 5)
+    torch._dynamo.reset()
+    # The first pack has as many tokens as the rotary table has rows, and as many borders as half a head.
+    changes = {"compile": True, "activation_checkpointing": recomputed}
+    config = tiny_run(model={"num_hidden_layers": 3}, train=changes)
+    with torch.fx.experimental._config.patch(use_duck_shape=True):  # as a run finds it
+        assert broken(capsys, config) == (0, set())
+    torch._dynamo.reset()
+    assert len(run) == 3 * 5  # every layer of every pack
+    assert len(made) <= 3  # recomputed or not; and the last layer, on trained rows only
+
+
 @pytest.mark.slow
 def test_compiled_layers_hold_them_too(tiny_run):
     """Recomputed ones among them; in a process of its own, whose compiler nobody else waits for."""

@@ -18,8 +18,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from fastling import ops
 from fastling.config import Config
 from fastling.errors import RunError, UserError
+from fastling.kernels.attention import ASK_FOR_LENGTHS
 from fastling.model.llama import Llama
 from fastling.training.determinism import prepare_device
 from fastling.training.float8 import check_float8, use_float8
@@ -172,8 +174,12 @@ def _mesh(config: Config, device: torch.device) -> DeviceMesh:
 def shard(model: Llama, config: Config, world: World) -> Llama:
     """Apply float8, activation checkpointing, compilation and FSDP2, layer by layer, in place.
 
-    Raises UserError for a model that has no float8 products.
+    Raises UserError for a model that has no float8 products, or no graph that serves all packs.
     """
+    if config.train.compile:
+        _check_one_graph(ops.picked_attention(world.device, compute_dtype(config)))
+        # Else sizes that are equal by chance in the first pack, tokens and hidden ones, must be so in all.
+        torch.fx.experimental._config.use_duck_shape = False
     if config.train.precision == "fp8":
         use_float8(model)
     for number, layer in enumerate(model.model.layers):
@@ -197,6 +203,15 @@ def shard(model: Llama, config: Config, world: World) -> Llama:
             if world.size > 1:  # else FSDP would copy all gradients once more, to divide them by 1
                 module.set_gradient_divide_factor(1.0)
     return model
+
+
+def _check_one_graph(attention: str) -> None:
+    if attention in ASK_FOR_LENGTHS:
+        raise UserError(
+            "train.compile",
+            f"would compile the layers anew for each number of documents, with attention by {attention!r}",
+            "Leave it out. What is compiled once: flash3, flash2 and torch in bf16 on a GPU, tiled on a CPU.",
+        )
 
 
 def compute_dtype(config: Config) -> torch.dtype:

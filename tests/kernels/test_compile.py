@@ -66,6 +66,18 @@ SAMPLES: dict[str, list[Callable[[], tuple]]] = {
         lambda: (plain(T, H // 2), plain(T, H)),
         lambda: (plain().expand(T, H // 2), plain(T, H)),
     ],
+    "tiled_attention": [
+        lambda: (leaf(T, 2 * K, D), leaf(T, K, D), leaf(T, K, D), torch.tensor([0, 1, T]).int()),
+        lambda: (strided_leaf(T, K, D), plain(T, 1, D), leaf(T, 1, D), torch.tensor([0, T]).int()),
+    ],
+    "tiled_attention_backward": [
+        lambda: (
+            plain().expand(T, K, D),
+            *(plain(T, heads, D) for heads in (K, 1, 1, K)),
+            plain(T, K),
+            torch.tensor([0, 2, T]).int(),
+        )
+    ],
     "cross_entropy": [
         lambda: (leaf(T, V), labels(), plain(T), 0.1, 1e-3, True, True),
         lambda: (plain(T, V), labels(), plain(T), 0.0, 0.0, False, False),
