@@ -35,7 +35,7 @@ from fastling.data.conversation import Conversation, Refused, parse_row
 from fastling.data.packing import make_plan
 from fastling.data.rows import read_rows
 from fastling.data.store import Store
-from fastling.errors import RunError, UserError, run_command
+from fastling.errors import RunError, UserError, run_program
 from fastling.files import json_line, write_text
 from fastling.prepare import prepare_data
 
@@ -245,4 +245,4 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

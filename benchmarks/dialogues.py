@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.data import timed
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 from fastling.interactive.pairs import read_lines
 from fastling.settings import option_of
 
@@ -65,4 +65,4 @@ def repeat(path: Path, out: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

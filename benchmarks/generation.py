@@ -21,7 +21,7 @@ import torch
 from rich.table import Table
 
 from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
-from fastling.errors import RunError, UserError, run_command
+from fastling.errors import RunError, UserError, run_program
 from fastling.model.generation import Decoding, generate
 from fastling.model.huggingface import load_pretrained
 
@@ -248,4 +248,4 @@ def _report_memory(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -32,7 +32,7 @@ from benchmarks.worker import Result, Worker
 from fastling import ops
 from fastling.config import Config, Optimizer
 from fastling.data.batches import IGNORED, Batch, Step
-from fastling.errors import RunError, UserError, run_command
+from fastling.errors import RunError, UserError, run_program
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.terminal import make_console
@@ -312,4 +312,4 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.timing import describe_machine, make_table_console, now, with_every_key
 from fastling.config import OTHER_NAMES, Config, Source
-from fastling.errors import RunError, UserError, run_command
+from fastling.errors import RunError, UserError, run_program
 from fastling.evaluation.records import read_records
 from fastling.files import json_line, read_json_lines, write_text
 from fastling.interactive.languages import tidy
@@ -176,4 +176,4 @@ def as_table(rows: Sequence[dict]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

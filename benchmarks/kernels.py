@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 
 ON_A_GPU = "On a GPU machine `make gpu-test` runs the tests on the real kernels."
 
@@ -144,4 +144,4 @@ def _begin_again(arguments: list[str], without: str, minutes: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.growth import STEADY, make_updater, random_step
 from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
 from fastling.config import Config, Parallel
-from fastling.errors import RunError, UserError, leave, run_command
+from fastling.errors import RunError, UserError, leave, run_program
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.terminal import make_console
@@ -279,7 +279,7 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    status = run_command(main, sys.argv[1:])
+    status = run_program(main)
     if dist.is_available() and "--layout" in sys.argv:
         leave(status)
     sys.exit(status)

@@ -15,7 +15,7 @@ from benchmarks.commands import KERNELS
 from benchmarks.rows import is_of_kernels, read
 from benchmarks.timing import make_table_console
 from benchmarks.training_page import picture_of_training
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 from fastling.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,4 +61,4 @@ def write(rows: Sequence[dict], kernels: Sequence[dict], out: Path) -> list[Path
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.ranks import GATHERED, REDUCED, layer_and_rest, padded_weights
 from benchmarks.timing import add_rows, describe_machine, make_table_console, now
 from benchmarks.training_case import SIZES, make_shape
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 from fastling.evaluation.records import read_records
 from fastling.model.llama_config import LlamaConfig
 from fastling.settings import given_options, option_of, refuse_options
@@ -369,4 +369,4 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

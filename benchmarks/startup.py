@@ -34,7 +34,7 @@ from benchmarks.timing import Measurement, add_rows, describe_machine, make_tabl
 from benchmarks.training_case import SIZES, make_shape
 from fastling import train
 from fastling.config import Config
-from fastling.errors import RunError, UserError, leave, run_command
+from fastling.errors import RunError, UserError, leave, run_program
 from fastling.export import Export
 from fastling.files import write_text
 from fastling.model.huggingface import config_json, load_weights, read_config
@@ -374,4 +374,4 @@ def print_load(rows: Sequence[dict], console: Console) -> None:
 
 if __name__ == "__main__":
     # At once: process groups of children that are taken apart late may abort.
-    leave(run_command(main, sys.argv[1:]))
+    leave(run_program(main))

@@ -40,7 +40,7 @@ from benchmarks.timing import (
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
 from benchmarks.worker import Result, TrainerWorker
-from fastling.errors import RunError, UserError, run_command
+from fastling.errors import RunError, UserError, run_program
 from fastling.prepare import Prepared
 from fastling.terminal import make_console
 from fastling.training.metrics import Work
@@ -301,4 +301,4 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -6,12 +6,20 @@ is one file in this folder, named after its verb (`fastling train` is `fastling/
 
 import importlib
 import os
+import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from fastling import garbage
 
 # PyTorch's threads on a CPU wait for one another after every operation, and spin while they do: where another
 # program works, on the cores that those they wait for want. Set here, since it is read when torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+for option, program in pairwise(sys.orig_argv):
+    if option == "-m" and program.startswith("fastling."):  # a verb, whose imports come next
+        garbage.wait_for_imports()
 
 __version__ = "0.1.0"
 

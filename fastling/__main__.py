@@ -4,7 +4,8 @@ import importlib
 import sys
 
 import fastling
-from fastling.errors import UserError, run_command
+from fastling import garbage
+from fastling.errors import UserError, run_program
 
 VERBS = {
     "dialogues": "build interactive-translation dialogues from parallel text",
@@ -43,11 +44,14 @@ def dispatch(arguments: list[str]) -> int | None:
     verb, *rest = arguments
     if verb not in VERBS:
         raise UserError("fastling", f"unknown verb: {verb}", f"The verbs are: {', '.join(VERBS)}.")
-    return importlib.import_module(f"fastling.{verb}").main(rest)
+    garbage.wait_for_imports()
+    module = importlib.import_module(f"fastling.{verb}")
+    garbage.pass_over_imports()
+    return module.main(rest)
 
 
 def main() -> int:
-    return run_command(dispatch, sys.argv[1:])
+    return run_program(dispatch)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastling.errors import UserError, needing, run_command
+from fastling.errors import UserError, needing, run_program
 from fastling.inference.chat_model import ChatModel, load_chat_model
 from fastling.inference.context import default_max_new_tokens
 from fastling.model.generation import Decoding
@@ -200,4 +200,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

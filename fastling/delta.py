@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 from fastling.settings import Parser
 from fastling.surgery.delta_weights import Record, apply_delta, make_delta
 from fastling.surgery.folders import HALF_DTYPES, add_result_options
@@ -102,4 +102,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastling.errors import UserError, needing, run_command
+from fastling.errors import UserError, needing, run_program
 from fastling.files import check_can_be_made
 from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
@@ -352,4 +352,4 @@ def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: 
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

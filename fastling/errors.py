@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from fastling import streams
+from fastling import garbage, streams
 
 MOST_LINES = 6
 """Of one message; a model that does not fit its config has a complaint for every tensor."""
@@ -79,6 +79,12 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130
+
+
+def run_program(main: Callable[[Sequence[str]], int | None]) -> int:
+    """`run_command` as all that this process does, with its arguments."""
+    garbage.pass_over_imports()
+    return run_command(main, sys.argv[1:])
 
 
 def leave(status: int) -> NoReturn:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastling import files
-from fastling.errors import UserError, needing, run_command
+from fastling.errors import UserError, needing, run_program
 from fastling.evaluation.result import Result, TableData
 from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
@@ -170,4 +170,4 @@ def _report(options: argparse.Namespace, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -27,7 +27,7 @@ from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer import Tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, sentencepiece_file
-from fastling.errors import RunError, UserError, run_command
+from fastling.errors import RunError, UserError, run_program
 from fastling.export_check import Check, check_export, check_prompts
 from fastling.model.digests import digested
 from fastling.model.huggingface import DTYPES, config_json, hf_tensors
@@ -363,4 +363,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 from fastling.settings import Parser
 from fastling.surgery.folders import add_result_options
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
@@ -81,4 +81,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 from fastling.settings import Parser, refuse_options
 from fastling.surgery.folders import add_result_options
 from fastling.surgery.merging import merge_models
@@ -88,4 +88,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

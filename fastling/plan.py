@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastling.config import Config, build_parser, parse
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import Prepared, prepare_data
 from fastling.settings import Parser, option_of
@@ -211,4 +211,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -21,7 +21,7 @@ from fastling.data.packing import Plan, make_plan
 from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
 from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
-from fastling.errors import UserError, run_command
+from fastling.errors import UserError, run_program
 from fastling.terminal import make_console, print_result
 
 
@@ -259,4 +259,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -19,7 +19,7 @@ from fastling.data.encode_files import ROWS_PER_TASK, encode_rows
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.rows import read_rows
 from fastling.data.store import SourceFile
-from fastling.errors import UserError, run_command, visible
+from fastling.errors import UserError, run_program, visible
 from fastling.prepare import make_encoder, source_files
 from fastling.terminal import print_result
 
@@ -216,4 +216,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_program(main))

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fastling import files, ops
 from fastling.config import Config, build_parser, parse
-from fastling.errors import RunError, leave, run_command, visible
+from fastling.errors import RunError, leave, run_program, visible
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
@@ -256,4 +256,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    leave(run_command(main, sys.argv[1:]))
+    leave(run_program(main))

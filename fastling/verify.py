@@ -8,7 +8,6 @@ kernels and attention; models of any depth are checked by two layers.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -19,7 +18,7 @@ from rich.text import Text
 
 from fastling import ops
 from fastling.config import Config, build_parser, parse
-from fastling.errors import RunError, leave, run_command
+from fastling.errors import RunError, leave, run_program
 from fastling.kernels import accuracy
 from fastling.kernels.cases import OPS, Shape
 from fastling.model.llama_config import LlamaConfig
@@ -162,4 +161,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_command(main, sys.argv[1:]))
+    leave(run_program(main))

@@ -19,8 +19,9 @@ from conftest import ROOT, run_python
 # stands below what it imports.
 LAYERS = {
     # words and files
+    "garbage": ((), ()),
     "streams": ((), ()),
-    "errors": (("streams",), ()),
+    "errors": (("garbage", "streams"), ()),
     "files": (("errors",), ()),
     "terminal": (("files",), ("rich",)),
     "yaml_file": (("errors",), ("yaml",)),
@@ -87,8 +88,8 @@ LAYERS = {
         ("rich", "torch"),
     ),
     # the doors: `import fastling` and `fastling VERB`, which import nothing else until it is asked for
-    "__init__": (("model",), ()),
-    "__main__": (("errors",), ()),
+    "__init__": (("garbage", "model"), ()),
+    "__main__": (("errors", "garbage"), ()),
 }  # fmt: skip
 # Within data, tensors begin with batches; what comes before runs in processes without torch.
 TORCH_IN_DATA = {"fastling/data/batches.py"}
