@@ -42,8 +42,10 @@ DEMO = ROOT / "fastling" / "demo"
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory):
     """Token stores of tests go to a folder of the test session, and so does what is compiled: code that was
-    compiled for another processor, and lies in /tmp, gave an infinite loss."""
-    cache = tmp_path_factory.mktemp("cache")
+    compiled for another processor, and lies in /tmp, gave an infinite loss. Processes of a session share it."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    cache.mkdir(exist_ok=True)
     os.environ["XDG_CACHE_HOME"], os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache), str(cache / "inductor")
 
 

@@ -114,11 +114,15 @@ def test_options_that_cannot_be(options, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ranks.layouts(4), ids=str)
-def test_four_processes_send_what_theory_says(parallel):
-    row = ranks.make_row(4, parallel, ranks.launch(4, parallel, steps=1))
+@pytest.mark.parametrize(
+    ("processes", "parallel"),
+    [(2, Parallel()), (2, Parallel(shard="gradients")), (4, Parallel(replicate=2))],
+    ids=str,
+)
+def test_processes_send_what_theory_says(processes, parallel):
+    row = ranks.make_row(processes, parallel, ranks.launch(processes, parallel, steps=1))
     assert row["counted_bytes"] == row["theory_bytes"] and row["equal"]
-    assert row["tokens"] == 4 * ranks.MICRO_BATCHES * sum(ranks.LENGTHS)
+    assert row["tokens"] == processes * ranks.MICRO_BATCHES * sum(ranks.LENGTHS)
 
 
 @pytest.mark.slow
