@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
-from tokenizers import AddedToken, Regex, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from fastling.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 from fastling.errors import UserError
@@ -77,6 +77,9 @@ def _from_sentencepiece(
         raise UserError(str(tokenizer.path), "is neither a BPE nor a Unigram model: it cannot be exported")
     built = tokenizers.Tokenizer(_bpe(proto) if kind == _BPE else _unigram(proto))
     built.normalizer = _normalizer(proto.normalizer_spec)
+    if kind == _UNIGRAM and proto.trainer_spec.byte_fallback:
+        # "<0x4F>" in a text is six characters, no byte; a piece that was cut at "<" is found in no list.
+        built.pre_tokenizer = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if proto.normalizer_spec.add_dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
