@@ -2,11 +2,14 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fastling.errors import UserError
@@ -50,10 +53,31 @@ def gone_after_error(folder: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def alone(lock_file: Path) -> Iterator[str]:
+    """One process after the other, by a lock on a file.
+
+    Yields "", or this machine's name where only its own processes wait for one another: on a disk that knows
+    no locks, such as Lustre mounted without.
+    """
+    with open(lock_file, "w") as lock, ExitStack() as stack:
+        machine = ""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            name = hashlib.sha256(bytes(lock_file.absolute())).hexdigest()
+            local = Path(tempfile.gettempdir(), f"fastling-{os.getuid()}-{name}.lock")
+            descriptor = os.open(local, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            machine = os.uname().nodename
+        yield machine
+
+
 def takes(descriptor: int, path: Path) -> bool:
     """Keep other processes out of an opened file or folder until it is closed, or this process killed.
 
-    False where another process does so.
+    False where another process does so. A disk that knows no locks keeps nobody out, and that is said.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +85,9 @@ def takes(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except (BlockingIOError, FileNotFoundError):
         return False
-    except OSError:  # a disk that knows no locks
+    except OSError as error:
+        unnoticed = "another process at work in it would go unnoticed"
+        print(f"note: {path}: its disk knows no locks ({error.strerror}): {unnoticed}", file=sys.stderr)
         return True
 
 

@@ -1,5 +1,7 @@
 """What every test shares: no network, no home folder, and small runs made in the test."""
 
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -56,6 +58,21 @@ def quota():
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def no_locks(monkeypatch, tmp_path):
+    """No file under the test's folder can be locked, as on Lustre mounted without."""
+    lock = fcntl.flock
+
+    def refuse(file, how):
+        if Path(
+            os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}")
+        ).is_relative_to(tmp_path):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.CompletedProcess:

@@ -10,7 +10,6 @@ if it must: 2 or 4 bytes a token are read, less than each process reads to name 
 """
 
 import collections
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -208,10 +207,12 @@ def open_store(
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise RuntimeError("call this under `if __name__ == '__main__':` in your script")
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{final.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.alone(folder / f"{final.name}.lock") as machine:
             if not (final / "manifest.json").exists():
-                _build(recipe, final, workers, progress)
+                aside = final.with_name(f"{final.name}{machine}.tmp")
+                with files.gone_after_error(aside):
+                    _build(recipe, aside, workers, progress)
+                    files.publish(aside, final)
     store = Store(final, recipe)
     _check_refused(recipe, store)
     return store
@@ -235,19 +236,16 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
             )
 
 
-def _build(recipe: Recipe, final: Path, workers: int | None, progress: Callable[[int], None] | None) -> None:
-    aside = final.with_name(final.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a build that was killed
-    aside.mkdir(parents=True)
-    with files.gone_after_error(aside):
-        encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
-        with _Writer(aside, recipe, encoder.tokenizer.vocab_size) as writer:
-            paths = [source.path for source in recipe.sources]
-            for source, rows, results in encode_files(paths, encoder, workers or os.cpu_count() or 1):
-                writer.add(source, rows, results)
-                if progress:
-                    progress(len(rows))
-        files.publish(aside, final)
+def _build(recipe: Recipe, folder: Path, workers: int | None, progress: Callable[[int], None] | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # left by a build that was killed
+    folder.mkdir(parents=True)
+    encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
+    with _Writer(folder, recipe, encoder.tokenizer.vocab_size) as writer:
+        paths = [source.path for source in recipe.sources]
+        for source, rows, results in encode_files(paths, encoder, workers or os.cpu_count() or 1):
+            writer.add(source, rows, results)
+            if progress:
+                progress(len(rows))
 
 
 class _HashedFile:

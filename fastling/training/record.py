@@ -1,7 +1,6 @@
 """What a run folder records of a run: its config, where everything came from, what it may resume."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -70,12 +69,16 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
 
 
 class RunLock:
-    """Keeps a second run out of a folder for as long as it lives; the kernel frees it after a kill."""
+    """Keeps a second run out of a folder for as long as it lives; the kernel frees it after a kill.
+
+    Not where the disk knows no locks: better such a run than none.
+    """
 
     def __init__(self, path: Path):
         self._file = None
         self._file = open(path, "a+")
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not files.takes(self._file.fileno(), path):
+            raise BlockingIOError
         self.number = secrets.randbelow(2**62) + 1
         """Of this run, in the file, for other processes to see that the folder is theirs too."""
         self._file.truncate(0)

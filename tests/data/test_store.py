@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy
@@ -243,6 +245,27 @@ def test_many_processes_build_a_store_once(tmp_path, data):
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert outputs[0].startswith("30 ") and len(set(outputs)) == 1
     assert log.read_text() == "30\n"
+
+
+def test_on_a_disk_that_knows_no_locks_processes_of_a_machine_wait_for_one_another(tmp_path, data, no_locks):
+    """By a lock elsewhere; other machines build aside, under a name of their own."""
+    built, begun = [], threading.Event()
+
+    def build(progress) -> None:
+        built.append(arrays(open_store(recipe(data), tmp_path / "store", workers=1, progress=progress)))
+
+    def slow(rows: int) -> None:
+        begun.set()
+        (aside,) = (tmp_path / "store").glob("*.tmp")
+        assert aside.name.endswith(f"{os.uname().nodename}.tmp")
+        time.sleep(0.2)  # in which the other would build, too
+
+    first = threading.Thread(target=build, args=[slow], daemon=True)
+    first.start()
+    assert begun.wait(60)
+    build(lambda rows: built.append("built twice"))
+    first.join()
+    assert len(built) == 2 and built[0] == built[1]
 
 
 @pytest.mark.slow

@@ -36,6 +36,14 @@ def test_whoever_comes_second_leaves_the_lock_as_it_is(tmp_path):
     record.check_shared(tmp_path, lock.number)
 
 
+def test_on_a_disk_that_knows_no_locks_a_run_goes_on_without_and_says_so(tmp_path, no_locks, capsys):
+    lock = record.lock_run_dir(tmp_path)
+    record.check_shared(tmp_path, lock.number)
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: {tmp_path}/lock: its disk knows no locks (Function not implemented)")
+    assert said.count("\n") == 1
+
+
 def test_a_run_knows_its_base_by_the_weights_and_not_by_where_they_lie(tmp_path):
     data = {"tokenizer": "fastling:demo/tokenizer.model", "sequence_length": 256}
     data["sources"] = [{"name": "demo", "path": "fastling:demo/held-out.jsonl"}]
