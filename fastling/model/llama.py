@@ -21,7 +21,9 @@ from fastling.model.llama_config import LlamaConfig
 from fastling.model.rotary import rotary_tables
 
 
-@dataclass(frozen=True)
+# Not frozen: of a frozen one that goes into a recomputed layer, torch.compile (2.11) looks at every field, and
+# would make a new graph for each number of lengths.
+@dataclass
 class Documents:
     """How the stream is divided, with the rotary tables, which stay float32."""
 
