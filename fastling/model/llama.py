@@ -21,7 +21,7 @@ from fastling.model.llama_config import LlamaConfig
 from fastling.model.rotary import rotary_tables
 
 
-# Not frozen: of a frozen one that goes into a recomputed layer, torch.compile (2.11) looks at every field, and
+# Not frozen: of a frozen one that goes into a recomputed layer torch.compile (2.11) looks at every field, and
 # would make a new graph for each number of lengths.
 @dataclass
 class Documents:
