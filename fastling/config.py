@@ -153,7 +153,7 @@ class Train:
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """full recomputes every layer in backward, selective every second one: less memory, slower."""
     compile: bool = False
-    """Compile the layers with torch.compile."""
+    """Compile the layers with torch.compile, once for all packs: not with attention by sdpa or xformers."""
     deterministic: bool = True
     """On a GPU, add up attention's gradients in one order: what resumes is then the same bit for bit, and
     attention's backward a little slower. A CPU always does."""
