@@ -305,6 +305,7 @@ def test_after_a_mistake_the_mended_config_trains(run):
     assert "attention: auto" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 @table("export")
 def test_a_mistake_of_export(say, run, broken, given, said):
     before = sorted(path.name for path in run.iterdir())
@@ -317,6 +318,7 @@ def test_a_mistake_of_export(say, run, broken, given, said):
     assert (broken / "good/model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_export_does_not_delete_the_folder_it_is_started_in(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "work").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -325,12 +327,14 @@ def test_export_does_not_delete_the_folder_it_is_started_in(run, tmp_path, monke
     assert (tmp_path / "work").exists()
 
 
+@pytest.mark.slow
 def test_export_onto_a_disk_too_small(say, run, small_disk):
     status, message = say("export", "--run", str(run), "--out", "OUT")
     assert status == 2
     assert message.startswith("error: OUT: the disk has 0.000 GiB free")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["export", "train"])
 def test_a_damaged_checkpoint_is_named_with_its_tensor_in_one_line(verb, run, tmp_path, capsys):
     """The arguments are right, the run is not: exit status 1."""
@@ -356,6 +360,7 @@ def test_a_damaged_checkpoint_is_named_with_its_tensor_in_one_line(verb, run, tm
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
+@pytest.mark.slow
 def test_export_refuses_a_folder_before_it_reads_a_checkpoint(run, tmp_path, capsys):
     """Which may take minutes; that it is damaged shows which of the two came first."""
     damaged = tmp_path / "damaged"

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from conftest import run_python
 from interactive.parallel_text import write_corpus
 
 
+@pytest.mark.slow
 def test_a_row_with_speed_and_memory(tmp_path):
     corpus = write_corpus(tmp_path)
     arguments = ["--source", corpus.first, "--target", corpus.second, "--source-lang", corpus.first_language]
@@ -18,6 +20,7 @@ def test_a_row_with_speed_and_memory(tmp_path):
     assert 20 < row["peak_mib"] < 5000
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_used_is_named(tmp_path):
     corpus = write_corpus(tmp_path)
     (tmp_path / "empty").write_text("")

@@ -208,6 +208,7 @@ def test_nothing_in_rows_that_are_left_out_reaches_the_others():
     assert torch.autograd.grad(result, padded)[0][[1, 3]].eq(0).all()
 
 
+@pytest.mark.slow
 def test_the_loss_of_many_rows_is_not_summed_in_their_type():
     """At 128, neighbouring bfloat16 values are 1 apart: every further row would be rounded."""
     logits = (torch.randn(200, 3, device=DEVICE)).bfloat16()

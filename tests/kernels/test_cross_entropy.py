@@ -67,6 +67,7 @@ def test_every_result_and_option_is_its_formula(loss_of, vocab, label_smoothing,
     assert_is_its_formula(loss_of, *draw(5, vocab), **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     num_rows=st.integers(1, 6),

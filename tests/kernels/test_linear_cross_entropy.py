@@ -60,6 +60,7 @@ def test_loss_and_gradients_are_those_of_float64(loss_of, num_rows):
     assert_close(results_of(loss_of, inputs), truth_of(*inputs))
 
 
+@pytest.mark.slow
 @IN_CHUNKS
 @pytest.mark.parametrize("rows_in_chunk", [0, 1, 3, 7, 20, 1000])
 def test_the_number_of_chunks_changes_nothing(loss_of, rows_in_chunk):
@@ -93,6 +94,7 @@ def test_no_more_logits_are_held_than_asked_for(monkeypatch):
     assert seen == [5 * ROW_BYTES] * 4  # even chunks: no small one at the end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granted", [0, 5, 9, 20, 1000])
 def test_logits_wider_than_their_gradient_take_a_fourth_of_the_memory(monkeypatch, granted):
     """The gradient has the rest: of all rows at once, or of as many as fit, and then a float32 total."""
@@ -138,6 +140,7 @@ def test_what_lies_between_rows_of_logits_is_finite():
     assert logits.as_strided((3, 48), (48, 1))[:, VOCAB:].eq(0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype",
     [torch.float32, *([torch.bfloat16, torch.float16] if DEVICE.type == "cuda" else [])],

@@ -44,6 +44,7 @@ def assert_is_its_formula(x, weight, tolerance=1e-5, offset=0.0) -> None:
     assert_gradients_agree([y], [x, weight], [truth], [true_x, true_weight], tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_rows", "hidden"), [(900, 33), (70, 2100), (5, LONGEST_ROW), (1, 1), (9, 1), (3, 65)], ids=str
 )
@@ -63,6 +64,7 @@ def test_one_row_may_come_without_leading_dimensions(hidden):
     assert_gradients_agree(outputs, (x, residual, weight), (truth, trues[0] + trues[1]), trues)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_weight_is_summed_over_many_programs(monkeypatch):
     """More than the second kernel adds at a time; a GPU has that many."""
     if DEVICE.type == "cpu":

@@ -38,6 +38,7 @@ def formula(x_TND: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interlea
 each_layout = pytest.mark.parametrize("interleaved", [False, True], ids=["half-split", "interleaved"])
 
 
+@pytest.mark.slow
 @each_layout
 @settings(max_examples=20)
 @given(
