@@ -11,6 +11,8 @@ from fastling.kernels import adamw, cross_entropy, linear_cross_entropy, rms_nor
 from fastling.kernels.cases import OPS, RAGGED
 from fastling.kernels.cross_entropy import IGNORE_INDEX
 
+pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 T, H, N, K, D, V = 3, 10, 3, 2, 6, 17
 
@@ -208,7 +210,6 @@ def block(x, residual, norm_weight, gate_up, head, labels):
     return linear_cross_entropy.linear_cross_entropy(hidden, head, labels)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_among_ops_that_inductor_fuses_nothing_is_dropped():
     """Custom ops whose results seem unused, or whose buffers seem uninitialised, must survive."""
