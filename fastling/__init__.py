@@ -17,9 +17,8 @@ from fastling import garbage
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-for option, program in pairwise(sys.orig_argv):
-    if option == "-m" and program.startswith("fastling."):  # a verb, whose imports come next
-        garbage.wait_for_imports()
+if any(option == "-m" and name.startswith("fastling.") for option, name in pairwise(sys.orig_argv)):
+    garbage.wait_for_imports()  # those of a verb come next
 
 __version__ = "0.1.0"
 

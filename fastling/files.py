@@ -81,14 +81,16 @@ def takes(descriptor: int, path: Path) -> bool:
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who had it until now may have given it another name.
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except (BlockingIOError, FileNotFoundError):
+    except BlockingIOError:
         return False
     except OSError as error:
         unnoticed = "another process at work in it would go unnoticed"
         print(f"note: {path}: its disk knows no locks ({error.strerror}): {unnoticed}", file=sys.stderr)
-        return True
+    try:
+        # Who had it until now may have given it another name.
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 class Hold:

@@ -21,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from fastling.kernels import accept
-from fastling.kernels.tiled_attention import lengths_between, tiled_attention, tiled_attention_between
+from fastling.kernels.tiled_attention import lengths_between, tiled_attention
 
-# Called once for each pack's documents: under torch.compile every number of documents would be a new graph.
+# These read the documents' lengths when traced: torch.compile would make a graph for each number of them.
 ASK_FOR_LENGTHS = ("xformers", "sdpa")
 
 
@@ -39,7 +39,7 @@ def attention(
 ) -> Tensor:
     """Return (T, N, D) in q's dtype.
 
-    `lengths` are the document lengths on the host. Only "xformers", "tiled" and "sdpa" need them, and ask
+    `lengths` are the document lengths on the host. Only "xformers" and "sdpa" need them, and ask
     `cu_seqlens` (on a GPU a sync) where they are not given; the others never look at its values. Raises
     ValueError in words.
     """
@@ -220,9 +220,7 @@ _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 
 
 def _tiled(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
-    if torch.compiler.is_compiling():
-        return tiled_attention_between(q_TND, k_TKD, v_TKD, cu_seqlens)
-    return tiled_attention(q_TND, k_TKD, v_TKD, _on_host(lengths, cu_seqlens, len(q_TND)))
+    return tiled_attention(q_TND, k_TKD, v_TKD, cu_seqlens)
 
 
 def _repeat_kv(k_TKD: Tensor, v_TKD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 TILE_TOKENS = 2048
 LONGEST_WIDENED = 192  # tokens of a document; with longer ones half precision is the faster
@@ -74,28 +73,27 @@ class Layout:
         return x_PMD.index_select(0, self.places_T)
 
 
-def tiled_attention(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return (T, N, D) in q's dtype, for documents of `lengths`, which sum to T. For tensors on a CPU."""
-    return _TiledAttention.apply(q_TND, k_TKD, v_TKD, tuple(lengths))
+def tiled_attention(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Return (T, N, D) in q's dtype, for tensors on a CPU. Raises ValueError where the documents between the
+    borders (documents + 1,) int32 are not the stream's T tokens.
+
+    A custom operator, compiled or not: a graph that knew the lengths would be that of one pack.
+    """
+    return _forward_op(q_TND, k_TKD, v_TKD, cu_seqlens)[0]
 
 
-class _TiledAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q_TND, k_TKD, v_TKD, lengths):
-        ctx.lengths = lengths
-        out_TND, logsumexp_TN = _forward(q_TND, k_TKD, v_TKD, lengths)
-        ctx.save_for_backward(q_TND, k_TKD, v_TKD, out_TND, logsumexp_TN)
-        return out_TND
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout_TND):
-        return *_backward(dout_TND, *ctx.saved_tensors, ctx.lengths), None
+def lengths_between(cu_seqlens: Tensor, num_tokens: int) -> tuple[int, ...]:
+    """Lengths of documents. The borders must be the stream's: what lies outside them nobody would write."""
+    borders = cu_seqlens.tolist()
+    if [*borders[:1], *borders[-1:]] != [0, num_tokens] or borders != sorted(borders):
+        words = f"must ascend from 0 to the {num_tokens} tokens"
+        raise ValueError(f"attention: cu_seqlens {words}: {str(borders)[:80]}")
+    return tuple(stop - start for start, stop in pairwise(borders))
 
 
-def _forward(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _forward(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output and, for backward, the logarithm of each softmax's denominator."""
-    layout = _layout(lengths)
+    layout = _layout(lengths_between(cu_seqlens, len(q_TND)))
     q_PND, k_PKD, v_PKD = map(layout.gather, (q_TND, k_TKD, v_TKD))
     out_PND, logsumexp_PN = _empty_outputs(q_PND)
     for tile in layout.tiles:
@@ -117,9 +115,9 @@ def _backward(
     v_TKD: Tensor,
     out_TND: Tensor,
     logsumexp_TN: Tensor,
-    lengths: tuple[int, ...],
+    cu_seqlens: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layout = _layout(lengths)
+    layout = _layout(lengths_between(cu_seqlens, len(q_TND)))
     *qkv, out_PND, logsumexp_PN = map(layout.gather, (q_TND, k_TKD, v_TKD, out_TND, logsumexp_TN))
     dout_PND = layout.gather(dout_TND, zero_padding=True)
     gradients = [torch.empty_like(x) for x in qkv]
@@ -178,40 +176,7 @@ def _padded(length: int) -> int:
     return -(-length // step) * step
 
 
-# For torch.compile: a graph that knew the lengths would be that of one pack -------------------------
-
-
-def tiled_attention_between(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """`tiled_attention` of the documents between the borders (documents + 1,) int32."""
-    return _forward_op(q_TND, k_TKD, v_TKD, cu_seqlens)[0]
-
-
-def lengths_between(cu_seqlens: Tensor, num_tokens: int) -> tuple[int, ...]:
-    """Lengths of documents. The borders must be the stream's: what lies outside them nobody would write."""
-    borders = cu_seqlens.tolist()
-    if [*borders[:1], *borders[-1:]] != [0, num_tokens] or borders != sorted(borders):
-        words = f"must ascend from 0 to the {num_tokens} tokens"
-        raise ValueError(f"attention: cu_seqlens {words}: {str(borders)[:80]}")
-    return tuple(stop - start for start, stop in pairwise(borders))
-
-
-def _forward_between(
-    q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor]:
-    return _forward(q_TND, k_TKD, v_TKD, lengths_between(cu_seqlens, len(q_TND)))
-
-
-def _backward_between(
-    dout_TND: Tensor,
-    q_TND: Tensor,
-    k_TKD: Tensor,
-    v_TKD: Tensor,
-    out_TND: Tensor,
-    logsumexp_TN: Tensor,
-    cu_seqlens: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = lengths_between(cu_seqlens, len(q_TND))
-    return _backward(dout_TND, q_TND, k_TKD, v_TKD, out_TND, logsumexp_TN, lengths)
+# The operator --------------------------------------------------------------------------------------
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -219,11 +184,9 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*qkv, *output, cu_seqlens)
 
 
-_forward_op = torch.library.custom_op("fastling::tiled_attention", _forward_between, mutates_args=())
+_forward_op = torch.library.custom_op("fastling::tiled_attention", _forward, mutates_args=())
 _forward_op.register_fake(_empty_outputs)
-_backward_op = torch.library.custom_op(
-    "fastling::tiled_attention_backward", _backward_between, mutates_args=()
-)
+_backward_op = torch.library.custom_op("fastling::tiled_attention_backward", _backward, mutates_args=())
 _backward_op.register_fake(lambda _, *inputs: tuple(x.new_empty(x.shape) for x in inputs[:3]))
 _forward_op.register_autograd(
     lambda ctx, dout_TND, _: (*_backward_op(dout_TND, *ctx.saved_tensors), None), setup_context=_setup

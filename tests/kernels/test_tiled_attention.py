@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from fastling.kernels import tiled_attention as tiled
-from fastling.kernels.tiled_attention import tiled_attention
 
 N, K, D = 4, 2, 8
 
@@ -30,6 +29,11 @@ def small_tiles(monkeypatch):
 def draw(num_tokens: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """q, k and v as they come: parts of one buffer."""
     return list(torch.randn(num_tokens, N + 2 * K, D).to(dtype).requires_grad_().split([N, K, K], dim=1))
+
+
+def packed(q_TND, k_TKD, v_TKD, lengths) -> torch.Tensor:
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    return tiled.tiled_attention(q_TND, k_TKD, v_TKD, cu_seqlens)
 
 
 def alone(q_TND, k_TKD, v_TKD, lengths) -> torch.Tensor:
@@ -64,7 +68,7 @@ def results(function, leaves, lengths, direction) -> list[torch.Tensor]:
 def test_any_documents_equal_their_own_attention_with_gradients(lengths):
     leaves = draw(sum(lengths))
     direction = torch.randn(sum(lengths), N, D)
-    ours, truth = (results(function, leaves, lengths, direction) for function in (tiled_attention, alone))
+    ours, truth = (results(function, leaves, lengths, direction) for function in (packed, alone))
     for one, other in zip(ours, truth, strict=True):
         torch.testing.assert_close(one.double(), other.double(), atol=1e-5, rtol=1e-5)
 
@@ -74,7 +78,7 @@ def test_any_documents_equal_their_own_attention_with_gradients(lengths):
 def test_half_precision_is_no_further_from_the_truth_than_pytorch(lengths, dtype):
     leaves, direction = draw(sum(lengths), dtype), torch.randn(sum(lengths), N, D)
     truth = results(alone, leaves, lengths, direction.to(dtype))
-    found = (results(function, leaves, lengths, direction) for function in (tiled_attention, pytorchs))
+    found = (results(function, leaves, lengths, direction) for function in (packed, pytorchs))
     for ours, plain, true in zip(*found, truth, strict=True):
         error, plain_error = ((x.double() - true.double()).norm() for x in (ours, plain))
         assert ours.dtype == dtype
@@ -86,9 +90,9 @@ def test_recomputed_it_has_the_same_gradients():
     leaves, lengths, direction = draw(100), [30, 70], torch.randn(100, N, D)
 
     def recomputed(*inputs):
-        return checkpoint(tiled_attention, *inputs, use_reentrant=False)
+        return checkpoint(packed, *inputs, use_reentrant=False)
 
-    ours, plain = (results(each, leaves, lengths, direction) for each in (recomputed, tiled_attention))
+    ours, plain = (results(each, leaves, lengths, direction) for each in (recomputed, packed))
     for one, other in zip(ours, plain, strict=True):
         assert one.equal(other)
 
@@ -101,7 +105,7 @@ def test_nothing_of_a_document_enters_another_not_even_nan():
         x[:30] = float("nan")
         x.requires_grad_()
     direction = torch.ones(61, N, D)
-    for ours in results(tiled_attention, leaves, lengths, direction):
+    for ours in results(packed, leaves, lengths, direction):
         assert ours[:30].isnan().any()
         assert ours[30:].isfinite().all()
 
@@ -122,7 +126,7 @@ def resident_mib():
 def attend(lengths):
     for length in lengths:
         x = torch.randn(length, 4, 64).bfloat16().requires_grad_()
-        tiled_attention(x, x, x, [length]).sum().backward()
+        tiled_attention(x, x, x, torch.tensor([0, length])).sum().backward()
 
 attend([480, 512, 480, 512])
 before = resident_mib()
