@@ -34,11 +34,17 @@ def least_bytes(trainer: Trainer, case: Case, shape: LlamaConfig, supervised: fl
     if trainer.changes is None:
         return PEERS_WEIGHT_BYTES * Weights.of(shape).total
     config = changed(case.config(Path()), trainer.changes)
-    _, packs = share_of_step(config, case.processes)
+    micro_batches, packs = share_of_step(config, case.processes)
     tokens = packs * case.sequence_length
     rows = tokens if trainer.head_on_all_rows else round(supervised * tokens)
     found = footprint(
-        config, shape, shards=case.processes, tokens=tokens, supervised=rows, gpu_memory=int(gpu_gib * GIB)
+        config,
+        shape,
+        shards=case.processes,
+        tokens=tokens,
+        supervised=rows,
+        micro_batches=micro_batches,
+        gpu_memory=int(gpu_gib * GIB),
     )
     has_plain_head = config.model.kernels == "reference"
     return found.counted + has_plain_head * PLAIN_LOGIT_BYTES * rows * shape.vocab_size

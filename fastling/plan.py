@@ -56,6 +56,7 @@ class Planner:
             shards=gpus // config.parallel.replicate,
             tokens=tokens,
             supervised=int(self.most_supervised[packs - 1]),
+            micro_batches=-(-(config.global_packs // gpus) // packs),
             gpu_memory=self.gpu_memory,
         )
 

@@ -120,12 +120,27 @@ def _default_chunk_bytes(
 ) -> int:
     if not hidden_SH.is_cuda:
         return CPU_CHUNK_BYTES
-    budget = min(GPU_CHUNK_BYTES, runtime.total_memory(hidden_SH.device) // GPU_MEMORY_SHARE)
+    sizes = (len(hidden_SH), *weight_VH.shape)
+    memory = runtime.total_memory(hidden_SH.device)
+    return gpu_chunk_bytes(memory, *sizes, hidden_SH.dtype, needs_weight, logits_dtype)
+
+
+def gpu_chunk_bytes(
+    gpu_memory: int,
+    num_rows: int,
+    vocab_size: int,
+    hidden_size: int,
+    dtype: torch.dtype,
+    needs_weight: bool,
+    logits_dtype: torch.dtype,
+) -> int:
+    """Bytes for logits and their gradient on a GPU of so many."""
+    budget = min(GPU_CHUNK_BYTES, gpu_memory // GPU_MEMORY_SHARE)
     # Several groups sum the weight's gradient in float32. One group alone can have that memory for itself.
-    total_bytes = 4 * weight_VH.numel() if needs_weight and weight_VH.dtype != torch.float32 else 0
+    total_bytes = 4 * vocab_size * hidden_size if needs_weight and dtype != torch.float32 else 0
     alone = budget + total_bytes
-    granted, _ = _shares(alone, logits_dtype, hidden_SH.dtype)
-    return alone if hidden_SH.shape[0] * len(weight_VH) * hidden_SH.dtype.itemsize <= granted else budget
+    granted, _ = _shares(alone, logits_dtype, dtype)
+    return alone if num_rows * vocab_size * dtype.itemsize <= granted else budget
 
 
 def _shares(chunk_bytes: int, logits_dtype: torch.dtype, dtype: torch.dtype) -> tuple[int, int]:

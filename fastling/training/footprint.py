@@ -1,10 +1,12 @@
 """What a training run holds in the memory of each GPU, by arithmetic; nothing here has met a GPU yet.
 
-Weights, gradients and two moments are float32 and sharded. What is gathered, kept for backward or waiting to
-be reduced comes and goes: of the three points of a step at which most of it is there, the fullest counts.
+Weights, two moments and, in the end, gradients are float32 and sharded. What is gathered, kept for backward
+or on its way to be reduced comes and goes: of the points at which most of it is there, the fullest counts.
+tests/training/test_whole_step.py counts the same as steps allocate it, on tensors without memory.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,12 +17,13 @@ from fastling.kernels import runtime
 from fastling.kernels.linear_cross_entropy import GPU_CHUNK_BYTES, GPU_MEMORY_SHARE
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
+from fastling.training.parallel import recomputes
 
 GIB = 2**30
-KEPT_BYTES = 16
-"""Of a weight when it is updated: itself, its gradient and two moments, in float32."""
-GATHERED_LAYERS = 2
-"""The one at work and the one after it; likewise for gradients on their way."""
+KEPT_BYTES = 12
+"""Of a weight between steps: itself and two moments, in float32."""
+GRADIENT_BYTES = 4
+"""Beside it where gradients of micro-batches add up, and when it is updated."""
 OTHER_BYTES = 2 * GIB
 """CUDA, NCCL and cuBLAS: assumed."""
 OTHER_SHARE = 0.05
@@ -62,63 +65,164 @@ class Weights:
         return cls(layer, rest, rest + layer * shape.num_hidden_layers)
 
 
-def kept_by_layer(shape: LlamaConfig, value_bytes: int) -> int:
-    """Bytes a token that a layer's forward keeps for its backward, through the Triton kernels.
+def kept_by_layer(shape: LlamaConfig, value_bytes: int, tokens: int, wanted: int | None = None) -> int:
+    """Bytes that a layer's forward on so many tokens keeps for its backward, through the Triton kernels.
 
     Two norms each keep input and output; attention its queries, keys, values and output; the MLP gate, up and
-    their product. Float32: a norm's inverse root mean square, attention's log-sum-exp of each head.
+    their product. Float32: a norm's inverse root mean square, attention's log-sum-exp of each head. In the
+    last layer only the `wanted` rows go on after attention, whose output is then kept of those as well.
     """
-    heads, kv_heads = shape.num_attention_heads, shape.num_key_value_heads
-    values = 4 * shape.hidden_size + (2 * heads + 2 * kv_heads) * shape.head_dim + 3 * shape.intermediate_size
-    float32 = 2 + heads
+    heads, kv_heads, head_dim = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
+    values = 2 * shape.hidden_size + 2 * (heads + kv_heads) * head_dim
+    float32 = 1 + heads
     if shape.qk_norm:  # the heads before their norm as well, and a root of each
-        values += (heads + kv_heads) * shape.head_dim
+        values += (heads + kv_heads) * head_dim
         float32 += heads + kv_heads
-    return values * value_bytes + float32 * 4
+    later = 2 * shape.hidden_size + 3 * shape.intermediate_size + (0 if wanted is None else heads * head_dim)
+    rows = tokens if wanted is None else wanted
+    return tokens * (values * value_bytes + float32 * 4) + rows * (later * value_bytes + 4)
+
+
+def working_in_layer(shape: LlamaConfig, value_bytes: int, rows: int) -> int:
+    """Bytes that come and go in a layer's backward, at its fullest, when SwiGLU's gradient is formed.
+
+    The gradients of gate, up and, twice, of the residual stream; that of their product takes its place.
+    """
+    return 2 * (shape.intermediate_size + shape.hidden_size) * value_bytes * rows
 
 
 def footprint(
-    config: Config, shape: LlamaConfig, *, shards: int, tokens: int, supervised: int, gpu_memory: int
+    config: Config,
+    shape: LlamaConfig,
+    *,
+    shards: int,
+    tokens: int,
+    supervised: int,
+    micro_batches: int,
+    gpu_memory: int,
 ) -> Footprint:
     """Of a micro-batch of so many tokens, with each model sharded over `shards` GPUs of so many bytes.
 
-    `supervised` of them are trained on: in the micro-batch with the most of them.
+    `supervised` of them are trained on: in the micro-batch with the most of them. A step of each GPU has so
+    many `micro_batches`.
     """
-    weights, value_bytes = Weights.of(shape), 4 if config.train.precision == "fp32" else 2
-    keeps_weights = config.parallel.shard == "gradients"
-    gathered_layers = shape.num_hidden_layers if keeps_weights else GATHERED_LAYERS
-    recomputed = {"none": 0, "selective": -(-shape.num_hidden_layers // 2), "full": shape.num_hidden_layers}
-    recomputed_layers = recomputed[config.train.activation_checkpointing]
-    of_layer = kept_by_layer(shape, value_bytes) * tokens
-    inputs = recomputed_layers * shape.hidden_size * value_bytes * tokens
-    activations = (shape.num_hidden_layers - recomputed_layers) * of_layer + inputs
-    head = shape.vocab_size * shape.hidden_size
-    head_gradient = value_bytes * head
-    # Beside half-precision gradients lie float32 logits, and a float32 total unless all rows fit at once.
-    of_logits, of_total = (4, 0) if value_bytes == 4 else (6, 4 * head)
-    most = min(GPU_CHUNK_BYTES, gpu_memory // GPU_MEMORY_SHARE) + of_total
-    logits = min(most, of_logits * supervised * shape.vocab_size)
-    on_its_way = (value_bytes + 4) * weights.layer * GATHERED_LAYERS
-    points = (
-        {"activations": activations, "head and loss": logits + head_gradient},
-        {
-            "activations": activations + (of_layer if recomputed_layers else 0),
-            "gradients not yet reduced": head_gradient + on_its_way,
-        },
-        {"gradients not yet reduced": (value_bytes + 4) * weights.rest},
-    )
-    parts = {
-        "weights, gradients, moments": KEPT_BYTES * -(-weights.total // shards),
-        "gathered weights": value_bytes * (weights.rest + gathered_layers * weights.layer),
-        **max(points, key=lambda point: sum(point.values())),
-    }
+    adds_up = micro_batches > 1
+    step = _Step(config, shape, Weights.of(shape), shards, tokens, supervised, adds_up, gpu_memory)
+    fullest = max(step.points(), key=lambda point: sum(point.values()))
+    parts = {"weights and moments": KEPT_BYTES * -(-step.weights.total // shards), **fullest}
     parts[ASSUMED] = OTHER_BYTES + round(OTHER_SHARE * sum(parts.values()))
     return Footprint(parts)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What there is at each point of a micro-batch, beside weights and moments."""
+
+    config: Config
+    shape: LlamaConfig
+    weights: Weights
+    shards: int
+    tokens: int
+    supervised: int
+    adds_up: bool
+    """Whether gradients of other micro-batches are there."""
+    gpu_memory: int
+
+    def points(self) -> Iterator[dict[str, int]]:
+        yield self.at_loss()
+        for layer in range(self.last + 1):
+            yield self.in_backward_of(layer)
+            yield self.after_backward_of(layer)
+        yield from self.at_embedding()
+
+    @property
+    def last(self) -> int:
+        return self.shape.num_hidden_layers - 1
+
+    @property
+    def value_bytes(self) -> int:
+        return 4 if self.config.train.precision == "fp32" else 2
+
+    @property
+    def head_gradient(self) -> int:
+        return self.value_bytes * self.shape.vocab_size * self.shape.hidden_size
+
+    def at_loss(self) -> dict[str, int]:
+        logits = head_and_loss(self.shape, self.value_bytes, self.supervised, self.gpu_memory)
+        return {
+            **self.gathered(self.gathered_by(self.last)),
+            **self.gradients(0),
+            "activations": sum(map(self.kept_of, range(self.last + 1))),
+            "head and loss": logits + self.head_gradient,
+        }
+
+    def in_backward_of(self, layer: int) -> dict[str, int]:
+        """When SwiGLU's gradient is formed: on their way are those of the layer after it, and down_proj's."""
+        later = self.weights.layer if layer < self.last else 0
+        down = self.shape.hidden_size * self.shape.intermediate_size
+        working = working_in_layer(self.shape, self.value_bytes, self.rows_after_attention(layer))
+        return {
+            **self.gathered(self.gathered_by(layer)),
+            **self.gradients(self.last - layer, 4 * later + self.value_bytes * down + self.head_gradient),
+            "activations": sum(map(self.kept_of, range(layer))) + self.whole(layer) + working,
+        }
+
+    def after_backward_of(self, layer: int) -> dict[str, int]:
+        """When its gradients are copied into float32."""
+        copied = (self.value_bytes + 4) * self.weights.layer
+        return {
+            **self.gathered(self.gathered_by(layer) - 1),
+            **self.gradients(self.last - layer, copied + self.head_gradient),
+            "activations": sum(map(self.kept_of, range(layer))),
+        }
+
+    def at_embedding(self) -> Iterator[dict[str, int]]:
+        """When its gradient is formed, copied into float32, and reduced."""
+        # Beside the head's; where they are one weight, their sum is made as well.
+        of_both = (3 if self.shape.tie_word_embeddings else 2) * self.head_gradient
+        layers, rest = self.last + 1, self.weights.rest
+        yield self.gathered(0) | self.gradients(layers, 4 * self.weights.layer + of_both)
+        yield self.gradients(layers, (self.value_bytes + 4) * rest)
+        yield self.gradients(layers, 4 * rest + GRADIENT_BYTES * rest // self.shards)
+
+    def gathered(self, layers: int) -> dict[str, int]:
+        return {"gathered weights": self.value_bytes * (self.weights.rest + layers * self.weights.layer)}
+
+    def gathered_by(self, layer: int) -> int:
+        """Layers that are there whole while one is at work: with it the next, or all that are to come."""
+        return layer + 2 if self.config.parallel.shard == "gradients" else min(layer + 1, 2)
+
+    def gradients(self, layers: int, on_their_way: int = 0) -> dict[str, int]:
+        """With those of so many layers reduced."""
+        there = self.weights.total if self.adds_up else layers * self.weights.layer
+        return {"gradients": GRADIENT_BYTES * there // self.shards + on_their_way}
+
+    def rows_after_attention(self, layer: int) -> int:
+        return self.supervised if layer == self.last else self.tokens
+
+    def whole(self, layer: int) -> int:
+        """Activations of a layer when it is not recomputed, or has been."""
+        wanted = self.supervised if layer == self.last else None
+        return kept_by_layer(self.shape, self.value_bytes, self.tokens, wanted)
+
+    def kept_of(self, layer: int) -> int:
+        """Activations of a layer until its backward."""
+        if recomputes(self.config.train.activation_checkpointing, layer):
+            return self.shape.hidden_size * self.value_bytes * self.tokens
+        return self.whole(layer)
+
+
+def head_and_loss(shape: LlamaConfig, value_bytes: int, supervised: int, gpu_memory: int) -> int:
+    """Bytes that the loss of so many rows takes, beside the gradient of the head."""
+    # Beside half-precision gradients lie float32 logits, and a float32 total unless all rows fit at once.
+    of_logits, of_total = (4, 0) if value_bytes == 4 else (6, 4 * shape.vocab_size * shape.hidden_size)
+    most = min(GPU_CHUNK_BYTES, gpu_memory // GPU_MEMORY_SHARE) + of_total
+    return min(most, of_logits * supervised * shape.vocab_size)
+
+
 def check_memory(shape: LlamaConfig, shards: int, device: torch.device) -> None:
     """Raise UserError where not even weights, gradients and moments fit; a CPU's swap does not count."""
-    needed = KEPT_BYTES * -(-Weights.of(shape).total // shards)
+    needed = (KEPT_BYTES + GRADIENT_BYTES) * -(-Weights.of(shape).total // shards)
     if device.type == "cuda":
         holder, there = "each GPU", runtime.total_memory(device)
     else:

@@ -183,7 +183,7 @@ def shard(model: Llama, config: Config, world: World) -> Llama:
     if config.train.precision == "fp8":
         use_float8(model)
     for number, layer in enumerate(model.model.layers):
-        if _recomputes(config.train.activation_checkpointing, number):
+        if recomputes(config.train.activation_checkpointing, number):
             _checkpoint_layer(layer)
         if config.train.compile:
             layer.compile(dynamic=True)  # packs differ in length; one graph serves them all
@@ -219,7 +219,7 @@ def compute_dtype(config: Config) -> torch.dtype:
     return torch.float32 if config.train.precision == "fp32" else torch.bfloat16
 
 
-def _recomputes(mode: str, layer_number: int) -> bool:
+def recomputes(mode: str, layer_number: int) -> bool:
     return mode == "full" or (mode == "selective" and layer_number % 2 == 0)
 
 

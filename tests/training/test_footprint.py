@@ -1,6 +1,7 @@
 """What a run holds on each GPU: the arithmetic against tensors that are really there."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,13 +9,13 @@ import torch
 pytest.importorskip("triton")
 
 from fastling import ops
-from fastling.config import Config, Model, Parallel, Train
+from fastling.config import Config, Model, Train
 from fastling.errors import UserError
 from fastling.kernels import runtime
 from fastling.model.llama import Documents, Layer, Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.rotary import rotary_tables
-from fastling.training.footprint import GIB, Weights, check_memory, footprint, kept_by_layer
+from fastling.training.footprint import GIB, GRADIENT_BYTES, Weights, check_memory, footprint, kept_by_layer
 from fastling.training.optimizer import make_optimizer
 
 SHAPE = LlamaConfig(
@@ -33,7 +34,7 @@ def triton_kernels():
     ops.configure()
 
 
-def bytes_kept(shape: LlamaConfig, dtype: torch.dtype) -> int:
+def bytes_kept(shape: LlamaConfig, dtype: torch.dtype, wanted: int | None) -> int:
     """Of all tensors that autograd holds after a layer's forward, each once, without weights and tables."""
     layer = Layer(shape, 0)
     layer = layer.to_empty(device="cpu").to(dtype)
@@ -42,7 +43,8 @@ def bytes_kept(shape: LlamaConfig, dtype: torch.dtype) -> int:
     cos, sin = rotary_tables(shape)
     borders = torch.tensor([0, TOKENS], dtype=torch.int32)
     documents = Documents(torch.arange(TOKENS).int(), borders, TOKENS, [TOKENS], cos, sin)
-    known = {each.untyped_storage().data_ptr() for each in (*layer.parameters(), *vars(documents).values())
+    rows = None if wanted is None else torch.arange(wanted)
+    known = {each.untyped_storage().data_ptr() for each in (*layer.parameters(), *vars(documents).values(), rows)
              if isinstance(each, torch.Tensor)}  # fmt: skip
     kept = {}
 
@@ -54,16 +56,17 @@ def bytes_kept(shape: LlamaConfig, dtype: torch.dtype) -> int:
 
     hidden = torch.randn(TOKENS, shape.hidden_size).to(dtype).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = layer(hidden, documents)
+        out = layer(hidden, documents, rows)
     assert out.requires_grad
     return sum(kept.values())
 
 
 @pytest.mark.usefixtures("triton_kernels")
+@pytest.mark.parametrize("wanted", [None, 24], ids=["", "last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [SHAPE, QWEN3], ids=["llama", "qwen3"])
-def test_a_layer_keeps_what_is_calculated(shape, dtype):
-    assert bytes_kept(shape, dtype) == kept_by_layer(shape, dtype.itemsize) * TOKENS
+def test_a_layer_keeps_what_is_calculated(shape, dtype, wanted):
+    assert bytes_kept(shape, dtype, wanted) == kept_by_layer(shape, dtype.itemsize, TOKENS, wanted)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -77,61 +80,34 @@ def test_weights_and_optimizer_are_sixteen_bytes_a_weight(tied):
     tensors += [each for state in optimizer.state.values() for each in state.values() if each.dim()]
     held = sum(each.numel() * each.element_size() for each in tensors)
     assert Weights.of(shape).total == sum(parameter.numel() for parameter in model.parameters())
-    assert memory(shape=shape)["weights, gradients, moments"] == held
+    parts = footprint_of(shape, tokens=1, supervised=1, micro_batches=2)
+    assert parts["weights and moments"] + Weights.of(shape).total * GRADIENT_BYTES == held
 
 
-def memory(shape=SHAPE, shards=1, tokens=TOKENS, gpu_memory=GPU, **changes) -> dict[str, int]:
-    parallel = Parallel(shard=changes.pop("shard", "full"))
-    config = Config(train=Train(**changes), parallel=parallel, model=Model())
-    found = footprint(
-        config, shape, shards=shards, tokens=tokens, supervised=tokens // 2, gpu_memory=gpu_memory
-    )
-    return {**found.parts, "total": found.total}
-
-
-def test_shards_divide_the_state_and_nothing_else():
-    alone, shared = memory(), memory(shards=4)
-    name = "weights, gradients, moments"
-    assert shared[name] == alone[name] / 4
-    assert {**shared, name: 0, "total": 0} | {"CUDA, NCCL, gaps (assumed)": 0} == {
-        **alone, name: 0, "total": 0,
-    } | {"CUDA, NCCL, gaps (assumed)": 0}  # fmt: skip
-
-
-def test_recomputing_keeps_the_input_of_every_layer_or_of_every_second_one():
-    kept, tokens = kept_by_layer(SHAPE, 2), 2**20
-    found = {mode: memory(tokens=tokens, activation_checkpointing=mode)["activations"]
-             for mode in ("none", "selective", "full")}  # fmt: skip
-    inputs = SHAPE.hidden_size * 2
-    # The one that is being recomputed is there as well; of five layers, 0, 2 and 4 are the selective ones.
-    assert found == {
-        "none": 5 * kept * tokens,
-        "selective": (2 * kept + 3 * inputs + kept) * tokens,
-        "full": (5 * inputs + kept) * tokens,
-    }
+def footprint_of(
+    shape=SHAPE, gpu_memory=GPU, tokens=TOKENS, micro_batches=1, supervised=None, **train
+) -> dict:
+    """The parts of it, on one GPU (what is held on several is in test_whole_step.py)."""
+    sizes = {"tokens": tokens, "supervised": supervised or tokens // 2, "micro_batches": micro_batches}
+    config = Config(train=Train(**train), model=Model())
+    return footprint(config, shape, shards=1, gpu_memory=gpu_memory, **sizes).parts
 
 
 def test_logits_never_take_more_than_they_are_granted():
-    shape = replace(SHAPE, vocab_size=128_000)
-    part = "head and loss"
     gradient = 6 * 128_000 * SHAPE.hidden_size  # float32 while groups are summed, and bf16
-    assert memory(shape, tokens=2**16)[part] == 2 * GIB + gradient
-    assert memory(shape, tokens=2**16, gpu_memory=16 * GIB)[part] == GIB // 2 + gradient
+    of_head = partial(footprint_of, replace(SHAPE, vocab_size=128_000), tokens=2**16)
+    part = "head and loss"
+    assert of_head()[part] == 2 * GIB + gradient
+    assert of_head(gpu_memory=16 * GIB)[part] == GIB // 2 + gradient
     in_float32 = 4 * 128_000 * SHAPE.hidden_size  # which is its own total
-    assert memory(shape, tokens=2**16, precision="fp32")[part] == 2 * GIB + in_float32
+    assert of_head(precision="fp32")[part] == 2 * GIB + in_float32
 
 
 @pytest.mark.parametrize(("precision", "weight", "logit"), [("bf16", 2, 6), ("fp32", 4, 4)])
 def test_few_rows_take_what_their_logits_take(precision, weight, logit):
     """Float32 logits beside their bf16 gradient, or under it where that is float32; and no total."""
-    found = memory(replace(SHAPE, vocab_size=128_000), tokens=1024, precision=precision)["head and loss"]
-    assert found == weight * 128_000 * SHAPE.hidden_size + logit * 512 * 128_000
-
-
-def test_keeping_gathered_weights_costs_all_layers():
-    weights = Weights.of(SHAPE)
-    gathered = {shard: memory(shard=shard)["gathered weights"] for shard in ("full", "gradients")}
-    assert gathered["gradients"] - gathered["full"] == 3 * 2 * weights.layer
+    found = footprint_of(replace(SHAPE, vocab_size=128_000), tokens=1024, precision=precision)
+    assert found["head and loss"] == weight * 128_000 * SHAPE.hidden_size + logit * 512 * 128_000
 
 
 def test_a_gpu_too_small_for_its_share_of_the_weights_is_refused(monkeypatch):
