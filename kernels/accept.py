@@ -6,9 +6,9 @@ argument, says what it takes, and ends with what came.
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
@@ -50,6 +50,10 @@ def rows(op: str, name: str, tensor: Tensor) -> None:
 
 def whole(op: str, name: str, tensor: Tensor) -> None:
     """Raises ValueError if `tensor` is a DTensor: one rank holds only some of its rows."""
+    if type(tensor) in PLAIN:  # nearly always, and spares the import
+        return
+    from torch.distributed.tensor import DTensor
+
     if isinstance(tensor, DTensor):
         raise ValueError(
             f"{op}: {name} is a DTensor, sharded over ranks; call {op} inside the forward of the module that "

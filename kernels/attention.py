@@ -7,7 +7,6 @@ a document's bounds; cost is the sum of squared document lengths.
 Shapes: T packed tokens, N heads, K kv heads, D head dim; cu_seqlens (documents + 1,) int32.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
 from fastling.kernels import accept
 from fastling.kernels.tiled_attention import lengths_between, tiled_attention
@@ -161,21 +159,10 @@ def _flash2(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
     return flash_attn_varlen_func(q_TND, k_TKD, v_TKD, *bounds, causal=True, deterministic=deterministic)
 
 
-def _torch_varlen(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
-    return varlen_attn(q_TND, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **_VARLEN_OPTIONS)
+def _torch(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
+    from fastling.kernels.torch_attention import torch_attention
 
-
-def _varlen_options(varlen_attn: Callable) -> dict:
-    """How this version of PyTorch spells causal (a window of nothing to the right) and grouped queries.
-
-    2.11, without `enable_gqa`, hands fewer kv heads to FlashAttention-2, which takes them; later versions
-    want to be told.
-    """
-    wants_to_be_told = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    return {"window_size": (-1, 0)} | ({"enable_gqa": True} if wants_to_be_told else {})
-
-
-_VARLEN_OPTIONS = _varlen_options(varlen_attn)
+    return torch_attention(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen)
 
 
 def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
@@ -233,7 +220,7 @@ def _repeat_kv(k_TKD: Tensor, v_TKD: Tensor, num_heads: int) -> tuple[Tensor, Te
 _BACKENDS: dict[str, Callable] = {
     "flash3": _flash3,
     "flash2": _flash2,
-    "torch": _torch_varlen,
+    "torch": _torch,
     "xformers": _xformers,
     "tiled": _tiled,
     "sdpa": _sdpa,

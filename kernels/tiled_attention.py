@@ -14,7 +14,7 @@ B documents of a tile, L tokens of each with its padding.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -178,16 +178,29 @@ def _padded(length: int) -> int:
 
 # The operator --------------------------------------------------------------------------------------
 
+# By hand and not by torch.library.custom_op, whose operators import PyTorch's compiler when first called.
+
+
+def _define(name: str, function: Callable, fake: Callable) -> Callable:
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(name, "CPU", function)
+    torch.library.register_fake(name, fake)
+    return getattr(torch.ops.fastling, name.removeprefix("fastling::")).default
+
 
 def _setup(ctx, inputs, output) -> None:
     *qkv, cu_seqlens = inputs
     ctx.save_for_backward(*qkv, *output, cu_seqlens)
 
 
-_forward_op = torch.library.custom_op("fastling::tiled_attention", _forward, mutates_args=())
-_forward_op.register_fake(_empty_outputs)
-_backward_op = torch.library.custom_op("fastling::tiled_attention_backward", _backward, mutates_args=())
-_backward_op.register_fake(lambda _, *inputs: tuple(x.new_empty(x.shape) for x in inputs[:3]))
-_forward_op.register_autograd(
-    lambda ctx, dout_TND, _: (*_backward_op(dout_TND, *ctx.saved_tensors), None), setup_context=_setup
+_forward_op = _define("fastling::tiled_attention", _forward, _empty_outputs)
+_backward_op = _define(
+    "fastling::tiled_attention_backward",
+    _backward,
+    lambda _, *inputs: tuple(x.new_empty(x.shape) for x in inputs[:3]),
+)
+torch.library.register_autograd(
+    "fastling::tiled_attention",
+    lambda ctx, dout_TND, _: (*_backward_op(dout_TND, *ctx.saved_tensors), None),
+    setup_context=_setup,
 )

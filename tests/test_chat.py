@@ -88,6 +88,26 @@ def test_a_line_that_is_not_utf8_is_named_and_what_was_said_is_still_printed(exp
 
 
 @pytest.mark.slow
+def test_an_answer_takes_neither_the_compiler_nor_fsdp(export):
+    """They are half of what would be waited for before the first word."""
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "fastling.chat",
+        "--model",
+        export,
+        "--max-new-tokens",
+        "4",
+    ]
+    found = subprocess.run(command, input="x\n", capture_output=True, text=True, cwd=ROOT, timeout=300)
+    imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert found.returncode == 0 and "torch" in imported
+    assert not imported & {"torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"}
+
+
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_failure(export):
     code = f"{sys.executable} -m fastling.chat --model {export} --max-new-tokens 4 | head -c 1 | wc -c"
     found = subprocess.run(

@@ -7,9 +7,9 @@ from torch._subclasses import FakeTensorMode
 
 from fastling import Llama, LlamaConfig, ops
 from fastling.errors import UserError
-from fastling.kernels import accept, runtime
 from fastling.kernels import attention as attention_kernels
 from fastling.kernels import linear_cross_entropy as loss_kernels
+from fastling.kernels import runtime
 from fastling.model.cache import CacheStep, KVCache
 
 
@@ -194,7 +194,7 @@ def test_the_loss_refuses_a_sharded_weight(monkeypatch):
     class Sharded(torch.Tensor):
         pass
 
-    monkeypatch.setattr(accept, "DTensor", Sharded)
+    monkeypatch.setattr(torch.distributed.tensor, "DTensor", Sharded)
     weight = nn.Parameter(torch.ones(8, 4)).detach().as_subclass(Sharded)
     with pytest.raises(ValueError, match="weight_VH is a DTensor, sharded over ranks"):
         ops.linear_cross_entropy(rows(1, 4), weight, rows(1, dtype=torch.int64), rows(1))

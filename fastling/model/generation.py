@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from fastling.errors import RunError, UserError
 from fastling.model.beam_search import BeamSearch
 from fastling.model.cache import CacheStep, KVCache, bytes_per_token
 from fastling.model.decoding import Completion as Completion
 from fastling.model.decoding import Decoding as Decoding
-from fastling.model.llama import Llama, reshard
+from fastling.model.llama import Llama, is_sharded, reshard
 from fastling.model.sampling import Sampler, SeenTokens
 
 CACHE_BYTES = 2 * 2**30
@@ -285,7 +284,7 @@ def _check_scores(model: Llama, logits_RV: Tensor) -> None:
 
     Not for a sharded model: where one rank ended, the others would wait for it.
     """
-    if isinstance(model, FSDPModule) or logits_RV.isfinite().all():
+    if is_sharded(model) or logits_RV.isfinite().all():
         return
     dtype = str(logits_RV.dtype).removeprefix("torch.")
     what = f"gives scores that are no numbers in {dtype}"
@@ -299,7 +298,7 @@ def _without_compiling(model: Llama):
 
 
 def _on_any_rank(model: Llama, busy: bool) -> bool:
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         return busy
     flag = torch.tensor(int(busy), device=model.rotary_cos.device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)

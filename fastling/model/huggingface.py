@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from fastling.errors import UserError
 from fastling.files import read_json
@@ -318,7 +317,7 @@ def hf_tensors(model: Llama, *, wanted: bool = True) -> Iterator[tuple[str, Tens
     reshard(model)
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         if not wanted:
             continue
         whole = whole.cpu()

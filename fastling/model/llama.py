@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from fastling import ops
 from fastling.model.cache import CacheStep
@@ -127,9 +125,11 @@ class Llama(nn.Module):
         self.config = config
         device = torch.get_default_device()
         with torch.device("meta"):  # nn.Linear would draw random numbers that nobody wants
+            embeddings = torch.empty(config.vocab_size, config.hidden_size)
             self.model = nn.ModuleDict(
                 {
-                    "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                    # Else it would draw even there, and import PyTorch's compiler for that.
+                    "embed_tokens": nn.Embedding.from_pretrained(embeddings, freeze=False),
                     "layers": nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers)),
                     "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
                 }
@@ -293,8 +293,13 @@ def reshard(model: nn.Module) -> None:
     `parameters()` shows copies rounded to the compute dtype, and what is written to them is lost.
     """
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if is_sharded(module):
             module.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP has changed it. Asking for its class would import all of FSDP, mostly to no end."""
+    return hasattr(module, "reshard")
 
 
 def local_rows(parameter: Tensor) -> tuple[Tensor, int, int]:
@@ -302,7 +307,7 @@ def local_rows(parameter: Tensor) -> tuple[Tensor, int, int]:
 
     FSDP shards rows as torch.chunk does, and ranks past the end hold none. Call under no_grad.
     """
-    if not isinstance(parameter, DTensor):
+    if not hasattr(parameter, "placements"):  # only FSDP's have some
         return parameter, 0, parameter.shape[0]
     start, stop = 0, parameter.shape[0]
     mesh = parameter.device_mesh

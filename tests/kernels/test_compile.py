@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastling.kernels import adamw, cross_entropy, linear_cross_entropy, rms_norm, rotary, swiglu
+from fastling.kernels import adamw, cross_entropy, linear_cross_entropy, rms_norm, rotary, runtime, swiglu
 from fastling.kernels.cases import OPS, RAGGED
 from fastling.kernels.cross_entropy import IGNORE_INDEX
 
@@ -43,6 +43,12 @@ def labels() -> Tensor:
 
 def tables() -> tuple[Tensor, Tensor, Tensor]:
     return plain(9, D // 2), plain(9, D // 2), torch.tensor([0, 8, 1], dtype=torch.int32, device=DEVICE)
+
+
+def test_what_is_constant_in_a_graph_is_marked_as_pytorch_marks_it():
+    asked = torch.compiler.assume_constant_result(lambda: None)
+    for function in (runtime.missing, runtime.total_memory):
+        assert vars(asked) and vars(asked).items() <= vars(function).items()
 
 
 # Registration --------------------------------------------------------------------------------------
