@@ -38,6 +38,7 @@ from fastling.errors import RunError, UserError, leave, run_program
 from fastling.export import Export
 from fastling.files import write_text
 from fastling.model.huggingface import config_json, load_weights, read_config
+from fastling.model.llama import local_rows
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import SafetensorsFolder
 from fastling.terminal import make_console
@@ -314,7 +315,7 @@ def load_share(folder: Path, rank: int, ranks: int) -> dict:
             "own_seconds": used_more.ru_utime - used.ru_utime,
             "kernel_seconds": used_more.ru_stime - used.ru_stime,
             "weights": sum(parameter.numel() for parameter in model.parameters()),
-            "share_bytes": sum(parameter.to_local().nbytes for parameter in model.parameters()),
+            "share_bytes": sum(local_rows(parameter)[0].nbytes for parameter in model.parameters()),
             **reads,
             "before_bytes": before,
             "peak_bytes": resident_bytes()["VmHWM"],

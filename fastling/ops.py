@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastling.errors import UserError
 from fastling.kernels import attention as attention_kernels
+from fastling.kernels import linear as linear_kernels
 from fastling.kernels import linear_cross_entropy as loss_kernels
 from fastling.kernels import rms_norm as norm_kernels
 from fastling.kernels import rotary as rotary_kernels
@@ -90,6 +91,11 @@ def _is_tiled() -> bool:
 def _is_plain() -> bool:
     """Whether a norm or SwiGLU is left to PyTorch: torch.compile fuses the plain one as well."""
     return _picked.kernels == "reference" or torch.compiler.is_compiling()
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Return (T, O) in x's dtype; a float32 weight under a shorter x has its gradient added up in place."""
+    return linear_kernels.linear(x_TI, weight_OI, bias_O)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

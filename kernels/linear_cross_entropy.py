@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from fastling.kernels import accept, runtime
 from fastling.kernels.cross_entropy import check_labels, row_weights, scale_in_place
 from fastling.kernels.cross_entropy_rows import IGNORE_INDEX, rows_and_gradient
+from fastling.kernels.linear import add_product_float32
 
 CPU_CHUNK_BYTES = 256 * 2**20
 CPU_TILE_BYTES = 2**20  # of float32 logits: what a core's cache holds while they become their gradient
@@ -213,7 +214,7 @@ def _forward(
         if needs_hidden:
             torch.mm(gradient, weight_VH, out=grad_hidden_SH[group])
         if many:
-            _add_product_float32(total_VH, gradient.t(), hidden_GH, beta=0 if group.start == 0 else 1)
+            add_product_float32(total_VH, gradient.t(), hidden_GH, beta=0 if group.start == 0 else 1)
         elif needs_weight:
             torch.mm(gradient.t(), hidden_GH, out=grad_weight_VH)
     if total_VH is not grad_weight_VH:
@@ -315,17 +316,6 @@ def _product_into(out_CV: Tensor, left_CH: Tensor, right_HV: Tensor) -> None:
         torch.mm(left_CH, right_HV, out_dtype=out_CV.dtype, out=out_CV)
     else:
         out_CV.copy_(left_CH @ right_HV)
-
-
-def _add_product_float32(total_VH: Tensor, left_VC: Tensor, right_CH: Tensor, *, beta: int) -> None:
-    """total = beta * total + left @ right, beta 0 or 1; on CUDA a half-precision product adds in float32."""
-    if right_CH.is_cuda and right_CH.dtype != torch.float32:
-        torch.addmm(total_VH, left_VC, right_CH, beta=beta, out_dtype=torch.float32, out=total_VH)
-    elif right_CH.dtype == torch.float32:
-        total_VH.addmm_(left_VC, right_CH, beta=beta)
-    else:  # a float32 product of converted halves would take twice as long
-        product_VH = left_VC @ right_CH
-        total_VH.add_(product_VH) if beta else total_VH.copy_(product_VH)
 
 
 # For torch.compile ---------------------------------------------------------------------------------

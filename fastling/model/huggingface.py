@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastling.errors import UserError
 from fastling.files import read_json
-from fastling.model.llama import Llama, local_rows, reshard
+from fastling.model.llama import Llama, local_rows, reshard, whole
 from fastling.model.llama_config import FOREIGN, MODEL_TYPES, LlamaConfig
 from fastling.model.meta_format import MetaFolder
 from fastling.model.safetensors_folder import SafetensorsFolder
@@ -316,11 +316,10 @@ def hf_tensors(model: Llama, *, wanted: bool = True) -> Iterator[tuple[str, Tens
     """
     reshard(model)
     for name, parameter in model.named_parameters():
-        tensor = parameter.detach()
-        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        tensor = whole(parameter.detach())
         if not wanted:
             continue
-        whole = whole.cpu()
-        pieces = _pieces(name, whole.shape[0], model.config)
-        split = whole.split([rows for _, rows in pieces])
+        tensor = tensor.cpu()
+        pieces = _pieces(name, tensor.shape[0], model.config)
+        split = tensor.split([rows for _, rows in pieces])
         yield from zip((piece for piece, _ in pieces), split, strict=True)

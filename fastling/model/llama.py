@@ -35,6 +35,11 @@ class Documents:
     """In generation: what earlier tokens left behind. Then the documents are those that begin here."""
 
 
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -42,11 +47,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight.to(x.dtype), self.eps)
 
     def after_add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return (norm of x + residual, x + residual)."""
-        return ops.add_rms_norm(x, residual, self.weight, self.eps)
+        return ops.add_rms_norm(x, residual, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -56,8 +61,8 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, q_size + 2 * kv_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
+        self.qkv_proj = Linear(config.hidden_size, q_size + 2 * kv_size, bias=config.qkv_bias)
+        self.o_proj = Linear(q_size, config.hidden_size, bias=config.attention_bias)
         self.qk_norm = config.qk_norm
         if self.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
@@ -86,8 +91,8 @@ class MLP(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         hidden, ffn, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = nn.Linear(hidden, 2 * ffn, bias=bias)
-        self.down_proj = nn.Linear(ffn, hidden, bias=bias)
+        self.gate_up_proj = Linear(hidden, 2 * ffn, bias=bias)
+        self.down_proj = Linear(ffn, hidden, bias=bias)
 
     def forward(self, hidden_TH: Tensor) -> Tensor:
         return self.down_proj(ops.swiglu(self.gate_up_proj(hidden_TH)))
@@ -123,6 +128,8 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
+        self.compute_dtype: torch.dtype | None = None
+        """Of activations and products; None: that of the weights as they are."""
         device = torch.get_default_device()
         with torch.device("meta"):  # nn.Linear would draw random numbers that nobody wants
             embeddings = torch.empty(config.vocab_size, config.hidden_size)
@@ -187,14 +194,15 @@ class Llama(nn.Module):
         documents = self._documents(tokens, cu_seqlens, positions, max_seqlen, lengths, cache)
         *layers, last_layer = self.model.layers
         hidden_TH = self.model.embed_tokens(tokens)
+        hidden_TH = hidden_TH.to(self.compute_dtype or hidden_TH.dtype)
         for layer in layers:
             hidden_TH = layer(hidden_TH, documents)
         # What comes after the last attention, the head included, runs on the wanted rows only.
         wanted = logit_index if labels is None else loss_index
         hidden_SH = self.model.norm(last_layer(hidden_TH, documents, wanted))
         if labels is None:
-            return F.linear(hidden_SH, self.head_weight)
-        return ops.linear_cross_entropy(hidden_SH, self.head_weight, labels, weights)
+            return F.linear(hidden_SH, self.head_weight.to(hidden_SH.dtype))
+        return ops.linear_cross_entropy(hidden_SH, self.head_weight.to(hidden_SH.dtype), labels, weights)
 
     def logits(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Return the logits (T, V) of every token.
@@ -300,6 +308,11 @@ def reshard(model: nn.Module) -> None:
 def is_sharded(module: nn.Module) -> bool:
     """Whether FSDP has changed it. Asking for its class would import all of FSDP, mostly to no end."""
     return hasattr(module, "reshard")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows of a tensor, gathered where it is sharded; all ranks must ask together."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def local_rows(parameter: Tensor) -> tuple[Tensor, int, int]:

@@ -17,7 +17,7 @@ from fastling.kernels import runtime
 from fastling.kernels.linear_cross_entropy import GPU_CHUNK_BYTES, GPU_MEMORY_SHARE
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
-from fastling.training.parallel import recomputes
+from fastling.training.parallel import is_alone, recomputes
 
 GIB = 2**30
 KEPT_BYTES = 12
@@ -106,16 +106,17 @@ def footprint(
     `supervised` of them are trained on: in the micro-batch with the most of them. A step of each GPU has so
     many `micro_batches`.
     """
+    kind = _Alone if is_alone(config, shards * config.parallel.replicate) else _Sharded
     adds_up = micro_batches > 1
-    step = _Step(config, shape, Weights.of(shape), shards, tokens, supervised, adds_up, gpu_memory)
-    fullest = max(step.points(), key=lambda point: sum(point.values()))
-    parts = {"weights and moments": KEPT_BYTES * -(-step.weights.total // shards), **fullest}
+    there = kind(config, shape, Weights.of(shape), shards, tokens, supervised, adds_up, gpu_memory)
+    fullest = max(there.points(), key=lambda point: sum(point.values()))
+    parts = {"weights and moments": KEPT_BYTES * -(-there.weights.total // shards), **fullest}
     parts[ASSUMED] = OTHER_BYTES + round(OTHER_SHARE * sum(parts.values()))
     return Footprint(parts)
 
 
 @dataclass(frozen=True)
-class _Step:
+class _MicroBatch:
     """What there is at each point of a micro-batch, beside weights and moments."""
 
     config: Config
@@ -131,8 +132,7 @@ class _Step:
     def points(self) -> Iterator[dict[str, int]]:
         yield self.at_loss()
         for layer in range(self.last + 1):
-            yield self.in_backward_of(layer)
-            yield self.after_backward_of(layer)
+            yield from self.in_backward_of(layer)
         yield from self.at_embedding()
 
     @property
@@ -144,42 +144,72 @@ class _Step:
         return 4 if self.config.train.precision == "fp32" else 2
 
     @property
-    def head_gradient(self) -> int:
-        return self.value_bytes * self.shape.vocab_size * self.shape.hidden_size
+    def head(self) -> int:
+        """Values of the head, or of the embedding."""
+        return self.shape.vocab_size * self.shape.hidden_size
 
     def at_loss(self) -> dict[str, int]:
+        # The last norm's input and output, and the gradient that is formed of them.
+        rows = 3 * self.supervised * self.shape.hidden_size
         logits = head_and_loss(self.shape, self.value_bytes, self.supervised, self.gpu_memory)
         return {
-            **self.gathered(self.gathered_by(self.last)),
             **self.gradients(0),
-            "activations": sum(map(self.kept_of, range(self.last + 1))),
-            "head and loss": logits + self.head_gradient,
+            "activations": self.kept_before(self.last + 1),
+            "head and loss": logits + self.value_bytes * (self.head + rows),
         }
 
-    def in_backward_of(self, layer: int) -> dict[str, int]:
-        """When SwiGLU's gradient is formed: on their way are those of the layer after it, and down_proj's."""
-        later = self.weights.layer if layer < self.last else 0
-        down = self.shape.hidden_size * self.shape.intermediate_size
-        working = working_in_layer(self.shape, self.value_bytes, self.rows_after_attention(layer))
-        return {
+    def gradients(self, layers: int, more: int = 0) -> dict[str, int]:
+        """With those of so many layers done, and more bytes on their way."""
+        there = self.weights.total if self.adds_up else layers * self.weights.layer
+        return {"gradients": GRADIENT_BYTES * there // self.shards + more}
+
+    def working_in(self, layer: int) -> int:
+        rows = self.supervised if layer == self.last else self.tokens
+        return working_in_layer(self.shape, self.value_bytes, rows)
+
+    def whole(self, layer: int) -> int:
+        """Activations of a layer when it is not recomputed, or has been."""
+        wanted = self.supervised if layer == self.last else None
+        return kept_by_layer(self.shape, self.value_bytes, self.tokens, wanted)
+
+    def kept_before(self, layer: int) -> int:
+        """Activations of the layers before it, until their backward."""
+        return sum(map(self._kept_of, range(layer)))
+
+    def _kept_of(self, layer: int) -> int:
+        if recomputes(self.config.train.activation_checkpointing, layer):
+            return self.shape.hidden_size * self.value_bytes * self.tokens
+        return self.whole(layer)
+
+
+class _Sharded(_MicroBatch):
+    """With FSDP: weights are gathered, and gradients leave layer by layer, in float32."""
+
+    def at_loss(self) -> dict[str, int]:
+        return {**self.gathered(self.gathered_by(self.last)), **super().at_loss()}
+
+    def in_backward_of(self, layer: int) -> Iterator[dict[str, int]]:
+        """When SwiGLU's gradient is formed, and when all of the layer's are copied into float32."""
+        of_head = self.value_bytes * self.head
+        # On their way are those of the layer that came before, and down_proj's.
+        before = 4 * self.weights.layer if layer < self.last else 0
+        down = self.value_bytes * self.shape.hidden_size * self.shape.intermediate_size
+        yield {
             **self.gathered(self.gathered_by(layer)),
-            **self.gradients(self.last - layer, 4 * later + self.value_bytes * down + self.head_gradient),
-            "activations": sum(map(self.kept_of, range(layer))) + self.whole(layer) + working,
+            **self.gradients(self.last - layer, before + down + of_head),
+            "activations": self.kept_before(layer) + self.whole(layer) + self.working_in(layer),
         }
-
-    def after_backward_of(self, layer: int) -> dict[str, int]:
-        """When its gradients are copied into float32."""
         copied = (self.value_bytes + 4) * self.weights.layer
-        return {
+        yield {
             **self.gathered(self.gathered_by(layer) - 1),
-            **self.gradients(self.last - layer, copied + self.head_gradient),
-            "activations": sum(map(self.kept_of, range(layer))),
+            **self.gradients(self.last - layer, copied + of_head),
+            "activations": self.kept_before(layer),
         }
 
     def at_embedding(self) -> Iterator[dict[str, int]]:
         """When its gradient is formed, copied into float32, and reduced."""
         # Beside the head's; where they are one weight, their sum is made as well.
-        of_both = (3 if self.shape.tie_word_embeddings else 2) * self.head_gradient
+        of_both = (3 if self.shape.tie_word_embeddings else 2) * self.value_bytes * self.head
         layers, rest = self.last + 1, self.weights.rest
         yield self.gathered(0) | self.gradients(layers, 4 * self.weights.layer + of_both)
         yield self.gradients(layers, (self.value_bytes + 4) * rest)
@@ -192,24 +222,33 @@ class _Step:
         """Layers that are there whole while one is at work: with it the next, or all that are to come."""
         return layer + 2 if self.config.parallel.shard == "gradients" else min(layer + 1, 2)
 
-    def gradients(self, layers: int, on_their_way: int = 0) -> dict[str, int]:
-        """With those of so many layers reduced."""
-        there = self.weights.total if self.adds_up else layers * self.weights.layer
-        return {"gradients": GRADIENT_BYTES * there // self.shards + on_their_way}
 
-    def rows_after_attention(self, layer: int) -> int:
-        return self.supervised if layer == self.last else self.tokens
+class _Alone(_MicroBatch):
+    """Without FSDP: a weight is rounded for its product, and gradients are float32 from the first."""
 
-    def whole(self, layer: int) -> int:
-        """Activations of a layer when it is not recomputed, or has been."""
-        wanted = self.supervised if layer == self.last else None
-        return kept_by_layer(self.shape, self.value_bytes, self.tokens, wanted)
+    def at_loss(self) -> dict[str, int]:
+        return {**self.rounded(self.head), **super().at_loss()}
 
-    def kept_of(self, layer: int) -> int:
-        """Activations of a layer until its backward."""
-        if recomputes(self.config.train.activation_checkpointing, layer):
-            return self.shape.hidden_size * self.value_bytes * self.tokens
-        return self.whole(layer)
+    def in_backward_of(self, layer: int) -> Iterator[dict[str, int]]:
+        """When SwiGLU's gradient is formed, and when the weight of gate and up is rounded after it."""
+        matrix = self.shape.hidden_size * self.shape.intermediate_size
+        of_head = GRADIENT_BYTES * self.head
+        done = self.gradients(self.last - layer, 0 if self.adds_up else GRADIENT_BYTES * matrix + of_head)
+        there = self.kept_before(layer) + self.whole(layer) + self.working_in(layer)
+        yield {**done, "activations": there}
+        rows = self.supervised if layer == self.last else self.tokens
+        gate_and_up = 2 * self.shape.intermediate_size * self.value_bytes * rows
+        yield {**self.rounded(2 * matrix), **done, "activations": there - gate_and_up}
+
+    def at_embedding(self) -> Iterator[dict[str, int]]:
+        """When its gradient is formed: whole, before it is added."""
+        # Where the head is the same weight, its gradient waits for it, and their sum is made.
+        of_both = 3 if self.shape.tie_word_embeddings else 1 + (not self.adds_up)
+        of_rows = (self.value_bytes + GRADIENT_BYTES) * self.tokens * self.shape.hidden_size
+        yield self.gradients(self.last + 1, of_both * GRADIENT_BYTES * self.head + of_rows)
+
+    def rounded(self, values: int) -> dict[str, int]:
+        return {"rounded weights": self.value_bytes * values if self.value_bytes < 4 else 0}
 
 
 def head_and_loss(shape: LlamaConfig, value_bytes: int, supervised: int, gpu_memory: int) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from fastling.config import Config
 from fastling.data.batches import Batch
-from fastling.model.llama import Llama
+from fastling.model.llama import Llama, is_sharded
 from fastling.training.determinism import one_order
 from fastling.training.parallel import compute_dtype
 
@@ -17,7 +17,8 @@ def add_gradients(
     """Add up the gradients of a sharded model; yield each batch on the device, its loss () and nll (S,)."""
     for number, batch in enumerate(batches, start=1):
         # Copies of the model add up their gradients once a step, not once a micro-batch.
-        model.set_requires_all_reduce(number == len(batches))
+        if is_sharded(model):
+            model.set_requires_all_reduce(number == len(batches))
         batch = batch.to(device)
         with one_order(config.train.deterministic, device, compute_dtype(config)):
             loss, nll = model.loss_and_nll(batch)

@@ -4,11 +4,11 @@ import math
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from fastling import ops
 from fastling.config import Optimizer
+from fastling.model.llama import whole
 
 
 def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
@@ -32,7 +32,7 @@ def clip(optimizer: torch.optim.AdamW, clip_norm: float) -> torch.Tensor:
     """
     gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
     norm = get_total_norm(gradient for gradient in gradients if gradient is not None)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = whole(norm)
     optimizer.grad_scale = ops.clip_scale(norm, clip_norm)
     return norm
 

@@ -1,4 +1,4 @@
-"""Processes and how the model lies on them: FSDP2, one path for one process and for many.
+"""Processes and how the model lies on them: FSDP2; of one process, its weights as they are.
 
 Weights and optimizer are float32 and sharded by rows; forward and backward run in bf16 (or float32);
 gradients are summed, not averaged, in float32: the batches carry weights that add up to 1 already.
@@ -172,7 +172,7 @@ def _mesh(config: Config, device: torch.device) -> DeviceMesh:
 
 
 def shard(model: Llama, config: Config, world: World) -> Llama:
-    """Apply float8, activation checkpointing, compilation and FSDP2, layer by layer, in place.
+    """Apply float8, activation checkpointing, compilation and, where it is not alone, FSDP2, in place.
 
     Raises UserError for a model that has no float8 products, or no graph that serves all packs.
     """
@@ -187,6 +187,9 @@ def shard(model: Llama, config: Config, world: World) -> Llama:
             _checkpoint_layer(layer)
         if config.train.compile:
             layer.compile(dynamic=True)  # packs differ in length; one graph serves them all
+    if is_alone(config, world.size):
+        model.compute_dtype = compute_dtype(config)
+        return model
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype(config),
         reduce_dtype=torch.float32,
@@ -203,6 +206,13 @@ def shard(model: Llama, config: Config, world: World) -> Llama:
             if world.size > 1:  # else FSDP would copy all gradients once more, to divide them by 1
                 module.set_gradient_divide_factor(1.0)
     return model
+
+
+def is_alone(config: Config, processes: int) -> bool:
+    """Whether a process trains without FSDP, which copies every weight twice and every gradient three times
+    though nobody shares them. float8's products want weights of one type with what they multiply.
+    """
+    return processes == 1 and config.train.precision != "fp8"
 
 
 def _check_one_graph(attention: str) -> None:

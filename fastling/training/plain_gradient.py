@@ -16,7 +16,7 @@ from fastling import ops
 from fastling.config import Config
 from fastling.data.packing import Plan
 from fastling.data.store import Store
-from fastling.model.llama import Llama
+from fastling.model.llama import Llama, whole
 from fastling.model.llama_config import LlamaConfig
 from fastling.training.build import build_model, make_loader
 from fastling.training.gradient import add_gradients
@@ -139,4 +139,4 @@ def training_gradient(
         loss += part
     yield "loss", world.sum(loss)
     for name, parameter in model.named_parameters():
-        yield name, parameter.grad.full_tensor()
+        yield name, whole(parameter.grad)

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastling.kernels import adamw, cross_entropy, linear_cross_entropy, rms_norm, rotary, runtime, swiglu
+from fastling.kernels import (
+    adamw,
+    cross_entropy,
+    linear_cross_entropy,
+    rms_norm,
+    rotary,
+    runtime,
+    swiglu,
+    tiled_attention,
+)
 from fastling.kernels.cases import OPS, RAGGED
 from fastling.kernels.cross_entropy import IGNORE_INDEX
 
@@ -74,6 +83,12 @@ SAMPLES: dict[str, list[Callable[[], tuple]]] = {
         lambda: (plain(T, H // 2), plain(T, H)),
         lambda: (plain().expand(T, H // 2), plain(T, H)),
     ],
+    "linear": [
+        lambda: (leaf(T, H), leaf(V, H), leaf(V)),
+        lambda: (leaf(T, H).bfloat16(), leaf(V, H), None),
+    ],
+    "linear_input": [lambda: (plain(T, V).bfloat16(), plain(V, H))],
+    "linear_weight": [lambda: (plain(T, V).bfloat16(), plain(T, H).bfloat16())],
     "tiled_attention": [
         lambda: (leaf(T, 2 * K, D), leaf(T, K, D), leaf(T, K, D), torch.tensor([0, 1, T]).int()),
         lambda: (strided_leaf(T, K, D), plain(T, 1, D), leaf(T, 1, D), torch.tensor([0, T]).int()),
@@ -114,6 +129,7 @@ SAMPLES: dict[str, list[Callable[[], tuple]]] = {
 
 
 def test_every_custom_op_is_checked():
+    assert tiled_attention.tiled_attention  # operators are there once their file is
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastling::")}
     assert registered == {f"fastling::{name}" for name in SAMPLES}
 

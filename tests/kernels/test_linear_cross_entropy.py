@@ -102,10 +102,10 @@ def test_logits_wider_than_their_gradient_take_a_fourth_of_the_memory(monkeypatc
         granted * VOCAB * 4 * 4
     )  # a fourth is so many rows of float32; the rest six times as many of halves
     logits, summed = [], []
-    product, add = module._product_into, module._add_product_float32
+    product, add = module._product_into, module.add_product_float32
     monkeypatch.setattr(module, "_product_into", lambda out, *x: (logits.append(len(out)), product(out, *x)))
     monkeypatch.setattr(
-        module, "_add_product_float32", lambda *x, **y: (summed.append(len(x[2])), add(*x, **y))
+        module, "add_product_float32", lambda *x, **y: (summed.append(len(x[2])), add(*x, **y))
     )
     inputs = draw(60, torch.float16)
     ours = results_of(linear_cross_entropy, inputs, chunk_bytes=chunk_bytes)
@@ -237,7 +237,7 @@ def test_work_that_nobody_asked_for_is_skipped(monkeypatch, loss_of):
     def unwanted(*_, **__):
         raise AssertionError("the weight's gradient was formed")
 
-    monkeypatch.setattr(module, "_add_product_float32", unwanted)
+    monkeypatch.setattr(module, "add_product_float32", unwanted)
     options = {"chunk_bytes": 3 * ROW_BYTES}
     hidden, weight, labels, weights = draw(9)
     loss_of(hidden, weight.detach(), labels, weights, **options)[0].backward()

@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.distributed.tensor import DTensor
@@ -26,8 +27,9 @@ from fastling import ops
 from fastling.config import Config, Model, Parallel, Train
 from fastling.data.batches import Batch, Step
 from fastling.kernels import attention as attention_kernels
+from fastling.kernels import linear as linear_kernels
 from fastling.kernels import linear_cross_entropy as loss_kernels
-from fastling.model.llama import Llama
+from fastling.model.llama import Llama, is_sharded
 from fastling.model.llama_config import LlamaConfig
 from fastling.training import parallel
 from fastling.training.footprint import GIB, footprint
@@ -76,7 +78,8 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
     monkeypatch.setitem(attention_kernels._BACKENDS, "sdpa", attention_kernels._BACKENDS["torch"])
     monkeypatch.setattr(loss_kernels, "_product_into", lambda *_: None)
-    monkeypatch.setattr(loss_kernels, "_add_product_float32", lambda *_, **__: None)
+    for kernels in (loss_kernels, linear_kernels):
+        monkeypatch.setattr(kernels, "add_product_float32", lambda *_, **__: None)
     monkeypatch.setattr(loss_kernels, "_default_chunk_bytes", chunk_bytes_on_a_gpu)
     ops.configure("triton", "sdpa")
     yield
@@ -100,13 +103,24 @@ def make_batch(tokens: int, supervised: int, documents: int = 8) -> Batch:
     )  # fmt: skip
 
 
+def give_memory(model: Llama) -> Llama:
+    """As `to_empty`, which cannot exchange fake tensors that nothing has sharded."""
+    if is_sharded(model):
+        return model.to_empty(device=CPU)
+    for module in model.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            empty = torch.empty_like(tensor, device=CPU)
+            setattr(module, name, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
+    return model
+
+
 def most_held(config: Config, shape: LlamaConfig, gpus: int, make_step: Callable[[], Step]) -> int:
     """Bytes, in the second of two steps: in the first one moments are made."""
     dist.init_process_group("fake", rank=0, world_size=gpus, store=FakeStore())
     world = World(0, gpus, CPU, parallel._mesh(config, CPU))
     with FakeTensorMode():
         step = make_step()
-        model = parallel.shard(Llama.on_meta(shape), config, world).to_empty(device=CPU)
+        model = give_memory(parallel.shard(Llama.on_meta(shape), config, world))
         updater = Updater(config, world, model, make_optimizer(model, config.optimizer), 1, num_steps=2)
         updater.update(step, 1)
         with Held(model, updater.optimizer) as held:
@@ -125,6 +139,9 @@ def most_held(config: Config, shape: LlamaConfig, gpus: int, make_step: Callable
         (LLAMA_3, 8, 4096, 1, {"precision": "fp32"}),
         (LLAMA_3, 1, 4096, 1, {"activation_checkpointing": "full"}),
         (LLAMA_3, 1, 65536, 1, {}),
+        (LLAMA_3, 1, 65536, 2, {"activation_checkpointing": "full"}),
+        (LLAMA_3, 1, 4096, 2, {"precision": "fp32"}),
+        (LLAMA_3_2, 1, 4096, 2, {}),
         (LLAMA_3_2, 8, 65536, 1, {}),
         (LLAMA_3_2, 8, 4096, 2, {"activation_checkpointing": "full"}),
         (LLAMA_3_2, 1, 4096, 1, {"activation_checkpointing": "selective"}),

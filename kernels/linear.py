@@ -1,0 +1,117 @@
+"""A linear layer with a float32 weight W and a product in half precision; W16 is W rounded to x's type.
+
+    y = x W16^T + b        dx = dy W16        W.grad += dy^T x, in float32        db = sum over t of dy[t]
+
+W16 is made for each product and kept for none, and the weight's gradient is added up where it lies. Bytes
+a weight, beside the products' own: 6 in forward and 6 in backward for W16; 4 to write a first gradient, 8 to
+add another. Autograd would keep W16 from forward to backward, and write, widen and add each gradient.
+Shapes: T tokens, I inputs, O outputs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastling.kernels import accept
+
+
+def linear_reference(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """The same with gradients by autograd."""
+    return F.linear(x_TI, weight_OI.to(x_TI.dtype), None if bias_O is None else bias_O.to(x_TI.dtype))
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """Return (T, O) in x's dtype. Of a float32 weight under a half-precision x, which must be a parameter
+    itself, the gradient is added to its `grad` during backward; hooks on it are not called then.
+
+    Under torch.compile the gradient is returned as any other; of one type, all is left to PyTorch. Raises
+    ValueError in words.
+    """
+    adds_up = torch.is_grad_enabled() and weight_OI.requires_grad and weight_OI.dtype != x_TI.dtype
+    if not adds_up:
+        return linear_reference(x_TI, weight_OI, bias_O)
+    accept.dimensions("linear", "x_TI", x_TI, 2)
+    accept.dtype("linear", "x_TI", x_TI, torch.bfloat16, torch.float16)
+    accept.dtype("linear", "weight_OI", weight_OI, torch.float32)
+    if torch.compiler.is_compiling():
+        return _forward_op(x_TI, weight_OI, bias_O)
+    if not weight_OI.is_leaf:
+        raise ValueError("linear: weight_OI must be a parameter, with a gradient of its own: it is computed")
+    return _Linear.apply(x_TI, weight_OI, bias_O)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TI, weight_OI, bias_O):
+        ctx.save_for_backward(x_TI)
+        # Not among the saved tensors: of a layer that is recomputed, those are others with the same numbers.
+        ctx.weight_OI, ctx.has_bias = weight_OI, bias_O is not None
+        return linear_reference(x_TI, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_TO):
+        (x_TI,) = ctx.saved_tensors
+        weight_OI = ctx.weight_OI
+        dx_TI = _input_gradient(dy_TO, weight_OI) if ctx.needs_input_grad[0] else None
+        is_first = weight_OI.grad is None
+        if is_first:
+            weight_OI.grad = torch.empty_like(weight_OI)
+        add_product_float32(weight_OI.grad, dy_TO.t(), x_TI, beta=0 if is_first else 1)
+        return dx_TI, None, _bias_gradient(dy_TO) if ctx.has_bias else None
+
+
+def _input_gradient(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
+    return dy_TO @ weight_OI.to(dy_TO.dtype)
+
+
+def _bias_gradient(dy_TO: Tensor) -> Tensor:
+    return dy_TO.sum(0, dtype=torch.float32)
+
+
+def add_product_float32(total: Tensor, left: Tensor, right: Tensor, *, beta: int) -> None:
+    """total = beta * total + left @ right, beta 0 or 1; on CUDA a half-precision product adds in float32."""
+    if right.is_cuda and right.dtype != torch.float32:
+        torch.addmm(total, left, right, beta=beta, out_dtype=torch.float32, out=total)
+    elif right.dtype == torch.float32:
+        total.addmm_(left, right, beta=beta)
+    else:  # a float32 product of converted halves would take twice as long
+        product = left @ right
+        total.add_(product) if beta else total.copy_(product)
+
+
+# For torch.compile, which would keep W16 from forward to backward -----------------------------------
+
+
+def _weight_gradient(dy_TO: Tensor, x_TI: Tensor) -> Tensor:
+    gradient_OI = dy_TO.new_empty(dy_TO.shape[1], x_TI.shape[1], dtype=torch.float32)
+    add_product_float32(gradient_OI, dy_TO.t(), x_TI, beta=0)
+    return gradient_OI
+
+
+def _setup(ctx, inputs, output) -> None:
+    x_TI, weight_OI, bias_O = inputs
+    ctx.save_for_backward(x_TI, weight_OI)
+    ctx.has_bias = bias_O is not None
+
+
+def _compiled_backward(ctx, dy_TO):
+    x_TI, weight_OI = ctx.saved_tensors
+    dx_TI, dw_OI = _input_gradient_op(dy_TO, weight_OI), _weight_gradient_op(dy_TO, x_TI)
+    return dx_TI, dw_OI, _bias_gradient(dy_TO) if ctx.has_bias else None
+
+
+def _forward(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    return linear_reference(x_TI, weight_OI, bias_O)
+
+
+_forward_op = torch.library.custom_op("fastling::linear", _forward, mutates_args=())
+_forward_op.register_fake(lambda x_TI, weight_OI, bias_O: x_TI.new_empty(len(x_TI), len(weight_OI)))
+_input_gradient_op = torch.library.custom_op("fastling::linear_input", _input_gradient, mutates_args=())
+_input_gradient_op.register_fake(lambda dy_TO, weight_OI: dy_TO.new_empty(len(dy_TO), weight_OI.shape[1]))
+_weight_gradient_op = torch.library.custom_op("fastling::linear_weight", _weight_gradient, mutates_args=())
+_weight_gradient_op.register_fake(
+    lambda dy_TO, x_TI: dy_TO.new_empty(dy_TO.shape[1], x_TI.shape[1], dtype=torch.float32)
+)
+_forward_op.register_autograd(_compiled_backward, setup_context=_setup)
