@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fastling.config import Config, Data, Evaluate, Model, Optimizer, Source, Train
+from fastling.config import Config, Data, Model, Optimizer, Source, Train
 from fastling.data.batches import IGNORED
 from fastling.data.store import Store
 from fastling.errors import UserError
@@ -94,7 +94,6 @@ class Case:
                 precision=self.precision,
             ),
             optimizer=Optimizer(lr=self.learning_rate, schedule="constant", warmup_ratio=0.0),
-            evaluate=Evaluate(samples=0),
         )
 
     def llama_config(self, folder: Path) -> LlamaConfig:

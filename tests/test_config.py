@@ -187,6 +187,9 @@ FIXED = {
     "optimizer.min_lr_ratio",
     "model.pretrained",
     "log.project",
+    "evaluate.every_steps",
+    "evaluate.samples",
+    "evaluate.sample_tokens",
 }
 
 
