@@ -44,6 +44,8 @@ ASSUMPTIONS = (
     "for every other GPU of a node and for every other node, adds the latency.",
     "Weights travel in 2 bytes, gradients in 4, for every micro-batch; copies sum theirs once a step: as "
     "benchmarks.ranks counts them.",
+    "A GPU alone moves 16 to 20 bytes of its memory for each weight and micro-batch, to round weights and to "
+    "add gradients; one of several, 14, from what is gathered and to what is reduced: taken as equal.",
     "Linear is the same without communication: all work and the optimizer on a GPU's share.",
 )
 

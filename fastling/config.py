@@ -349,4 +349,8 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Na
         if name in vars(options) and other not in vars(options):
             settings.forget(other)  # one on the command line stands in place of the other in a file
     settings.read_options(vars(options))
+    if "data.validation" in vars(options) and not settings.tree["data"]["validation"]:
+        for setting in dataclasses.fields(Evaluate):  # so does no held-out data in place of its evaluation
+            if f"evaluate.{setting.name}" not in vars(options):
+                settings.forget(f"evaluate.{setting.name}")
     return settings.build(), options
