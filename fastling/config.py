@@ -265,13 +265,8 @@ class Config:
     def __post_init__(self):
         if not self.run_dir:
             raise UserError("run_dir", "is empty", "Name a folder.")
-        if not self.data.validation:
-            for setting in dataclasses.fields(Evaluate):
-                value = getattr(self.evaluate, setting.name)
-                if value != setting.default:
-                    fix = "Name held-out data, or remove it."
-                    raise without_effect(f"evaluate.{setting.name}", value, "without data.validation", fix)
-        elif self.evaluate.samples and self.evaluate.sample_tokens >= self.data.sequence_length:
+        asks = self.evaluate.samples and self.data.validation
+        if asks and self.evaluate.sample_tokens >= self.data.sequence_length:
             raise UserError(
                 "evaluate.sample_tokens",
                 f"leaves no room for a question (data.sequence_length {self.data.sequence_length}): "

@@ -102,12 +102,8 @@ def _compiled_backward(ctx, dy_TO):
     return dx_TI, dw_OI, _bias_gradient(dy_TO) if ctx.has_bias else None
 
 
-def _forward(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    return linear_reference(x_TI, weight_OI, bias_O)
-
-
-_forward_op = torch.library.custom_op("fastling::linear", _forward, mutates_args=())
-_forward_op.register_fake(lambda x_TI, weight_OI, bias_O: x_TI.new_empty(len(x_TI), len(weight_OI)))
+_forward_op = torch.library.custom_op("fastling::linear", linear_reference, mutates_args=())
+_forward_op.register_fake(lambda x_TI, weight_OI, bias_O=None: x_TI.new_empty(len(x_TI), len(weight_OI)))
 _input_gradient_op = torch.library.custom_op("fastling::linear_input", _input_gradient, mutates_args=())
 _input_gradient_op.register_fake(lambda dy_TO, weight_OI: dy_TO.new_empty(len(dy_TO), weight_OI.shape[1]))
 _weight_gradient_op = torch.library.custom_op("fastling::linear_weight", _weight_gradient, mutates_args=())

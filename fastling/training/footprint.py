@@ -232,8 +232,10 @@ class _Alone(_MicroBatch):
     def in_backward_of(self, layer: int) -> Iterator[dict[str, int]]:
         """When SwiGLU's gradient is formed, and when the weight of gate and up is rounded after it."""
         matrix = self.shape.hidden_size * self.shape.intermediate_size
-        of_head = GRADIENT_BYTES * self.head
-        done = self.gradients(self.last - layer, 0 if self.adds_up else GRADIENT_BYTES * matrix + of_head)
+        # The head's waits for the embedding's where they are one weight, and else is among those that add up.
+        of_head = 0 if self.adds_up and not self.shape.tie_word_embeddings else self.head
+        down = 0 if self.adds_up else matrix
+        done = self.gradients(self.last - layer, GRADIENT_BYTES * (of_head + down))
         there = self.kept_before(layer) + self.whole(layer) + self.working_in(layer)
         yield {**done, "activations": there}
         rows = self.supervised if layer == self.last else self.tokens

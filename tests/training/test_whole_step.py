@@ -1,4 +1,4 @@
-"""A whole step at the size of an 8B model's layers, sharded over eight GPUs, on tensors without memory.
+"""A whole step at the size of an 8B model's layers, on one GPU and over eight, on tensors without memory.
 
 All that a GPU would be given is issued: FSDP's collectives, the Triton kernels (which nobody runs), autograd and
 the optimizer. What the host would have to wait for raises, and what would be held is counted.
@@ -142,6 +142,7 @@ def most_held(config: Config, shape: LlamaConfig, gpus: int, make_step: Callable
         (LLAMA_3, 1, 65536, 2, {"activation_checkpointing": "full"}),
         (LLAMA_3, 1, 4096, 2, {"precision": "fp32"}),
         (LLAMA_3_2, 1, 4096, 2, {}),
+        (LLAMA_3_2, 1, 65536, 2, {"activation_checkpointing": "full"}),
         (LLAMA_3_2, 8, 65536, 1, {}),
         (LLAMA_3_2, 8, 4096, 2, {"activation_checkpointing": "full"}),
         (LLAMA_3_2, 1, 4096, 1, {"activation_checkpointing": "selective"}),
