@@ -17,6 +17,8 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_X_SERVICE_WAIT"] = "300"  # seconds, for a machine with other work
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
+# Else every program that a test starts compiles the project anew, a second each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch
@@ -39,6 +41,11 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "fastling" / "demo"
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no process of several is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

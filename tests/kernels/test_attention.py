@@ -105,14 +105,17 @@ def test_flash_attention_is_called_causal_with_both_bounds(monkeypatch, backend,
 
 
 @pytest.fixture
-def reread():
-    """Another version's function is in PyTorch's module; ours is imported anew, and again afterwards."""
-    yield
-    sys.modules.pop("fastling.kernels.torch_attention", None)
+def reads_anew():
+    """Have ours imported again, now and after the test, whatever is in PyTorch's module by then."""
+
+    def read_anew():
+        sys.modules.pop("fastling.kernels.torch_attention", None)
+
+    yield read_anew
+    read_anew()
 
 
-@pytest.mark.usefixtures("reread")
-def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypatch):
+def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypatch, reads_anew):
     """With fewer kv heads in all: copies of them would cost memory and time in every layer."""
 
     def torch_2_11(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1)):
@@ -126,7 +129,7 @@ def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypat
     qkv, cu_seqlens = inputs(4, 2)
     for version in (torch_2_11, torch_2_13):
         monkeypatch.setattr(varlen, "varlen_attn", version)
-        monkeypatch.delitem(sys.modules, "fastling.kernels.torch_attention", raising=False)
+        reads_anew()
         out = attention(*qkv, cu_seqlens, 9, backend="torch")
         torch.testing.assert_close(out, formula(*qkv))
 
