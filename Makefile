@@ -14,6 +14,8 @@ GPU_PYTHON ?= python3
 RESULTS ?= benchmarks/results
 MINUTES ?= 7
 BIN := .venv/bin
+# Two processes take file after file, in the order of tests/conftest.py: what tests of a file share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check readers gpu-test gpu-kernels gpu-train clean
@@ -24,12 +26,12 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow"
 
 READERS := .readers
 readers: .venv/installed-test $(patsubst %,$(READERS)/%/installed,transformers4 vllm sglang llama.cpp)

@@ -37,10 +37,10 @@ def train(*arguments, ranks: int = 0, **options) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One small run to its end on two processes, looked at by several tests."""
+    """One small run of eight steps to its end on two processes, looked at by several tests."""
     folder = tmp_path_factory.mktemp("finished")
     config = tiny_settings(folder / "run") | {"log": {"wandb": True}}
-    config["train"]["micro_batch_tokens"] = 256
+    config["train"] |= {"steps": 8, "micro_batch_tokens": 256}
     config["evaluate"]["samples"] = 2
     path = folder / "config.yaml"
     path.write_text(json.dumps(config))
@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
 def test_loss_falls_and_the_summary_says_so(finished):
     _, run_dir, result = finished
     done = json.loads(result.stdout.splitlines()[-1])
-    assert done["steps"] == 6
+    assert done["steps"] == 8
     assert done["loss_last"] < done["loss_first"]
     assert done["eval_loss_last"] < done["eval_loss_first"]
     for name in ("loss_plot", "export"):
@@ -64,13 +64,13 @@ def test_the_run_folder_holds_what_is_promised(finished):
     expected = {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "export", "loss.png"}
     assert expected | {"ledger.json", "refused.jsonl", "samples.jsonl", "wandb"} <= names
     steps = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
-    assert steps == ["step-00000004", "step-00000006"]
-    assert len((run_dir / "samples.jsonl").read_text().splitlines()) == 2 * 3  # before, 3, 6
+    assert steps == ["step-00000006", "step-00000008"]
+    assert len((run_dir / "samples.jsonl").read_text().splitlines()) == 2 * 4  # before, 3, 6, 8
 
 
 def test_every_line_of_metrics_has_the_promised_keys(finished):
     lines = read_json_lines(finished[1] / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
     keys = "loss lr grad_norm tokens supervised_tokens tokens_per_s supervised_tokens_per_s mfu memory_gib"
     for line in lines:
         assert set(keys.split()) <= line.keys()
@@ -100,7 +100,7 @@ def test_a_finished_run_started_again_changes_nothing(finished, capsys):
     config, run_dir, _ = finished
     before = course(run_dir)
     train_main(["--config", str(config), "--log.wandb", "false"])
-    assert "resuming after step 6 of 6" in capsys.readouterr().err
+    assert "resuming after step 8 of 8" in capsys.readouterr().err
     assert course(run_dir) == before
 
 
@@ -147,18 +147,10 @@ def start_and_kill(arguments: list, run_dir: Path, enough: int) -> None:
     process.wait()
 
 
-@pytest.fixture(scope="module")
-def whole(finished, tmp_path_factory):
-    """A run of eight steps that nothing disturbs: (arguments, its folder)."""
-    arguments = ["--config", finished[0], "--log.wandb", "false", "--train.steps", "8"]
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    train(*arguments, "--run_dir", run_dir, ranks=2)
-    return arguments, run_dir
-
-
-def test_killed_at_any_moment_it_resumes_bit_for_bit(whole, tmp_path):
+def test_killed_at_any_moment_it_resumes_bit_for_bit(finished, tmp_path):
     """P10, with kill -9 before the first checkpoint and between later ones, over two processes."""
-    arguments, undisturbed = whole
+    config, undisturbed, _ = finished
+    arguments = ["--config", config, "--log.wandb", "false"]
     run_dir = tmp_path / "killed"
     for enough in (1, 5):
         start_and_kill(arguments, run_dir, enough)
@@ -171,9 +163,10 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(whole, tmp_path):
         assert mine.read_bytes() == theirs.read_bytes()
 
 
-def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(whole, tmp_path):
+def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(finished, tmp_path):
     """Four packs a step on two processes, then on three, as when a machine is lost: the same data and losses."""
-    arguments, undisturbed = whole
+    config, undisturbed, _ = finished
+    arguments = ["--config", config, "--log.wandb", "false"]
     run_dir = tmp_path / "killed"
     start_and_kill(arguments, run_dir, 4)
     assert "resuming after step" in train(*arguments, "--run_dir", run_dir, ranks=3).stderr
@@ -183,12 +176,13 @@ def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(whole, tmp
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-def test_copies_make_what_shards_make_and_resume(whole, tmp_path):
+def test_copies_make_what_shards_make_and_resume(finished, tmp_path):
     """Their gradients are summed over both of two micro-batches at once; and they write each tensor once
     between them, which the check must not miss on the others."""
-    arguments, undisturbed = whole
+    config, undisturbed, _ = finished
+    arguments = ["--config", config, "--log.wandb", "false"]
     arguments = [*arguments, "--run_dir", tmp_path / "run", "--parallel.replicate", "2"]
-    train(*arguments, "--train.micro_batch_tokens", "256", ranks=2)
+    train(*arguments, ranks=2)
     for mine, theirs in zip(course(tmp_path / "run"), course(undisturbed), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
@@ -287,7 +281,7 @@ def test_spoilt_samples_and_a_lost_export_do_not_keep_a_run_from_going_on(finish
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("wandb*"))
     with open(copy / "samples.jsonl", "ab") as file:
-        file.write(b'{"step": 6, "question": "\xe8\xaf')
+        file.write(b'{"step": 8, "question": "\xe8\xaf')
     (copy / "export").rename(copy / ".export.replaced")
     train_main(["--config", str(config), "--run_dir", str(copy), "--log.wandb", "false"])
     assert (copy / "samples.jsonl").read_text() == (run_dir / "samples.jsonl").read_text()
