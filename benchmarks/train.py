@@ -231,7 +231,7 @@ def make_rows(
     # GPUs have a rate each, processes on a CPU share one.
     rate = machine.matrix_tflops * 1e12 * (1 if machine.device == "cpu" else case.processes)
     names = {"data": Path(case.data).name, "tokenizer": Path(case.tokenizer).name}
-    described = dataclasses.asdict(case) | names
+    described = dataclasses.asdict(case) | {"learning_rate": case.learning_rate} | names
     expected = None  # the first one's loss
     for name, result in results:
         row = {"bench": "train", "case": case.size, "provider": name, "date": now()}

@@ -61,7 +61,6 @@ class Case:
     micro_batch_tokens: int = 8192
     steps: int = 20
     precision: str = "bf16"
-    learning_rate: float = 1e-3
     peers: bool = True
     """Peers read the weights from a file. Without any, they are drawn on the device: seconds, not minutes."""
     processes: int = 1
@@ -71,6 +70,12 @@ class Case:
     def packs(self) -> int:
         """In a step."""
         return self.batch_tokens // self.sequence_length
+
+    @property
+    def learning_rate(self) -> float:
+        """As the width grows, Adam's steps must shrink, or the first ones throw a model off (Yang et al. 2022):
+        what rounds a little differently would end with another loss."""
+        return 1e-3 * min(1.0, 512 / self.shape().hidden_size)
 
     def shape(self) -> Model:
         return Model(**dict(zip(SHAPE, SIZES[self.size], strict=True)))

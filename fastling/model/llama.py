@@ -270,9 +270,10 @@ class Llama(nn.Module):
         reshard(self)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                values = torch.full(parameter.shape, float(name.endswith("weight")))
+                values = torch.full(parameter.shape, float(name.endswith("weight")), device="cpu")
             else:
-                values = torch.empty(parameter.shape).normal_(std=self.config.initializer_range)
+                values = torch.empty(parameter.shape, device="cpu")
+                values.normal_(std=self.config.initializer_range)
             local, start, stop = local_rows(parameter)
             local.copy_(values[start:stop])
 

@@ -435,8 +435,8 @@ def test_nothing_waits_for_the_device(op, launches, monkeypatch):
 def test_nothing_waits_for_a_gpu(op):
     inputs, leaves = draw(op)
     step(op, inputs, leaves)  # compiling may wait
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")  # which warns that it is new, once it is set
         step(op, inputs, leaves)
     finally:
         torch.cuda.set_sync_debug_mode("default")
