@@ -73,8 +73,8 @@ class Case:
 
     @property
     def learning_rate(self) -> float:
-        """As the width grows, Adam's steps must shrink, or the first ones throw a model off (Yang et al. 2022):
-        what rounds a little differently would end with another loss."""
+        """Adam's steps shrink as the width grows (Yang et al. 2022): else the first ones throw a model off,
+        and what rounds a little differently ends with another loss."""
         return 1e-3 * min(1.0, 512 / self.shape().hidden_size)
 
     def shape(self) -> Model:

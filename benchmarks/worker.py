@@ -14,8 +14,14 @@ from threading import Timer
 from benchmarks.trainers import DEVICE, TRAINERS
 from fastling.errors import RunError
 
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
-"""Of a trainer. On Hopper cuDNN would make a plan of attention for each new length of a peer's rows."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    # On Hopper cuDNN would make a plan of attention for each new length of a peer's rows.
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
+    # As fastling has it, so that no peer runs out of memory sooner for want of it.
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+}
+"""Of a trainer."""
 MOST_SILENT_MINUTES = 5.0
 """On a GPU, where one that hangs would keep the others from it."""
 

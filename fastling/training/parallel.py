@@ -25,7 +25,7 @@ from fastling.kernels.attention import ASK_FOR_LENGTHS
 from fastling.model.llama import Llama
 from fastling.training.determinism import prepare_device
 from fastling.training.float8 import check_float8, use_float8
-from fastling.training.memory import keep_freed_memory
+from fastling.training.memory import keep_freed_memory, let_blocks_grow
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def open_world(config: Config):
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     prepare_device()
+    let_blocks_grow()
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     if config.train.precision == "fp8":
         check_float8(device)

@@ -1,6 +1,7 @@
-"""Freed memory is kept: the kernel is not asked for it, and need not clear it, a second time."""
+"""Freed memory is kept: the kernel is not asked for it, and need not clear it, a second time; on a GPU it fits."""
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -38,3 +39,15 @@ def test_a_step_touches_no_fresh_memory():
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     assert memory.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_blocks_of_a_gpu_grow_unless_the_user_has_said_what_they_do(name, monkeypatch):
+    environment = {}
+    monkeypatch.setattr(os, "environ", environment)
+    memory.let_blocks_grow()
+    assert environment == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    environment.clear()
+    environment[name] = "max_split_size_mb:128"
+    memory.let_blocks_grow()
+    assert environment == {name: "max_split_size_mb:128"}
