@@ -37,7 +37,7 @@ from fastling.model.safetensors_folder import save_weights
 from fastling.prepare import make_encoder
 from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
-from fastling.training import checkpoint
+from fastling.training import checkpoint, record
 from fastling.training.build import model_config
 from fastling.training.parallel import compute_dtype
 
@@ -326,6 +326,7 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
     config, _ = parse(build_parser("fastling export", ""), ["--config", str(path)])
     encoder = make_encoder(config)
     shape = model_config(config, encoder)
+    record.check_as_trained(run_dir, encoder, shape)
     export = make_export(out.resolve(), shape, encoder, config, dtype)
     export.rehearse()  # before gigabytes are read
     model = Llama.on_meta(shape).to_empty(device="cpu")

@@ -97,7 +97,7 @@ def prepare_data(config: Config) -> Prepared:
     if validation:
         _check_held_out_names(validation)
     epochs = train.epochs or 3
-    _check_weights(data.sources, training, 1 if train.steps else epochs)
+    _check_weights(data.sources, training, None if train.steps else epochs)
     plan = make_plan(
         training.document_tokens,
         training.sources,
@@ -118,15 +118,22 @@ def _check_evaluation(config: Config) -> None:
             raise without_effect(f"evaluate.{name}", value, "without data.validation", fix)
 
 
-def _check_weights(sources: Sequence[Source], training: Store, epochs: int) -> None:
-    """Raise UserError where weights are so small that epochs show no conversation; steps would never end."""
-    shown = [epochs * each.weight * training.ledgers[each.name]["kept"] for each in sources]
+def _check_weights(sources: Sequence[Source], training: Store, epochs: int | None) -> None:
+    """Raise UserError for a source of which so many epochs show nothing.
+
+    By steps, which may be many epochs, only if no source is shown at all: they would never end.
+    """
+    shown = [(epochs or 1) * each.weight * training.ledgers[each.name]["kept"] for each in sources]
+    fix = "A weight is how often an epoch shows each conversation of a source. Raise {}."
     if not any(map(round, shown)):
-        raise UserError(
-            "data.sources",
-            f"are weighted so low that {epochs} epoch(s) show no conversation: {max(shown):.3g} of one",
-            "A weight is how often an epoch shows each conversation of a source. Raise one.",
+        what = (
+            f"are weighted so low that {epochs or 1} epoch(s) show no conversation: {max(shown):.3g} of one"
         )
+        raise UserError("data.sources", what, fix.format("one"))
+    for source, count in zip(sources, shown, strict=True):
+        if epochs and count and not round(count):
+            what = f"is weighted so low that {epochs} epoch(s) show none of its rows: {count:.3g} of one"
+            raise UserError(f"data.sources, {source.name}", what, fix.format("it"))
 
 
 def _check_held_out_names(validation: Store) -> None:
@@ -196,6 +203,12 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
         raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
 
 
+def _is_of_other_data(run_dir: Path, prepared: Prepared) -> bool:
+    """Whether a run is there that was trained on something else, and has its own records."""
+    manifest = run_dir / "manifest.json"
+    return manifest.exists() and files.read_json(manifest).get("store") != prepared.training.folder.name
+
+
 def summary(prepared: Prepared) -> dict:
     """What was prepared, as plain values."""
     return {
@@ -261,8 +274,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     config, options = parse(parser, arguments)
     prepared = prepare_data(config)
-    keep_records(prepared, config.run_folder)
-    print_ledger(prepared, make_console())
+    console = make_console()
+    if _is_of_other_data(config.run_folder, prepared):
+        said = f"{config.run_folder} was trained on other data: its ledger and refused rows stay"
+        console.print(said, soft_wrap=True)
+    else:
+        keep_records(prepared, config.run_folder)
+    print_ledger(prepared, console)
     if options.json:
         print_result(summary(prepared))
 

@@ -328,6 +328,17 @@ def test_export_does_not_delete_the_folder_it_is_started_in(run, tmp_path, monke
 
 
 @pytest.mark.slow
+def test_export_of_a_run_whose_template_is_another_by_now(say, run, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(run, changed)
+    config = changed / "config.yaml"
+    config.write_text(config.read_text().replace("template: bayling", "template: vicuna"))
+    status, message = say("export", "--run", str(changed), "--out", "OUT")
+    assert status == 2
+    assert "was trained with another template: bayling; what its config.yaml names has vicuna" in message
+
+
+@pytest.mark.slow
 def test_export_onto_a_disk_too_small(say, run, small_disk):
     status, message = say("export", "--run", str(run), "--out", "OUT")
     assert status == 2

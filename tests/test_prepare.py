@@ -85,6 +85,18 @@ def test_the_ledger_is_kept_with_the_run(run):
     assert not list(run_dir.glob("*.tmp"))
 
 
+def test_the_ledger_of_what_a_run_was_trained_on_is_not_replaced_by_a_look_at_other_data(run):
+    _, _, run_dir = run()
+    ledger = (run_dir / "ledger.json").read_text()
+    (run_dir / "manifest.json").write_text(json.dumps({"store": Path(json.loads(ledger)["store"]).name}))
+    run("--train.steps", "3")  # the same data
+    assert (run_dir / "ledger.json").read_text() != ledger
+    ledger = (run_dir / "ledger.json").read_text()
+    _, said, _ = run("--data.template", "vicuna")
+    assert (run_dir / "ledger.json").read_text() == ledger
+    assert "was trained on other data: its ledger and refused rows stay" in said
+
+
 def test_json_tells_the_plan(run):
     found, _, _ = run("--train.steps", "null", "--train.epochs", "2", "--train.global_batch_tokens", "512")
     assert found["sequence_length"] == 256 and found["template"] == "bayling"
@@ -237,6 +249,16 @@ def test_few_conversations_are_shown_in_some_epochs_only(run, sources):
         source["weight"] = 0.1  # of 3, and of 5
     plan = prepared(run, sources, ("--train.steps", "null", "--train.epochs", "3")).plan
     assert plan.packs_per_epoch == (0, 1, 1)
+
+
+def test_a_source_of_which_all_epochs_show_nothing_is_named(run, sources, tiny_run, capsys):
+    sources[0]["weight"] = 0.1  # of 3
+    config = tiny_run(data={"sources": sources, "validation": [], "max_refused_share": 0.9})
+    arguments = ["--config", str(config), "--train.steps", "null", "--train.epochs", "1"]
+    assert run_command(prepare.main, arguments) == 2
+    said = capsys.readouterr().err
+    assert "data.sources, mixed: is weighted so low that 1 epoch(s) show none of its rows: 0.3 of one" in said
+    assert run_command(prepare.main, [*arguments, "--train.epochs", "2"]) == 0  # 0.6 of one
 
 
 def test_names_that_look_like_markup_or_smileys_are_shown_as_they_are(run, sources):

@@ -288,6 +288,20 @@ def test_spoilt_samples_and_a_lost_export_do_not_keep_a_run_from_going_on(finish
     assert (copy / "export" / "README.md").exists() and not (copy / ".export.replaced").exists()
 
 
+def test_a_run_that_goes_on_with_other_held_out_data_says_so(finished, tmp_path, capsys):
+    config, run_dir, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("wandb*"))
+    shutil.rmtree(copy / "checkpoints/step-00000008")
+    arguments = ["--config", str(config), "--run_dir", str(copy), "--log.wandb", "false"]
+    other = '[{"name": "held-out", "path": "fastling:demo/train.jsonl"}]'
+    train_main([*arguments, "--data.validation", other])
+    words = "held-out data is another: losses of it up to step 6 are not comparable"
+    assert words in capsys.readouterr().err
+    train_main([*arguments, "--data.validation", other])
+    assert words not in capsys.readouterr().err
+
+
 def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path, capsys):
     settings = tiny_settings(tmp_path / "run")
     settings["train"] |= {"steps": 2}

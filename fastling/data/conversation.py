@@ -36,7 +36,7 @@ ANSWERS = ("response", "answer", "output", "completion", "chosen")
 KEYS = frozenset(
     "messages conversations instruction input output history prompt completion text system system_prompt "
     "pair tools functions rejected label kto_tag".split()
-).union(MEDIA, SIDES, INPUTS)
+).union(MEDIA, SIDES, INPUTS, TRAINED)
 """Of a row, in any of the formats, that `parse_row` reads."""
 
 
@@ -107,6 +107,9 @@ def _check_beside(record: dict) -> None:
         if record.get(key) not in (None, "", "[]", []):
             raise Refused("tool-call", f"{key} beside the messages: only their text could be trained on")
     _check_media(record, "beside the text")
+    for key, trained in TRAINED.items():
+        if isinstance(record.get(key), bool | int | float) and record[key] == 1 - trained:
+            raise Refused("nothing-to-train-on", f"{key} of the row is {record[key]!r}")
     for key in ("label", "kto_tag"):
         if record.get(key) is False:
             raise Refused("preference", f"{key} is false: its answer is an example of what not to say")
@@ -161,8 +164,9 @@ def _with_all_input(record: dict, found: Conversation) -> Conversation:
     said = [found.system, *(turn.content for turn in found.turns)]
     for key in INPUTS:
         value = record.get(key)
-        if isinstance(value, str) and not any(value.strip() in text for text in said):
-            raise Refused("unread-input", f"{key} is in no turn: put it into one, or leave it out")
+        if value in (None, [], {}) or isinstance(value, str) and any(value.strip() in text for text in said):
+            continue
+        raise Refused("unread-input", f"{key} is in no turn: put it into one, or leave it out")
     return found
 
 
@@ -219,8 +223,8 @@ def _is_trained(message: dict, number: int) -> bool:
 
 def _alpaca(record: dict) -> Conversation:
     question, history = _text(record["instruction"], "instruction"), record.get("history") or []
-    if record.get("input") not in (None, ""):
-        question = "\n".join(part for part in (question, _text(record["input"], "input")) if part)
+    if record.get("input") is not None:
+        question = "\n".join(part for part in (question, _text(record["input"], "input")) if part.strip())
     if not isinstance(history, list) or not all(
         isinstance(pair, list) and len(pair) == 2 for pair in history
     ):

@@ -146,7 +146,7 @@ def _before_what_is_denied(text: str, match: re.Match) -> Choice | None:
     """Of "A, B and C are wrong" the A: the one letter before others that are denied."""
     first, _, others = match["expression"].partition(",")
     letters = _letters(first)
-    if len(letters) == 1 and "," not in others and DENIED.match(text, match.end("expression")):
+    if len(letters) == 1 and others and "," not in others and DENIED.match(text, match.end("expression")):
         return letters
     return None
 
@@ -227,14 +227,23 @@ def _lines(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
     for line in lines:
         if match := patterns.marked_line.match(line):
             rest = line[match.end() :]
-            if _lists_the_options(_letters(match["expression"]), rest, options):
+            letters = _letters(match["expression"])
+            if _lists_the_options(letters, rest, options):
                 return None
             is_wrong = re.match(r"\s*(?:incorrect|wrong|false)\b", rest, re.I) or ENDS_WRONG.search(rest)
-            if not DENIED.match(rest) and not is_wrong:
-                marked.append(_letters(match["expression"]))
+            is_denied = DENIED.match(rest) or DENIED.match(rest, _end_of_its_text(letters, rest, options))
+            if not is_denied and not is_wrong:
+                marked.append(letters)
         elif choice := _with_its_text(line, options):
             marked.append(choice)
     return marked[0] if marked and len(set(marked)) == 1 else None
+
+
+def _end_of_its_text(letters: Choice, rest: str, options: list[str]) -> int:
+    """Where the text of the one option that is named ends, if what follows begins with it."""
+    option = options[ord(min(letters)) - ord("A")] if len(letters) == 1 else ""
+    its_text = re.match(r"\W*" + r"\W+".join(map(re.escape, option.split())), rest, re.I) if option else None
+    return its_text.end() if its_text else 0
 
 
 def _verdicts(text: str, patterns: Patterns, options: list[str]) -> Choice | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import fastling
 from fastling import files
 from fastling.config import Config, resolve
+from fastling.data.encoding import Encoder
 from fastling.errors import UserError
 from fastling.model.digests import mark_of_weights
 from fastling.model.llama_config import LlamaConfig
@@ -29,6 +30,8 @@ PACKAGES = (
     "flash-attn",
     "xformers",
 )
+
+MANIFEST = "manifest.json"
 
 IN_WORDS = {"data": "data (rows, names or pairs of the sources, tokenizer, template or sequence_length)"}
 """Of an identity's entries whose values tell a reader nothing."""
@@ -120,25 +123,54 @@ def check_shared(run_dir: Path, number: int) -> None:
     )
 
 
-def write_records(config: Config, prepared: Prepared, world: World) -> None:
+def evaluated_on_other(run_dir: Path, prepared: Prepared) -> bool:
+    """Whether a run that goes on had other held-out data until now; asked before its records are written."""
+    path, validation = run_dir / MANIFEST, prepared.validation
+    before = files.read_json(path).get("validation_store") if path.exists() else None
+    return before is not None and validation is not None and before != validation.folder.name
+
+
+def check_as_trained(run_dir: Path, encoder: Encoder, shape: LlamaConfig) -> None:
+    """Raise UserError where the files that a run's config names are no longer those it was trained with."""
+    path = run_dir / MANIFEST
+    recorded = files.read_json(path) if path.exists() else {}
+    for name, value in _made_with(encoder, shape).items():
+        if name in recorded and recorded[name] != json.loads(json.dumps(value)):
+            raise UserError(
+                str(run_dir),
+                f"was trained with another {name}: {recorded[name]}; what its config.yaml names has {value}",
+                "Put back the files as they were, and start this where training was started.",
+            )
+
+
+def _made_with(encoder: Encoder, shape: LlamaConfig) -> dict:
+    """All that makes an export of a run's weights."""
+    template = encoder.template.jinja()
+    return {
+        "template": encoder.template.name,
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "tokenizer_sha256": hashlib.sha256(encoder.tokenizer.path.read_bytes()).hexdigest(),
+        "stop_ids": encoder.stop_ids,
+        **{f"model.{name}": value for name, value in vars(shape).items()},
+    }
+
+
+def write_records(config: Config, prepared: Prepared, shape: LlamaConfig, world: World) -> None:
     """config.yaml (resolved), manifest.json, ledger.json and refused.jsonl of a run."""
     run_dir = config.run_folder
     keep_records(prepared, run_dir)
-    template = prepared.encoder.template.jinja()
     manifest = {
         "fastling": fastling.__version__,
         "store": prepared.training.folder.name,
         "validation_store": prepared.validation.folder.name if prepared.validation else None,
-        "template": prepared.encoder.template.name,
-        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
-        "tokenizer_sha256": hashlib.sha256(prepared.encoder.tokenizer.path.read_bytes()).hexdigest(),
+        **_made_with(prepared.encoder, shape),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "python": sys.version.split()[0],
         "processes": world.size,
         "device": world.device.type,
     }
     files.write_text(run_dir / "config.yaml", config.as_yaml())
-    files.write_text(run_dir / "manifest.json", json.dumps(manifest, indent=1))
+    files.write_text(run_dir / MANIFEST, json.dumps(manifest, indent=1))
 
 
 def _version(package: str) -> str | None:

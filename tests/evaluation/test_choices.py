@@ -165,11 +165,22 @@ REPEATED = [
     ("(A)20 (B)25 (C)30 (D)blue (E)②③", UNCLEAR), ("(A)20\n(B)25", UNCLEAR), ("(A)20. (B)25.", UNCLEAR),
     ("Option A: 20. Option B: 25.", UNCLEAR), ("B25", UNCLEAR), ("B 25 30", UNCLEAR), ("Sure!", UNCLEAR), ("(B)30", UNCLEAR),
 ]  # fmt: skip
-MISSED = [("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Berlin is the city.", "C")]
+DENIED = [
+    ("Answer: A is wrong.", UNCLEAR), ("Answer: A is incorrect because it is in France.", UNCLEAR), ("答案：A错，B对", "B"),
+    ("答案A错误", UNCLEAR), ("The answer: A cannot be right. B fits.", UNCLEAR), ("(A) Paris is incorrect.", UNCLEAR),
+    ("(A) Paris is not mentioned. (B) London is mentioned in line 3.", UNCLEAR), ("A. Paris is ruled out by line 3.", UNCLEAR),
+    ("(A) Paris is correct.", "A"), ("A. Paris is in France", "A"), ("Answer: A, B and C are wrong", "A"),
+]  # fmt: skip
+MISSED = [
+    ("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Berlin is the city.", "C"),
+    ("(A) Paris is incorrect. (B) London is correct.", "B"), ("(A) Paris is not the answer. It is (B) London.", "B"),
+]  # fmt: skip
 """Clear to a person and not read: counted as unanswered, which is the side to err on."""
 
 
-@pytest.mark.parametrize(("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + AT_THE_END + REASONED)
+@pytest.mark.parametrize(
+    ("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + AT_THE_END + REASONED + DENIED
+)
 def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
     choice = extract_choice(text, CITIES)
     assert choice == (frozenset(letters) if letters else None), choice

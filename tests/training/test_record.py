@@ -1,9 +1,12 @@
 """What a run folder records, and that it is one folder for all processes."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import DEMO, tiny_settings
 from safetensors.torch import save_file
 
 from fastling.config import build_parser, parse
@@ -13,8 +16,11 @@ from fastling.model.huggingface import hf_tensors
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import save_weights
-from fastling.prepare import prepare_data
+from fastling.prepare import make_encoder, prepare_data
 from fastling.training import record
+from fastling.training.build import model_config
+
+OWN = 'user: "Q: {content}\\n"\nassistant: "A: {content}{eos}\\n"\n'
 
 
 def test_a_folder_that_another_process_does_not_see_is_refused_before_the_first_step(tmp_path, monkeypatch):
@@ -103,3 +109,35 @@ def test_a_model_that_shares_its_beginning_with_another_is_another_one(tmp_path)
         tensors = {"embedding": torch.zeros(2**20), "last": torch.full((2**18,), last)}
         save_file(tensors, tmp_path / name / "model.safetensors")
     assert mark_of_weights(tmp_path / "base") != mark_of_weights(tmp_path / "tuned")
+
+
+def test_a_run_is_exported_with_the_files_that_it_was_trained_with(tmp_path):
+    """Else a folder that passes every check would have the weights read other prompts than training's."""
+    (tmp_path / "own.yaml").write_text(OWN)
+    (tmp_path / "tokenizer.model").write_bytes((DEMO / "tokenizer.model").read_bytes())
+    settings = tiny_settings(tmp_path / "run")
+    settings["data"] |= {
+        "tokenizer": str(tmp_path / "tokenizer.model"),
+        "template": str(tmp_path / "own.yaml"),
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+    prepared, folder = prepare_data(config), config.run_folder
+    folder.mkdir()
+    shape = model_config(config, prepared.encoder)
+    world = SimpleNamespace(size=1, device=torch.device("cpu"))
+    record.write_records(config, prepared, shape, world)
+    record.check_as_trained(folder, make_encoder(config), shape)
+    with pytest.raises(UserError, match="another model.rope_theta: 10000.0; what .* has 500000.0"):
+        record.check_as_trained(folder, make_encoder(config), replace(shape, rope_theta=500000.0))
+    for text, name in ((OWN.replace("Q: ", "? "), "template_sha256"), (OWN + 'stop: ["<s>"]', "stop_ids")):
+        (tmp_path / "own.yaml").write_text(text)
+        with pytest.raises(UserError, match=f"run: was trained with another {name}: "):
+            record.check_as_trained(folder, make_encoder(config), shape)
+    (tmp_path / "own.yaml").write_text(OWN)
+    with open(tmp_path / "tokenizer.model", "ab") as file:
+        file.write(b"\xfa\x3e\x01x")  # a field that nobody reads
+    with pytest.raises(UserError, match="another tokenizer_sha256: "):
+        record.check_as_trained(folder, make_encoder(config), shape)
+    (folder / "manifest.json").unlink()
+    record.check_as_trained(folder, make_encoder(config), shape)
