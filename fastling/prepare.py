@@ -24,6 +24,9 @@ from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError, run_program
 from fastling.terminal import make_console, print_result
 
+MANIFEST = "manifest.json"
+"""Of a run folder: what the run began with (training/record.py)."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -124,16 +127,14 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int | Non
     By steps, which may be many epochs, only if no source is shown at all: they would never end.
     """
     shown = [(epochs or 1) * each.weight * training.ledgers[each.name]["kept"] for each in sources]
-    fix = "A weight is how often an epoch shows each conversation of a source. Raise {}."
+    fix = "A weight is how often an epoch shows each conversation of a source. Raise it."
     if not any(map(round, shown)):
-        what = (
-            f"are weighted so low that {epochs or 1} epoch(s) show no conversation: {max(shown):.3g} of one"
-        )
-        raise UserError("data.sources", what, fix.format("one"))
+        what = f"is so low that {epochs or 1} epoch(s) show no conversation: {max(shown):.3g} of one"
+        raise UserError("data.sources: weight", what, fix)
     for source, count in zip(sources, shown, strict=True):
         if epochs and count and not round(count):
-            what = f"is weighted so low that {epochs} epoch(s) show none of its rows: {count:.3g} of one"
-            raise UserError(f"data.sources, {source.name}", what, fix.format("it"))
+            what = f"is so low that {epochs} epoch(s) show no conversation: {count:.3g} of one"
+            raise UserError(f"source {source.name}: weight", what, fix)
 
 
 def _check_held_out_names(validation: Store) -> None:
@@ -203,10 +204,10 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
         raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
 
 
-def _is_of_other_data(run_dir: Path, prepared: Prepared) -> bool:
-    """Whether a run is there that was trained on something else, and has its own records."""
-    manifest = run_dir / "manifest.json"
-    return manifest.exists() and files.read_json(manifest).get("store") != prepared.training.folder.name
+def read_manifest(run_dir: Path) -> dict:
+    """What the run in a folder recorded when it began; nothing where none has."""
+    path = run_dir / MANIFEST
+    return files.read_json(path) if path.exists() else {}
 
 
 def summary(prepared: Prepared) -> dict:
@@ -275,8 +276,9 @@ def main(arguments: Sequence[str]) -> None:
     config, options = parse(parser, arguments)
     prepared = prepare_data(config)
     console = make_console()
-    if _is_of_other_data(config.run_folder, prepared):
-        said = f"{config.run_folder} was trained on other data: its ledger and refused rows stay"
+    store = prepared.training.folder.name
+    if read_manifest(config.run_folder).get("store", store) != store:
+        said = f"{config.run_folder} holds a run on other data: its ledger and refused rows stay"
         console.print(said, soft_wrap=True)
     else:
         keep_records(prepared, config.run_folder)

@@ -53,7 +53,7 @@ class Run:
         self.run_dir = config.run_folder
         record.check_shared(self.run_dir, world.on_main(self._lock_run_dir))
         self.prepared = prepare_data(config)
-        shape = self.shape = model_config(config, self.prepared.encoder)
+        shape = model_config(config, self.prepared.encoder)
         check_memory(shape, world.size // config.parallel.replicate, world.device)
         self.dtype = compute_dtype(config)
         self.identity = record.identity(config, self.prepared, shape)
@@ -109,7 +109,7 @@ class Run:
         if self.first_step and record.evaluated_on_other(self.run_dir, self.prepared):
             said = f"held-out data is another: losses of it up to step {self.first_step} are not comparable"
             self.console.print(said, style="yellow")
-        record.write_records(self.config, self.prepared, self.shape, self.world)
+        record.write_records(self.config, self.prepared, self.export.shape, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)
         forget_answers(self.run_dir / "samples.jsonl", self.first_step or -1)  # step 0 comes again, too
 

@@ -94,7 +94,7 @@ def test_the_ledger_of_what_a_run_was_trained_on_is_not_replaced_by_a_look_at_ot
     ledger = (run_dir / "ledger.json").read_text()
     _, said, _ = run("--data.template", "vicuna")
     assert (run_dir / "ledger.json").read_text() == ledger
-    assert "was trained on other data: its ledger and refused rows stay" in said
+    assert "holds a run on other data: its ledger and refused rows stay" in said
 
 
 def test_json_tells_the_plan(run):
@@ -257,7 +257,7 @@ def test_a_source_of_which_all_epochs_show_nothing_is_named(run, sources, tiny_r
     arguments = ["--config", str(config), "--train.steps", "null", "--train.epochs", "1"]
     assert run_command(prepare.main, arguments) == 2
     said = capsys.readouterr().err
-    assert "data.sources, mixed: is weighted so low that 1 epoch(s) show none of its rows: 0.3 of one" in said
+    assert "source mixed: weight: is so low that 1 epoch(s) show no conversation: 0.3 of one" in said
     assert run_command(prepare.main, [*arguments, "--train.epochs", "2"]) == 0  # 0.6 of one
 
 

@@ -164,9 +164,9 @@ def _with_all_input(record: dict, found: Conversation) -> Conversation:
     said = [found.system, *(turn.content for turn in found.turns)]
     for key in INPUTS:
         value = record.get(key)
-        if value in (None, [], {}) or isinstance(value, str) and any(value.strip() in text for text in said):
-            continue
-        raise Refused("unread-input", f"{key} is in no turn: put it into one, or leave it out")
+        is_said = isinstance(value, str) and any(value.strip() in text for text in said)
+        if value and isinstance(value, str | list | dict) and not is_said:
+            raise Refused("unread-input", f"{key} is in no turn: put it into one, or leave it out")
     return found
 
 

@@ -17,7 +17,7 @@ from fastling.data.encoding import Encoder
 from fastling.errors import UserError
 from fastling.model.digests import mark_of_weights
 from fastling.model.llama_config import LlamaConfig
-from fastling.prepare import Prepared, keep_records
+from fastling.prepare import MANIFEST, Prepared, keep_records, read_manifest
 from fastling.training.parallel import World
 
 PACKAGES = (
@@ -30,8 +30,6 @@ PACKAGES = (
     "flash-attn",
     "xformers",
 )
-
-MANIFEST = "manifest.json"
 
 IN_WORDS = {"data": "data (rows, names or pairs of the sources, tokenizer, template or sequence_length)"}
 """Of an identity's entries whose values tell a reader nothing."""
@@ -125,15 +123,13 @@ def check_shared(run_dir: Path, number: int) -> None:
 
 def evaluated_on_other(run_dir: Path, prepared: Prepared) -> bool:
     """Whether a run that goes on had other held-out data until now; asked before its records are written."""
-    path, validation = run_dir / MANIFEST, prepared.validation
-    before = files.read_json(path).get("validation_store") if path.exists() else None
+    before, validation = read_manifest(run_dir).get("validation_store"), prepared.validation
     return before is not None and validation is not None and before != validation.folder.name
 
 
 def check_as_trained(run_dir: Path, encoder: Encoder, shape: LlamaConfig) -> None:
     """Raise UserError where the files that a run's config names are no longer those it was trained with."""
-    path = run_dir / MANIFEST
-    recorded = files.read_json(path) if path.exists() else {}
+    recorded = read_manifest(run_dir)
     for name, value in _made_with(encoder, shape).items():
         if name in recorded and recorded[name] != json.loads(json.dumps(value)):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Freed memory is kept: the kernel is not asked for it, and need not clear it, a second time; on a GPU it fits."""
+"""Freed memory is kept: the kernel is not asked for it, and need not clear it, a second time."""
 
 import ctypes
 import os
