@@ -267,13 +267,8 @@ def plot_loss(run_dir: Path) -> Path:
         means = _running_mean(losses, max(1, len(losses) // 20))
         axes.plot(steps, means, color="#08519c", label="running mean")
     if held_out:
-        axes.plot(
-            *zip(*held_out, strict=True),
-            color="#d94801",
-            marker="o",
-            markersize=4,
-            label="held out, per token",
-        )
+        name = "held out, per token"
+        axes.plot(*zip(*held_out, strict=True), color="#d94801", marker="o", markersize=4, label=name)
     axes.set(xlabel="step", ylabel="loss (nats)")
     if run_dir.name.isascii():  # its fonts have no Chinese, of which it would warn for every letter
         axes.set_title(run_dir.name, parse_math=False)  # $ begins a formula there

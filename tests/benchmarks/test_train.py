@@ -359,3 +359,10 @@ def test_the_rungs_of_the_ladder_do_the_same_work(tmp_path):
     first, second = [json.loads(line) for line in out.read_text().splitlines()][:2]
     assert (first["provider"], second["provider"]) == ("packed", "+ head on supervised rows")
     assert first["loss"] == pytest.approx(second["loss"], rel=5e-3)
+
+
+def test_steps_shrink_as_a_model_grows_wider():
+    rates = {
+        size: Case(size, "rows.json", "llama.model").learning_rate for size in ("demo", "41m", "1b", "8b")
+    }
+    assert rates == {"demo": 1e-3, "41m": 1e-3, "1b": 2.5e-4, "8b": 1.25e-4}

@@ -1,6 +1,7 @@
 """Rows -> conversations: every format, and why a row is refused."""
 
 import json
+import math
 
 import pytest
 
@@ -75,6 +76,7 @@ FORMATS = {
     ),
     "Alpaca": ({"instruction": "Hi", "input": "", "output": "你好"}, Conversation(HI)),
     "Alpaca, a blank input": ({"instruction": "Hi", "input": " \n", "output": "你好"}, Conversation(HI)),
+    "Alpaca, no context": ({"instruction": "Hi", "context": math.nan, "output": "你好"}, Conversation(HI)),
     "Alpaca with input": (
         {"instruction": "Translate:", "input": "Hi", "output": "你好"},
         Conversation((Turn("user", "Translate:\nHi"), HI[1])),
