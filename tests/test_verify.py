@@ -97,11 +97,9 @@ def test_a_rough_kernel_breaks_exactness(capsys, tiny_run, monkeypatch):
     assert broken(capsys, tiny_run()) == (1, {"P8"})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize(
-    "recomputed",
-    [pytest.param("none", marks=pytest.mark.slow), "selective", pytest.param("full", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("recomputed", ["none", "selective", "full"])
 def test_a_compiled_layer_is_one_graph_which_serves_packs_of_any_documents(
     capsys, tiny_run, monkeypatch, recomputed
 ):

@@ -482,6 +482,7 @@ def test_a_file_that_breaks_off_leaves_no_store(tmp_path):
     assert len(open_store(recipe(path), tmp_path / "store", workers=1)) == 5
 
 
+@pytest.mark.slow
 def test_any_number_of_language_pairs_fits(tmp_path):
     records = [{"text": "a", "pair": f"p{number}"} for number in range(33_000)]
     store = open_store(recipe(write(tmp_path / "data.jsonl", records)), tmp_path / "store", workers=1)

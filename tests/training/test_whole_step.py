@@ -128,23 +128,27 @@ def most_held(config: Config, shape: LlamaConfig, gpus: int, make_step: Callable
     return held.most
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
     ("shape", "gpus", "tokens", "micro_batches", "settings"),
     [
-        (LLAMA_3, 8, 4096, 1, {}),
-        (LLAMA_3, 8, 65536, 2, {"activation_checkpointing": "selective"}),
-        (LLAMA_3, 8, 4096, 2, {"shard": "gradients"}),
-        (LLAMA_3, 8, 65536, 1, {"replicate": 2, "activation_checkpointing": "full"}),
+        slow(LLAMA_3, 8, 4096, 1, {}),
+        slow(LLAMA_3, 8, 65536, 2, {"activation_checkpointing": "selective"}),
+        slow(LLAMA_3, 8, 4096, 2, {"shard": "gradients"}),
+        slow(LLAMA_3, 8, 65536, 1, {"replicate": 2, "activation_checkpointing": "full"}),
         (LLAMA_3, 8, 4096, 1, {"precision": "fp32"}),
         (LLAMA_3, 1, 4096, 1, {"activation_checkpointing": "full"}),
-        (LLAMA_3, 1, 65536, 1, {}),
-        (LLAMA_3, 1, 65536, 2, {"activation_checkpointing": "full"}),
-        (LLAMA_3, 1, 4096, 2, {"precision": "fp32"}),
-        (LLAMA_3_2, 1, 4096, 2, {}),
-        (LLAMA_3_2, 1, 65536, 2, {"activation_checkpointing": "full"}),
-        (LLAMA_3_2, 8, 65536, 1, {}),
-        (LLAMA_3_2, 8, 4096, 2, {"activation_checkpointing": "full"}),
+        slow(LLAMA_3, 1, 65536, 1, {}),
+        slow(LLAMA_3, 1, 65536, 2, {"activation_checkpointing": "full"}),
+        slow(LLAMA_3, 1, 4096, 2, {"precision": "fp32"}),
+        slow(LLAMA_3_2, 1, 4096, 2, {}),
+        slow(LLAMA_3_2, 1, 65536, 2, {"activation_checkpointing": "full"}),
+        slow(LLAMA_3_2, 8, 65536, 1, {}),
+        slow(LLAMA_3_2, 8, 4096, 2, {"activation_checkpointing": "full"}),
         (LLAMA_3_2, 1, 4096, 1, {"activation_checkpointing": "selective"}),
     ],
 )
