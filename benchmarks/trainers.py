@@ -351,7 +351,8 @@ def _rung(
 
 
 _PLAIN = {"kernels": "reference", "attention": "sdpa"}
-# Each rung has what the one before it has, and one thing more; after compilation one thing is changed.
+# Each rung has what the one before it has, and one thing more; after compilation one thing is changed. All
+# add in one order but the last, which does as peers do: the compiler may then time several forms of a kernel.
 LADDER = {
     "packed": _rung(model=_PLAIN, head_on_all_rows=True),
     "+ head on supervised rows": _rung(model=_PLAIN),
@@ -361,6 +362,7 @@ LADDER = {
     "+ compile, float8": _rung(True, ("torchao",), train={"compile": True, "precision": "fp8"}),
     "+ compile, selective": _rung(True, train={"compile": True, "activation_checkpointing": "selective"}),
     "+ compile, full": _rung(True, train={"compile": True, "activation_checkpointing": "full"}),
+    "+ compile, any order": _rung(True, train={"compile": True, "deterministic": False}),
 }
 TRAINERS = PEERS | LADDER
 
