@@ -165,7 +165,7 @@ def test_a_config_that_is_no_config(say, tmp_path, given, said):
 
 
 def test_brackets_without_end(say):
-    deep = "[" * 3000 + "]" * 3000
+    deep = "[" * 1200 + "]" * 1200
     said = "CONFIG: is not valid YAML: nested too deep\n  See configs/ for examples."
     assert say("preview", text=f"data: {deep}".encode()) == (2, f"error: {said}\n")
     text = f"data: {{sources: {'[' * 200 + ']' * 200}}}".encode()

@@ -200,7 +200,7 @@ FIXED = {
 }
 
 
-@hypothesis_settings(phases=[Phase.generate], max_examples=60)  # the values speak for themselves
+@hypothesis_settings(phases=[Phase.generate], max_examples=30)  # the values speak for themselves
 @given(data=st.data())
 def test_the_resolved_config_reads_back_equal(data, file):
     values = {

@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow  # a process each
+
 
 def run_in_shell(redirection: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run `python -m ...` with streams redirected as a user's shell does it."""
@@ -30,7 +32,6 @@ def preview(tmp_path):
     return ("fastling.preview", "--data.sources", f'[{{"name": "few", "path": "{path}"}}]')
 
 
-@pytest.mark.slow
 def test_training_goes_on_when_nobody_reads_its_words(tiny_run, tmp_path):
     """As with `2>&1 | head -1`, or a `tee` that was killed."""
     command = [sys.executable, "-m", "fastling.train", "--config", str(tiny_run()), "--json"]

@@ -113,6 +113,7 @@ def test_on_a_gpu_one_that_hangs_is_ended(tmp_path, monkeypatch):
     hangs.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a trainer closes no files
 def test_a_full_disk_stops_no_trainer_since_nothing_is_saved(tmp_path, monkeypatch):
     """The largest models would want 110 GiB for checkpoints that are never made."""
@@ -153,6 +154,7 @@ def test_a_table_in_a_pipe_shows_every_number_whole(capsys):
     assert shown == ["740", "1,937", "4,172 ± 289", "6.22", "1.00", "10.0% (20.0%)", "1.1047"]
 
 
+@pytest.mark.slow
 def test_peers_are_given_the_very_packs_that_fastling_takes(tmp_path):
     prepared = make_case(SMALL, tmp_path)
     packs = read_packs(tmp_path)
@@ -195,6 +197,7 @@ H100, H200 = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("machine", "options"), [(MACHINE, ["--ladder"]), (H100, ["--ladder"]), (H100, [])])
 def test_a_row_is_kept_before_the_next_trainer_begins(tmp_path, monkeypatch, machine, options):
     """Whatever ends the command, what was measured stays; on a GPU, too, where no two have room at once."""
@@ -284,6 +287,7 @@ def test_a_trainer_that_dies_is_named_with_its_last_words(tmp_path):
         process.stop()
 
 
+@pytest.mark.slow
 def test_a_head_on_all_rows_gives_the_same_loss(tmp_path):
     prepared = make_case(SMALL, tmp_path)
     documents = prepared.plan.pack(0)
