@@ -124,6 +124,9 @@ class _Writer(HuggingFaceStorageWriter):
         super().__init__(str(folder), save_distributed=True)
         self._file, self._step, self._digests = _digests_file(folder, dist.get_rank()), step, digests
         self._is_shared = folder.is_dir()  # rank 0 has made it; asked before torch makes one of its own
+        # What is copied ahead off a GPU lies in pinned memory, in blocks of powers of two in bytes, which
+        # PyTorch keeps for as long as the process lives.
+        self.per_thread_copy_ahead = 0
 
     def write_data(self, plan, planner):
         if not self._is_shared:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint import filesystem
 
 from fastling.errors import RunError, UserError
 from fastling.training import checkpoint
@@ -293,6 +294,13 @@ def test_a_full_disk_is_told_in_words_and_the_last_one_stays(process_group, tmp_
         save(tmp_path, 2, model, optimizer)
     assert checkpoint.newest_step(tmp_path) == 1
     assert not list(tmp_path.glob("*.tmp"))  # it would keep the disk full
+
+
+def test_copies_off_a_gpu_are_not_pinned(process_group, tmp_path, monkeypatch):
+    """Such memory is never given back, and a block of it is up to twice its tensor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(filesystem, "_OverlappingCpuLoader", None)  # which pins what it copies
+    assert checkpoint.damage(save(tmp_path, 1, *model_and_optimizer())) is None
 
 
 def test_state_json_tells_step_and_ranks(process_group, tmp_path):
