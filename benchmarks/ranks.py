@@ -20,6 +20,7 @@ processes share this machine's cores: tokens/s say what a collective costs here,
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -197,7 +198,8 @@ def launch(ranks: int, parallel: Parallel, steps: int) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command += ["-m", "benchmarks.ranks", "--steps", str(steps), "--layout"]
     command.append(json.dumps(dataclasses.asdict(parallel)))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # else they would be NCCL's, and want a GPU each
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "rror" in line] or ["without a word"]
         raise RunError(f"{ranks} processes", f"ended with status {done.returncode}: {said[0]}")

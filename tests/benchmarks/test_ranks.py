@@ -1,6 +1,7 @@
 """Bytes of collectives: the theory by hand, the count of real collectives, and both on real processes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,6 +112,19 @@ def test_layouts_by_number_of_ranks():
 def test_options_that_cannot_be(options, capsys):
     assert run_command(ranks.main, options) == 2
     assert options[0] in capsys.readouterr().err
+
+
+def test_the_processes_see_no_gpu(monkeypatch):
+    """They would train on it, over NCCL, and be told as gloo's on a CPU."""
+    launched = []
+
+    def run(command, **options):
+        launched.append(options["env"]["CUDA_VISIBLE_DEVICES"])
+        return SimpleNamespace(returncode=0, stdout="{}\n")
+
+    monkeypatch.setattr(ranks.subprocess, "run", run)
+    ranks.launch(2, Parallel(), steps=1)
+    assert launched == [""]
 
 
 @pytest.mark.slow
