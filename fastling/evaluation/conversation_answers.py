@@ -55,7 +55,8 @@ def answers_to(options: argparse.Namespace, asked: Sequence[Asked], key: str, co
 def read_predictions(path: Path, asked: Sequence[Asked], key: str) -> list[list[str]]:
     """Rows that name a conversation by `key` and give the answers to its turns; in any order.
 
-    Rows of conversations that are not asked are passed over.
+    Rows of conversations that are not asked are passed over. Raises UserError for one row too many of those
+    that are: which of two answers counts must not depend on their order.
     """
     found: dict[str, deque[tuple[str, list[str]]]] = defaultdict(deque)
     for location, record in read_records(path):
@@ -64,7 +65,12 @@ def read_predictions(path: Path, asked: Sequence[Asked], key: str) -> list[list[
     if missing:
         what = f"has no answers to {len(missing):,} of {len(asked):,} conversations: {missing[0]:.80}"
         raise UserError(str(path), what, "An empty answer is an empty text.")
-    return [_taken(path, found[each.name], each, key) for each in asked]
+    taken = [_taken(path, found[each.name], each, key) for each in asked]
+    for each in asked:
+        for location, _ in found[each.name]:
+            fix = "Keep one row for each conversation of that name."
+            raise UserError(location, f"{key} {each.name:.80} is answered already", fix)
+    return taken
 
 
 def answers_of(record: dict, location: str) -> list[str]:

@@ -207,10 +207,11 @@ def test_conversations_of_one_key_are_told_apart_by_their_order(tmp_path, capsys
     questions = write_csv(tmp_path / "q.csv", rows)
     good, bad = ["a", "<<b>>", "<<c>>"], ["", "", ""]
     found = []
-    for answers in ([good, bad], [good, good], [good]):
-        path = predictions(tmp_path / "p.jsonl", answers, rows[: len(answers)])
+    for answers in ([good, bad], [good, good], [good], [good, good, bad]):
+        path = predictions(tmp_path / "p.jsonl", answers, [ROWS[0]] * len(answers))
         found.append(run(capsys, "--questions", questions, "--predictions", path, "--json"))
-    assert [each[0] for each in found] == [0, 0, 2] and "fewer rows than questions" in found[2][2]
+    assert [each[0] for each in found] == [0, 0, 2, 2] and "fewer rows than questions" in found[2][2]
+    assert "p.jsonl:3: key 1:1:en is answered already" in found[3][2]
     assert (found[0][1]["overall_turn_1"], found[1][1]["overall_turn_1"]) == (50, 100)
 
 

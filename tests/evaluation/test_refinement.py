@@ -306,6 +306,10 @@ def test_a_row_that_is_no_dialogue_is_named(run, changes, what):
         ([{"id": "a", "answers": [1, 2, 3, 4]}], "holds no answers that are texts"),
         ([{"id": "a", "messages": [{"role": "assistant"}]}], "holds no answers that are texts"),
         ([{"id": ["a"], "answers": []}], "has no id"),
+        (
+            [{"id": "a", "answers": ["x"] * 4}, {"id": "a", "answers": ["x"] * 4}],
+            ":2: id a is answered already",
+        ),
     ],
 )
 def test_predictions_that_do_not_fit_are_told(run, predictions, what):
