@@ -7,9 +7,11 @@ ALL = "[A-Z]"
 OPEN, _CLOSE = r"[(\[{<\"'“‘「【《]{0,4}", r"[)\]}>\"'”’」】》]{0,4}"
 _LETTER = rf"{OPEN}(?:(?i:option|choice|选项)\s*)?{OPEN}LETTER{_CLOSE}"
 _JOIN = (
-    r"(?:\s*(?:,|、|;|&|\+)\s*(?:and\s+|和)?|\s+and\s+|\s*[和与及]\s*|\s+(?=\W|[A-Z])|(?<=[)\]])(?=[(\[]))"
+    r"(?:\s*(?:,|、|;|&|\+)\s*(?:and\s+|和)?|\s+and\s+|\s*[和与及]\s*|\s+(?=\W|(?!A\s+[a-z])[A-Z])"
+    r"|(?<=[)\]])(?=[(\[]))"
 )
 # Letters and what joins them: "A", "(A)", "A, C and D", "ACD", "A C"; all of them, and not the first ones.
+# The A of "(B) A cat" is an article.
 _EXPRESSION = (
     r"(?P<expression>(?<![A-Za-z0-9_\\])"
     rf"(?:{OPEN}LETTER{{2,26}}{_CLOSE}|{_LETTER}(?:{_JOIN}{_LETTER}(?![A-Za-z0-9_])){{0,9}}+)"

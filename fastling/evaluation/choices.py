@@ -139,7 +139,7 @@ def _said_behind(text: str, announcement: re.Match, patterns: Patterns, options:
         choice = _before_what_is_denied(text, match)
     if choice is None:
         return _begun_with(line, options, is_announced=True) if repeated is None else repeated
-    return choice
+    return repeated if repeated and repeated < choice else choice  # B of "(B) A NEXUS card"
 
 
 def _before_what_is_denied(text: str, match: re.Match) -> Choice | None:

@@ -200,6 +200,22 @@ def test_a_letter_and_a_text_that_are_another_options_text_choose_that_one():
 @pytest.mark.parametrize(
     "text",
     [
+        "The answer is (B) A big fall in crime.", "The answer is (B) A big fall in crime, as line 3 says.", "Answer: B A big fall in crime",
+        "The answer is **(B) A big fall**", "I choose (B) A fall of crime for this one.", "故选（B）A big fall in crime。",
+    ],
+)  # fmt: skip
+def test_an_article_behind_a_letter_is_no_second_choice(text):
+    assert extract_choice(text, ["Stop it", "A big fall in crime", "No", "Yes"]) == {"B"}
+
+
+def test_an_options_own_capital_behind_its_letter_is_no_second_choice():
+    assert extract_choice("The answer is (B) A NEXUS card.", ["A passport", "A NEXUS card", "D-Day"]) == {"B"}
+    assert extract_choice("The answer is (C) D-Day.", ["A passport", "A NEXUS card", "D-Day", "x"]) == {"C"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "4 a is the answer, I think.", "x=5 a is correct.", "So b>a is the best choice of all.", "A \\subseteq B is correct.",
         "f(x)=3(x) d is right", "At 0°C is the answer here.", "Washington, D.C. is the answer, I think.", "Vitamin C is the correct answer, as it seems.",
     ],
