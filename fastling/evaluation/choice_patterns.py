@@ -84,8 +84,8 @@ DENIED = re.compile(
 )
 REFUSED_BEFORE = re.compile(
     r"(?:\b(?:not|never|cannot|if|whether|why|suppose|supposing|assume|assuming|unless|nor|avoid|rather than"
-    r"|instead of)\b"
-    r"|n't\b|不|别|勿|如果|假如|假设|假定|若|是否|为什么|为何|排除|误)[^.。!?:;,，\n]{0,24}$",
+    r"|instead of|all\b[^.\n]{0,20}\b(?:but|except))\b"
+    r"|n't\b|不|别|勿|除|如果|假如|假设|假定|若|是否|为什么|为何|排除|误)[^.。!?:;,，\n]{0,24}$",
     re.I,
 )
 OR = re.compile(r"\s*(?:,\s*)?(?:(?:and/)?or\b|/|或|还是)\s*(?:maybe\s+|perhaps\s+|possibly\s+)?", re.I)
@@ -128,6 +128,8 @@ ENDS_WRONG = re.compile(
     r"[:(–—-]\s*(?:incorrect|wrong|false|no|not\s+correct|错误?|不正确|不对)\W*$|[✗✘×❌]\W*$", re.I
 )
 OTHER_LETTER = re.compile(r"(?<![A-Za-z0-9_])[A-Z][)\].。:、]")
+# What `_compared` leaves out at the end of an option's text.
+CLOSERS = r"[\"'”’()]*"
 AFTER_TEXT = re.compile(r"\s*(?:[.。,;:!]|(?:because|since)\b|因为)")
 # Behind an option's text that is announced: what it is.
 WHAT_IT_IS = re.compile(r"\s*,\s*(?:the|a|an|as|where|who|located|in)\b", re.I)

@@ -12,6 +12,7 @@ a letter that is only mentioned is not an answer.
 """
 
 import re
+import string
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +22,7 @@ from fastling.evaluation.choice_patterns import (
     ALL,
     ASKED,
     BARE,
+    CLOSERS,
     COURTESY,
     DENIED,
     ENDS_WRONG,
@@ -228,7 +230,7 @@ def _lines(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
         if match := patterns.marked_line.match(line):
             rest = line[match.end() :]
             letters = _letters(match["expression"])
-            if _lists_the_options(letters, rest, options):
+            if _lists_the_options(letters, rest, options) or _goes_through_them(letters, rest):
                 return None
             is_wrong = re.match(r"\s*(?:incorrect|wrong|false)\b", rest, re.I) or ENDS_WRONG.search(rest)
             is_denied = DENIED.match(rest) or DENIED.match(rest, _end_of_its_text(letters, rest, options))
@@ -239,14 +241,21 @@ def _lines(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
     return marked[0] if marked and len(set(marked)) == 1 else None
 
 
+def _goes_through_them(letters: Choice, rest: str) -> bool:
+    """Whether one line says something of A, then of B: it weighs the options and does not begin with one."""
+    return letters == {"A"} and any(match[0][0] == "B" for match in OTHER_LETTER.finditer(rest))
+
+
 def _end_of_its_text(letters: Choice, rest: str, options: list[str]) -> int:
     """Where the text of the one option that is named ends, if what follows begins with it."""
     option = options[ord(min(letters)) - ord("A")] if len(letters) == 1 else ""
-    its_text = re.match(r"\W*" + r"\W+".join(map(re.escape, option.split())), rest, re.I) if option else None
+    words = r"\W+".join(map(re.escape, option.split()))
+    its_text = re.match(rf"\W*{words}{CLOSERS}", rest, re.I) if option else None
     return its_text.end() if its_text else 0
 
 
 def _verdicts(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
+    text = _by_letters_alone(text, options)
     found = {
         letters
         for match in _said_of_letters(text, patterns, options)
@@ -256,6 +265,18 @@ def _verdicts(text: str, patterns: Patterns, options: list[str]) -> Choice | Non
     if not found:
         return None
     return found.pop() if len(found) == 1 else frozenset()
+
+
+def _by_letters_alone(text: str, options: list[str]) -> str:
+    """Where a letter with a mark has its option's text between itself and what is said of it, without both:
+    B is correct, of "(B) London is correct".
+    """
+    for letter, option in zip(string.ascii_uppercase, options, strict=False):
+        if option:
+            words = r"\s+".join(map(re.escape, option.split()))
+            marked = rf"(?<![A-Za-z0-9_])[(\[]?{letter}[)\].:、]\W*(?i:{words}){CLOSERS}[\s.。]*"
+            text = re.sub(rf"{marked}(?=\b(?:is|are)\b|[是为都均才正对])", f"{letter} ", text)
+    return text
 
 
 def _hints(text: str, patterns: Patterns, options: list[str]) -> Choice | None:

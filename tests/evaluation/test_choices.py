@@ -170,16 +170,28 @@ DENIED = [
     ("答案A错误", UNCLEAR), ("The answer: A cannot be right. B fits.", UNCLEAR), ("(A) Paris is incorrect.", UNCLEAR),
     ("(A) Paris is not mentioned. (B) London is mentioned in line 3.", UNCLEAR), ("A. Paris is ruled out by line 3.", UNCLEAR),
     ("(A) Paris is correct.", "A"), ("A. Paris is in France", "A"), ("Answer: A, B and C are wrong", "A"),
+    ("All except B are correct.", UNCLEAR), ("All of them but B are true.", UNCLEAR), ("除了B都正确。", UNCLEAR),
+]  # fmt: skip
+# Texts that go through the options: what stands between a letter and what is said of it is the option's own.
+WEIGHED = [
+    ("(A) Paris is incorrect. (B) London is correct.", "B"), ("A. Paris is incorrect. B. London is correct.", "B"),
+    ("(B) London is incorrect. (A) Paris is correct. (C) Berlin is incorrect.", "A"), ("(A) Paris is out, (B) “London” is the answer.", "B"),
+    ("(A) Paris is in France. (B) London is correct.", "B"), ("(A) is in France. (B) is correct.", "B"), ("A．巴黎在法国，故A不符合；B．伦敦在英国，故B符合题意", "B"),
+    ("A. Paris is in France; B. London is in England, so B is correct.", "B"), ("（A）Paris错误。（B）London是正确的。", "B"),
+    # nothing that can be counted on
+    ("(A) Paris is correct. (B) London is correct.", UNCLEAR), ("If (B) London is correct, it rains.", UNCLEAR), ("(A) Paris is not correct.", UNCLEAR),
+    ("A．巴黎在法国，不合题意；B．伦敦在英国，符合题意；C．柏林在德国，不合题意", UNCLEAR), ("A) 巴黎 - 错误 B) 伦敦 - 正确", UNCLEAR),
+    ("(A) Paris is in France. (B) London is in England.", UNCLEAR), ("A. Paris does not fit. B. London fits.", UNCLEAR),
 ]  # fmt: skip
 MISSED = [
     ("I choose to answer B.", "B"), ("ans B", "B"), ("B it is", "B"), ("Berlin is the city.", "C"),
-    ("(A) Paris is incorrect. (B) London is correct.", "B"), ("(A) Paris is not the answer. It is (B) London.", "B"),
+    ("(A) Paris is not the answer. It is (B) London.", "B"),
 ]  # fmt: skip
 """Clear to a person and not read: counted as unanswered, which is the side to err on."""
 
 
 @pytest.mark.parametrize(
-    ("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + AT_THE_END + REASONED + DENIED
+    ("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + AT_THE_END + REASONED + DENIED + WEIGHED
 )
 def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
     choice = extract_choice(text, CITIES)
