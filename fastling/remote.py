@@ -33,6 +33,10 @@ PATIENCE = 3
 """Time-outs that a request with all its retries may take, if their pauses alone may not take longer."""
 LONGEST_PAUSE = 60.0
 """Seconds: the openai client waits no longer, whatever a server asks for."""
+CUT_OFF = ("length", "content_filter")
+"""Why an answer that goes no further ended."""
+BROKEN_OFF = ("error", "abort", "insufficient_system_resource")
+"""The same where the server failed midway, and still said 200: of OpenRouter, vLLM and DeepSeek."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 """Where a model refuses a parameter by name: what is sent in its place."""
 
@@ -203,8 +207,10 @@ def _text_of(response) -> str:
         raise NoAnswer("broken answer") from None
     if not isinstance(content, str | None):
         raise NoAnswer("broken answer")
+    if choice.finish_reason in BROKEN_OFF:
+        raise NoAnswer(f"broken off: {choice.finish_reason}")
     # Cut off, it is kept as an answer without text: asked again it would be cut off again.
-    text = "" if choice.finish_reason == "length" else content or ""
+    text = "" if choice.finish_reason in CUT_OFF else content or ""
     return text.encode("utf-8", "replace").decode()  # half a character can be said in JSON, but not kept
 
 
