@@ -163,11 +163,14 @@ def fingerprint_of(
     weights = hashlib.sha256()
     for name, tensor in sorted(chat.model.state_dict().items()):
         weights.update(digest(name, tensor.cpu()).encode())
+    later = Conversation((Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3")))
+    form = (openings, chat.prompt_ids(later), sorted(chat.stop_ids))
     asked = [(question.turns, question.system, question.history) for question in questions]
     return {
         "questions": _sha256(asked),
         "model": weights.hexdigest(),
-        "template or tokenizer": _sha256(openings),
+        "configuration of the model": _sha256(asdict(chat.model.config)),
+        "template or tokenizer": _sha256(form),
         **{f"decoding.{name}": value for name, value in asdict(decoding).items()},
     }
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -110,6 +111,27 @@ def test_answers_of_another_model_are_refused(options, tmp_path, tiny_export):
     path.write_text("\n".join([json.dumps(row), *rest]) + "\n")
     with pytest.raises(UserError, match="different: model"):
         ask(options())
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "named"),
+    [
+        ("config.json", '"rope_theta": 10000.0', '"rope_theta": 20000.0', "configuration of the model"),
+        ("template.yaml", "stop: []", "stop: ['<unk>']", "template or tokenizer"),
+        ("template.yaml", "{eos}\n", "{eos}\n\n", "template or tokenizer"),
+    ],
+)
+def test_answers_of_the_same_weights_in_other_use_are_refused(
+    options, tiny_export, tmp_path, name, old, new, named
+):
+    """Other positions, another end, another space between turns: the first prompts are the same."""
+    folder = shutil.copytree(tiny_export, tmp_path / "copy")
+    ask(options("--model", str(folder)), QUESTIONS[:3])
+    content = (folder / name).read_text()
+    assert old in content
+    (folder / name).write_text(content.replace(old, new))
+    with pytest.raises(UserError, match=f"different: {named}"):
+        ask(options("--model", str(folder)), QUESTIONS[:3])
 
 
 @pytest.mark.parametrize(
