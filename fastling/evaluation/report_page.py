@@ -6,6 +6,7 @@ The page stands alone: plots are SVG in it, and it asks for nothing from anywher
 import html
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,17 @@ PLOTTED = {
         ("word_accuracy", "words met"), ("sentence_accuracy", "sentences with all met"), ("bleu", "BLEU"),
     ),
     "exam": (("accuracy", "accuracy"), ("random_guess", "random guess"), ("answered", "answered")),
+    "dialogue": (("score_ratio", "score, of the baseline's"), ("position_bias", "orders disagree")),
+    "refinement": (
+        ("fix_rate", "errors fixed"), ("harm_rate", "right tokens lost"),
+        ("no_op_accuracy", "right drafts unchanged"), ("wishes_granted", "wishes granted"),
+        ("retention", "earlier wishes kept"),
+    ),
+    "instructions": (
+        ("overall_turn_1", "overall, turn 1"), ("overall_turn_2", "overall, turn 2"),
+        ("overall_turn_3", "overall, turn 3"), ("forgetting_turn_2", "forgotten, turn 2"),
+        ("forgetting_turn_3", "forgotten, turn 3"),
+    ),
 }  # fmt: skip
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 STYLE = (
@@ -141,22 +153,22 @@ def _section(kind: str, results: Sequence[tuple[str, dict]]) -> str:
 
 def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:
     """Bars of a kind's headline numbers, a group each, a colour for each result by its number; SVG."""
-    wanted = PLOTTED.get(kind) or _percentages(results)
-    bars = [(key, shown) for key, shown in wanted if any(_number(result, key) for _, result in results)]
+    wanted = PLOTTED.get(kind, ())
+    bars = [(key, shown) for key, shown in wanted if any(_number(result, key) >= 0 for _, result in results)]
     if not bars:
         return ""
     figure = Figure(figsize=(9, 0.9 + 0.34 * len(bars) * (len(results) + 0.6)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(results)
     for number, (_, result) in enumerate(results):
-        values = [_number(result, key) or 0.0 for key, _ in bars]
+        values = [_number(result, key) for key, _ in bars]
         places = [group + number * height for group in range(len(bars))]
         drawn = axes.barh(places, values, height=0.9 * height, label=f"{number + 1}.")
         axes.bar_label(drawn, fmt="%.1f", padding=3)
     middle = 0.4 - height / 2
     axes.set_yticks([group + middle for group in range(len(bars))], [shown for _, shown in bars])
     axes.invert_yaxis()
-    axes.set_xlim(0, 108)
+    axes.set_xlim(0, 1.08 * max(100, axes.dataLim.xmax))  # a ratio may be more
     axes.set_xlabel("percent, measured here")
     axes.spines[["top", "right"]].set_visible(False)
     if len(results) > 1:
@@ -169,15 +181,7 @@ def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _percentages(results: Sequence[tuple[str, dict]]) -> list[tuple[str, str]]:
-    """Of a kind without a list: the headline numbers that may be percentages, by their keys."""
-    keys = dict.fromkeys(
-        key for _, result in results for key, value in result.items() if type(value) is float
-    )
-    within = [key for key in keys if all(0 <= (_number(result, key) or 0) <= 100 for _, result in results)]
-    return [(key, key.replace("_", " ")) for key in within[:8]]
-
-
-def _number(result: dict, key: str) -> float | None:
+def _number(result: dict, key: str) -> float:
+    """Not a number, which is plotted as nothing, where a result has none."""
     value = result.get(key)
-    return float(value) if type(value) in (int, float) else None
+    return float(value) if type(value) in (int, float) else math.nan

@@ -53,6 +53,18 @@ def test_numbers_are_plotted_for_each_result():
     assert "12.5" in page and "87.5" in page and "measured here" in page
 
 
+def test_only_percentages_are_plotted_and_what_a_result_lacks_is_no_zero():
+    judged = result("dialogue", score=7.5, baseline_score=6.0, score_ratio=125.0, position_bias=None)
+    beside = result("dialogue", score=7.5, baseline_score=8.0, score_ratio=93.8, position_bias=10.0)
+    for results in ([judged, beside], [beside, judged]):
+        shown = read(page_of([("x", each) for each in results])).texts
+        assert {"125.0", "93.8", "10.0"} < set(shown) and not {"7.5", "6.0", "8.0", "0.0", "nan"} & set(shown)
+        assert "120" in shown  # on the axis, which goes as far as the bars
+    edited = result("refinement", fix_rate=0.0, gain=1.5, over_edit_ratio=1.2, no_op_accuracy=None)
+    assert {"0.0", "errors fixed"} < set(read(page_of([("x", edited)])).texts)
+    assert not {"1.5", "1.2", "right drafts unchanged"} & set(read(page_of([("x", edited)])).texts)
+
+
 def test_the_papers_figures_are_the_three_it_publishes_and_are_marked_as_its_own():
     assert [figure.percent for figure in PAPER_FIGURES] == [95, 96, 89]
     for kind, percent in (("translation", 95), ("constrained", 96), ("refinement", 96), ("dialogue", 89)):
