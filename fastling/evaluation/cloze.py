@@ -97,6 +97,7 @@ def normalize(text: str) -> str:
     text = re.sub(
         r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[,;:! ()\[\]]|\*\*|[$\s]", "", text
     )
+    text = re.sub(r"([\^_])\{(\w)\}", r"\1\2", text.replace("{,}", ","))
     text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\(?:mathrm|text|mathbf|rm|operatorname)\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\^(?:\{\\circ\}|\\circ)|°", "°", text).replace("\\%", "%")
@@ -104,7 +105,7 @@ def normalize(text: str) -> str:
     text = re.sub(r"\\(sqrt|frac)(\d)(?=\d)", r"\\\1{\2}", text)
     text = re.sub(r"\\sqrt\(?([0-9a-z]+)\)?", r"\\sqrt{\1}", text)
     text = re.sub(r"(\\frac\{[^{}]*\})(\d)", r"\1{\2}", text)
-    text = text.strip("。.,;:!'\"“”")
+    text = text.lstrip("。,;:!'\"“”").rstrip("。.,;:!'\"“”")  # .5 is a half
     # What stands above and below becomes a/b where neither needs brackets.
     return re.sub(rf"\\frac\{{(-?{ATOM})\}}\{{({ATOM})\}}", r"\1/\2", text)
 

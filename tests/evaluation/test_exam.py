@@ -184,6 +184,8 @@ CLOZES = [
     ("2", "综上，a=2。", True), ("2", "所以 $a=2$", True), ("2", "= 2", True), ("2", "So", False), ("2", "综上", False),
     ("5m", "5 km", False), ("5 g", "The answer is 5 kg.", False), ("5m", "5 米", True), ("5 g", "5.0 g", True), ("3个", "3种", True), ("30°", "30度", True),
     ("1", "答案是$1$或$2$", False), ("1", "答案为$1$，$2$", False), ("2", "答案是$2$，不是3", False),
+    ("$3n^{2}-2n$", "$3n^2-2n$", True), ("$a_{n}=2^{n}$", "a_n = 2^n", True), ("2^{10}", "2^10", False), ("1000", "$1{,}000$", True),
+    ("5", "The answer is .5", False), ("0.5", "The answer is .5.", True),
 ]  # fmt: skip
 
 
