@@ -19,6 +19,7 @@ Scores = tuple[Fraction, Fraction]
 
 _NUMBER = r"(?<![0-9.])([-+]?[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9])"
 _SCALE = r"(?:\s?(?:/\s?|out of )10(?:\.0)?(?!\.?[0-9])|\s?分)"
+_OF_ONE_TURN = r"(?!\s(?:for|in|on)\s(?:(?:the\s)?(?:first|second|last)\s)?turn)"
 _SCORE = f"{_NUMBER}{_SCALE}?"
 # "1 - 8" may be a label with its score, and "8-9" a range.
 _BETWEEN = r"(?:\s?(?:[,;|、&]|and|vs\.?|和|与)\s?|(?<!\b[12])\s[-–—]\s|\s)"
@@ -42,7 +43,7 @@ _AND_ON = (  # what stands behind a number that is a score: another label, the e
 BEGINS = re.compile(rf"{_SCORE}[,;]?\s{_SCORE}(?![0-9/.%])(?!\W*(?:and|or|to)?\W*[-+]?[0-9])(?=\W)")
 SCORES_ONLY = re.compile(rf"{_SCORE}(?:{_BETWEEN}{_SCORE})*\.?")
 ANNOUNCED = re.compile(rf"(?:(?:the|my|final|overall) )*{_WORD}{_BOTH_NAMED}\s?(?:are|is|为|是)?\s?[:=]?\s?")
-LABELLED = re.compile(rf"{_LABEL}{_SAID}{_NUMBER}(?:{_SCALE}|{_AND_ON})", re.MULTILINE)
+LABELLED = re.compile(rf"{_LABEL}{_SAID}{_NUMBER}(?:{_SCALE}{_OF_ONE_TURN}|{_AND_ON})", re.MULTILINE)
 ONLY_LETTERS = re.compile(rf"([1a])\s?[:=]\s?{_SCORE}[\s,;]*([2b])\s?[:=]\s?{_SCORE}\.?")
 BRACKETS = re.compile(r"\[\[([^\[\]]*)\]\]")
 KEY = re.compile(r"(?:score|rating|of|for|assistant|model|answer|response|ai)*([12ab])(?:score|rating)?")

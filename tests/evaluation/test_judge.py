@@ -67,6 +67,7 @@ def test_the_forms_in_which_judges_write_are_read(text):
         ("I cannot judge this.", "no scores"), ("[[A]]", "no scores"), ("8/9", "no scores"), ("8-9", "no scores"), ("1 - 8\nGood.\n2 - 9", "no scores"),
         ("8 - 9\n7 - 8", "more than two scores"), ("80% 90%", "no scores"),
         ("8 9% better", "no scores"), ("8 9/11", "no scores"), ("8½ 9", "no scores"), ("9/10/2023", "no scores"), ("3, 4 and 5 are wrong", "no scores"), ("8 9, 7 then", "no scores"),
+        ("Assistant 1: 8/10 for turn 1, 3/10 for turn 2. Assistant 2: 7/10 in the first turn, 7/10 in the second turn", "no scores"),
         ("The 2 answers use 3 examples", "no scores"), ("Assistant 1 is 3 times better than Assistant 2", "no scores"), ("Assistant 1 gave a 3 step plan, Assistant 2 a 5 step one", "no scores"),
         ("Assistant 1 is a 3-star, Assistant 2 a 5-star answer.", "no scores"),
         ("Assistant 1 gave 3 examples, and Assistant 2 gave 5.", "no scores"), ("Assistant 1: 3 examples. Assistant 2: 5 examples.", "no scores"),
