@@ -78,6 +78,7 @@ CHINESE = [
     ("不知道。", UNCLEAR), ("答案不是A。", UNCLEAR), ("不选A", UNCLEAR), ("不应选A", UNCLEAR), ("A错误", UNCLEAR), ("A不正确", UNCLEAR),
     ("A或B", UNCLEAR), ("答案是A或B", UNCLEAR), ("选A还是B？", UNCLEAR), ("选A吗？", UNCLEAR), ("选项A提到了巴黎。", UNCLEAR),
     ("答案是A型血", UNCLEAR), ("集合A包含于B", UNCLEAR), ("所以A=B", UNCLEAR), ("A正确，C正确", UNCLEAR), ("以上都不对", UNCLEAR),
+    ("C. 按才德标准遴选\n(D) 临时差遣", UNCLEAR), ("A. 评价是正确的\nB. 是片面的", UNCLEAR), ("应当选A", "A"),
     ("如果选A，结果会怎样", UNCLEAR), ("为什么选A", UNCLEAR), ("选项", UNCLEAR), ("我们来逐一分析每个选项。", UNCLEAR), ("答案：", UNCLEAR),
     ("选E", UNCLEAR), ("首先，选项A说的是巴黎，选项B说的是伦敦", UNCLEAR),
 ]  # fmt: skip
