@@ -52,7 +52,8 @@ class MetaFolder:
                 raise UserError(str(file), f"holds other tensors than {files[0].name}")
         self._sources: dict[str, tuple[str, int | None]] = {}
         for meta_name in self._shards[0]:
-            if meta_name != "rope.freqs":
+            # LLaMA 1 has them in each layer, as layers.0.attention.inner_attention.rope.freqs.
+            if not meta_name.endswith("rope.freqs"):
                 name, split_dim = self._translate(meta_name)
                 shape = tuple(self._shards[0][meta_name].shape)
                 if len(shape) != (1 if split_dim is None else 2):

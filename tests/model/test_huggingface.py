@@ -569,6 +569,16 @@ def test_metas_shards_are_read_in_the_order_of_their_numbers(meta_oracle, tmp_pa
         assert torch.equal(tensor, whole[name]), name
 
 
+def test_llama_1_has_rotary_frequencies_in_each_layer(meta_oracle, tmp_path):
+    """Which every converter passes over: the tables are computed."""
+    more = {f"layers.{i}.attention.inner_attention.rope.freqs": torch.ones(4) for i in range(2)}
+    tensors = meta_tensors(meta_oracle)
+    del tensors["rope.freqs"]
+    write_meta(tmp_path, tensors | more, 2, 1, n_kv_heads=2)
+    for name, tensor in hf_tensors(load_pretrained(tmp_path)):
+        assert torch.equal(tensor, meta_oracle.get_parameter(name)), name
+
+
 def test_what_params_json_leaves_unsaid(meta_oracle, tmp_path):
     tensors = meta_tensors(meta_oracle)
     del tensors["output.weight"]
