@@ -195,6 +195,19 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     return named
 
 
+def added_beside(tokenizer: Tokenizer) -> dict[str, int]:
+    """Tokens, with their ids, that the files beside a tokenizer add to it for other readers."""
+    folder = tokenizer.path.parent
+    names = ("added_tokens.json", "tokenizer_config.json")
+    listed, config = (read_json(folder / name) if (folder / name).is_file() else {} for name in names)
+    decoder = config.get("added_tokens_decoder")
+    for number, fields in (decoder if isinstance(decoder, dict) else {}).items():
+        if number.isdecimal() and isinstance(fields, dict) and isinstance(fields.get("content"), str):
+            listed[fields["content"]] = int(number)
+    lacking = {token: number for token, number in listed.items() if tokenizer.control_id(token) is None}
+    return {token: number for token, number in lacking.items() if isinstance(number, int)}
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer from its file, or from a folder: tokenizer.json first, as servers do."""
     if path.is_dir():

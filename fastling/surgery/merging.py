@@ -21,7 +21,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from fastling.data.tokenizer import load_tokenizer
+from fastling.data.tokenizer import added_beside, load_tokenizer
 from fastling.data.tokenizer_export import probing_strings
 from fastling.errors import UserError
 from fastling.surgery.folders import Weights, copy_small_files, narrowed, new_folder, write_weights
@@ -95,7 +95,8 @@ def merge_models(
         first, *others = [*models, base] if base else models
         for other in others:
             _refuse_difference(first, other)
-        _check_tokenizers([first.folder, *(other.folder for other in others)], warn)
+        folders_of_all = [first.folder, *(other.folder for other in others)]
+        _check_tokenizers(folders_of_all, first.config.vocab_size, warn)
         first.refuse_meta("Only later models may be Meta's.")
         dtype = first.dtype
         aside = stack.enter_context(new_folder(out, first.num_weights * dtype.itemsize))
@@ -134,7 +135,7 @@ def _refuse_difference(first: Weights, other: Weights) -> None:
             raise UserError(str(other.folder), what, "Merge models that were tuned from one base.")
 
 
-def _check_tokenizers(folders: list[Path], warn: Callable[[str], None]) -> None:
+def _check_tokenizers(folders: list[Path], rows: int, warn: Callable[[str], None]) -> None:
     """Raise UserError where two differ; say which folders hold none."""
     names = ("tokenizer.json", "tokenizer.model")
     holding = [folder for folder in folders if any((folder / name).is_file() for name in names)]
@@ -142,10 +143,11 @@ def _check_tokenizers(folders: list[Path], warn: Callable[[str], None]) -> None:
     if bare:
         warn(f"no tokenizer to compare in {', '.join(bare)}: whether it is the others' cannot be checked")
     for other in holding[1:]:
-        _refuse_other_tokens(holding[0], other)
+        _refuse_other_tokens(holding[0], other, rows)
 
 
-def _refuse_other_tokens(first: Path, other: Path) -> None:
+def _refuse_other_tokens(first: Path, other: Path, rows: int) -> None:
+    """Of tokens that no row of an embedding is for, it does not matter what they are."""
     mine, theirs = load_tokenizer(first), load_tokenizer(other)
     refusal = f"cannot be merged with {first}: their tokenizers differ"
     if mine.vocab_size != theirs.vocab_size:
@@ -155,6 +157,10 @@ def _refuse_other_tokens(first: Path, other: Path) -> None:
         if mine.piece(number) != theirs.piece(number):
             pieces = f"token {number} is {theirs.piece(number)!r} here, and {mine.piece(number)!r} there"
             raise UserError(str(other), f"{refusal}: {pieces}")
+    for token, number in sorted(added_beside(mine).items() ^ added_beside(theirs).items()):
+        if number < rows:
+            what = f"{refusal}: only one of the folders adds {token!r} as token {number}"
+            raise UserError(str(other), what)
     texts = probing_strings(mine, PROOF_STRINGS)
     for text, ours, others in zip(texts, mine.encode(texts), theirs.encode(texts), strict=True):
         if ours != others:

@@ -18,7 +18,13 @@ from pathlib import Path
 
 import tokenizers
 
-from fastling.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from fastling.data.tokenizer import (
+    JsonTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    added_beside,
+    load_tokenizer,
+)
 from fastling.data.tokenizer_export import exact_tokenizer_json, first_difference, probing_strings
 from fastling.errors import UserError
 from fastling.files import json_text, read_json
@@ -165,7 +171,17 @@ def _sentencepiece_model(folder: Path):
     if known != len(model.pieces):
         what = f"has {len(model.pieces)} pieces, and tokenizer.json beside it knows {known} tokens"
         raise UserError(str(path), what, "Extend the base model, before tokens are added to it.")
+    _refuse_added_beside(SentencePieceTokenizer(path))
     return model
+
+
+def _refuse_added_beside(old: Tokenizer) -> None:
+    """Raise UserError where files beside a tokenizer give its next ids to tokens of their own."""
+    if added := added_beside(old):
+        token, number = next(iter(added.items()))
+        what = f"lacks {token!r}, which added_tokens.json or tokenizer_config.json adds as token {number}"
+        fix = "Extend the base model, before tokens are added; take out there what the model never saw."
+        raise UserError(str(old.path), what, fix)
 
 
 def _into_sentencepiece(folder: Path, model, extended, unreached: list[str], pieces: list[str]) -> NewTokens:
@@ -242,6 +258,7 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     if not path.is_file():
         raise UserError(str(folder), "holds neither tokenizer.json nor tokenizer.model")
     old = JsonTokenizer(path)
+    _refuse_added_beside(old)
     parts = dict(zip(texts, old.encode(texts), strict=True))
     known = [text for text in texts if old.control_id(text) is not None or len(parts[text]) == 1]
     texts = [text for text in texts if text not in set(known)]

@@ -196,6 +196,14 @@ def test_other_tokenizers_are_refused_and_missing_ones_said(tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match="tokenizers differ on "):
         merge_models([one, other], [1, 1], tmp_path / "out", no_warning)
+    (other / "tokenizer.json").write_text(text)
+    (one / "added_tokens.json").write_text('{"[PAD]": 500}')
+    (other / "added_tokens.json").write_text('{"<|im_end|>": 500}')
+    with pytest.raises(UserError, match=r"only one of the folders adds '<\|im_end\|>' as token 500"):
+        merge_models([one, other], [1, 1], tmp_path / "out", no_warning)
+    (one / "added_tokens.json").unlink()
+    (other / "added_tokens.json").write_text('{"[PAD]": 2000}')  # as Llama 2's folders had, for no row
+    merge_models([one, other], [1, 1], tmp_path / "merged", no_warning)
     fewer = make_model(tmp_path / "fewer")
     with pytest.raises(UserError, match="2000 tokens here, and 500 there"):
         merge_models([one, fewer], [1, 1], tmp_path / "out", no_warning)

@@ -403,6 +403,25 @@ def test_a_tokenizer_json_that_would_put_spaces_after_added_tokens_is_refused(tm
         add_tokens(model, ["舒舟"])
 
 
+@pytest.mark.parametrize("tokenizer", ["spm", "bytes"])
+def test_ids_that_a_file_beside_the_tokenizer_gives_to_other_tokens_are_not_given_again(tokenizer, tmp_path):
+    """The rows of those tokens would be written over, and readers would give them other ids."""
+    model = make_model(tmp_path / "model", tokenizer=tokenizer, vocab_size=2001)
+    known = {"spm": "<0x41>", "bytes": "<|end|>"}[tokenizer]
+    number = load_tokenizer(model).control_id(known)
+    (model / "added_tokens.json").write_text(json.dumps({known: number}))
+    assert add_tokens(model, ["zebrazebra"]).texts[0] == "zebrazebra"
+    (model / "added_tokens.json").write_text(json.dumps({known: number, "[PAD]": 2000}))
+    said = r"lacks '\[PAD\]', which added_tokens.json or tokenizer_config.json adds as token 2000"
+    with pytest.raises(UserError, match=said):
+        add_tokens(model, ["zebrazebra"])
+    (model / "added_tokens.json").unlink()
+    decoder = {"2000": {"content": "[PAD]", "special": True}}
+    (model / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    with pytest.raises(UserError, match=said):
+        add_tokens(model, ["zebrazebra"])
+
+
 def test_files_of_tokens(tmp_path):
     path = tmp_path / "tokens"
     path.write_bytes("\ufeff舒舟\r\n\n 艾芳\n舒舟\n".encode())
