@@ -142,6 +142,8 @@ def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:
     given = [raw[name] for name in ("rope_parameters", "rope_scaling") if raw.get(name)]
     if any(each.get("partial_rotary_factor", 1.0) != 1.0 for each in (*given, raw)):
         raise UserError(str(file), "rotary embedding of a part of each head is not supported")
+    for each in given:
+        _check_same(file, "rope_type", [each[name] for name in ("rope_type", "type") if name in each])
     scalings = [_scaling(each) for each in given]
     for name, places in (
         ("rope_theta", (*given, raw)),

@@ -143,6 +143,10 @@ def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
             },
             "says original_max_position_embeddings more than once, and not the same: 64 and 16",
         ),
+        (
+            {"rope_scaling": {"rope_type": "default", "type": "linear", "factor": 2.0}},
+            "says rope_type more than once, and not the same: default and linear",
+        ),
         ({"partial_rotary_factor": 0.5}, "a part of each head is not supported"),
     ],
 )
