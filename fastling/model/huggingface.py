@@ -173,7 +173,8 @@ def _read_window(raw: dict) -> dict[str, int | None]:
     """Mistral's window is on all layers; Qwen's, if it is used, on those from max_window_layers on."""
     if raw["model_type"] == "mistral":
         return {"sliding_window": raw["sliding_window"]}
-    if not raw.get("use_sliding_window"):
+    used = raw["model_type"] != "llama" and raw.get("use_sliding_window")
+    if not used or raw["sliding_window"] is None:
         return {}
     return {name: raw.get(name) for name in ("sliding_window", "max_window_layers")}
 

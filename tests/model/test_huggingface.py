@@ -116,6 +116,18 @@ def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
     assert kinds == expected
 
 
+@pytest.mark.parametrize(("family", "window"), [("llama", 8), ("qwen2", None), ("qwen3", None)], ids=str)
+def test_a_window_that_transformers_does_not_slide_is_none(family, window, tmp_path):
+    """And is read back as none: the check after training would refuse the export."""
+    made = dataclasses.replace(TINY, model_type=family)
+    content = config_json(made, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16)
+    content |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_config(tmp_path) == made
+    kinds = getattr(transformers.AutoConfig.from_pretrained(tmp_path), "layer_types", None)
+    assert set(kinds or ()) <= {"full_attention"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
