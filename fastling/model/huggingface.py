@@ -170,13 +170,18 @@ def _scaling(given: dict) -> dict | None:
 
 
 def _read_window(raw: dict) -> dict[str, int | None]:
-    """Mistral's window is on all layers; Qwen's, if it is used, on those from max_window_layers on."""
+    """Mistral's window is on all layers; Qwen's, if it is used, on those from max_window_layers (28) on."""
     if raw["model_type"] == "mistral":
         return {"sliding_window": raw["sliding_window"]}
     used = raw["model_type"] != "llama" and raw.get("use_sliding_window")
     if not used or raw["sliding_window"] is None:
         return {}
-    return {name: raw.get(name) for name in ("sliding_window", "max_window_layers")}
+    first = raw.get("max_window_layers")
+    sliding = [number >= (28 if first is None else first) for number in range(raw["num_hidden_layers"])]
+    kinds = ["sliding_attention" if each else "full_attention" for each in sliding]
+    if raw.get("layer_types") not in (None, kinds):
+        raise UserError("layer_types", "is not what max_window_layers makes: an export could not say so")
+    return {"sliding_window": raw["sliding_window"], "max_window_layers": first}
 
 
 def config_json(

@@ -114,6 +114,11 @@ def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
     kinds = transformers.AutoConfig.from_pretrained(tmp_path).layer_types
     expected = transformers.Qwen2Config(num_hidden_layers=made.num_hidden_layers, **changes).layer_types
     assert kinds == expected
+    edit_json(tmp_path / "config.json", layer_types=kinds)  # as transformers 5 writes it
+    assert read_config(tmp_path) == made
+    edit_json(tmp_path / "config.json", layer_types=["sliding_attention", *kinds[1:-1], "full_attention"])
+    with pytest.raises(UserError, match="layer_types is not what max_window_layers makes"):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(("family", "window"), [("llama", 8), ("qwen2", None), ("qwen3", None)], ids=str)
