@@ -34,9 +34,9 @@ PATIENCE = 3
 LONGEST_PAUSE = 60.0
 """Seconds: the openai client waits no longer, whatever a server asks for."""
 CUT_OFF = ("length", "content_filter")
-"""Why an answer that goes no further ended."""
+"""Reasons for which an answer ends too early, and would again if it were asked for again."""
 BROKEN_OFF = ("error", "abort", "insufficient_system_resource")
-"""The same where the server failed midway, and still said 200: of OpenRouter, vLLM and DeepSeek."""
+"""Reasons of a server that failed midway and still said 200 (OpenRouter, vLLM, DeepSeek): it is no answer."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 """Where a model refuses a parameter by name: what is sent in its place."""
 

@@ -154,7 +154,7 @@ def _section(kind: str, results: Sequence[tuple[str, dict]]) -> str:
 def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:
     """Bars of a kind's headline numbers, a group each, a colour for each result by its number; SVG."""
     wanted = PLOTTED.get(kind, ())
-    bars = [(key, shown) for key, shown in wanted if any(_number(result, key) >= 0 for _, result in results)]
+    bars = [each for each in wanted if not all(math.isnan(_number(found, each[0])) for _, found in results)]
     if not bars:
         return ""
     figure = Figure(figsize=(9, 0.9 + 0.34 * len(bars) * (len(results) + 0.6)), layout="constrained")
