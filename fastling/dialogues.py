@@ -130,7 +130,8 @@ def _add_generator_options(add: Callable) -> None:
         "--generator-cache",
         type=Path,
         metavar="F",
-        help="where answers are kept, so that none is paid twice (default: OUT.answers.sqlite)",
+        help="where the answers of this address and model are kept, so that none is paid twice "
+        "(default: OUT.answers.sqlite)",
     )
     add("--generator-budget-tokens", type=int, metavar="N", help="of all answers kept, prompts included")
     add("--generator-requests", type=int, metavar="N", help="in flight at a time (default: 16)")

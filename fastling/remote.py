@@ -2,7 +2,7 @@
 
 Retries with growing pauses (429, 5xx, lost connections, time-outs) are the openai client's own. Every
 answer is written to the cache before it is used, so that a run that is stopped pays nothing twice: asked
-the same again, the file answers.
+the same again of the same address, the file answers.
 """
 
 import asyncio
@@ -117,7 +117,9 @@ class Server:
             "seed": seed,
             "max_tokens": most_tokens,
         }
-        key = hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        # By address, too: many servers answer to any model's name, or to one that another server has as well.
+        asked = json.dumps({"url": self.url.rstrip("/"), **request}, sort_keys=True, ensure_ascii=False)
+        key = hashlib.sha256(asked.encode()).hexdigest()
         found = self._cache.execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
         if found:
             return found[0]

@@ -41,7 +41,7 @@ def add_options(parser: Parser) -> None:
         "--judge-cache",
         type=Path,
         metavar="F",
-        help="where its answers are kept, so that none is paid twice "
+        help="where the answers of this address and model are kept, so that none is paid twice "
         "(default: beside --out or --answers, .judge.sqlite)",
     )
     add("--judge-budget-tokens", type=int, metavar="N", help="of all answers kept, prompts included")

@@ -451,6 +451,15 @@ def test_a_cache_is_for_one_process_at_a_time(judge, tmp_path):
     assert len(said) == asked and all("--judge-cache: is being written by another" in each for each in said)
 
 
+def test_a_cache_answers_for_the_address_that_was_asked(judge):
+    """Two servers of one computer may both answer to any model's name."""
+    with serving(fair) as one, serving(lambda number, body: (200, completion("1 1"))) as other:
+        first = judge(one, [pair(0)])[0]
+        assert judge(other, [pair(0)])[0] == {"0": scores(1, 1, 1, 1)} != first
+        asked = len(one.bodies)
+        assert judge(one, [pair(0)])[0] == first and len(one.bodies) == asked
+
+
 def test_a_cache_that_cannot_be_written_ends_the_run_in_words(judge, tmp_path):
     with serving(fair) as server:
         judge(server, [pair(0)])
