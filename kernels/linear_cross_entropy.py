@@ -242,11 +242,18 @@ def _empty_outputs(
 
 
 def _row_slices(num_rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
-    """Even slices within the budget: an even split leaves no small ragged product at the end."""
+    """Slices within the budget, about even: that leaves no small ragged product at the end.
+
+    Where 16 rows fit, a slice begins at a multiple of them, so that labels and weights lie alike in each:
+    Triton compiles a kernel anew, for seconds, for a pointer that is no multiple of 16 bytes.
+    """
     most_rows = max(1, most_bytes // row_bytes)
-    num_slices = max(1, -(-num_rows // most_rows))
-    bounds = [num_rows * i // num_slices for i in range(num_slices + 1)]
-    return [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    if num_rows <= most_rows:
+        return [slice(0, num_rows)]
+    multiple = 16 if most_rows >= 16 else 1
+    num_slices = -(-num_rows // (most_rows // multiple * multiple))
+    rows = -(-num_rows // (num_slices * multiple)) * multiple
+    return [slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
 
 
 def _empty_logits(hidden_SH: Tensor, num_rows: int, vocab_size: int, dtype: torch.dtype) -> Tensor:

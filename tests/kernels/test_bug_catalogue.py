@@ -227,6 +227,13 @@ MAP_NORESERVE = 0x4000  # Python's mmap names it from 3.13 on
 STRIDE = 2**30 + 16  # twice this is beyond 31 bits, while stride and row each fit
 
 
+@pytest.fixture(autouse=True)
+def memory_given_back():
+    """What a test held of a GPU, tens of GiB of one: other test processes share it."""
+    yield
+    torch.cuda.empty_cache()
+
+
 def far_apart(*row_shape: int) -> Tensor:
     """Three float16 rows, 2 GiB from one to the next, in memory of which only what is touched exists.
 

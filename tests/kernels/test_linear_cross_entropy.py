@@ -109,11 +109,27 @@ def test_logits_wider_than_their_gradient_take_a_fourth_of_the_memory(monkeypatc
     )
     inputs = draw(60, torch.float16)
     ours = results_of(linear_cross_entropy, inputs, chunk_bytes=chunk_bytes)
-    assert logits == {0: [1] * 60, 5: [5] * 12, 9: [7, 8] * 4, 20: [20] * 3, 1000: [60]}[granted]
-    assert summed == {0: [1] * 60, 5: [30] * 2, 9: [30] * 2, 20: [], 1000: []}[granted]
+    by_16s = [16, 16, 16, 12]
+    assert logits == {0: [1] * 60, 5: [4] * 15, 9: [8] * 4 + [7] * 4, 20: by_16s, 1000: [60]}[granted]
+    assert summed == {0: [1] * 60, 5: by_16s, 9: [32, 28], 20: [], 1000: []}[granted]
     plain = results_of(linear_cross_entropy_reference, inputs)
     for one, other, exact in zip(ours, plain, truth_of(*inputs), strict=True):
         assert (one - exact).norm() <= 2 * (other - exact).norm() + 1e-6
+
+
+@pytest.mark.parametrize("num_rows, rows_in_group", [(4099, 1500), (1000, 40), (33, 32), (16, 16), (100, 17)])
+def test_the_kernel_is_given_pointers_aligned_alike(monkeypatch, num_rows, rows_in_group):
+    """For each way in which they are not multiples of 16 bytes, Triton compiles it once more."""
+    rows_and_gradient, rows = module.rows_and_gradient, []
+
+    def watched(logits, labels, weights, gradient):
+        assert all(x.data_ptr() % 16 == 0 for x in (logits, labels, weights, gradient))
+        rows.append(len(labels))
+        return rows_and_gradient(logits, labels, weights, gradient)
+
+    monkeypatch.setattr(module, "rows_and_gradient", watched)
+    linear_cross_entropy(*draw(num_rows), chunk_bytes=rows_in_group * ROW_BYTES)
+    assert sum(rows) == num_rows and max(rows) <= rows_in_group
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
