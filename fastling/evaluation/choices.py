@@ -38,10 +38,10 @@ from fastling.evaluation.choice_patterns import (
     OR,
     OTHER_LETTER,
     PART_OF_MORE,
-    PATTERNS,
     REFUSED_BEFORE,
     WHAT_IT_IS,
     Patterns,
+    patterns_to,
 )
 
 Choice = frozenset[str]
@@ -59,7 +59,7 @@ def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
     if len(text) > 2 * LONGEST_END:  # a model that repeats itself up to its limit
         text = f"{text[:LONGEST_END]}\n{text[-LONGEST_END:]}"
     text = COURTESY.sub("", plain(text))
-    patterns = PATTERNS[chr(ord("A") + len(options) - 1)]
+    patterns = patterns_to(chr(ord("A") + len(options) - 1))
     options = [_compared(option) for option in options]
     for kind in (_announced, _lines, _verdicts, _hints):
         choice = kind(text, patterns, options)
