@@ -136,6 +136,12 @@ def test_the_sentencepiece_model_and_its_tokenizer_json_agree(spm):
     assert config["vocab_size"] == model.vocab_size == 2010
 
 
+@pytest.fixture(scope="module")
+def old_and_new(spm):
+    model, out, _ = spm
+    return load_tokenizer(model / "tokenizer.model"), load_tokenizer(out)
+
+
 letters = st.text(st.sampled_from("苍舒舟艾芳龘qz ab我▁<éinhe"), max_size=12)
 
 
@@ -143,9 +149,8 @@ letters = st.text(st.sampled_from("苍舒舟艾芳龘qz ab我▁<éinhe"), max_s
 @given(text=letters)
 @example(text="inhe")
 @settings(max_examples=300)
-def test_only_text_with_a_new_token_in_it_reads_differently(spm, text):
-    model, out, added = spm
-    old, new = load_tokenizer(model / "tokenizer.model"), load_tokenizer(out)
+def test_only_text_with_a_new_token_in_it_reads_differently(spm, old_and_new, text):
+    (*_, added), (old, new) = spm, old_and_new
     (before,), (after,) = old.encode([text]), new.encode([text])
     if not any(token in f" {text}".replace("▁", " ") for token in added.texts):
         assert after == before
