@@ -14,8 +14,8 @@ class Misbehaving(ThreadingHTTPServer):
     request_queue_size = 128
     """With the usual five, the kernel drops who comes while the machine is busy, to come again in a second."""
 
-    def __init__(self, behave):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, behave, port: int = 0):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.behave, self.bodies, self.lock, self.at_work, self.most_at_work = (
             behave,
             [],
@@ -58,9 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(behave):
-    """A server at work until the block ends."""
-    server = Misbehaving(behave)
+def serving(behave, port: int = 0):
+    """A server at work until the block ends; at a free port, if none is given."""
+    server = Misbehaving(behave, port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server

@@ -326,8 +326,8 @@ def test_what_was_answered_is_not_paid_again_and_failures_of_the_server_are_aske
     with serving(lambda number, body: fair(number, body) if number < 5 else (500, "oops")) as server:
         judgements, failures, tokens = judge(server, pairs, requests_in_flight=1)
     assert len(judgements) == 2 and tokens == 500
-    # Another server: one request of those given up at the end may reach the first at any later time.
-    with serving(fair) as server:
+    # Another server there: one request of those given up at the end may reach the first at any later time.
+    with serving(fair, server.server_port) as server:
         judgements, failures, tokens = judge(server, pairs)
         assert len(judgements) == 4 and not failures.excluded and tokens == 800
         assert len(server.bodies) == 3
