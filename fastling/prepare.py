@@ -46,8 +46,8 @@ class Prepared:
 
     @cached_property
     def trained_on(self) -> dict[str, int]:
-        """Of each held-out source, the conversations that are in the training data, too."""
-        return self.validation.count_held_by(self.training) if self.validation else {}
+        """Of each held-out source, the conversations that training shows, too."""
+        return self.validation.count_among(self.training, self.plan.documents) if self.validation else {}
 
     @property
     def fill(self) -> float:

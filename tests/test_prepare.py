@@ -39,7 +39,7 @@ def run(tiny_run, tmp_path, sources, capsys):
     """Run prepare on the two sources; return (its JSON, what it said, the run folder)."""
 
     def run(*arguments: str, **data) -> tuple[dict, str, Path]:
-        config = tiny_run(data={"sources": sources, "validation": [], "max_refused_share": 0.9, **data})
+        config = tiny_run(data={"sources": sources, "validation": [], "max_refused_share": 0.9} | data)
         assert run_command(prepare.main, ["--config", str(config), "--json", *arguments]) == 0
         out, err = capsys.readouterr()
         assert len(out.splitlines()) == 1
@@ -127,6 +127,17 @@ def test_copies_and_what_is_held_out_and_trained_on_are_told(run, tmp_path):
     assert "mixed: copies of earlier rows: 1" in said
     assert "leaking (held out): rows that are trained on, too: 1" in said
     assert "clean (held out)" not in said.split("dropped")[-1]
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(1, 1), (2, 2)])
+def test_a_held_out_row_that_no_step_shows_is_not_said_to_be_trained_on(run, tmp_path, epochs, shown):
+    """With a weight of 0.5 an epoch shows one of two rows."""
+    bye = {"messages": [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you!"}]}
+    both = write(tmp_path / "both.jsonl", [GOOD, bye])
+    data = {"sources": [{"name": "half", "path": both, "weight": 0.5}]}
+    data["validation"] = [{"name": "leaking", "path": both}]
+    found, _, _ = run("--train.steps", "null", "--train.epochs", str(epochs), **data)
+    assert found["validation_trained_on"] == {"leaking": shown}
 
 
 def test_without_json_nothing_is_on_stdout(tiny_run, sources, capsys):

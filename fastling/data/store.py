@@ -164,9 +164,9 @@ class Store:
         is_copy[numpy.unique(self.marks, return_index=True)[1]] = False  # the first of each
         return self._count(is_copy)
 
-    def count_held_by(self, other: "Store") -> dict[str, int]:
-        """Of each source, the documents that another store holds as well."""
-        return self._count(numpy.isin(self.marks, other.marks))
+    def count_among(self, other: "Store", documents: numpy.ndarray) -> dict[str, int]:
+        """Of each source, the documents that are among these of another store."""
+        return self._count(numpy.isin(self.marks, other.marks[documents]))
 
     def _count(self, chosen: numpy.ndarray) -> dict[str, int]:
         counts = numpy.bincount(self.sources[chosen], minlength=len(self.source_names))
