@@ -145,7 +145,7 @@ def _readable(ids: list[int], control: bool, begins: bool, encoder: Encoder) -> 
 
 
 def _parse_rows(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", text)
+    match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", text, re.ASCII)
     if not match or int(match[2] or match[1]) < int(match[1]):
         raise UserError("--rows", f"must be a row or a range such as 0-9: {text}")
     return int(match[1]), int(match[2] or match[1])

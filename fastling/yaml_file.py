@@ -42,6 +42,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Loader.add_constructor(_TEXT, _Loader.construct_text)
+for each in ("binary", "omap", "pairs", "set"):  # no setting is one; shown as text, they would pass for text
+    _Loader.add_constructor(f"tag:yaml.org,2002:{each}", _Loader.construct_undefined)
 for each in (_Loader, _Dumper):
     exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     each.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
