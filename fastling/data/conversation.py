@@ -24,9 +24,11 @@ ROLES = {
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
-"""Keys of an answer that say whether it is trained on, as several write it, and the value by which it is."""
-SIDES = ("role", "prompt", "completion", "question", "answer", "response", "output", "chosen")
-"""Beside plain text, the keys of a dialogue in a form that is not known."""
+"""Keys of a message that say whether it is trained on, as several write it, and the value by which it is."""
+SIDES = frozenset(
+    "role prompt completion question answer response input output target summary chosen rejected".split()
+)
+"""Beside plain text, the keys of a dialogue, or of a task, in a form that is not known."""
 LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 """Lists of what is said, and the names of who says what in them."""
 INPUTS = ("input", "context", "question")
@@ -193,6 +195,8 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
             raise Refused("tool-call", f"message {number}: only its text could be trained on")
         _check_media(message, f"in message {number}")
         content = _text(message.get(text_key), f"message {number}")
+        if role != "assistant":
+            _check_not_trained(message, number)
         if role == "system":
             if number > 1:
                 raise Refused("misplaced-system", f"message {number} of {len(messages)}")
@@ -219,6 +223,14 @@ def _is_trained(message: dict, number: int) -> bool:
         if message.get(key) not in (0, 1, None):  # False and True among them
             raise Refused("unknown-weight", f"message {number}: {key} must be 0 or 1: {message[key]!r:.40}")
     return all(message.get(key) in (trained, None) for key, trained in TRAINED.items())
+
+
+def _check_not_trained(message: dict, number: int) -> None:
+    """Raise Refused where a message that is no answer is to be trained on."""
+    for key, trained in TRAINED.items():
+        if message.get(key) not in (1 - trained, None):
+            detail = f"message {number}: {key} is {message[key]!r:.40}, and only answers are trained on"
+            raise Refused("unknown-weight", detail)
 
 
 def _alpaca(record: dict) -> Conversation:

@@ -32,7 +32,7 @@ from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
 
-FORMAT = 9
+FORMAT = 10
 """Raised whenever the same inputs would give another store."""
 ARRAYS = {
     "document_offsets": numpy.int64,  # (documents + 1,) into tokens
