@@ -21,6 +21,7 @@ from fastling.data.packing import Plan, make_plan
 from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
 from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
+from fastling.data.tokenizer_export import check_export
 from fastling.errors import UserError, run_program
 from fastling.terminal import make_console, print_result
 
@@ -95,6 +96,7 @@ def prepare_data(config: Config) -> Prepared:
         )
     _check_evaluation(config)
     encoder = make_encoder(config)
+    check_export(encoder.tokenizer, encoder.template.control_tokens)  # before hours of work, not after it
     training = _open(config, data.sources, "training")
     validation = _open(config, data.validation, "held-out") if data.validation else None
     if validation:

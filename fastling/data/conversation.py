@@ -228,8 +228,9 @@ def _is_trained(message: dict, number: int) -> bool:
 def _check_not_trained(message: dict, number: int) -> None:
     """Raise Refused where a message that is no answer is to be trained on."""
     for key, trained in TRAINED.items():
-        if message.get(key) not in (1 - trained, None):
-            detail = f"message {number}: {key} is {message[key]!r:.40}, and only answers are trained on"
+        value = message.get(key)
+        if value not in (1 - trained, None) and value == value:  # NaN is a table's null
+            detail = f"message {number}: {key} is {value!r:.40}, and only answers are trained on"
             raise Refused("unknown-weight", detail)
 
 

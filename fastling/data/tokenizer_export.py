@@ -47,6 +47,27 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) ->
     return text
 
 
+def check_export(tokenizer: Tokenizer, control_tokens: Sequence[str]) -> None:
+    """Raise UserError where there is no exact tokenizer.json, as the models have none of which this is asked.
+
+    Of all others this takes no time, and `exact_tokenizer_json` says it.
+    """
+    if isinstance(tokenizer, JsonTokenizer):
+        return
+    proto = _proto(tokenizer)
+    if (
+        proto.trainer_spec.model_type not in (_BPE, _UNIGRAM)
+        or proto.trainer_spec.treat_whitespace_as_suffix
+        or proto.normalizer_spec.precompiled_charsmap  # NFKC and its kin
+        or any(piece.type == _USER_DEFINED for piece in proto.pieces)
+    ):
+        exact_tokenizer_json(tokenizer, control_tokens)
+
+
+def _proto(tokenizer: SentencePieceTokenizer) -> sentencepiece_model.ModelProto:
+    return sentencepiece_model.ModelProto.FromString(tokenizer.processor.serialized_model_proto())
+
+
 def _from_json(tokenizer: JsonTokenizer, control_tokens: Sequence[str]) -> tokenizers.Tokenizer:
     """The same tokenizer.json, with control tokens marked special, adding at most the begin token."""
     built = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.fields))
@@ -70,8 +91,7 @@ def adds_what_it_may(tokenizer: Tokenizer, built: tokenizers.Tokenizer) -> bool:
 def _from_sentencepiece(
     tokenizer: SentencePieceTokenizer, control_tokens: Sequence[str]
 ) -> tokenizers.Tokenizer:
-    proto = sentencepiece_model.ModelProto()
-    proto.ParseFromString(tokenizer.processor.serialized_model_proto())
+    proto = _proto(tokenizer)
     kind = proto.trainer_spec.model_type
     if kind not in (_BPE, _UNIGRAM):
         raise UserError(str(tokenizer.path), "is neither a BPE nor a Unigram model: it cannot be exported")

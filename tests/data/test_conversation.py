@@ -106,7 +106,7 @@ FORMATS = {
         {
             "messages": [
                 {"role": "system", "content": "Kurz.", "weight": 0},
-                {"role": "user", "content": "Hi", "weight": 0},
+                {"role": "user", "content": "Hi", "weight": 0, "train": math.nan},
                 {"role": "assistant", "content": "你好"},
             ]
         },

@@ -23,6 +23,7 @@ from fastling.data.template import TEMPLATES
 from fastling.data.tokenizer import load_tokenizer
 from fastling.data.tokenizer_export import (
     PROOF_STRINGS,
+    check_export,
     exact_tokenizer_json,
     first_difference,
     probing_strings,
@@ -120,8 +121,22 @@ def test_a_model_without_an_exact_form_is_refused_with_a_string_that_differs(
 ):
     settings = {"vocab_size": 450, **REFUSED[name]}
     tokenizer = load_tokenizer(sentencepiece_model(tmp_path, **settings))
-    with pytest.raises(UserError, match="no exact tokenizer.json can be built; it differs on '"):
-        exact_tokenizer_json(tokenizer, ["<s>", "</s>"])
+    for check in (exact_tokenizer_json, check_export):
+        with pytest.raises(UserError, match="no exact tokenizer.json can be built; it differs on '"):
+            check(tokenizer, ["<s>", "</s>"])
+
+
+def test_before_preparing_only_what_may_have_no_exact_form_is_proved(
+    kinds, monkeypatch, tmp_path, sentencepiece_model
+):
+    proved = []
+    monkeypatch.setattr(tokenizer_export, "exact_tokenizer_json", lambda *given: proved.append(given))
+    for name in ("sentencepiece", "byte-level"):
+        check_export(load_tokenizer(kinds[name].path), ["<s>"])
+    assert not proved
+    words = load_tokenizer(sentencepiece_model(tmp_path, model_type="word", vocab_size=60))
+    check_export(words, ["<s>"])
+    assert proved == [(words, ["<s>"])]
 
 
 def test_merges_follow_the_scores_not_the_ids(tmp_path, sentencepiece_model):
