@@ -152,7 +152,7 @@ def test_without_json_nothing_is_on_stdout(tiny_run, sources, capsys):
 def test_a_tokenizer_that_cannot_be_exported_is_refused_before_any_row_is_read(tiny_run, tmp_path, capsys):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["Hello, you!"] * 20), model_prefix=str(tmp_path / "nfkc"), model_type="bpe",
-        vocab_size=300, byte_fallback=True, normalization_rule_name="nfkc", minloglevel=2,
+        vocab_size=280, byte_fallback=True, normalization_rule_name="nfkc", minloglevel=2,
     )  # fmt: skip
     data = {"tokenizer": str(tmp_path / "nfkc.model"), "store": str(tmp_path / "store")}
     assert run_command(prepare.main, ["--config", str(tiny_run(data=data))]) == 2
