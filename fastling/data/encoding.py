@@ -22,7 +22,7 @@ import numpy
 
 from fastling.data.conversation import Conversation, Refused, Turn
 from fastling.data.template import BoundTemplate, Template
-from fastling.data.tokenizer import Tokenizer
+from fastling.data.tokenizer import Tokenizer, words_beside
 from fastling.errors import UserError
 
 
@@ -76,6 +76,7 @@ class Encoder:
         self._ids = {token: self._control_id(token) for token in self.template.control_tokens}
         known = {token: tokenizer.control_id(token) for token in self.template.stop_tokens}
         stops = {token: token_id for token, token_id in known.items() if token_id is not None}
+        self._words_beside = words_beside(tokenizer)
         tokenizer.reserve([*self._ids, *stops])
         self.control_ids = frozenset([*self._ids.values(), *stops.values()])
         self.stop_ids = list(dict.fromkeys(stops.values()))
@@ -194,6 +195,10 @@ class Encoder:
         run_ids, prompt_ids = ids[run.text], ids[run.prompt]
         if not self.control_ids.isdisjoint(run_ids):
             return "control-token-in-text", f"in {run.text[-60:]!r}"
+        for word in self._words_beside:
+            if word in run.text:  # the base model knows it by an id that nobody here reads
+                said = "only files beside the tokenizer make it one: give a tokenizer.json that has it"
+                return "unread-token", f"{word!r:.40}: {said}"
         if run_ids[: len(prompt_ids)] != prompt_ids:
             start = run.text[len(run.prompt) :][:20]
             return "answer-merges-with-prompt", f"turn {run.turn + 1} starts with {start!r}"

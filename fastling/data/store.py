@@ -88,6 +88,7 @@ def _digest(path: Path) -> str:
 
 def _digest_tokenizer(path: Path) -> list[str]:
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+    names += ("added_tokens.json",)
     folder = path if path.is_dir() else path.parent
     found = [path] if path.is_file() else []
     found += [folder / name for name in names if (folder / name).exists() and folder / name != path]

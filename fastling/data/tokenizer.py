@@ -208,6 +208,23 @@ def added_beside(tokenizer: Tokenizer) -> dict[str, int]:
     return {token: number for token, number in lacking.items() if isinstance(number, int)}
 
 
+def words_beside(tokenizer: Tokenizer) -> list[str]:
+    """Those of them that are not special: other readers see one token in a text that holds one."""
+    special = set()
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = tokenizer.path.with_name(name)
+        fields = read_json(path) if path.is_file() else {}
+        decoder = fields.get("added_tokens_decoder")
+        listed = decoder.values() if isinstance(decoder, dict) else ()
+        given = [each for each in listed if isinstance(each, dict) and each.get("special") is True]
+        for key, value in fields.items():
+            if key.endswith(("_token", "_tokens")):  # pad_token, additional_special_tokens
+                given += value if isinstance(value, list) else [value]
+        names = [each.get("content") if isinstance(each, dict) else each for each in given]
+        special.update(each for each in names if isinstance(each, str))
+    return [token for token in added_beside(tokenizer) if token and token not in special]
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer from its file, or from a folder: tokenizer.json first, as servers do."""
     if path.is_dir():

@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import json
 import pickle
+import shutil
 import unicodedata
 
 import numpy
@@ -240,6 +242,31 @@ def test_an_answer_that_merges_with_its_prompt_is_refused(kinds):
     """A newline at the start of an answer becomes one token with the prompt's in byte-level tokenizers."""
     (result,) = kinds["byte-level"].encoder("bayling").encode([conversation("", ["q", "\nanswer"])])
     assert (result.reason, result.detail) == ("answer-merges-with-prompt", "turn 1 starts with '\\nanswer'")
+
+
+PAD = {"[PAD]": 2001}
+MARKED = {"added_tokens_decoder": {"2001": {"content": "[PAD]", "special": True}}}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"added_tokens.json": {"<extra>": 2000, **PAD}, "special_tokens_map.json": {"pad_token": "[PAD]"}},
+        {"added_tokens.json": {"<extra>": 2000, **PAD}, "tokenizer_config.json": MARKED},
+        {"tokenizer_config.json": {"added_tokens_decoder": {"2000": {"content": "<extra>"}}}},
+    ],
+)
+def test_text_with_a_token_that_only_the_files_beside_the_tokenizer_have_is_refused(beside, kinds, tmp_path):
+    """transformers reads its id; what is special is plain text in a message, as everywhere (P3)."""
+    shutil.copy(kinds["demo"].path, tmp_path / "tokenizer.model")
+    for name, fields in beside.items():
+        (tmp_path / name).write_text(json.dumps(fields))
+    rows = [conversation("", [f"q{said}", f"a{said}"]) for said in ("", "[PAD]", "<extra>")]
+    plain, special, word = Encoder(TEMPLATES["bayling"], load_tokenizer(tmp_path), 999).encode(rows)
+    alone = kinds["demo"].encoder("bayling").encode(rows)
+    assert [plain.tokens.tolist(), special.tokens.tolist()] == [each.tokens.tolist() for each in alone[:2]]
+    assert word.reason == "unread-token"
+    assert word.detail.startswith("'<extra>': only files beside the tokenizer make it one")
 
 
 def test_text_that_does_not_come_back_is_refused(kinds, tmp_path, sentencepiece_model):

@@ -188,6 +188,8 @@ def test_the_name_changes_with_everything_that_a_store_depends_on(tmp_path, data
     config = folder / "tokenizer_config.json"
     config.write_text(config.read_text().replace("<|end_of_text|>", "<|eot_id|>"))  # another end token
     keys.append(recipe(data, tokenizer=folder).key())
+    (folder / "added_tokens.json").write_text('{"<extra>": 9999}')
+    keys.append(recipe(data, tokenizer=folder).key())
     assert len(set(keys)) == len(keys)
 
 
