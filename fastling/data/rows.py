@@ -5,6 +5,7 @@
 
 import io
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +127,6 @@ def parse_json(text: str) -> Any:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"a key is twice: {max(names, key=names.count)!r:.60} in an object {fields!s:.80}")
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"a key is twice: {name!r:.60} in an object {fields!s:.80}")
     return fields

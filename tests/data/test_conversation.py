@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 
@@ -328,6 +329,14 @@ def test_content_parts_nested_without_end_are_refused_not_followed():
         text = [{"type": "text", "text": text}]
     with pytest.raises(Refused, match="not-text"):
         parse_row({"messages": [{"role": "user", "content": text}]})
+
+
+def test_a_key_twice_among_very_many_is_found_at_once():
+    row = "{" + ",".join(f'"{number}": 1' for number in range(30_000)) + ', "7": 2}'
+    began = time.process_time()
+    with pytest.raises(Refused, match="a key is twice: '7'"):
+        parse_row(row.encode())
+    assert time.process_time() - began < 5  # 10 s and more, when each was counted in all
 
 
 # Files --------------------------------------------------------------------------------------------
