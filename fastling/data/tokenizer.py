@@ -115,7 +115,10 @@ class JsonTokenizer:
         self._tokenizer.no_truncation()
         # Text that spells a special token is text.
         self._tokenizer.encode_special_tokens = True
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if self.fields["model"].get("dropout"):  # left there by its training
+            what, fix = "reads each text otherwise each time (model.dropout)", "Set it to null there."
+            raise UserError(str(path), what, fix)
         named = _special_tokens(path.parent)
         self.bos = self._existing(named.get("bos_token"), ("<s>", "<|begin_of_text|>"))
         self.eos = self._existing(named.get("eos_token"), ("</s>", "<|end_of_text|>", "<|endoftext|>"))

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, models
 
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
@@ -196,4 +196,19 @@ def test_a_broken_config_beside_a_file_is_an_error_in_words(content, said, kinds
     (tmp_path / "tokenizer.json").write_bytes(kinds["byte-level"].path.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(UserError, match=f"tokenizer_config.json: {said}"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_of_nothing_has_no_token(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(models.BPE()).save(str(path))
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.vocab_size, tokenizer.eos) == (0, None)
+
+
+def test_a_tokenizer_that_reads_a_text_otherwise_each_time_is_refused(kinds, tmp_path):
+    fields = json.loads(kinds["byte-level"].path.read_text())
+    fields["model"]["dropout"] = 0.1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"reads each text otherwise each time \(model.dropout\)"):
         load_tokenizer(tmp_path)
