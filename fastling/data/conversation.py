@@ -26,19 +26,20 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
 """Keys of a message that say whether it is trained on, as several write it, and the value by which it is."""
 SIDES = frozenset(
-    "role prompt completion question answer response input output target summary chosen rejected".split()
+    "role prompt completion question answer response input output target summary translation "
+    "chosen rejected".split()
 )
 """Beside plain text, the keys of a dialogue, or of a task, in a form that is not known."""
 LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 """Lists of what is said, and the names of who says what in them."""
 INPUTS = ("input", "context", "question")
-"""Beside an instruction or a prompt, more of what is asked."""
+"""Beside a conversation, more of what is asked."""
 ANSWERS = ("response", "answer", "output", "completion", "chosen")
 """Beside messages that end with a question, what answers it."""
 KEYS = frozenset(
     "messages conversations instruction input output history prompt completion text system system_prompt "
     "pair tools functions rejected label kto_tag".split()
-).union(MEDIA, SIDES, INPUTS, TRAINED)
+).union(MEDIA, SIDES, INPUTS, THOUGHTS, TRAINED)
 """Of a row, in any of the formats, that `parse_row` reads."""
 
 
@@ -82,6 +83,7 @@ def parse_row(payload: Any) -> Conversation:
         raise Refused("unknown-format", f"a row must be an object: {type(record).__name__}")
     _check_beside(record)
     found = _read_turns(record)
+    _check_all_said(record, found)
     if not found.turns or found.turns[-1].role == "user":
         _check_no_answer(record)
     _check_turns(found)
@@ -143,11 +145,11 @@ def _read_turns(record: dict) -> Conversation:
         return found[0]
     instructed = record.get("instruction") is not None
     if instructed and "output" in record:
-        return _with_all_input(record, _alpaca(record))
+        return _alpaca(record)
     if record.get("prompt") is not None and "completion" in record:
         if record.get("history"):
             raise Refused("unread-input", "history beside a prompt: make it messages")
-        return _with_all_input(record, _prompt_completion(record))
+        return _prompt_completion(record)
     sides = any(record.get(key) is not None for key in SIDES)
     if record.get("text") is not None and not instructed and not sides:
         if _system(record).strip():
@@ -161,15 +163,16 @@ def _read_turns(record: dict) -> Conversation:
     )
 
 
-def _with_all_input(record: dict, found: Conversation) -> Conversation:
-    """A row's conversation. Raises Refused where beside it stands more of what is asked, in no turn of it."""
+def _check_all_said(record: dict, found: Conversation) -> None:
+    """Raise Refused where more of what is asked or thought stands beside a conversation, in no turn of it."""
     said = [found.system, *(turn.content for turn in found.turns)]
-    for key in INPUTS:
+    is_text = bool(found.turns) and found.turns[0].role == "text"
+    for key in THOUGHTS if is_text else (*INPUTS, *THOUGHTS):
         value = record.get(key)
         is_said = isinstance(value, str) and any(value.strip() in text for text in said)
         if value and isinstance(value, str | list | dict) and not is_said:
-            raise Refused("unread-input", f"{key} is in no turn: put it into one, or leave it out")
-    return found
+            reason = "unread-input" if key in INPUTS else "reasoning-apart"
+            raise Refused(reason, f"{key} is in no turn: put it into one, or leave it out")
 
 
 def _system(record: dict) -> str:
