@@ -114,6 +114,9 @@ def _check_beside(record: dict) -> None:
     for key, trained in TRAINED.items():
         if isinstance(record.get(key), bool | int | float) and record[key] == 1 - trained:
             raise Refused("nothing-to-train-on", f"{key} of the row is {record[key]!r}")
+    weight = record.get("weight")
+    if isinstance(weight, int | float) and weight == weight and weight not in (0, 1):  # NaN is a table's null
+        raise Refused("unknown-weight", f"weight of the row must be 0 or 1: {weight!r:.40}")
     for key in ("label", "kto_tag"):
         if record.get(key) is False:
             raise Refused("preference", f"{key} is false: its answer is an example of what not to say")

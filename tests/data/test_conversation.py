@@ -77,7 +77,10 @@ FORMATS = {
     ),
     "Alpaca": ({"instruction": "Hi", "input": "", "output": "你好"}, Conversation(HI)),
     "Alpaca, a blank input": ({"instruction": "Hi", "input": " \n", "output": "你好"}, Conversation(HI)),
-    "Alpaca, no context": ({"instruction": "Hi", "context": math.nan, "output": "你好"}, Conversation(HI)),
+    "Alpaca, no context": (
+        {"instruction": "Hi", "context": math.nan, "output": "你好", "weight": math.nan},
+        Conversation(HI),
+    ),
     "Alpaca with input": (
         {"instruction": "Translate:", "input": "Hi", "output": "你好"},
         Conversation((Turn("user", "Translate:\nHi"), HI[1])),
@@ -290,6 +293,7 @@ REFUSED = [
     ({"text": "2", "thinking": "Add."}, "reasoning-apart", "thinking is in no turn"),
     ({"instruction": "Hi", "output": "x", "train": False}, "nothing-to-train-on", "train of the row is False"),
     ({"prompt": "Hi", "completion": "x", "weight": 0}, "nothing-to-train-on", "weight of the row is 0"),
+    ({"prompt": "Hi", "completion": "x", "weight": 0.5}, "unknown-weight", "weight of the row must be 0 or 1: 0.5"),
     ({"messages": messages("Hi", "x"), "masked": True}, "nothing-to-train-on", "masked of the row is True"),
     ({"prompt": "a", "history": [["b", "c"]], "completion": "d"}, "unread-input", "history beside a prompt"),
     ({"messages": weighted({"weight": 0.5}, {})}, "unknown-weight", "message 2: weight must be 0 or 1: 0.5"),
