@@ -50,6 +50,11 @@ class Prepared:
         """Of each held-out source, the conversations that training shows, too."""
         return self.validation.count_among(self.training, self.plan.documents) if self.validation else {}
 
+    @cached_property
+    def never_shown(self) -> list[str]:
+        """Sources of training of which so few steps show no conversation."""
+        return [name for name, count in self.training.count(self.plan.documents).items() if not count]
+
     @property
     def fill(self) -> float:
         """Share of the room in packs that real tokens take."""
@@ -252,6 +257,8 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
     for name, count in prepared.copies.items():
         if count:
             console.print(f"  {name}: copies of earlier rows: {count:,}")
+    for name in prepared.never_shown:
+        console.print(f"  {name}: no step shows any of its rows", style="yellow")
     for name, count in prepared.trained_on.items():
         if count:
             console.print(f"  {name} (held out): rows that are trained on, too: {count:,}", style="yellow")

@@ -141,6 +141,15 @@ def test_a_held_out_row_that_no_step_shows_is_not_said_to_be_trained_on(run, tmp
     assert found["validation_trained_on"] == {"leaking": shown}
 
 
+def test_a_source_that_the_steps_do_not_reach_is_told(run, tmp_path):
+    few = {"name": "few", "path": write(tmp_path / "few.jsonl", [GOOD] * 2), "weight": 0.1}
+    many = {"name": "many", "path": write(tmp_path / "many.jsonl", [GOOD] * 50)}
+    _, said, _ = run("--train.steps", "1", sources=[few, many])
+    assert "few: no step shows any of its rows" in said and "many: no step" not in said
+    _, said, _ = run("--train.steps", "200", sources=[few, many])
+    assert "no step shows" not in said
+
+
 def test_without_json_nothing_is_on_stdout(tiny_run, sources, capsys):
     config = tiny_run(data={"sources": sources, "max_refused_share": 0.9})
     assert run_command(prepare.main, ["--config", str(config)]) == 0

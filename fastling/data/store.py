@@ -163,13 +163,14 @@ class Store:
         """Of each source, the documents that are token by token an earlier one of this store."""
         is_copy = numpy.ones(len(self), dtype=bool)
         is_copy[numpy.unique(self.marks, return_index=True)[1]] = False  # the first of each
-        return self._count(is_copy)
+        return self.count(is_copy)
 
     def count_among(self, other: "Store", documents: numpy.ndarray) -> dict[str, int]:
         """Of each source, the documents that are among these of another store."""
-        return self._count(numpy.isin(self.marks, other.marks[documents]))
+        return self.count(numpy.isin(self.marks, other.marks[documents]))
 
-    def _count(self, chosen: numpy.ndarray) -> dict[str, int]:
+    def count(self, chosen: numpy.ndarray) -> dict[str, int]:
+        """Of each source, how many of these documents are its own."""
         counts = numpy.bincount(self.sources[chosen], minlength=len(self.source_names))
         return dict(zip(self.source_names, counts.tolist(), strict=True))
 
