@@ -57,6 +57,7 @@ class Run:
         check_memory(shape, world.size // config.parallel.replicate, world.device)
         self.dtype = compute_dtype(config)
         self.identity = record.identity(config, self.prepared, shape)
+        record.check_agreed(config, self.prepared, self.identity, world)
         found = self._find_checkpoint()
         self.first_step = found.state["step"] if found else 0
         # A run goes on with whatever machines are left; only a new one has to divide its packs evenly.

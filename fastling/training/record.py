@@ -10,6 +10,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 import fastling
 from fastling import files
 from fastling.config import Config, resolve
@@ -67,6 +69,25 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
                 f"was made with another {words}: {recorded.get(name)}; the config now gives {value}",
                 "A run goes on with what it began with. Choose another run_dir to start a new one.",
             )
+
+
+def check_agreed(config: Config, prepared: Prepared, identity: dict, world: World) -> None:
+    """Raise UserError, on all ranks, unless they would train alike: each node may have files of its own."""
+    sections = ("train", "parallel", "checkpoint", "evaluate")
+    settings = {
+        f"{section}.{name}": value
+        for section in sections
+        for name, value in vars(getattr(config, section)).items()
+    }
+    held_out = prepared.validation.folder.name if prepared.validation else None
+    values = identity | settings | {"data.validation": held_out}
+    digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
+    marks = torch.tensor([int.from_bytes(digest[:4]) for digest in digests])
+    sums = world.sum(marks.clone())
+    for name, mark, total in zip(values, marks.tolist(), sums.tolist(), strict=True):
+        if total != world.size * mark:
+            what = "is not the same in all processes"
+            raise UserError(IN_WORDS.get(name, name), what, "Give every node the same config and files.")
 
 
 class RunLock:

@@ -1,7 +1,11 @@
 """What a run folder records, and that it is one folder for all processes."""
 
 import json
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +13,7 @@ import torch
 from conftest import DEMO, tiny_settings
 from safetensors.torch import save_file
 
-from fastling.config import build_parser, parse
+from fastling.config import Config, build_parser, parse
 from fastling.errors import UserError
 from fastling.model.digests import mark_of_weights
 from fastling.model.huggingface import hf_tensors
@@ -100,6 +104,40 @@ def test_of_other_data_it_is_said_what_may_differ(tmp_path):
     """The two values are digests."""
     with pytest.raises(UserError, match=r"another data \(rows, .*, template or sequence_length\): 12; .* 34"):
         record.check_identity(tmp_path, {"data": "12"}, {"data": "34"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "held_out", "said"),
+    [
+        ({}, "a", None),
+        ({"data": "34"}, "a", r"data \(rows, .*\): is not the same in all processes"),
+        ({"optimizer.lr": 0.2}, "a", "optimizer.lr: is not the same"),
+        ({}, "b", "data.validation: is not the same"),
+    ],
+)
+def test_processes_that_would_train_otherwise_than_one_another_are_all_stopped(changes, held_out, said):
+    """As with a copy of the data on each node, one of them an older one."""
+    identities = [{"data": "12", "optimizer.lr": 0.1}, {"data": "12", "optimizer.lr": 0.1, **changes}]
+    both = threading.Barrier(2, timeout=60)
+    marks = [None, None]
+
+    def process(rank: int) -> str | None:
+        def add(mine: torch.Tensor) -> torch.Tensor:
+            marks[rank] = mine
+            both.wait()
+            return marks[0] + marks[1]
+
+        validation = SimpleNamespace(folder=Path(("a", held_out)[rank]))
+        world = SimpleNamespace(size=2, sum=add)
+        try:
+            record.check_agreed(Config(), SimpleNamespace(validation=validation), identities[rank], world)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(process, (0, 1)))
+    assert found[0] == found[1]
+    assert found[0] is None if said is None else re.match(said, found[0])
 
 
 def test_a_model_that_shares_its_beginning_with_another_is_another_one(tmp_path):
