@@ -202,6 +202,7 @@ def open_store(
     `progress` is called with the number of rows done since the last call.
     Raises UserError when no row is left, or more rows are refused than the recipe allows.
     """
+    before = _states(recipe)
     final = folder / recipe.key()
     if not (final / "manifest.json").exists():
         # A worker that starts imports the script that started it: without a guard there, it would
@@ -214,10 +215,25 @@ def open_store(
                 aside = final.with_name(f"{final.name}{machine}.tmp")
                 with files.gone_after_error(aside):
                     _build(recipe, aside, workers, progress)
+                    _check_unchanged(recipe, before)
                     files.publish(aside, final)
     store = Store(final, recipe)
     _check_refused(recipe, store)
     return store
+
+
+def _states(recipe: Recipe) -> list[tuple[int, int, int]]:
+    """Size, time and number of each source's file."""
+    found = [source.path.stat() for source in recipe.sources]
+    return [(each.st_size, each.st_mtime_ns, each.st_ino) for each in found]
+
+
+def _check_unchanged(recipe: Recipe, before: list[tuple[int, int, int]]) -> None:
+    """Raise UserError where a source is no longer what the store is named after."""
+    for source, now, then in zip(recipe.sources, _states(recipe), before, strict=True):
+        if now != then:
+            fix = "Start again when whoever writes it is done."
+            raise UserError(f"source {source.name}", f"changed while it was read: {source.path}", fix)
 
 
 def _check_refused(recipe: Recipe, store: Store) -> None:

@@ -200,6 +200,19 @@ def test_a_folder_in_place_of_a_source_is_an_error_in_words(tmp_path):
         open_store(recipe(folder), tmp_path / "store")
 
 
+def test_a_file_that_is_written_while_it_is_read_makes_no_store(tmp_path, data):
+    """Rows that were not there when the store was named would be in it."""
+
+    def write_on(_) -> None:
+        with open(data, "a", encoding="utf-8") as file:
+            file.write(json.dumps(rows(1, "later")[0]) + "\n")
+
+    with pytest.raises(UserError, match="source data: changed while it was read: .*data.jsonl"):
+        open_store(recipe(data), tmp_path / "store", workers=1, progress=write_on)
+    assert not list((tmp_path / "store").glob("*/"))
+    assert len(open_store(recipe(data), tmp_path / "store", workers=1)) == 31
+
+
 # Built once ---------------------------------------------------------------------------------------
 
 
