@@ -22,6 +22,7 @@ ROLES = {
     "model": "assistant",
 }
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+TOOLS = ("tools", "functions", "tool_calls", "function_call", "function_calls")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
 """Keys of a message that say whether it is trained on, as several write it, and the value by which it is."""
@@ -38,8 +39,8 @@ ANSWERS = ("response", "answer", "output", "completion", "chosen")
 """Beside messages that end with a question, what answers it."""
 KEYS = frozenset(
     "messages conversations instruction input output history prompt completion text system system_prompt "
-    "pair tools functions rejected label kto_tag".split()
-).union(MEDIA, SIDES, INPUTS, THOUGHTS, TRAINED)
+    "pair rejected label kto_tag".split()
+).union(TOOLS, MEDIA, SIDES, INPUTS, THOUGHTS, TRAINED)
 """Of a row, in any of the formats, that `parse_row` reads."""
 
 
@@ -107,10 +108,7 @@ def _parse_json(line: bytes) -> Any:
 
 def _check_beside(record: dict) -> None:
     """Raise Refused where what stands beside a row's text says that it is not to be trained on alone."""
-    for key in ("tools", "functions"):
-        if record.get(key) not in (None, "", "[]", []):
-            raise Refused("tool-call", f"{key} beside the messages: only their text could be trained on")
-    _check_media(record, "beside the text")
+    _check_is_text(record, "beside the text")
     for key, trained in TRAINED.items():
         if isinstance(record.get(key), bool | int | float) and record[key] == 1 - trained:
             raise Refused("nothing-to-train-on", f"{key} of the row is {record[key]!r}")
@@ -122,10 +120,12 @@ def _check_beside(record: dict) -> None:
             raise Refused("preference", f"{key} is false: its answer is an example of what not to say")
 
 
-def _check_media(holder: dict, where: str) -> None:
-    for key in MEDIA:
-        if holder.get(key) not in (None, "", []):
-            raise Refused("not-text", f"{key} {where}: only the text could be trained on")
+def _check_is_text(holder: dict, where: str) -> None:
+    """Raise Refused where a row or a message has tools or pictures."""
+    for reason, keys in (("tool-call", TOOLS), ("not-text", MEDIA)):
+        for key in keys:
+            if holder.get(key) not in (None, "", "[]", [], {}):
+                raise Refused(reason, f"{key} {where}: only the text could be trained on")
 
 
 def _check_no_answer(record: dict) -> None:
@@ -197,9 +197,7 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
         role = ROLES.get(name.lower()) if isinstance(name, str) else None
         if role is None:
             raise Refused("unknown-role", f"message {number}: {name!r:.60}")
-        if message.get("tool_calls") or message.get("function_call"):
-            raise Refused("tool-call", f"message {number}: only its text could be trained on")
-        _check_media(message, f"in message {number}")
+        _check_is_text(message, f"in message {number}")
         content = _text(message.get(text_key), f"message {number}")
         if role != "assistant":
             _check_not_trained(message, number)

@@ -121,7 +121,12 @@ FORMATS = {
         Conversation(HI, "Kurz."),
     ),
     "no tool is called": (
-        {"messages": [{**each, "tool_calls": [], "function_call": None} for each in messages("Hi", "你好")]},
+        {
+            "messages": [
+                {**each, "tool_calls": [], "functions": "[]", "function_call": None}
+                for each in messages("Hi", "你好")
+            ]
+        },
         Conversation(HI),
     ),
     "prompt and completion of messages": (
@@ -303,8 +308,10 @@ REFUSED = [
     ({"messages": [messages("Hi")[0] | {"masked": False}, *messages("Hi", "x")[1:]]}, "unknown-weight", "message 1: masked is False"),
     ({"messages": [{"role": "system", "content": "Kurz.", "weight": 1}, *messages("Hi", "x")]}, "unknown-weight", "message 1: weight is 1"),
     ({"messages": weighted({"weight": 0}, {"train": False})}, "nothing-to-train-on", "weight other than 0"),
-    ({"messages": weighted({"tool_calls": [{"id": "1"}]}, {})}, "tool-call", "message 2: only its text"),
-    ({"messages": weighted({}, {"function_call": {"name": "f"}})}, "tool-call", "message 4: only its text"),
+    ({"messages": weighted({"tool_calls": [{"id": "1"}]}, {})}, "tool-call", "tool_calls in message 2: only the text"),
+    ({"messages": weighted({}, {"function_call": {"name": "f"}})}, "tool-call", "function_call in message 4: only"),
+    ({"messages": weighted({"function_calls": "f(1)"}, {})}, "tool-call", "function_calls in message 2: only"),
+    ({"messages": [{"role": "system", "content": "Kurz.", "functions": "[{}]"}, *messages("Hi", "x")]}, "tool-call", "functions in message 1"),
     ({"instruction": "Hi", "output": "x", "history": 5}, "unknown-format", "history must be a list"),
     ({"instruction": "Hi", "input": 0, "output": "x"}, "not-text", "expected text: int"),
     ({"instruction": "Hi", "response": "x", "text": "y"}, "unknown-format", "has the keys instruction, resp"),
