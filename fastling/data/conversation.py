@@ -33,7 +33,7 @@ SIDES = frozenset(
 """Beside plain text, the keys of a dialogue, or of a task, in a form that is not known."""
 LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 """Lists of what is said, and the names of who says what in them."""
-INPUTS = ("input", "context", "question")
+INPUTS = ("instruction", "input", "context", "question")
 """Beside a conversation, more of what is asked."""
 ANSWERS = ("response", "answer", "output", "completion", "chosen")
 """Beside messages that end with a question, what answers it."""

@@ -293,6 +293,7 @@ REFUSED = [
     ({"instruction": "Where?", "context": ["Here.", "There."], "output": "x"}, "unread-input", "context is in no"),
     ({"prompt": "Where?", "input": {"passage": "Here."}, "completion": "x"}, "unread-input", "input is in no turn"),
     ({"messages": messages("Sum up.", "x"), "context": "Rain."}, "unread-input", "context is in no turn"),
+    ({"messages": messages("Rain.", "x"), "instruction": "Sum up."}, "unread-input", "instruction is in no turn"),
     ({"conversations": messages("Sum up.", "x"), "input": "Rain."}, "unread-input", "input is in no turn"),
     ({"instruction": "1 + 1", "output": "2", "reasoning": "Add."}, "reasoning-apart", "reasoning is in no turn"),
     ({"text": "2", "thinking": "Add."}, "reasoning-apart", "thinking is in no turn"),
