@@ -20,7 +20,7 @@ from fastling.data.encoding import Encoder
 from fastling.data.packing import Plan, make_plan
 from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
 from fastling.data.template import load_template
-from fastling.data.tokenizer import load_tokenizer
+from fastling.data.tokenizer import Tokenizer, load_tokenizer
 from fastling.data.tokenizer_export import check_export
 from fastling.errors import UserError, run_program
 from fastling.terminal import make_console, print_result
@@ -102,6 +102,7 @@ def prepare_data(config: Config) -> Prepared:
     _check_evaluation(config)
     encoder = make_encoder(config)
     check_export(encoder.tokenizer, encoder.template.control_tokens)  # before hours of work, not after it
+    _check_is_the_models(config, encoder.tokenizer)
     training = _open(config, data.sources, "training")
     validation = _open(config, data.validation, "held-out") if data.validation else None
     if validation:
@@ -126,6 +127,22 @@ def _check_evaluation(config: Config) -> None:
         if not config.data.validation and value != getattr(Evaluate, name):
             fix = "Name held-out data, or remove it."
             raise without_effect(f"evaluate.{name}", value, "without data.validation", fix)
+
+
+def _check_is_the_models(config: Config, tokenizer: Tokenizer) -> None:
+    """Raise UserError for a tokenizer unlike the pretrained model's own, whose ids mean other text to it."""
+    if not (config.data.tokenizer and config.model.pretrained):
+        return
+    try:
+        own = load_tokenizer(resolve(config.model.pretrained, "model.pretrained"))
+    except UserError:  # none in the folder, or one that cannot be read
+        return
+    known = min(own.vocab_size, tokenizer.vocab_size)  # one may have been extended
+    numbers = range(0, known, max(1, known // 1000))
+    same = sum(own.piece(number) == tokenizer.piece(number) for number in numbers)
+    if same < 0.9 * len(numbers):
+        what = f"is not like {own.path}: of {len(numbers)} tokens {same} are the same"
+        raise UserError("data.tokenizer", what, "Leave it out, or name the model's own.")
 
 
 def _check_weights(sources: Sequence[Source], training: Store, epochs: int | None) -> None:

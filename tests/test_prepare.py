@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from conftest import DEMO
+from conftest import DEMO, tiny_settings
 
 from fastling import prepare
 from fastling.data import store
@@ -167,6 +168,28 @@ def test_a_tokenizer_that_cannot_be_exported_is_refused_before_any_row_is_read(t
     assert run_command(prepare.main, ["--config", str(tiny_run(data=data))]) == 2
     assert "nfkc.model: no exact tokenizer.json can be built; it differs on" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_run, tmp_path, capsys):
+    lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(tmp_path / "other"), model_type="bpe",
+        vocab_size=1500, byte_fallback=True, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "base").mkdir()
+    shape = dict.fromkeys(tiny_settings(tmp_path)["model"])
+    for name, status in (("tokenizer.model", 0), ("other.model", 2)):
+        path = tmp_path / name
+        if name == "tokenizer.model":
+            shutil.copy(DEMO / name, path)
+            shutil.copy(DEMO / name, tmp_path / "base")
+        model = shape | {"pretrained": str(tmp_path / "base")}
+        config = tiny_run(model=model, data={"tokenizer": str(path)})
+        assert run_command(prepare.main, ["--config", str(config)]) == status
+    said = capsys.readouterr().err
+    assert re.search(
+        r"data.tokenizer: is not like .*base/tokenizer.model: of 1500 tokens \d+ are the same", said
+    )
 
 
 # Refused rows ---------------------------------------------------------------------------------------
