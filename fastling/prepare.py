@@ -28,6 +28,9 @@ from fastling.terminal import make_console, print_result
 MANIFEST = "manifest.json"
 """Of a run folder: what the run began with (training/record.py)."""
 
+MOST_SHOWN = 1_000_000_000
+"""Conversations, or packs, of a run: each takes some bytes of every process, and a microsecond."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -109,6 +112,7 @@ def prepare_data(config: Config) -> Prepared:
         _check_held_out_names(validation)
     epochs = train.epochs or 3
     _check_weights(data.sources, training, None if train.steps else epochs)
+    _check_length(config, training, epochs)
     plan = make_plan(
         training.document_tokens,
         training.sources,
@@ -159,6 +163,18 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int | Non
         if epochs and count and not round(count):
             what = f"is so low that {epochs} epoch(s) show no conversation: {count:.3g} of one"
             raise UserError(f"source {source.name}: weight", what, fix)
+
+
+def _check_length(config: Config, training: Store, epochs: int) -> None:
+    """Raise UserError for a run so long that planning it would end with the memory."""
+    name, value, what = "epochs", epochs, "conversations"
+    shown = sum(each.weight * training.ledgers[each.name]["kept"] for each in config.data.sources) * epochs
+    if config.train.steps:
+        name, value, what = "steps", config.train.steps, "packs"
+        shown = config.train.steps * config.global_packs
+    if shown > MOST_SHOWN:
+        said = f"is more than can be planned: {value:,} are {shown:.2g} {what}"
+        raise UserError(f"train.{name}", said, f"Lower it: at most {MOST_SHOWN:,} are planned ahead.")
 
 
 def _check_held_out_names(validation: Store) -> None:
