@@ -5,7 +5,6 @@ By rules, or with a model behind an OpenAI-compatible server that writes the tur
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
 from fastling.settings import Parser, check_positive, option_of, refuse_options
 from fastling.terminal import make_console, make_progress, print_result
+from fastling.workers import own_cores
 
 MIX = {
     "translate": 24.0,
@@ -292,7 +292,7 @@ def _build(recipe: Recipe, options: argparse.Namespace, total: int, console: Con
             options.out,
             total=total,
             count=options.count,
-            workers=options.workers or os.cpu_count() or 1,
+            workers=options.workers or own_cores(),
             progress=lambda lines: progress.update(task, completed=lines),
         )
     print_tables(tally, console)

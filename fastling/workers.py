@@ -16,6 +16,11 @@ from multiprocessing import connection
 from fastling.errors import RunError
 
 
+def own_cores() -> int:
+    """Cores that this process may use: under Slurm, those of its job, and not all of the machine's."""
+    return len(os.sched_getaffinity(0))
+
+
 @contextmanager
 def start_workers(
     number: int, start: Callable[..., None], *arguments: object, where: str, fix: str

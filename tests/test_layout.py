@@ -62,7 +62,7 @@ LAYERS = {
     ),
     "export_check": (("data", "errors", "inference", "model"), ("tokenizers", "torch", "transformers")),
     # the other verbs, which join them
-    "dialogues": (("errors", "files", "interactive", "remote", "settings", "terminal"), ("rich",)),
+    "dialogues": (("errors", "files", "interactive", "remote", "settings", "terminal", "workers"), ("rich",)),
     "preview": (("config", "data", "errors", "files", "prepare", "terminal"), ("numpy", "rich")),
     "export": (
         (

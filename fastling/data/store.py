@@ -31,6 +31,7 @@ from fastling.data.rows import Row, kind_of
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
+from fastling.workers import own_cores
 
 FORMAT = 10
 """Raised whenever the same inputs would give another store."""
@@ -260,7 +261,7 @@ def _build(recipe: Recipe, folder: Path, workers: int | None, progress: Callable
     encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
     with _Writer(folder, recipe, encoder.tokenizer.vocab_size) as writer:
         paths = [source.path for source in recipe.sources]
-        for source, rows, results in encode_files(paths, encoder, workers or os.cpu_count() or 1):
+        for source, rows, results in encode_files(paths, encoder, workers or own_cores()):
             writer.add(source, rows, results)
             if progress:
                 progress(len(rows))

@@ -225,6 +225,22 @@ def test_the_second_time_nothing_is_built(tmp_path, data):
     assert arrays(first) == arrays(second)
 
 
+def test_no_more_processes_tokenize_than_this_one_has_cores(tmp_path, data, monkeypatch):
+    """As under Slurm, on a machine with many more."""
+    asked = []
+
+    def encode_files(paths, encoder, workers):
+        asked.append(workers)
+        return iter(())
+
+    monkeypatch.setattr(store_module, "encode_files", encode_files)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    with pytest.raises(UserError, match="source data: is empty"):
+        open_store(recipe(data), tmp_path / "store")
+    assert asked == [2]
+
+
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
