@@ -236,8 +236,6 @@ class Settings:
         except pydantic.ValidationError as problems:
             # A misspelled name first: what it leaves missing only follows from it.
             error = min(problems.errors(), key=lambda error: "unexpected" not in error["type"])
-        except ValueError:
-            raise UserError("settings", "a list holds itself", "Write it out, without an alias.") from None
         if error["type"] == "json_invalid":
             raise UserError("settings", "are nested too deep", "See configs/ for examples.")
         raise self._refusal(error["type"], error["loc"], error["input"], error.get("ctx", {}))

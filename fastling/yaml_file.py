@@ -62,8 +62,13 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def parse(text: str) -> Any:
-    """A value as it is typed on a command line. Raises what PyYAML raises, and ValueError for no date."""
-    return _Loader(text).get_single_data()
+    """A value as it is typed on a command line. Raises what PyYAML raises, ValueError for no date, and
+    UserError for a name given twice and for what holds itself."""
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    for _ in _lines(node, Path("command line")):
+        pass
+    return None if node is None else loader.construct_document(node)
 
 
 def read(path: Path, fix: str) -> tuple[Any, dict[Location, int]]:
