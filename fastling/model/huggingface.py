@@ -143,7 +143,12 @@ def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:
     if any(each.get("partial_rotary_factor", 1.0) != 1.0 for each in (*given, raw)):
         raise UserError(str(file), "rotary embedding of a part of each head is not supported")
     for each in given:
-        _check_same(file, "rope_type", [each[name] for name in ("rope_type", "type") if name in each])
+        types = [each[name] for name in ("rope_type", "type") if name in each]
+        _check_same(file, "rope_type", types)
+        others = sorted(each.keys() - {"rope_theta", "partial_rotary_factor"})
+        if others and not types:
+            what = f"gives rotary embedding {', '.join(others)}, and no rope_type to say what becomes of it"
+            raise UserError(str(file), what)
     scalings = [_scaling(each) for each in given]
     for name, places in (
         ("rope_theta", (*given, raw)),
@@ -208,7 +213,7 @@ def config_json(
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
         "rope_theta": config.rope_theta,
-        "rope_scaling": config.rope_scaling,
+        "rope_scaling": _older_spelling(config.rope_scaling),
         "rope_parameters": {"rope_theta": config.rope_theta, **scaling},
         "torch_dtype": dtype_name,
         "dtype": dtype_name,
@@ -222,6 +227,14 @@ def config_json(
         if config.max_window_layers is not None:
             content["max_window_layers"] = config.max_window_layers
     return content
+
+
+def _older_spelling(scaling: dict | None) -> dict | None:
+    """As every transformers 4 reads it: before 4.43, which knew no llama3, of the two fields type and factor."""
+    if scaling is None or scaling["rope_type"] != "linear":
+        return scaling
+    others = {name: value for name, value in scaling.items() if name != "rope_type"}
+    return {"type": "linear", **others, "factor": float(scaling["factor"])}
 
 
 def load_weights(model: Llama, folder: str | Path) -> None:

@@ -165,6 +165,14 @@ def test_a_window_that_transformers_does_not_slide_is_none(family, window, tmp_p
             "says rope_type more than once, and not the same: default and linear",
         ),
         ({"partial_rotary_factor": 0.5}, "a part of each head is not supported"),
+        (
+            {"rope_scaling": {"factor": 2.0}},
+            "gives rotary embedding factor, and no rope_type to say what becomes of it",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 5e5}}},
+            "gives rotary embedding full_attention, and no rope_type to say what becomes of it",
+        ),
     ],
 )
 def test_each_unusable_config_is_refused_in_words(exported, changes, message):
@@ -242,6 +250,17 @@ def test_a_folder_without_a_model_and_broken_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):
         load_pretrained(tmp_path)
+
+
+def test_linear_scaling_is_spelled_for_transformers_before_4_43_too(tmp_path):
+    """Which took a rope_scaling of exactly two fields, a type and a factor with a point in it."""
+    made = dataclasses.replace(TINY, rope_scaling={"rope_type": "linear", "factor": 4})
+    content = config_json(made, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16)
+    assert content["rope_scaling"] == {"type": "linear", "factor": 4.0}
+    assert isinstance(content["rope_scaling"]["factor"], float)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_config(tmp_path) == made
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_type"] == "linear"
 
 
 def test_linear_scaling_equals_transformers(tmp_path):
