@@ -57,6 +57,7 @@ _DEFAULTS = {
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """As options name them."""
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 DELTA_RECORD = "delta.json"
 """What `fastling delta make` writes beside the differences."""
 
@@ -86,6 +87,10 @@ def read_config(folder: str | Path, *, may_be_delta: bool = False) -> LlamaConfi
     if not may_be_delta and (folder / DELTA_RECORD).is_file():
         fix = f"fastling delta apply --base BASE --delta {folder} --out DIR makes the model."
         raise UserError(str(folder), "holds differences from a base, not a model", fix)
+    adapter = next(filter(Path.is_file, map(folder.joinpath, _ADAPTER)), None)
+    if adapter:  # transformers adds it to weights beside it
+        fix = "Merge it into the model (PEFT's merge_and_unload), or move it to another folder."
+        raise UserError(str(adapter), "is an adapter, which is not read", fix)
     if _is_meta_folder(folder):
         return MetaFolder(folder).config
     file = folder / "config.json"
@@ -230,7 +235,7 @@ def config_json(
 
 
 def _older_spelling(scaling: dict | None) -> dict | None:
-    """As every transformers 4 reads it: before 4.43, which knew no llama3, of the two fields type and factor."""
+    """As every transformers 4 reads it: before 4.43, which knew no llama3, a type and a factor, no more."""
     if scaling is None or scaling["rope_type"] != "linear":
         return scaling
     others = {name: value for name, value in scaling.items() if name != "rope_type"}

@@ -497,6 +497,13 @@ def test_of_weights_that_lie_there_twice_none_are_chosen_in_silence(exported):
     load_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_the_weights_is_not_passed_over(exported, name):
+    (exported.folder / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name}: is an adapter, which is not read"):
+        load_pretrained(exported.folder)
+
+
 def test_quantized_tensors_are_refused(exported):
     file = exported.folder / "model.safetensors"
     tensors = load_file(file)
