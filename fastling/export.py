@@ -28,7 +28,7 @@ from fastling.data.encoding import Encoder
 from fastling.data.tokenizer import Tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, sentencepiece_file
 from fastling.errors import RunError, UserError, run_program
-from fastling.export_check import Check, check_export, check_prompts
+from fastling.export_check import Check, check_export, check_small_files
 from fastling.model.digests import digested
 from fastling.model.huggingface import DTYPES, config_json, hf_tensors
 from fastling.model.llama import Llama
@@ -76,8 +76,9 @@ class Export:
     def rehearse(self) -> None:
         """Write everything but the weights, aside.
 
-        Raises UserError when the tokenizer cannot be exported, a server would build other prompts from it,
-        the folder holds something else or is being written by another process, or the disk is too small.
+        Raises UserError when the tokenizer or the shape cannot be exported, a server would build other
+        prompts, the folder holds something else or is being written by another process, or the disk is too
+        small.
         """
         _check_replaceable(self.folder)
         try:
@@ -86,7 +87,7 @@ class Export:
             with files.gone_after_error(self.aside):
                 files.check_disk(self.folder.parent, self.num_bytes, str(self.folder), "the export needs")
                 self._write_small_files()
-                self._check_prompts()
+                self._check_small_files()
         except OSError as error:
             raise UserError(str(self.folder), f"cannot be written: {error}") from None
 
@@ -120,15 +121,17 @@ class Export:
         """Of the weights as they will be written."""
         return self.num_weights * self.dtype.itemsize
 
-    def _check_prompts(self) -> None:
-        checks = check_prompts(self.aside, self.encoder, self.shape.model_type)
+    def _check_small_files(self) -> None:
+        checks = check_small_files(self.aside, self.encoder, self.shape)
         failed = [check for check in checks if check.passed is False]
         if failed:
+            is_ours = failed[0].name == "shape"  # nothing that a user can choose makes it fail
+            fix = "Choose a template, or a model_type, that was made for this tokenizer."
             raise UserError(
                 f"export of {self.encoder.tokenizer.path}",
                 f"with the template {self.encoder.template.name} would fail its check: {failed[0].name}: "
                 f"{failed[0].result}",
-                "Choose a template, or a model_type, that was made for this tokenizer.",
+                "" if is_ours else fix,
             )
 
     def _write_small_files(self) -> None:

@@ -72,22 +72,23 @@ def check_export(
 ) -> list[Check]:
     """Open the folder as its readers will, and compare. `digests` are the weights', by `digested`."""
     checks = [
-        _attempt("shape", lambda: _shape(folder, shape)),
+        *check_small_files(folder, encoder, shape),
         _attempt("weights", lambda: _weights(folder, digests)),
         _attempt("token ids", lambda: _token_ids(folder, encoder)),
-        *check_prompts(folder, encoder, shape.model_type),
     ]
     if any(check.passed is False for check in checks):
         return checks
     return [*checks, _attempt("logits", lambda: _logits(folder, encoder))]
 
 
-def check_prompts(folder: Path, encoder: Encoder, model_type: str) -> list[Check]:
-    """What can be checked before there are weights: does a server build the prompts that training saw?"""
+def check_small_files(folder: Path, encoder: Encoder, shape: LlamaConfig) -> list[Check]:
+    """What can be checked before there are weights: is the shape read back the same, does a server build the
+    prompts that training saw?"""
     return [
+        _attempt("shape", lambda: _shape(folder, shape)),
         _attempt("template text", lambda: _template_text(folder, encoder)),
         _attempt("prompt ids", lambda: _prompt_ids(folder, encoder)),
-        *([_attempt("Qwen2", lambda: _qwen2(folder, encoder))] if model_type == "qwen2" else []),
+        *([_attempt("Qwen2", lambda: _qwen2(folder, encoder))] if shape.model_type == "qwen2" else []),
     ]
 
 

@@ -28,9 +28,9 @@ from fastling.data.tokenizer import load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json
 from fastling.errors import RunError, UserError
 from fastling.export import Export
-from fastling.export_check import check_export, check_prompts
+from fastling.export_check import check_export, check_small_files
 from fastling.model.digests import digested
-from fastling.model.huggingface import DTYPES, hf_tensors
+from fastling.model.huggingface import DTYPES, config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
 
 SHAPE = LlamaConfig(
@@ -425,11 +425,20 @@ def test_a_rehearsal_tries_what_a_server_would_feed_the_model(small, monkeypatch
     assert list(small.folder.parent.iterdir()) == []
 
 
+def test_a_rehearsal_reads_back_what_shape_the_model_has(small, monkeypatch):
+    monkeypatch.setattr("fastling.export.config_json", lambda *_, **more: config_json(SHAPE, **more))
+    small.shape = replace(SHAPE, rope_theta=5e5)
+    with pytest.raises(
+        UserError, match=r"would fail its check: shape: another rope_theta is in config\.json"
+    ):
+        small.rehearse()
+
+
 def test_a_template_without_a_place_for_system_text_can_be_exported(tmp_path):
     (tmp_path / "own.yaml").write_text('user: "Q: {content}\\n"\nassistant: "A: {content}{eos}\\n"\n')
     made = make_export(tmp_path / "out", str(tmp_path / "own.yaml"), DEMO / "tokenizer.model")
     made.rehearse()
-    assert {check.passed for check in check_prompts(made.aside, made.encoder, "llama")} == {True}
+    assert {check.passed for check in check_small_files(made.aside, made.encoder, made.shape)} == {True}
 
 
 def test_a_rehearsal_leaves_an_earlier_export_alone(small):
@@ -673,10 +682,10 @@ def test_the_check_of_what_was_written_passes(good):
     checks = check_export(made.folder, made.encoder, made.shape, digests)
     assert [check.name for check in checks] == [
         "shape",
-        "weights",
-        "token ids",
         "template text",
         "prompt ids",
+        "weights",
+        "token ids",
         "logits",
     ]
     assert all(check.passed for check in checks), checks

@@ -106,6 +106,7 @@ class LlamaConfig:
                 continue
             if what := wrong_type(kind, value):
                 raise UserError(f"model.{name}", what)
+            object.__setattr__(self, name, kind(value))  # of 1 for 1.0, transformers 5 takes no export
 
     def _check_rope_scaling(self) -> None:
         kind = self.rope_scaling.get("rope_type")

@@ -89,6 +89,14 @@ def test_transformers_reads_our_config_as_its_own(oracle, tmp_path):
         assert getattr(read, name) == getattr(original, name), name
 
 
+def test_numbers_without_a_point_are_exported_as_transformers_5_takes_them(exported, tmp_path):
+    edit_json(tmp_path / "config.json", initializer_range=1, rms_norm_eps=1)
+    made = read_config(tmp_path)
+    content = config_json(made, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rms_norm_eps == 1.0
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_an_absent_key_means_what_it_means_to_transformers(family, tmp_path):
     shape = {"vocab_size": 99, "hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1}
