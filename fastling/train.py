@@ -9,7 +9,6 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -146,7 +145,7 @@ class Run:
         )
         self.meter = Meter(self.model, self.world, self.prepared.plan, self.prepared.training.source_names)
         waiting: Measured | None = None
-        with TrainingProgress(self.console, len(self.loader), first) as self.progress:
+        with TrainingProgress(self.console, len(self.loader), first, config.train.loss) as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
                 measured = self.updater.update(step, number)
                 if waiting:  # done by now, or soon, while the device has this step to do
@@ -175,7 +174,7 @@ class Run:
             self.log.write(line)
             self.extra = {}
             if evaluates:
-                plot_loss(self.run_dir)
+                plot_loss(self.run_dir, self.config.train.loss)
 
     def _is_due(self, number: int, every_steps: int) -> bool:
         return number % every_steps == 0 or number == len(self.loader)
@@ -205,16 +204,17 @@ class Run:
         self.world.from_main(0)  # the others stay until rank 0 has written and checked
         if not self.world.is_main:
             return {}
-        plot_loss(self.run_dir)
+        plot_loss(self.run_dir, self.config.train.loss)
         lines = files.read_json_lines(self.run_dir / "metrics.jsonl")
-        done = summarise(lines, self.run_dir)
+        done = summarise(lines, self.config)
         print_summary(done, self.answers, self.console)
         print_checks(checks, self.console)
         return done
 
 
-def summarise(lines: list[dict], run_dir: Path) -> dict:
+def summarise(lines: list[dict], config: Config) -> dict:
     """The run in a few numbers, from its metrics. Raises RunError where they are gone."""
+    run_dir = config.run_folder
     if not lines:
         raise RunError(str(run_dir / "metrics.jsonl"), "holds no steps", "The export is written.")
     speeds = sorted(line["supervised_tokens_per_s"] for line in lines)
@@ -222,6 +222,7 @@ def summarise(lines: list[dict], run_dir: Path) -> dict:
     return {
         "run_dir": str(run_dir),
         "steps": lines[-1]["step"],
+        "loss_per": config.train.loss,
         "loss_first": lines[0]["loss"],
         "loss_last": lines[-1]["loss"],
         "eval_loss_first": lines[0].get("eval_loss_before"),
@@ -234,11 +235,12 @@ def summarise(lines: list[dict], run_dir: Path) -> dict:
 
 def print_summary(done: dict, answers: list[Answer], console: Console) -> None:
     console.print()
-    console.print(f"trained {done['steps']} steps: loss {done['loss_first']:.3f} -> {done['loss_last']:.3f}")
+    first, last = done["loss_first"], done["loss_last"]
+    console.print(f"trained {done['steps']} steps: loss per {done['loss_per']} {first:.3f} -> {last:.3f}")
     if done["eval_loss_last"] is not None:
         before = done["eval_loss_first"]
         start = f"{before:.3f} -> " if before is not None else ""
-        console.print(f"held-out loss {start}{done['eval_loss_last']:.3f}")
+        console.print(f"held-out loss per token {start}{done['eval_loss_last']:.3f}")
     console.print(f"{done['supervised_tokens_per_s']:,.0f} supervised tokens/s (median step)")
     for answer in answers:
         console.print(f"\n  question   {visible(answer.question)}")

@@ -252,8 +252,9 @@ def _start_wandb(run_dir: Path, config: Config):
     return run
 
 
-def plot_loss(run_dir: Path) -> Path:
-    """loss.png from metrics.jsonl: training loss, its running mean, and held-out loss."""
+def plot_loss(run_dir: Path, loss_per: str) -> Path:
+    """loss.png from metrics.jsonl: training loss, by token, turn or sample, its running mean, and held-out
+    loss, which is by token always."""
     from matplotlib.figure import Figure  # half a second, which no run waits for at its start
 
     lines = files.read_json_lines(run_dir / "metrics.jsonl")
@@ -263,7 +264,7 @@ def plot_loss(run_dir: Path) -> Path:
     axes = figure.subplots()
     if train:
         steps, losses = zip(*train, strict=True)
-        axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training, each step")
+        axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label=f"training, per {loss_per}")
         means = _running_mean(losses, max(1, len(losses) // 20))
         axes.plot(steps, means, color="#08519c", label="running mean")
     if held_out:

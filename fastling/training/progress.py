@@ -16,10 +16,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingProgress:
-    """Shows each step's loss and speed. Use as a context."""
+    """Shows each step's loss, by token, turn or sample, and speed. Use as a context."""
 
-    def __init__(self, console: Console, total_steps: int, first_step: int):
+    def __init__(self, console: Console, total_steps: int, first_step: int, loss_per: str):
         self.console, self.total_steps = console, total_steps
+        # Held-out loss is by token whatever training's is.
+        self.loss_per = None if loss_per == "token" else loss_per
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -45,7 +47,8 @@ class TrainingProgress:
         """Show the metrics of one step."""
         facts = f"loss {line['loss']:.3f}"
         if "eval_loss" in line:
-            facts += f", held-out {line['eval_loss']:.3f}"
+            facts += f" per {self.loss_per}" if self.loss_per else ""
+            facts += f", held-out {line['eval_loss']:.3f}" + (" per token" if self.loss_per else "")
         facts += f", {line['supervised_tokens_per_s']:,.0f} supervised tokens/s"
         if line["mfu"] is not None:
             facts += f", MFU {100 * line['mfu']:.1f} %"

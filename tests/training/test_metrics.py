@@ -131,10 +131,10 @@ def test_a_plot_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch)
         path.write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    before = plot_loss(tmp_path).read_bytes()
+    before = plot_loss(tmp_path, "token").read_bytes()
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", killed_in_the_midst)
     with pytest.raises(KeyboardInterrupt):
-        plot_loss(tmp_path)
+        plot_loss(tmp_path, "token")
     assert (tmp_path / "loss.png").read_bytes() == before
 
 
@@ -145,7 +145,20 @@ def test_plot_is_a_picture_whatever_the_folder_is_called(name, tmp_path):
     (run_dir / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "eval_loss": 2.5}\n'
     )
-    assert plot_loss(run_dir).read_bytes().startswith(b"\x89PNG")
+    assert plot_loss(run_dir, "token").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_says_by_what_each_loss_is(tmp_path, monkeypatch):
+    labels = []
+
+    def look(figure, path, **_):
+        labels.extend(figure.axes[0].get_legend_handles_labels()[1])
+        path.write_bytes(b"")
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 2.0, "eval_loss": 2.5}\n')
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
+    plot_loss(tmp_path, "turn")
+    assert labels == ["training, per turn", "running mean", "held out, per token"]
 
 
 @pytest.mark.parametrize(("step", "fix"), [(0, "train.precision fp32"), (3, "A lower optimizer.lr")])
