@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,12 @@ from fastling.training.determinism import prepare_device
 from fastling.training.float8 import check_float8, use_float8
 from fastling.training.memory import keep_freed_memory, let_blocks_grow
 
+_OF_OTHERS = {"by peer": "has stopped", "Timed out": "does not answer"}
+"""What gloo says of another process, and what it means."""
+PATIENCE = timedelta(days=1)
+"""Of processes for one of another machine that prepares its data, and for rank 0 while it reads a checkpoint
+through or writes an export; gloo's own is half an hour, NCCL's ten minutes."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -36,6 +43,8 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
+    patient: dist.ProcessGroup | None = None
+    """All of them, on the CPU by gloo, where each waits for the others as long as they need."""
 
     @property
     def is_main(self) -> bool:
@@ -48,10 +57,10 @@ class World:
         return values
 
     def from_main(self, number: int) -> int:
-        """Rank 0's number, on all ranks; on the CPU by gloo, since NCCL does not wait for a slow rank 0."""
-        value = torch.tensor(number)
+        """Rank 0's number, on all ranks, when all of them have come here, however late one is."""
+        value = torch.tensor(number if self.is_main else 0)
         if self.size > 1:
-            dist.broadcast(value, src=0)
+            dist.all_reduce(value, group=self.patient)
         return int(value)
 
     def on_main(self, action: Callable[[], int | None]) -> int:
@@ -94,14 +103,15 @@ def open_world(config: Config):
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
     try:
         with _out_of_memory_in_words(device):
-            yield World(dist.get_rank(), dist.get_world_size(), device, _mesh(config, device))
+            mesh, patient = _mesh(config, device), dist.new_group(backend="gloo", timeout=PATIENCE)
+            yield World(dist.get_rank(), dist.get_world_size(), device, mesh, patient)
     except BaseException as error:
         # Others may wait for this process in a collective operation. To take NCCL's groups apart is to wait
         # for them, and what is wrong would not be said; torchrun ends them when this process has ended.
         if dist.get_world_size() == 1:
             dist.destroy_process_group()
-        elif isinstance(error, RuntimeError) and "by peer" in str(error):  # gloo's, of a process gone
-            what = "cannot go on: another process of the run has stopped"
+        elif isinstance(error, RuntimeError) and (met := next(filter(str(error).count, _OF_OTHERS), None)):
+            what = f"cannot go on: another process of the run {_OF_OTHERS[met]}"
             raise RunError(f"rank {dist.get_rank()}", what, "It says why, unless it was killed.") from None
         raise
     dist.destroy_process_group()

@@ -88,3 +88,60 @@ def test_torchrun_starts_processes_again_that_find_each_other(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, str(script)], env=environment, capture_output=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, b"together: 2.0;" * 2), done.stderr.decode()
+
+
+# PyTorch waits for two seconds, and first one process, then the other is later than that.
+LATE = """
+import datetime, os, time
+import torch
+import torch.distributed as dist
+from fastling.config import Config
+from fastling.training.parallel import open_world
+
+with open_world(Config()) as world:
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2), dist.group.WORLD)
+    for late in range(2):
+        time.sleep(5 * (world.rank == late))
+        assert world.from_main(3 + world.rank) == 3
+        world.sum(torch.ones(1))  # which has PyTorch's patience
+    os.write(1, b".")
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_one_that_prepares_its_data_for_longer(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, b".."), done.stderr.decode()
+
+
+HANGS = """
+import datetime, os, time
+import torch
+import torch.distributed as dist
+from fastling.config import Config
+from fastling.errors import leave, run_program
+from fastling.training.parallel import open_world
+
+def main(_):
+    with open_world(Config()) as world:
+        dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2), dist.group.WORLD)
+        time.sleep(60 * world.rank)
+        world.sum(torch.ones(1))
+
+leave(run_program(main))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_told_in_words_by_those_who_wait_for_it(tmp_path):
+    script = tmp_path / "hangs.py"
+    script.write_text(HANGS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert "error: rank 0: cannot go on: another process of the run does not answer" in done.stderr
+    assert "[rank0]: Traceback" not in done.stderr
