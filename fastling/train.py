@@ -5,6 +5,7 @@
 Without --config it trains the demo. It resumes by itself when the run folder holds a checkpoint.
 """
 
+import contextlib
 import functools
 import os
 import sys
@@ -40,7 +41,8 @@ def train(config: Config) -> dict:
     check_wandb(config)
     with open_world(config) as world:
         run = Run(config, world, make_console(quiet=not world.is_main))
-        run.loop()
+        with run.log or contextlib.nullcontext():
+            run.loop()
         return run.finish()
 
 
@@ -160,8 +162,6 @@ class Run:
                     if saves:
                         self._save(number)
                     self.meter.restart()
-        if self.log:
-            self.log.close()
 
     def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
         """Write down and show a step's numbers, and the held-out losses after it."""

@@ -194,13 +194,16 @@ def test_copies_make_what_shards_make_and_resume(finished, tmp_path):
 
 
 def test_weights_that_a_step_has_broken_are_not_saved(tiny_run, tmp_path):
-    """The step's own loss is of the weights before it; the held-out one is of those after."""
-    config = tiny_run(optimizer={"lr": 1e30}, checkpoint={"every_steps": 1}, evaluate={"every_steps": 1})
+    """The step's own loss is of the weights before it; the held-out one is of those after. W&B keeps the rest."""
+    each = {"every_steps": 1}
+    config = tiny_run(optimizer={"lr": 1e30}, checkpoint=each, evaluate=each, log={"wandb": True})
     result = run_python("fastling.train", "--config", config)
     assert result.returncode == 1
     assert "error: step 1: not all is finite: eval_loss nan" in result.stderr
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"optimizer" in kept.read_bytes()
 
 
 def test_two_runs_do_not_share_a_folder(finished, capsys):

@@ -192,7 +192,10 @@ def check_finite(step: int, numbers: Mapping[str, float]) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl of a run, and W&B beside it. A resumed run drops what came after its checkpoint."""
+    """metrics.jsonl of a run, and W&B beside it. A resumed run drops what came after its checkpoint.
+
+    Use as a context: of a run that fails, W&B would lose the last steps, and not be told that it has failed.
+    """
 
     def __init__(self, run_dir: Path, config: Config, first_step: int):
         self.path = run_dir / "metrics.jsonl"
@@ -208,10 +211,14 @@ class MetricsLog:
         if self.wandb:
             self.wandb.log({_wandb_name(key): value for key, value in line.items()})
 
-    def close(self) -> None:
-        self.file.close()
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
         if self.wandb:
-            self.wandb.finish()
+            self.wandb.finish(exit_code=0 if kind is None else 1)
+        with files.naming(self.path):
+            self.file.close()
 
 
 def _wandb_name(key: str) -> str:
@@ -235,7 +242,7 @@ def _start_wandb(run_dir: Path, config: Config):
     os.environ.setdefault("WANDB_SILENT", "true")
     id_path = run_dir / "wandb-id"
     if not id_path.exists():
-        id_path.write_text(uuid.uuid4().hex[:8])
+        files.write_text(id_path, uuid.uuid4().hex[:8])
     try:
         run = wandb.init(
             project=config.log.project,

@@ -1,5 +1,10 @@
 """Honest speed (P14), metrics files, and the plot."""
 
+import errno
+import os
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy
 import pytest
 import torch
@@ -14,7 +19,16 @@ from fastling.files import read_json_lines
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.training import metrics
 from fastling.training.evaluation import sums_by
-from fastling.training.metrics import Mark, Measured, Meter, MetricsLog, Work, check_finite, plot_loss
+from fastling.training.metrics import (
+    Mark,
+    Measured,
+    Meter,
+    MetricsLog,
+    Work,
+    _start_wandb,
+    check_finite,
+    plot_loss,
+)
 from fastling.training.parallel import World
 
 SHAPE = dict(
@@ -124,6 +138,34 @@ def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
     monkeypatch.setattr(wandb, "init", refuses)
     with pytest.raises(UserError, match="log.wandb: W&B does not start: No API key configured.\n  Run"):
         MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0)
+
+
+def test_wandb_s_id_of_a_run_is_whole_or_absent(monkeypatch, tmp_path):
+    """With half of one, the run could not be started again."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "init", lambda **given: SimpleNamespace(define_metric=lambda *_, **__: given))
+
+    def is_full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", is_full)
+        with pytest.raises(OSError, match="No space left"):
+            _start_wandb(tmp_path, Config(log=Log(wandb=True)))
+    assert not (tmp_path / "wandb-id").exists()
+    assert len(_start_wandb(tmp_path, Config(log=Log(wandb=True))).define_metric()["id"]) == 8
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, 0), (RunError("step 3", "not finite"), 1)])
+def test_wandb_is_told_how_a_run_ended_and_keeps_its_last_steps(monkeypatch, tmp_path, error, status):
+    finished = []
+    fake = SimpleNamespace(finish=lambda **given: finished.append(given["exit_code"]))
+    monkeypatch.setattr("fastling.training.metrics._start_wandb", lambda *_: fake)
+    with pytest.raises(RunError) if error else nullcontext():
+        with MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0):
+            if error:
+                raise error
+    assert finished == [status]
 
 
 def test_a_plot_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch):
