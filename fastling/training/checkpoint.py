@@ -271,9 +271,15 @@ def _read_state(folder: Path) -> dict:
 
 
 def load(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Fill `tensors` in place, each rank its own rows, at any number of ranks."""
-    with _quiet():
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    """Fill `tensors` in place, each rank its own rows, at any number of ranks.
+
+    Raises RunError where it is not, or no longer, what `newest_step` has read.
+    """
+    try:
+        with _quiet():
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    except (OSError, SafetensorError, dcp.api.CheckpointException) as error:
+        raise RunError(str(folder), f"the checkpoint could not be read: {_cause(error)}") from error
 
 
 def load_newest(folder: Path, tensors: dict[str, torch.Tensor], report=print) -> int:
@@ -285,7 +291,7 @@ def load_newest(folder: Path, tensors: dict[str, torch.Tensor], report=print) ->
         try:
             load(step_folder(folder, step), tensors)
             return step
-        except (OSError, SafetensorError, dcp.api.CheckpointException):
+        except RunError:
             if step_folder(folder, step).exists():
                 raise
     return 0

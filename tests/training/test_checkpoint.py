@@ -273,6 +273,15 @@ def test_one_that_the_run_deletes_while_it_is_read_gives_way_to_a_newer_one(
         assert torch.equal(mine, theirs)
 
 
+def test_one_that_fails_after_it_was_found_good_is_told_in_words(process_group, tmp_path):
+    """As on a disk of another machine, or one that fails just then."""
+    model, optimizer = model_and_optimizer()
+    folder = save(tmp_path, 1, model, optimizer)
+    next(folder.glob("*.safetensors")).write_bytes(b"\0" * 64)
+    with pytest.raises(RunError, match="step-00000001: the checkpoint could not be read: "):
+        checkpoint.load(folder, checkpoint.training_tensors(model, optimizer))
+
+
 def test_an_unfinished_one_is_not_seen(process_group, tmp_path):
     model, optimizer = model_and_optimizer()
     folder = save(tmp_path, 1, model, optimizer)
