@@ -87,6 +87,8 @@ def open_world(config: Config):
     Raises UserError for what the config asks of a device that has it not.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if not launched:
+        _check_alone()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     prepare_device()
@@ -115,6 +117,14 @@ def open_world(config: Config):
             raise RunError(f"rank {dist.get_rank()}", what, "It says why, unless it was killed.") from None
         raise
     dist.destroy_process_group()
+
+
+def _check_alone() -> None:
+    """Raise UserError where srun started several: each would train the whole run, over what others write."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1":
+        fix = "Have srun start torchrun, one on each node: README.md, Several nodes."
+        raise UserError("srun", f"started {tasks} processes that do not know of each other", fix)
 
 
 def _join(backend: str) -> None:

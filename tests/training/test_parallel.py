@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from fastling.config import Config
-from fastling.errors import RunError
+from fastling.errors import RunError, UserError
 from fastling.training.parallel import open_world
 
 
@@ -27,6 +27,16 @@ def test_a_cpu_s_memory_that_is_full_is_told_in_words():
     with pytest.raises(RunError, match="cpu: .*allocate .* bytes.*\n  Lower train.micro"):
         with open_world(Config()):
             torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_processes_that_srun_started_without_torchrun_are_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    with open_world(Config()) as world:
+        assert world.size == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(UserError, match="srun: started 8 processes that do not know of each other"):
+        with open_world(Config()):
+            pass
 
 
 BUSY = """
