@@ -111,6 +111,9 @@ class Run:
         if self.first_step and record.evaluated_on_other(self.run_dir, self.prepared):
             said = f"held-out data is another: losses of it up to step {self.first_step} are not comparable"
             self.console.print(said, style="yellow")
+        if not self.first_step and files.read_json_lines(self.run_dir / "metrics.jsonl"):
+            said = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
+            self.console.print(said, style="yellow")
         record.write_records(self.config, self.prepared, self.export.shape, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)
         forget_answers(self.run_dir / "samples.jsonl", self.first_step or -1)  # step 0 comes again, too

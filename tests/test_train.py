@@ -306,6 +306,17 @@ def test_a_run_that_goes_on_with_other_held_out_data_says_so(finished, tmp_path,
     assert words not in capsys.readouterr().err
 
 
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(tiny_run, tmp_path, capsys):
+    """As on a disk that is swept: its metrics, and in the end its export, are replaced."""
+    arguments = ["--config", str(tiny_run(train={"steps": 1}, evaluate={"samples": 0}))]
+    words = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
+    train_main(arguments)
+    assert words not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    train_main(arguments)
+    assert words in capsys.readouterr().err
+
+
 def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path, capsys):
     settings = tiny_settings(tmp_path / "run")
     settings["train"] |= {"steps": 2}
