@@ -238,12 +238,16 @@ def summarise(lines: list[dict], config: Config) -> dict:
 
 def print_summary(done: dict, answers: list[Answer], console: Console) -> None:
     console.print()
+    # Held-out loss is by token whatever training's is.
+    per, held_out_per = (
+        (f" per {done['loss_per']}", " per token") if done["loss_per"] != "token" else ("", "")
+    )
     first, last = done["loss_first"], done["loss_last"]
-    console.print(f"trained {done['steps']} steps: loss per {done['loss_per']} {first:.3f} -> {last:.3f}")
+    console.print(f"trained {done['steps']} steps: loss{per} {first:.3f} -> {last:.3f}")
     if done["eval_loss_last"] is not None:
         before = done["eval_loss_first"]
         start = f"{before:.3f} -> " if before is not None else ""
-        console.print(f"held-out loss per token {start}{done['eval_loss_last']:.3f}")
+        console.print(f"held-out loss{held_out_per} {start}{done['eval_loss_last']:.3f}")
     console.print(f"{done['supervised_tokens_per_s']:,.0f} supervised tokens/s (median step)")
     for answer in answers:
         console.print(f"\n  question   {visible(answer.question)}")

@@ -83,6 +83,7 @@ def check_agreed(config: Config, prepared: Prepared, identity: dict, world: Worl
     values = identity | settings | {"data.validation": held_out}
     digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
     marks = torch.tensor([int.from_bytes(digest[:4]) for digest in digests])
+    world.from_main(0)  # which waits for those that still prepare their data, for hours perhaps
     sums = world.sum(marks.clone())
     for name, mark, total in zip(values, marks.tolist(), sums.tolist(), strict=True):
         if total != world.size * mark:
