@@ -167,8 +167,10 @@ def _load(file: Path) -> dict[str, Tensor]:
     try:
         held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch each have errors of their own
-        what = f"cannot be read as a plain file of tensors: {first_line(error)}"
-        raise UserError(str(file), what) from None
+        said = first_line(error)
+        if said.startswith("Weights only"):  # torch goes on to advise to load it all the same
+            said = "it holds more than tensors, which could run code"
+        raise UserError(str(file), f"cannot be read as a plain file of tensors: {said}") from None
     if not isinstance(held, dict):
         raise UserError(str(file), f"holds no tensors with names: {type(held).__name__}")
     for name, tensor in held.items():
