@@ -19,7 +19,7 @@ from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
 from fastling.interactive.knowledge import learn
 from fastling.interactive.languages import LANGUAGES, check_language
-from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step, with_third
+from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
 from fastling.settings import Parser, check_positive, option_of, refuse_options
@@ -155,20 +155,19 @@ def _check_generator_options(options: argparse.Namespace) -> None:
 
 def check_options(options: argparse.Namespace) -> Corpus:
     """Raises UserError for the first option that cannot be right."""
-    source = check_language("--source-lang", options.source_lang)
-    target = check_language("--target-lang", options.target_lang)
+    paths, languages = [options.source, options.target], [options.source_lang, options.target_lang]
+    if options.third:
+        if not options.third_lang:
+            raise UserError("--third-lang", "is not set", "Name the language of the third file.")
+        paths, languages = [*paths, options.third], [*languages, options.third_lang]
+    elif options.third_lang:
+        raise UserError("--third-lang", "has no effect without --third")
     if options.user_lang != "both":
         check_language("--user-lang", options.user_lang)
     _check_generator_options(options)
     numbers = ("generator_budget_tokens", "generator_requests", "generator_timeout")
     check_positive(options, ("count", "workers", *numbers))
-    corpus = make_corpus(options.source, options.target, source, target)
-    if options.third:
-        if not options.third_lang:
-            raise UserError("--third-lang", "is not set", "Name the language of the third file.")
-        corpus = with_third(corpus, options.third, check_language("--third-lang", options.third_lang))
-    elif options.third_lang:
-        raise UserError("--third-lang", "has no effect without --third")
+    corpus = make_corpus(paths, languages)
     for path in options.exclude:
         if not path.is_file():
             raise UserError("--exclude", f"no such file: {path}")

@@ -105,11 +105,10 @@ class Word(NamedTuple):
         return self.start + len(self.text)
 
 
-def check_language(option: str, code: str) -> str:
-    """The code, if phrasings exist for it. Raises UserError with those that are known."""
+def check_language(option: str, code: str) -> None:
+    """Raises UserError, with those that are known, for a language that has no phrasings."""
     if code not in LANGUAGES:
         raise UserError(option, f"unknown language: {code}", f"Known are: {', '.join(LANGUAGES)}.")
-    return code
 
 
 def tidy(text: str, language: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastling.errors import UserError, first_line
-from fastling.interactive.languages import tidy
+from fastling.interactive.languages import check_language, tidy
 
 SAMPLED_RUNS, RUN_LENGTH = 500, 50
 """What is learned from: at most so many runs of so many lines."""
@@ -136,29 +136,20 @@ def read_lines(path: Path) -> Iterator[str]:
         raise UserError(str(path), f"cannot be read: {reason}") from None
 
 
-def make_corpus(source: Path, target: Path, source_language: str, target_language: str) -> Corpus:
-    """Raises UserError for what cannot be a corpus."""
-    if source_language == target_language:
-        raise UserError("--target-lang", f"is the language of the source: {target_language}")
-    for option, path in (("--source", source), ("--target", target)):
+def make_corpus(paths: Sequence[Path], languages: Sequence[str]) -> Corpus:
+    """Of source, target and perhaps third file. Raises UserError, by the option, for what cannot be one."""
+    sides = ("source", "target", "third")
+    for number, (side, path, language) in enumerate(zip(sides, paths, languages, strict=False)):
+        check_language(f"--{side}-lang", language)
+        if language in languages[:number]:
+            other = sides[languages.index(language)]
+            raise UserError(f"--{side}-lang", f"is the language of the {other}: {language}")
         if not path.is_file():
-            raise UserError(option, f"no such file: {path}")
-    if source.samefile(target):
-        raise UserError("--target", f"is the file of the source: {target}", "Give its translation.")
-    return Corpus(source, target, source_language, target_language)
-
-
-def with_third(corpus: Corpus, third: Path, language: str) -> Corpus:
-    """The corpus with a third file. Raises UserError for what cannot be one."""
-    if language in corpus.languages:
-        side = ("source", "target")[corpus.languages.index(language)]
-        raise UserError("--third-lang", f"is the language of the {side}: {language}")
-    if not third.is_file():
-        raise UserError("--third", f"no such file: {third}")
-    for side, path in zip(("source", "target"), (corpus.first, corpus.second), strict=True):
-        if third.samefile(path):
-            raise UserError("--third", f"is the file of the {side}: {third}", "Give a third translation.")
-    return corpus._replace(third=third, third_language=language)
+            raise UserError(f"--{side}", f"no such file: {path}")
+        for other, earlier in zip(sides, paths[:number], strict=False):
+            if path.samefile(earlier):
+                raise UserError(f"--{side}", f"is the file of the {other}: {path}", "Give its translation.")
+    return Corpus(*paths[:2], *languages[:2], *paths[2:], *languages[2:])
 
 
 def fingerprint(texts: Sequence[str]) -> bytes:
