@@ -35,6 +35,7 @@ from fastling.data.batches import IGNORED, Batch, Step
 from fastling.errors import RunError, UserError, run_program
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
+from fastling.settings import Parser
 from fastling.terminal import make_console
 from fastling.training.build import build_model
 from fastling.training.metrics import Work
@@ -193,8 +194,8 @@ class Child(Worker):
         if self.result.error is None:
             try:
                 act(self)
-            except (RunError, BrokenPipeError) as error:
-                self.result.error = error.what if isinstance(error, RunError) else "ended early"
+            except RunError as error:
+                self.result.error = error.what
 
 
 def measure_together(points: Sequence[Point], steps: int, folder: Path) -> list[Result]:
@@ -270,17 +271,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.growth", description=__doc__.splitlines()[0])
+    parser = Parser("python -m benchmarks.growth", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--size", default="demo", help=f"of the model: {', '.join(SIZES)} (default: %(default)s)")
+    add("--size", choices=SIZES, default="demo", help="of the model (default: %(default)s)")
     most = f"timed of each point, after {WARM_UP}, in at most {SECONDS:.0f} s or one (default: %(default)s)"
     add("--steps", type=int, default=5, help=most)
     add("--alone", action="store_true", help="one point after another, each alone on the machine")
     add("--out", type=Path, help="file of JSON lines to add to")
     add("--point", help=argparse.SUPPRESS)  # what a point's own process is told
     options = parser.parse_args(arguments)
-    if options.size not in SIZES:
-        raise UserError("--size", f"is none of {', '.join(SIZES)}: {options.size}")
     if options.steps < 1:
         raise UserError("--steps", f"must be >= 1: {options.steps}")
     return options

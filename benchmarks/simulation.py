@@ -23,7 +23,7 @@ from benchmarks.training_case import SIZES, make_shape
 from fastling.errors import UserError, run_program
 from fastling.evaluation.records import read_records
 from fastling.model.llama_config import LlamaConfig
-from fastling.settings import given_options, option_of, refuse_options
+from fastling.settings import Parser, given_options, option_of, refuse_options
 from fastling.training.metrics import Work
 
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
@@ -318,9 +318,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.simulation", description=__doc__.splitlines()[0])
+    parser = Parser("python -m benchmarks.simulation", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--size", default="8b", help=f"of the model: {', '.join(SIZES)} (default: %(default)s)")
+    add("--size", choices=SIZES, default="8b", help="of the model (default: %(default)s)")
     add("--results", type=Path, help="rows of benchmarks.train, with a step of one GPU")
     add("--provider", default="fastling", help="whose row of them (default: %(default)s)")
     add("--milliseconds-a-step", type=float, help="measured on one GPU, in place of --results")
@@ -336,8 +336,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--shard", choices=("full", "gradients"), default="full", help="parallel.shard (%(default)s)")
     add("--out", type=Path, help="file of JSON lines to add to")
     options = parser.parse_args(arguments)
-    if options.size not in SIZES:
-        raise UserError("--size", f"is none of {', '.join(SIZES)}: {options.size}")
     if options.replicate not in ("nodes", *(str(2**power) for power in range(11))):
         raise UserError("--replicate", f"is neither a power of 2 up to 1024 nor nodes: {options.replicate}")
     for name in ("node_bandwidth", "network_bandwidth"):

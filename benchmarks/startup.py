@@ -41,6 +41,7 @@ from fastling.model.huggingface import config_json, load_weights, read_config
 from fastling.model.llama import local_rows
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import SafetensorsFolder
+from fastling.settings import Parser
 from fastling.terminal import make_console
 from fastling.training.build import build_model
 from fastling.training.parallel import World
@@ -75,16 +76,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.startup", description=__doc__.splitlines()[0])
+    parser = Parser("python -m benchmarks.startup", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--config", help="of the run to start (default: the demo's)")
-    add("--load", metavar="SIZE", help=f"load a model in place of a run: {', '.join(SIZES)}")
+    add("--load", choices=SIZES, help="load a model of this size in place of a run")
     add("--ranks", type=int, help="with --load: processes that share the model (default: 1)")
     add("--rounds", type=int, default=3, help="of which medians are told (default: %(default)s)")
     add("--out", type=Path, help="file of JSON lines to add to")
     options = parser.parse_args(arguments)
-    if options.load and options.load not in SIZES:
-        raise UserError("--load", f"is none of {', '.join(SIZES)}: {options.load}")
     if options.load and options.config:
         raise UserError(
             "--config", f"has no effect beside --load: {options.config}", "Remove one of the two."

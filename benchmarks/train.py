@@ -42,6 +42,7 @@ from benchmarks.training_case import SIZES, Case, check_case, make_case
 from benchmarks.worker import Result, TrainerWorker
 from fastling.errors import RunError, UserError, run_program
 from fastling.prepare import Prepared
+from fastling.settings import Parser
 from fastling.terminal import make_console
 from fastling.training.metrics import Work
 
@@ -92,9 +93,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.train", description=__doc__.splitlines()[0])
+    parser = Parser("python -m benchmarks.train", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--size", default="41m", help=f"of the model: {', '.join(SIZES)} (default: %(default)s)")
+    add("--size", choices=SIZES, default="41m", help="of the model (default: %(default)s)")
     add("--data", default="fastling:demo/train.jsonl", help="conversations (default: the demo's)")
     add("--tokenizer", default="fastling:demo/tokenizer.model", help="default: the demo's")
     add("--template", default="bayling", help="default: %(default)s")

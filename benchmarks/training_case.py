@@ -111,8 +111,6 @@ class Case:
 
 def check_case(case: Case) -> None:
     """Raises UserError for what cannot be compared."""
-    if case.size not in SIZES:
-        raise UserError("--size", f"is none of {', '.join(SIZES)}: {case.size}")
     if case.batch_tokens % case.sequence_length:
         raise UserError("--batch-tokens", f"is no multiple of {case.sequence_length}: {case.batch_tokens}")
     if case.packs % case.processes:

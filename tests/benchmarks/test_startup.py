@@ -199,7 +199,7 @@ def test_the_table_of_a_load(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--load", "9b"], "--load: is none of demo, 41m, 58m, 1b, 7b, 8b: 9b"),
+        (["--load", "9b"], "argument --load: invalid choice"),
         (["--ranks", "8"], "--ranks: has no effect without --load: 8"),
         (["--load", "8b", "--config", "a.yaml"], "--config: has no effect beside --load: a.yaml"),
         (["--load", "8b", "--ranks", "0"], "--ranks: must be > 0: 0"),
