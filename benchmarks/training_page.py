@@ -1,6 +1,7 @@
 """Training on the page: trainers beside each other, ladders, and the picture of the newest comparison."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from benchmarks import plots
 from benchmarks.page_parts import (
@@ -105,19 +106,10 @@ def picture_of_training(rows: Sequence[dict]) -> str | None:
     title = f"Supervised tokens a second, and times the first's: {run.rows[0]['case']} on {run.device}"
     drawing = plots.bars(training_bars(measured_rows(run)), title)
     captions = [settings_in_words(asked_of(run)), f"In turns in one run on {machine(run)}"]
-    return plots.picture(drawing, title, [line for words in captions for line in wrapped(words)])
+    lines = [line for words in captions for line in wrap(words, 118, break_on_hyphens=False)]
+    return plots.picture(drawing, title, lines)
 
 
 def asked_of(run: Run) -> dict:
     """What all trainers were given."""
     return {name: value for name, value in run.rows[0]["run"].items() if name != "peers"}
-
-
-def wrapped(words: str, width: int = 118) -> list[str]:
-    """Lines that fit below a picture."""
-    lines = [""]
-    for word in words.split():
-        if len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines

@@ -1,6 +1,5 @@
 """Classes of characters that evaluations count by, as the insides of a regular expression's brackets."""
 
-import sys
 import unicodedata
 
 HAN = r"々〆〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003347f"
@@ -16,7 +15,7 @@ CLOSERS = r"\"'”’»›）)」』】\]*_"
 def _marks() -> str:
     """Combining marks: `\\w` leaves them out, and vowel signs with them, so it tears हिन्दी into three."""
     ranges: list[list[int]] = []
-    for code in range(0x300, sys.maxunicode if sys.maxunicode < 0x20000 else 0x20000):
+    for code in range(0x300, 0x20000):
         if unicodedata.category(chr(code)) in ("Mn", "Mc"):
             if ranges and ranges[-1][1] == code - 1:
                 ranges[-1][1] = code

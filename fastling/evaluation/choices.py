@@ -188,9 +188,8 @@ def _is_a_word(expression: str, rest: str, options: list[str]) -> bool:
     if own and said.startswith(own):
         return False
     whole = _compared(expression + rest)
-    if any(option and whole.startswith(option) for option in options):
-        return True
-    return expression.islower() or expression in "AI"
+    begins_an_option = any(option and whole.startswith(option) for option in options)
+    return begins_an_option or expression.islower() or expression in "AI"
 
 
 def _lists_the_options(letters: Choice, rest: str, options: list[str]) -> bool:

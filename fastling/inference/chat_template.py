@@ -62,10 +62,7 @@ def _read_chat_template(folder: Path) -> tuple[str, str]:
             fields = json.loads(path.read_text(encoding="utf-8"))
             named = fields.get("chat_template") if isinstance(fields, dict) else None
             if isinstance(named, list):  # several with names
-                named = next(
-                    (each.get("template") for each in named if _is_default(each)),
-                    None,
-                )
+                named = next((each.get("template") for each in named if _is_default(each)), None)
             if isinstance(named, str):
                 return named, path.name
     except (ValueError, RecursionError) as error:

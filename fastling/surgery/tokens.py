@@ -237,18 +237,17 @@ def _unknown(tokenizer: SentencePieceTokenizer) -> str:
 
 def _begin_token(tokenizer: SentencePieceTokenizer) -> dict:
     """What puts the begin token before a text, as transformers does for a tokenizer.model by itself."""
-    begin, one, two = (
-        tokenizer.bos,
-        {"Sequence": {"id": "A", "type_id": 0}},
-        {"Sequence": {"id": "B", "type_id": 1}},
+    begin = tokenizer.bos
+    first, second = (
+        [{"SpecialToken": {"id": begin, "type_id": kind}}, {"Sequence": {"id": name, "type_id": kind}}]
+        for kind, name in enumerate("AB")
     )
-    first, second = ({"SpecialToken": {"id": begin, "type_id": kind}} for kind in (0, 1))
-    ids = [tokenizer.control_id(begin)]
+    known = {"id": begin, "ids": [tokenizer.control_id(begin)], "tokens": [begin]}
     return {
         "type": "TemplateProcessing",
-        "single": [first, one],
-        "pair": [first, one, second, two],
-        "special_tokens": {begin: {"id": begin, "ids": ids, "tokens": [begin]}},
+        "single": first,
+        "pair": first + second,
+        "special_tokens": {begin: known},
     }
 
 
