@@ -4,14 +4,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from fastling.files import json_line
 from fastling.interactive.build import Recipe, Tally, check_some_built, distinct_pairs, whole_or_absent
 from fastling.interactive.gates import check_pair
 from fastling.interactive.pairs import Pair
-from fastling.interactive.refinements import Counts, Seed, load_prompts, refine
+from fastling.interactive.refinements import Counts, Seed, Writer, load_prompts
 from fastling.remote import Server
 
 MOST_USELESS = 256
@@ -41,15 +40,8 @@ def write_generated(
         server = open_server()  # within the loop that its client belongs to
         try:
             with whole_or_absent(out) as file:
-                grow = partial(
-                    refine,
-                    server=server,
-                    prompts=prompts,
-                    language_names=names,
-                    counts=counts,
-                    seed=recipe.seed,
-                )
-                async for row in _until_enough(draw, counts, count, grow):
+                writer = Writer(server, prompts, names, counts, recipe.seed)
+                async for row in _until_enough(draw, writer, count):
                     file.write(json_line(row))
                     progress(draw.line, server.tokens)
                 rejects = draw.tally.rejects + counts.rejected
@@ -62,16 +54,15 @@ def write_generated(
     return draw.tally, counts, tokens
 
 
-async def _until_enough(
-    draw: "Draw", counts: Counts, count: int | None, grow: Callable[[Iterator[Seed]], AsyncIterator[dict]]
-) -> AsyncIterator[dict]:
+async def _until_enough(draw: "Draw", writer: Writer, count: int | None) -> AsyncIterator[dict]:
     """Dialogues of as many pairs as are wanted, then of as many again as came to nothing.
 
     It ends before there are enough with the pairs, with the budget, or with a model that writes none.
     """
+    counts = writer.counts
     while True:
         kept, begun = counts.kept.total(), draw.begun
-        async for row in grow(draw.seeds(None if count is None else count - kept)):
+        async for row in writer.dialogues(draw.seeds(None if count is None else count - kept)):
             yield row
         more, tried = counts.kept.total() - kept, draw.begun - begun
         counts.useless = 0 if more else counts.useless + tried

@@ -48,34 +48,26 @@ def load_prompts(folder: Path | None) -> dict[str, Template]:
     return prompts
 
 
-async def refine(
-    seeds: Iterable[Seed],
-    server: Server,
-    prompts: dict[str, Template],
-    language_names: dict[str, str],
-    counts: Counts,
-    *,
-    seed: int = 0,
-    turns: tuple[int, int] = (1, 3),
-    window: int = 256,
-) -> AsyncIterator[dict]:
-    """Yield the dialogues of seeds in the order of the seeds, a window of them at work at a time."""
-    writer = _Writer(server, prompts, language_names, counts, seed, turns)
-    seeds = iter(seeds)
-    while batch := list(islice(seeds, window)):
-        for row in await asyncio.gather(*map(writer.write, batch)):
-            if row is not None:
-                yield row
-
-
 @dataclass
-class _Writer:
+class Writer:
+    """What grows dialogues from seeds."""
+
     server: Server
     prompts: dict[str, Template]
     language_names: dict[str, str]
     counts: Counts
     seed: int
-    turns: tuple[int, int]
+    turns: tuple[int, int] = (1, 3)
+    window: int = 256
+    """Dialogues that are at work at a time."""
+
+    async def dialogues(self, seeds: Iterable[Seed]) -> AsyncIterator[dict]:
+        """Those of the seeds, in their order."""
+        seeds = iter(seeds)
+        while batch := list(islice(seeds, self.window)):
+            for row in await asyncio.gather(*map(self.write, batch)):
+                if row is not None:
+                    yield row
 
     async def write(self, start: Seed) -> dict | None:
         """The dialogue of one seed, or None."""

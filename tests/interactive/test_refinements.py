@@ -19,10 +19,10 @@ from fastling.interactive.refinements import (
     Counts,
     Rejected,
     Seed,
+    Writer,
     check_turn,
     load_prompts,
     parse_turn,
-    refine,
 )
 from fastling.remote import Server
 
@@ -84,13 +84,8 @@ def ask(tmp_path, monkeypatch):
                 **{"option": "--generator", "retries": 0, **options},
             )
             try:
-                prompts = load_prompts(None)
-                found = [
-                    row
-                    async for row in refine(
-                        seeds(count), asked, prompts, NAMES, counts, seed=seed, turns=turns, window=8
-                    )
-                ]
+                writer = Writer(asked, load_prompts(None), NAMES, counts, seed, turns, window=8)
+                found = [row async for row in writer.dialogues(seeds(count))]
             finally:
                 tokens = asked.tokens
                 await asked.close()
