@@ -3,9 +3,10 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,11 +129,17 @@ def answer_questions(
             f"{model_name(options.model)}: {sum(turns):,} answers wanted, {len(kept):,} already in {path}",
             soft_wrap=True,
         )
-        with _progress(console, sum(turns), len(kept)) as advance:
+        with make_progress(console) as progress:
+            task = progress.add_task("answering", total=sum(turns), completed=len(kept))
+
+            def keep(turn: int, number: int, answer: Answer) -> None:
+                kept.add(number, turn, answer)
+                progress.advance(task)
+
             for turn in range(max(turns, default=0)):
                 asked = [n for n in range(len(questions)) if turn < turns[n] and not kept.get(n, turn)]
                 prompts = _prompts(chat, questions, asked, turn, kept)
-                _answer_turn(chat, prompts, turn, decoding, kept, advance, options.cache_gib or CACHE_GIB)
+                _answer_turn(chat, prompts, decoding, options.cache_gib or CACHE_GIB, partial(keep, turn))
         return [[kept.get(n, turn) for turn in range(turns[n])] for n in range(len(questions))]
 
 
@@ -213,25 +220,21 @@ def _prompts(
 def _answer_turn(
     chat: "ChatModel",
     prompts: dict[int, list[int] | Answer],
-    turn: int,
     decoding: Decoding,
-    kept: KeptAnswers,
-    advance,
     cache_gib: float,
+    keep: Callable[[int, Answer], None],
 ) -> None:
-    """Ask one turn of many questions; every answer is kept as soon as it is finished."""
+    """Ask one turn of many questions; every answer is handed on by its number as soon as it is finished."""
     import torch
 
     from fastling.model.generation import generate
 
     asked = [number for number, prompt in prompts.items() if isinstance(prompt, list)]
     for number in prompts.keys() - set(asked):
-        kept.add(number, turn, prompts[number])
-        advance()
+        keep(number, prompts[number])
 
-    def keep(index, completion) -> None:
-        kept.add(asked[index], turn, Answer(chat.text(completion), completion.finish_reason))
-        advance()
+    def keep_completion(index, completion) -> None:
+        keep(asked[index], Answer(chat.text(completion), completion.finish_reason))
 
     try:
         generate(
@@ -239,20 +242,12 @@ def _answer_turn(
             [prompts[number] for number in asked],
             decoding,
             stop_ids=chat.stop_ids,
-            on_completion=keep,
+            on_completion=keep_completion,
             cache_bytes=int(cache_gib * 2**30),
         )
     except torch.OutOfMemoryError:
         fix = "Lower --cache-gib, --beams or --max-new-tokens; what was answered is kept."
         raise RunError("--model", "the memory of the device is full", fix) from None
-
-
-@contextmanager
-def _progress(console: Console, total: int, done: int) -> Iterator:
-    """A bar on a terminal; gives a function that counts one answer."""
-    with make_progress(console) as progress:
-        task = progress.add_task("answering", total=total, completed=done)
-        yield lambda: progress.advance(task)
 
 
 def failures_of(answers: Sequence[Sequence[Answer]]) -> tuple[dict[str, int], tuple[str, ...]]:
