@@ -51,6 +51,15 @@ WRONG_ONE = re.compile(
 )
 """Which of the options a text calls the wrong one: the answer to who asked for that."""
 
+WISHES = {
+    (False, True): 'Choose the right option. End with "The answer is" and its letter.',
+    (False, False): 'Fill in the blank. End with "The answer is" and the result; '
+    "put semicolons between several.",
+    (True, True): "请选出正确的选项，最后以“答案是”加选项字母结尾。",
+    (True, False): "请填空，最后以“答案是”加结果结尾；有多个空时用分号隔开。",
+}
+"""What a model is asked for, by whether the question is Chinese and whether it has options."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -158,21 +167,10 @@ def _label(record: Record, letters: Sequence[str]) -> Choice:
 
 def prompt_of(item: Item) -> str:
     """How a model is asked, in the language of the question; it says how the answer should end."""
-    is_chinese = bool(CHINESE.search(item.question)) or bool(CHINESE.search("".join(item.options)))
+    is_chinese = bool(CHINESE.search("".join([item.question, *item.options])))
     lines = [item.passage, item.question]
     lines += [f"({chr(ord('A') + number)}) {option}" for number, option in enumerate(item.options)]
-    if is_chinese:
-        wish = (
-            "请选出正确的选项，最后以“答案是”加选项字母结尾。"
-            if item.options
-            else "请填空，最后以“答案是”加结果结尾；有多个空时用分号隔开。"
-        )
-    else:
-        wish = (
-            'Choose the right option. End with "The answer is" and its letter.'
-            if item.options
-            else 'Fill in the blank. End with "The answer is" and the result; put semicolons between several.'
-        )
+    wish = WISHES[is_chinese, bool(item.options)]
     return "\n".join([*(line.strip() for line in lines if line.strip()), wish])
 
 
