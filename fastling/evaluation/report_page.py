@@ -5,6 +5,7 @@ The page stands alone: plots are SVG in it, and it asks for nothing from anywher
 
 import html
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from matplotlib.figure import Figure
 
 from fastling.errors import UserError
 from fastling.evaluation.result import TableData
-from fastling.files import read_json
 
 PAPER = "the paper's (arXiv 2306.10968), BayLing-13B"
 
@@ -95,10 +95,13 @@ def table_html(table: TableData, looks: Sequence[str] = ()) -> str:
 def read_result(path: Path) -> dict:
     """What --out kept. Raises UserError for a file that is nothing of the kind."""
     fix = "Give files that --out of an evaluation wrote."
-    if not path.exists():
-        raise UserError(str(path), "no such file", fix)
-    result = read_json(path)
-    if not isinstance(result.get("kind"), str):
+    try:
+        result = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", fix) from None
+    except (ValueError, RecursionError):
+        raise UserError(str(path), "is no JSON", fix) from None
+    if not isinstance(result, dict) or not isinstance(result.get("kind"), str):
         raise UserError(str(path), "is no result of an evaluation", fix)
     try:
         _tables(result)
