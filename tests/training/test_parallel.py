@@ -77,6 +77,7 @@ DIES_ONCE = """
 import os, time
 import torch
 from fastling.config import Config
+from fastling.errors import leave
 from fastling.training.parallel import open_world
 
 is_second, again = os.environ["RANK"] == "1", os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"
@@ -87,6 +88,7 @@ with open_world(Config()) as world:
         os.kill(os.getpid(), 9)
     world.sum(torch.ones(1))
     os.write(1, f"together: {total};".encode())  # in one piece
+leave(0)
 """
 
 
@@ -106,6 +108,7 @@ import datetime, os, time
 import torch
 import torch.distributed as dist
 from fastling.config import Config
+from fastling.errors import leave
 from fastling.training.parallel import open_world
 
 with open_world(Config()) as world:
@@ -115,6 +118,7 @@ with open_world(Config()) as world:
         assert world.from_main(3 + world.rank) == 3
         world.sum(torch.ones(1))  # which has PyTorch's patience
     os.write(1, b".")
+leave(0)
 """
 
 
