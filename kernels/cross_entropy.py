@@ -51,7 +51,7 @@ def cross_entropy_reference(
     label_S1 = labels_S.where(valid_S, 0).unsqueeze(1)
     nll_S = -log_p_SV.gather(1, label_S1).squeeze(1)
     lse_S = logits_SV.float().logsumexp(-1)
-    row_S = (1 - label_smoothing) * nll_S + z_loss * lse_S.square()
+    row_S = (1 - label_smoothing) * nll_S + z_loss * lse_S * lse_S  # 0 times a square that overflows is NaN
     if label_smoothing:  # 0 times the mean of a row with -inf would be NaN
         row_S = row_S - label_smoothing * log_p_SV.mean(-1)
     correct_S = logits_SV.gather(1, label_S1).squeeze(1) >= logits_SV.amax(-1)

@@ -92,12 +92,12 @@ def _check(op: str, x: Tensor, weight: Tensor) -> None:
     if x.dim() == 0:
         raise ValueError(f"{op}: x must have at least 1 dimension: {tuple(x.shape)}")
     accept.shape(op, "weight", weight, (x.shape[-1],))
+    accept.device(op, "weight", weight, x.device)
 
 
 def _check_for_kernel(op: str, x: Tensor, weight: Tensor) -> None:
     accept.dtype(op, "x", x, *accept.FLOATS)
     accept.dtype(op, "weight", weight, *accept.FLOATS)
-    accept.device(op, "weight", weight, x.device)
     accept.rows(op, "x", x)
     accept.rows(op, "weight", weight)
     if not x.is_contiguous() and x.dim() not in (2, 3):

@@ -77,6 +77,7 @@ def rotary(
     tables = (cos, sin, positions_T)
     tiled = tiled or not runtime.takes(q_TND)
     for name, tensor in (("q_TND", q_TND), ("k_TKD", k_TKD)):
+        accept.device("rotary", name, tensor, q_TND.device)
         _check("rotary", name, tensor, *tables)
         if not tiled:
             _check_for_kernel("rotary", name, tensor, q_TND, *tables)
@@ -135,15 +136,15 @@ def _check(op: str, name: str, x_TND: Tensor, cos: Tensor, sin: Tensor, position
     accept.shape(op, "sin", sin, cos.shape)
     accept.shape(op, "positions_T", positions_T, (num_tokens,))
     accept.dtype(op, "positions_T", positions_T, torch.int32, torch.int64)
+    for table_name, table in (("cos", cos), ("sin", sin), ("positions_T", positions_T)):
+        accept.device(op, table_name, table, x_TND.device)
 
 
 def _check_for_kernel(op, name, x_TND, q_TND, cos, sin, positions_T) -> None:
     accept.dtype(op, name, x_TND, *accept.FLOATS)
     accept.dtype(op, name, x_TND, q_TND.dtype)
-    accept.device(op, name, x_TND, q_TND.device)
     accept.rows(op, name, x_TND)
     for table_name, table in (("cos", cos), ("sin", sin), ("positions_T", positions_T)):
-        accept.device(op, table_name, table, x_TND.device)
         if not table.is_contiguous():
             raise ValueError(f"{op}: {table_name} must be contiguous: strides {table.stride()}")
 

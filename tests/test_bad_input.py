@@ -277,7 +277,8 @@ def test_a_file_where_the_checkpoints_go_is_found_before_the_first_step(say, tmp
     (tmp_path / "run/checkpoints").write_text("")
     status, message = say("train")
     assert status == 2
-    assert message.startswith("error: run_dir: cannot be written: ")
+    assert message.startswith(f"error: run_dir: cannot be written: {tmp_path}/run/checkpoints: File exists\n")
+    assert "  Name a folder on a disk that you may write to." in message
 
 
 @pytest.fixture(scope="module")

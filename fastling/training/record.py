@@ -123,7 +123,8 @@ def lock_run_dir(run_dir: Path) -> RunLock:
         what = f"another run is at work in it: {run_dir}"
         raise UserError("run_dir", what, "Wait for it, stop it, or name another one.") from None
     except OSError as error:
-        raise UserError("run_dir", f"cannot be written: {error}") from None
+        what = f"cannot be written: {error.filename or run_dir}: {error.strerror or error}"
+        raise UserError("run_dir", what, "Name a folder on a disk that you may write to.") from None
 
 
 def check_shared(run_dir: Path, number: int) -> None:

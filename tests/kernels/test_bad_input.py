@@ -226,6 +226,19 @@ def test_whole_numbers_are_refused_by_the_plain_versions_too(call):
         call()
 
 
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: rms_norm(zeros(3, 4), elsewhere(4), 1e-5, tiled=True), "weight"),
+        (lambda: rotary(**ROTARY | {"cos": elsewhere(9, 2)}, tiled=True), "cos"),
+        (lambda: rotary_qkv(**ROTARY_QKV | {"sin": elsewhere(9, 2)}, tiled=True), "sin"),
+    ],
+)
+def test_what_lies_elsewhere_is_refused_by_the_plain_versions_too(call, name):
+    with pytest.raises(ValueError, match=f"{name} must be {HERE}: meta"):
+        call()
+
+
 def test_keys_elsewhere_are_named():
     with pytest.raises(ValueError, match=re.escape(f"rotary: k_TKD must be {HERE}: meta")):
         rotary(**ROTARY | {"k_TKD": elsewhere(3, 1, 4)})
