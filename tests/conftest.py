@@ -39,6 +39,9 @@ if not torch.cuda.is_available():
     # The Triton kernels run on the CPU then, slowly. Before any of them is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
+slow_without_gpu = pytest.mark.slow if not torch.cuda.is_available() else lambda test: test
+"""Of tests that interpret kernels for a while: where those are compiled, they are quick."""
+
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "fastling" / "demo"
 

@@ -164,6 +164,7 @@ def test_a_config_that_is_no_config(say, tmp_path, given, said):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_brackets_without_end(say):
     deep = "[" * 1200 + "]" * 1200
     said = "CONFIG: is not valid YAML: nested too deep\n  See configs/ for examples."
@@ -213,6 +214,7 @@ def test_a_mistake_of_preview(say, given, said):
     assert say("preview", *given) == (2, f"error: {said}\n")
 
 
+@pytest.mark.slow
 @table("model")
 def test_a_mistake_found_when_training_starts(say, given, said):
     if "pretrained" in given.get("model", ()):

@@ -47,6 +47,7 @@ def piped(export, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_from_a_pipe_every_line_is_a_question(export, tmp_path, piped):
     saved = tmp_path / "talk.jsonl"
     status, out, err = piped(f"早上好\r\n\nund noch einmal 😀\n/save {saved}\n/quit\nnot asked\n")

@@ -144,6 +144,7 @@ def test_a_verb_is_the_same_under_both_names(tmp_path, capsys):
     assert capsys.readouterr() == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [

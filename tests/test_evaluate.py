@@ -59,6 +59,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(files, monkeypatch):
     assert caught.value.fix == "pip install 'fastling[eval]'"
 
 
+@pytest.mark.slow
 def test_the_command_prints_words_to_stderr_and_one_json_object_to_stdout(files, tmp_path):
     done = run_python(
         "fastling.evaluate", *files, "--json", "--out", "r.json", "--report", "r.html", cwd=tmp_path

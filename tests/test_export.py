@@ -535,6 +535,7 @@ def test_an_export_that_was_killed_while_it_wrote_weights_is_begun_anew(small):
     assert not any(path.exists() for path in half)
 
 
+@pytest.mark.slow
 def test_two_exports_into_one_folder_are_kept_apart(small):
     """Else one says that it passed, of a folder that then holds the other's weights."""
     other = make_export(small.folder, "bayling", DEMO / "tokenizer.model")

@@ -194,6 +194,7 @@ def test_no_file_imports_itself_by_way_of_others():
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
+@pytest.mark.slow
 def test_nothing_says_import_kernels():
     """The name belongs to a package of Hugging Face; ours is fastling.kernels."""
     for path in OURS:

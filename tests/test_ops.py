@@ -59,6 +59,7 @@ def test_without_triton_the_plain_ops_run_and_the_reason_is_told(monkeypatch):
         ops.configure(kernels="triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"model_type": "qwen3", "num_key_value_heads": 1}], ids=str)
 def test_the_model_computes_the_same_with_every_choice(config):
     """Loss, and the gradient of every weight (norms too), of two packed documents."""

@@ -70,6 +70,7 @@ def test_time_is_work_over_the_rate_that_is_stated(capsys, tiny_run):
     assert "on 4 GPU(s) at 50% of 312 TFLOP/s" in shown
 
 
+@pytest.mark.slow
 def test_where_it_does_not_fit_the_advice_does(capsys, tiny_run):
     path = tiny_run(
         model=BILLIONS,

@@ -305,6 +305,7 @@ def test_a_page_can_go_to_a_device(config):
     assert Path("/dev/null").is_char_device()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["words", "json"])
 def test_a_pipe_that_closes_early_is_no_failure(arguments):
     """fastling preview | head -1"""

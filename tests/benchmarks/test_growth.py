@@ -40,6 +40,7 @@ class Pretended(growth.Child):
     stop = start
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 4))
 def test_a_random_step_is_supervised_at_the_end_of_every_document(lengths, micro_batches, ranks):
     if not sum(map(growth.supervised_of, lengths)):

@@ -32,6 +32,7 @@ def corpus(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_every_line_of_every_dialogue_is_one_question_and_one_answer(corpus):
     source = Source(name="de-en", path=str(corpus.first.parent / "dialogues.jsonl"))
     dialogues = interactive.read_dialogues(source)

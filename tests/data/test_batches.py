@@ -211,6 +211,7 @@ def test_a_token_weighs_the_same_whatever_the_world(loss, store, plan):
     assert weighed(1, 1) == weighed(4, 3) == weighed(8, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_any_world_makes_the_same_steps_of_the_same_documents(micro_batches, store, plan):
     alone = loader(store, plan, global_packs=840 * micro_batches // 10)  # 840 = 1 * ... * 8, tenth of it

@@ -145,6 +145,7 @@ def test_a_thousand_conversations_are_encoded_as_a_server_would(kinds, own_templ
     assert set(seen) == {"proved", "too-long", "answer-merges-with-prompt", "does-not-decode"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "template"), COMBINATIONS)
 def test_nasty_conversations_are_proved_not_refused(name, template, kinds, own_template, by_hand):
     template = own_template if template == "own" else template

@@ -348,6 +348,7 @@ def test_rows_are_read_as_they_are_needed_not_all_at_once(data, monkeypatch):
     results.close()
 
 
+@pytest.mark.slow
 def test_long_rows_are_worked_on_a_few_at_a_time(tmp_path):
     """Or memory would grow with the length of rows."""
     long = [{"text": "wort " * 60_000} for _ in range(10)]  # 0.3 MB each

@@ -66,6 +66,7 @@ def test_only_the_answer_and_its_end_token_are_supervised(name, own_template):
     assert bound.stop_tokens[0] == end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bos", ["<s>", None])
 @settings(max_examples=60)

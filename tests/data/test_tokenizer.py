@@ -44,6 +44,7 @@ def test_without_files_beside_it_the_usual_names_are_looked_for(kinds, tmp_path)
         assert (tokenizer.bos, tokenizer.eos) == (bos, eos)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(
     texts=st.lists(

@@ -275,6 +275,7 @@ def test_each_letter_is_read_alike(letter, form):
     assert extract_choice(form.format(letter), CITIES) == {letter}
 
 
+@pytest.mark.slow
 def test_a_long_answer_is_read_in_linear_time():
     """A small model repeats itself up to its limit."""
     start = time.thread_time()

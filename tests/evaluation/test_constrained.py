@@ -124,6 +124,7 @@ def test_a_file_that_is_no_rows_is_named(run, tmp_path, content, words):
         run([GOOD], "en", "--predictions", str(path))
 
 
+@pytest.mark.slow
 def test_a_model_is_asked_with_the_words_in_a_second_line(run, tiny_export, monkeypatch):
     asked = []
 

@@ -103,6 +103,7 @@ def test_a_word_is_included_where_it_is_one_of_the_words(words, word):
     assert not includes_word("x".join(words) + "x", word) or word in words
 
 
+@pytest.mark.slow
 def test_a_long_text_is_counted_at_once():
     assert count_words("word " * 200_000) == 200_000
     assert count_sentences("A sentence. " * 50_000) == 50_000

@@ -51,6 +51,7 @@ def run(tmp_path):
     return evaluate_lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hypotheses", "references", "language", "tokenizer"),
     [(CHINESE_OUTPUTS, CHINESE, "zh", "zh"), (ENGLISH_OUTPUTS, ENGLISH, "en", "13a"), (ENGLISH, ENGLISH, "de", "13a")],

@@ -23,6 +23,7 @@ def conversation(pairs: int, words: int = 5) -> Conversation:
     return Conversation((*turns, Turn("user", "the newest")), "Be brief.")
 
 
+@pytest.mark.slow
 def test_what_fits_stays_whole(chat):
     short = conversation(1)
     window = fit(chat, short, 20)

@@ -51,6 +51,7 @@ def test_french_is_told_from_the_others():
     assert reads_as(text, "fr", "en") and not reads_as(text, "en", "fr") and not reads_as(text, "de", "fr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), [("fr", "en"), ("fr", "zh"), ("de", "fr")])
 def test_nouns_after_an_elided_article_find_their_translations(source, target):
     knowledge = knowledge_of(source, target)

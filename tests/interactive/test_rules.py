@@ -53,12 +53,14 @@ def dialogue_of(languages, seed, kind=None):
     return None
 
 
+@pytest.mark.slow
 @many
 @given(PAIRS, SEEDS)
 def test_what_the_rules_write_passes_every_gate(languages, seed):
     assert gates.check_dialogue(dialogue_of(languages, seed)) is None
 
 
+@pytest.mark.slow
 @many
 @given(PAIRS, SEEDS)
 def test_every_answer_is_a_reference_or_says_something_about_one(languages, seed):

@@ -6,6 +6,7 @@ Run on a GPU, the same tests run the compiled kernels.
 
 import pytest
 import torch
+from conftest import slow_without_gpu
 from torch import Tensor
 
 from fastling.kernels import cases
@@ -83,6 +84,7 @@ def test_memory_is_poisoned():
         assert empty.isnan().all()
 
 
+@slow_without_gpu
 @each_dtype
 @pytest.mark.parametrize("shape", [*RAGGED, TILED], ids=lambda shape: shape.name)
 @each_op
@@ -98,6 +100,7 @@ def test_a_kernel_is_as_exact_as_the_plain_version(op, shape, dtype):
         assert error(ours, truth) <= accepted(error(theirs, truth), ours.dtype), name
 
 
+@slow_without_gpu
 @each_dtype
 @pytest.mark.parametrize("shape", [*RAGGED[1:], TILED], ids=lambda shape: shape.name)
 def test_where_labels_are_likely_cross_entropy_is_as_exact_as_its_type(shape, dtype):
@@ -124,6 +127,7 @@ def test_of_no_tokens_all_is_empty_and_gradients_of_weights_are_zero(op):
         assert torch.equal(ours, torch.zeros_like(ours)), name
 
 
+@slow_without_gpu
 @each_op
 def test_the_same_inputs_give_the_same_bits(op):
     inputs = op.inputs(RAGGED[2], torch.float32, DEVICE)

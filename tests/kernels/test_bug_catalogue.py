@@ -7,6 +7,7 @@ import pkgutil
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import slow_without_gpu
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -63,6 +64,7 @@ def scaled_sum(output: Tensor) -> Tensor:
     return output.sum() * 0.25
 
 
+@slow_without_gpu
 @each_op
 @pytest.mark.parametrize("reduce", [torch.sum, torch.mean, scaled_sum], ids=lambda f: f.__name__)
 def test_a_gradient_that_is_one_expanded_scalar(op, reduce):
@@ -75,6 +77,7 @@ def test_a_gradient_that_is_one_expanded_scalar(op, reduce):
     assert all_equal(expanded, dense)
 
 
+@slow_without_gpu
 @each_op
 def test_a_gradient_that_is_transposed_in_memory(op):
     inputs, leaves = draw(op)
@@ -99,6 +102,7 @@ def test_nothing_that_is_given_is_written_to(op):
     assert all_equal(everything, copies)
 
 
+@slow_without_gpu
 @each_op
 def test_inputs_that_are_used_elsewhere_too(op):
     """As in a residual stream: the op's gradient and the other one add up."""

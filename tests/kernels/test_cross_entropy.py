@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import slow_without_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -58,6 +59,7 @@ def assert_is_its_formula(loss_of, logits, labels, weights, **options) -> None:
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
+@slow_without_gpu
 @BOTH
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

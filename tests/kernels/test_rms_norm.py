@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import slow_without_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,7 @@ def test_the_gradient_of_the_weight_is_summed_over_many_programs(monkeypatch):
     assert_is_its_formula(leaf(200, 2100), leaf(2100), tolerance=1e-4)
 
 
+@slow_without_gpu
 @settings(max_examples=25)
 @given(
     leading=st.lists(st.integers(1, 6), min_size=1, max_size=3),
@@ -83,6 +85,7 @@ def test_any_shape_and_offset(leading, hidden, offset):
     assert_is_its_formula(leaf(*leading, hidden), leaf(hidden), 1e-4, offset)
 
 
+@slow_without_gpu
 @settings(max_examples=15)
 @given(
     num_rows=st.integers(1, 20),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import slow_without_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("either_version")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@slow_without_gpu
 @settings(max_examples=25)
 @given(num_tokens=st.integers(1, 9), ffn=st.integers(1, 2500), padding=st.integers(0, 7))
 def test_any_shape_of_rows_where_they_lie(num_tokens, ffn, padding):

@@ -114,6 +114,7 @@ def test_a_float32_model_comes_back_within_one_rounding_and_the_largest_is_said(
     assert record.weights_not_exact == count > 0 and not record.exact
 
 
+@pytest.mark.slow
 @given(
     before=st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12),
     after=st.lists(st.floats(-4, 4, width=16), min_size=12, max_size=12),

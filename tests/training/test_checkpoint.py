@@ -185,6 +185,7 @@ def flipped(path, positions):
     path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_every_single_byte_of_the_tensors_is_guarded(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
     path = next(folder.glob("*.safetensors"))
@@ -212,6 +213,7 @@ def test_every_single_byte_of_the_header_is_guarded_or_does_not_matter(process_g
     assert unnoticed < header_bytes / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state.json", "digests-0000.json"])
 def test_every_single_byte_of_what_describes_them_is_guarded(process_group, tmp_path, name):
     folder = save(tmp_path, 4, *model_and_optimizer())

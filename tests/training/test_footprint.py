@@ -61,6 +61,7 @@ def bytes_kept(shape: LlamaConfig, dtype: torch.dtype, wanted: int | None) -> in
     return sum(kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("triton_kernels")
 @pytest.mark.parametrize("wanted", [None, 24], ids=["", "last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

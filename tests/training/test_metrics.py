@@ -180,6 +180,7 @@ def test_a_plot_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch)
     assert (tmp_path / "loss.png").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "cost$_$", "运行"])
 def test_plot_is_a_picture_whatever_the_folder_is_called(name, tmp_path):
     run_dir = tmp_path / name
