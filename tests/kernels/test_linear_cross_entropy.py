@@ -120,14 +120,14 @@ def test_logits_wider_than_their_gradient_take_a_fourth_of_the_memory(monkeypatc
 @pytest.mark.parametrize("num_rows, rows_in_group", [(4099, 1500), (1000, 40), (33, 32), (16, 16), (100, 17)])
 def test_the_kernel_is_given_pointers_aligned_alike(monkeypatch, num_rows, rows_in_group):
     """For each way in which they are not multiples of 16 bytes, Triton compiles it once more."""
-    rows_and_gradient, rows = module.rows_and_gradient, []
+    rows = []
 
-    def watched(logits, labels, weights, gradient):
+    def look(logits, labels, weights, gradient):
         assert all(x.data_ptr() % 16 == 0 for x in (logits, labels, weights, gradient))
         rows.append(len(labels))
-        return rows_and_gradient(logits, labels, weights, gradient)
+        return torch.zeros_like(weights), torch.zeros_like(weights)
 
-    monkeypatch.setattr(module, "rows_and_gradient", watched)
+    monkeypatch.setattr(module, "rows_and_gradient", look)
     linear_cross_entropy(*draw(num_rows), chunk_bytes=rows_in_group * ROW_BYTES)
     assert sum(rows) == num_rows and max(rows) <= rows_in_group
 
