@@ -38,6 +38,7 @@ from fastling.data.store import Store
 from fastling.errors import RunError, UserError, run_program
 from fastling.files import json_line, write_text
 from fastling.prepare import prepare_data
+from fastling.workers import own_cores
 
 CONVERSATIONS_TO_PACK = 1_000_000
 STEPS_TO_LOAD = 200
@@ -72,7 +73,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:
     few = dataclasses.replace(case, data=str(folder / "few.jsonl"))
     write_rows(options.data, Path(case.data), options.rows)
     write_rows(options.data, Path(few.data), options.rows // 10)
-    cores = os.cpu_count() or 1
+    cores = own_cores()
     peers = options.template == "bayling" and find_spec("trl") is not None
     if peers:
         make_weights(case, folder)

@@ -27,6 +27,7 @@ from fastling.interactive.languages import tidy
 from fastling.interactive.pairs import read_lines
 from fastling.interactive.phrasings import load_phrasings
 from fastling.settings import Settings
+from fastling.workers import own_cores
 
 ARMS = ("interactive", "single")
 SINGLE = "single"
@@ -131,7 +132,7 @@ def read_dialogues(source: Source) -> list[dict]:
 
 def train_side_by_side(configs: dict[str, Config], out: Path) -> None:
     """Both arms at once, each on half of the cores; what is finished or begun is gone on with."""
-    threads = max(1, (os.cpu_count() or 1) // len(configs))
+    threads = max(1, own_cores() // len(configs))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     runs = {}
     for arm in configs:

@@ -125,13 +125,13 @@ class Export:
         checks = check_small_files(self.aside, self.encoder, self.shape)
         failed = [check for check in checks if check.passed is False]
         if failed:
-            is_ours = failed[0].name == "shape"  # nothing that a user can choose makes it fail
-            fix = "Choose a template, or a model_type, that was made for this tokenizer."
+            where, what = f"export of {self.encoder.tokenizer.path}", f"{failed[0].name}: {failed[0].result}"
+            if failed[0].name == "shape":  # whose making is ours: nothing else to choose would mend it
+                raise UserError(where, f"would fail its check: {what}")
             raise UserError(
-                f"export of {self.encoder.tokenizer.path}",
-                f"with the template {self.encoder.template.name} would fail its check: {failed[0].name}: "
-                f"{failed[0].result}",
-                "" if is_ours else fix,
+                where,
+                f"with the template {self.encoder.template.name} would fail its check: {what}",
+                "Choose a template, or a model_type, that was made for this tokenizer.",
             )
 
     def _write_small_files(self) -> None:

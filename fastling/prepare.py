@@ -21,7 +21,7 @@ from fastling.data.packing import Plan, make_plan
 from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
 from fastling.data.template import load_template
 from fastling.data.tokenizer import Tokenizer, load_tokenizer
-from fastling.data.tokenizer_export import check_export
+from fastling.data.tokenizer_export import check_doubtful_kinds
 from fastling.errors import UserError, run_program
 from fastling.terminal import make_console, print_result
 
@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 """Of a run folder: what the run began with (training/record.py)."""
 
 MOST_SHOWN = 1_000_000_000
-"""Conversations, or packs, of a run: each takes some bytes of every process, and a microsecond."""
+"""Conversations, or packs, of a run: the plan in every process has some bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def prepare_data(config: Config) -> Prepared:
         )
     _check_evaluation(config)
     encoder = make_encoder(config)
-    check_export(encoder.tokenizer, encoder.template.control_tokens)  # before hours of work, not after it
+    # Before hours of work, not after it.
+    check_doubtful_kinds(encoder.tokenizer, encoder.template.control_tokens)
     _check_is_the_models(config, encoder.tokenizer)
     training = _open(config, data.sources, "training")
     validation = _open(config, data.validation, "held-out") if data.validation else None
@@ -167,11 +168,13 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int | Non
 
 def _check_length(config: Config, training: Store, epochs: int) -> None:
     """Raise UserError for a run so long that planning it would end with the memory."""
-    name, value, what = "epochs", epochs, "conversations"
-    shown = sum(each.weight * training.ledgers[each.name]["kept"] for each in config.data.sources) * epochs
     if config.train.steps:
         name, value, what = "steps", config.train.steps, "packs"
-        shown = config.train.steps * config.global_packs
+        shown = value * config.global_packs
+    else:
+        name, value, what = "epochs", epochs, "conversations"
+        kept = [each.weight * training.ledgers[each.name]["kept"] for each in config.data.sources]
+        shown = value * sum(kept)
     if shown > MOST_SHOWN:
         said = f"is more than can be planned: {value:,} are {shown:.2g} {what}"
         raise UserError(f"train.{name}", said, f"Lower it: at most {MOST_SHOWN:,} are planned ahead.")

@@ -6,7 +6,6 @@ the same again of the same address, the file answers.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
@@ -233,16 +232,15 @@ def _hold_cache(path: Path, option: str) -> BinaryIO:
 
 def _open_cache(path: Path, option: str) -> tuple[sqlite3.Connection, int]:
     """The file, and how many tokens its answers have cost."""
-    with contextlib.ExitStack() as after_error:
-        try:
-            cache = after_error.enter_context(contextlib.closing(sqlite3.connect(path)))
-            cache.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT, tokens INTEGER)"
-            )
-            (tokens,) = cache.execute("SELECT COALESCE(SUM(tokens), 0) FROM answers").fetchone()
-        except sqlite3.Error as error:
-            raise UserError(f"{option}-cache", f"cannot be used: {path}: {error}") from None
-        after_error.pop_all()
+    cache = None
+    try:
+        cache = sqlite3.connect(path)
+        cache.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT, tokens INTEGER)")
+        (tokens,) = cache.execute("SELECT COALESCE(SUM(tokens), 0) FROM answers").fetchone()
+    except sqlite3.Error as error:
+        if cache:
+            cache.close()
+        raise UserError(f"{option}-cache", f"cannot be used: {path}: {error}") from None
     return cache, tokens
 
 

@@ -29,7 +29,7 @@ from fastling.training.isolation import prove_isolation
 from fastling.training.metrics import Measured, Meter, MetricsLog, check_finite, check_wandb, plot_loss
 from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
-from fastling.training.progress import TrainingProgress
+from fastling.training.progress import TrainingProgress, loss_units
 from fastling.training.update import Updater
 
 
@@ -238,16 +238,13 @@ def summarise(lines: list[dict], config: Config) -> dict:
 
 def print_summary(done: dict, answers: list[Answer], console: Console) -> None:
     console.print()
-    # Held-out loss is by token whatever training's is.
-    per, held_out_per = (
-        (f" per {done['loss_per']}", " per token") if done["loss_per"] != "token" else ("", "")
-    )
+    of_training, of_held_out = loss_units(done["loss_per"])
     first, last = done["loss_first"], done["loss_last"]
-    console.print(f"trained {done['steps']} steps: loss{per} {first:.3f} -> {last:.3f}")
+    console.print(f"trained {done['steps']} steps: loss{of_training} {first:.3f} -> {last:.3f}")
     if done["eval_loss_last"] is not None:
         before = done["eval_loss_first"]
         start = f"{before:.3f} -> " if before is not None else ""
-        console.print(f"held-out loss{held_out_per} {start}{done['eval_loss_last']:.3f}")
+        console.print(f"held-out loss{of_held_out} {start}{done['eval_loss_last']:.3f}")
     console.print(f"{done['supervised_tokens_per_s']:,.0f} supervised tokens/s (median step)")
     for answer in answers:
         console.print(f"\n  question   {visible(answer.question)}")

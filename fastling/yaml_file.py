@@ -36,11 +36,12 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
         return text
 
-    def construct_whole_number(self, node: yaml.Node) -> int:
-        if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+    def construct_number(self, node: yaml.Node) -> int | float:
+        is_whole = node.tag.endswith(":int")
+        if ":" in node.value or (is_whole and re.match(r"[-+]?0[0-9_]", node.value)):
             what = f"found {node.value}, which older YAML has to base 8 or 60: write it plainly, or in quotes"
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
-        return self.construct_yaml_int(node)
+        return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -48,7 +49,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Loader.add_constructor(_TEXT, _Loader.construct_text)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
+for each in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{each}", _Loader.construct_number)
 for each in ("binary", "omap", "pairs", "set"):  # no setting is one; shown as text, they would pass for text
     _Loader.add_constructor(f"tag:yaml.org,2002:{each}", _Loader.construct_undefined)
 for each in (_Loader, _Dumper):

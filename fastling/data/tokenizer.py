@@ -200,10 +200,8 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 def added_beside(tokenizer: Tokenizer) -> dict[str, int]:
     """Tokens, with their ids, that the files beside a tokenizer add to it for other readers."""
-    folder = tokenizer.path.parent
-    names = ("added_tokens.json", "tokenizer_config.json")
-    listed, config = (read_json(folder / name) if (folder / name).is_file() else {} for name in names)
-    decoder = config.get("added_tokens_decoder")
+    listed = _fields_beside(tokenizer, "added_tokens.json")
+    decoder = _fields_beside(tokenizer, "tokenizer_config.json").get("added_tokens_decoder")
     for number, fields in (decoder if isinstance(decoder, dict) else {}).items():
         if number.isdecimal() and isinstance(fields, dict) and isinstance(fields.get("content"), str):
             listed[fields["content"]] = int(number)
@@ -215,8 +213,7 @@ def words_beside(tokenizer: Tokenizer) -> list[str]:
     """Those of them that are not special: other readers see one token in a text that holds one."""
     special = set()
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = tokenizer.path.with_name(name)
-        fields = read_json(path) if path.is_file() else {}
+        fields = _fields_beside(tokenizer, name)
         decoder = fields.get("added_tokens_decoder")
         listed = decoder.values() if isinstance(decoder, dict) else ()
         given = [each for each in listed if isinstance(each, dict) and each.get("special") is True]
@@ -226,6 +223,11 @@ def words_beside(tokenizer: Tokenizer) -> list[str]:
         names = [each.get("content") if isinstance(each, dict) else each for each in given]
         special.update(each for each in names if isinstance(each, str))
     return [token for token in added_beside(tokenizer) if token and token not in special]
+
+
+def _fields_beside(tokenizer: Tokenizer, name: str) -> dict:
+    path = tokenizer.path.with_name(name)
+    return read_json(path) if path.is_file() else {}
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -47,10 +47,10 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) ->
     return text
 
 
-def check_export(tokenizer: Tokenizer, control_tokens: Sequence[str]) -> None:
-    """Raise UserError where there is no exact tokenizer.json, as the models have none of which this is asked.
+def check_doubtful_kinds(tokenizer: Tokenizer, control_tokens: Sequence[str]) -> None:
+    """Raise UserError for a SentencePiece model without exact tokenizer.json, of kinds that seldom have one.
 
-    Of all others this takes no time, and `exact_tokenizer_json` says it.
+    The proof takes a second, which those of other kinds are spared until they are exported.
     """
     if isinstance(tokenizer, JsonTokenizer):
         return

@@ -28,8 +28,6 @@ from fastling.training.determinism import prepare_device
 from fastling.training.float8 import check_float8, use_float8
 from fastling.training.memory import keep_freed_memory, let_blocks_grow
 
-_OF_OTHERS = {"by peer": "has stopped", "Timed out": "does not answer"}
-"""What gloo says of another process, and what it means."""
 PATIENCE = timedelta(days=1)
 """Of processes for one of another machine that prepares its data, and for rank 0 while it reads a checkpoint
 through or writes an export; gloo's own is half an hour, NCCL's ten minutes."""
@@ -112,11 +110,18 @@ def open_world(config: Config):
         # for them, and what is wrong would not be said; torchrun ends them when this process has ended.
         if dist.get_world_size() == 1:
             dist.destroy_process_group()
-        elif isinstance(error, RuntimeError) and (met := next(filter(str(error).count, _OF_OTHERS), None)):
-            what = f"cannot go on: another process of the run {_OF_OTHERS[met]}"
+        elif isinstance(error, RuntimeError) and (meant := _meant_of_others(str(error))):
+            what = f"cannot go on: another process of the run {meant}"
             raise RunError(f"rank {dist.get_rank()}", what, "It says why, unless it was killed.") from None
         raise
     dist.destroy_process_group()
+
+
+def _meant_of_others(said: str) -> str | None:
+    """What an error of gloo's means, if it is about another process."""
+    if "by peer" in said:
+        return "has stopped"
+    return "does not answer" if "Timed out" in said else None
 
 
 def _check_alone() -> None:

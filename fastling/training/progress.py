@@ -15,13 +15,17 @@ from rich.progress import (
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def loss_units(loss_per: str) -> tuple[str, str]:
+    """What to say behind training's loss and the held-out one, which is by token whatever the other is."""
+    return ("", "") if loss_per == "token" else (f" per {loss_per}", " per token")
+
+
 class TrainingProgress:
     """Shows each step's loss, by token, turn or sample, and speed. Use as a context."""
 
     def __init__(self, console: Console, total_steps: int, first_step: int, loss_per: str):
         self.console, self.total_steps = console, total_steps
-        # Held-out loss is by token whatever training's is.
-        self.loss_per = None if loss_per == "token" else loss_per
+        self.units = loss_units(loss_per)
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -47,8 +51,8 @@ class TrainingProgress:
         """Show the metrics of one step."""
         facts = f"loss {line['loss']:.3f}"
         if "eval_loss" in line:
-            facts += f" per {self.loss_per}" if self.loss_per else ""
-            facts += f", held-out {line['eval_loss']:.3f}" + (" per token" if self.loss_per else "")
+            of_training, of_held_out = self.units
+            facts += f"{of_training}, held-out {line['eval_loss']:.3f}{of_held_out}"
         facts += f", {line['supervised_tokens_per_s']:,.0f} supervised tokens/s"
         if line["mfu"] is not None:
             facts += f", MFU {100 * line['mfu']:.1f} %"

@@ -23,7 +23,7 @@ from fastling.data.template import TEMPLATES
 from fastling.data.tokenizer import load_tokenizer
 from fastling.data.tokenizer_export import (
     PROOF_STRINGS,
-    check_export,
+    check_doubtful_kinds,
     exact_tokenizer_json,
     first_difference,
     probing_strings,
@@ -121,7 +121,7 @@ def test_a_model_without_an_exact_form_is_refused_with_a_string_that_differs(
 ):
     settings = {"vocab_size": 450, **REFUSED[name]}
     tokenizer = load_tokenizer(sentencepiece_model(tmp_path, **settings))
-    for check in (exact_tokenizer_json, check_export):
+    for check in (exact_tokenizer_json, check_doubtful_kinds):
         with pytest.raises(UserError, match="no exact tokenizer.json can be built; it differs on '"):
             check(tokenizer, ["<s>", "</s>"])
 
@@ -132,10 +132,10 @@ def test_before_preparing_only_what_may_have_no_exact_form_is_proved(
     proved = []
     monkeypatch.setattr(tokenizer_export, "exact_tokenizer_json", lambda *given: proved.append(given))
     for name in ("sentencepiece", "byte-level"):
-        check_export(load_tokenizer(kinds[name].path), ["<s>"])
+        check_doubtful_kinds(load_tokenizer(kinds[name].path), ["<s>"])
     assert not proved
     words = load_tokenizer(sentencepiece_model(tmp_path, model_type="word", vocab_size=300))
-    check_export(words, ["<s>"])
+    check_doubtful_kinds(words, ["<s>"])
     assert proved == [(words, ["<s>"])]
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,15 @@ def test_the_processes_of_a_launcher_that_is_killed_end_with_it(tmp_path, is_rea
         assert f"error: rank {rank}: torchrun was killed".encode() in said
 
 
+def run_on_two(script: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
+    """Run a script in two processes of torchrun's."""
+    path = folder / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *options, str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
 # The second process dies, and is late when it is started again.
 DIES_ONCE = """
 import os, time
@@ -94,18 +104,13 @@ leave(0)
 
 @pytest.mark.slow
 def test_torchrun_starts_processes_again_that_find_each_other(tmp_path):
-    script = tmp_path / "dies.py"
-    script.write_text(DIES_ONCE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, str(script)], env=environment, capture_output=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, b"together: 2.0;" * 2), done.stderr.decode()
+    done = run_on_two(DIES_ONCE, tmp_path, "--max_restarts", "1")
+    assert (done.returncode, done.stdout) == (0, "together: 2.0;" * 2), done.stderr
 
 
 # PyTorch waits for two seconds, and first one process, then the other is later than that.
 LATE = """
 import datetime, os, time
-import torch
 import torch.distributed as dist
 from fastling.config import Config
 from fastling.errors import leave
@@ -116,7 +121,6 @@ with open_world(Config()) as world:
     for late in range(2):
         time.sleep(5 * (world.rank == late))
         assert world.from_main(3 + world.rank) == 3
-        world.sum(torch.ones(1))  # which has PyTorch's patience
     os.write(1, b".")
 leave(0)
 """
@@ -124,12 +128,8 @@ leave(0)
 
 @pytest.mark.slow
 def test_processes_wait_for_one_that_prepares_its_data_for_longer(tmp_path):
-    script = tmp_path / "late.py"
-    script.write_text(LATE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, b".."), done.stderr.decode()
+    done = run_on_two(LATE, tmp_path)
+    assert (done.returncode, done.stdout) == (0, ".."), done.stderr
 
 
 HANGS = """
@@ -152,10 +152,6 @@ leave(run_program(main))
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_told_in_words_by_those_who_wait_for_it(tmp_path):
-    script = tmp_path / "hangs.py"
-    script.write_text(HANGS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_on_two(HANGS, tmp_path)
     assert "error: rank 0: cannot go on: another process of the run does not answer" in done.stderr
     assert "[rank0]: Traceback" not in done.stderr
