@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -19,10 +20,18 @@ os.environ["WANDB_X_SERVICE_WAIT"] = "300"  # seconds, for a machine with other 
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 # Else every program that a test starts compiles the project anew, a second each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Such a program finds the project as it lies here, and runs tests/start/sitecustomize.py first.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [f"{Path(__file__).parents[1]}", f"{Path(__file__).parent / 'start'}", os.environ.get("PYTHONPATH", "")]
+).rstrip(os.pathsep)
+os.environ["WITHOUT_TRANSFORMERS"] = "1"
+# Code that PyTorch compiles for a CPU is plain: to try which instructions a compiler knows takes a quarter minute.
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from start.interpreter import patch_once_a_launch
 
 # The same examples each time, however long a busy machine takes for one: what fails is the code.
 # (Constants of loaded modules are drawn from, too: other tests beside it may change the examples of one.)
@@ -38,6 +47,7 @@ for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CO
 if not torch.cuda.is_available():
     # The Triton kernels run on the CPU then, slowly. Before any of them is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+    patch_once_a_launch()
 
 slow_without_gpu = pytest.mark.slow if not torch.cuda.is_available() else lambda test: test
 """Of tests that interpret kernels for a while: where those are compiled, they are quick."""
@@ -50,6 +60,11 @@ def pytest_collection_modifyitems(items):
     """Files with long tests first: the processes of `make test` take file after file, and end together."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish():
+    """What was imported lives till the end: looking through it for garbage again and again takes a tenth."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,7 +108,7 @@ def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.Complet
         command += ["torch.distributed.run", "--nproc_per_node", str(ranks), "-m"]
     # Programs run as a user runs them: kernels are interpreted where a test asks for it.
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment = {**inherited, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
+    environment = {**inherited, **options.pop("environment", {})}
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,

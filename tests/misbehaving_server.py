@@ -24,6 +24,10 @@ class Misbehaving(ThreadingHTTPServer):
             0,
         )
 
+    def serve_forever(self, poll_interval: float = 0.01):
+        """Of the usual half second, every test would wait a part for the server's end."""
+        super().serve_forever(poll_interval)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"

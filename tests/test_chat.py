@@ -79,7 +79,7 @@ def test_with_json_the_conversation_is_one_object_on_stdout(export, piped):
 @pytest.mark.slow
 def test_a_line_that_is_not_utf8_is_named_and_what_was_said_is_still_printed(export):
     command = [sys.executable, "-m", "fastling.chat", "--model", export, "--max-new-tokens", "4", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C"}
+    environment = os.environ | {"LC_ALL": "C"}
     found = subprocess.run(
         command, input=b"gut\n\xff\xfe\n", capture_output=True, env=environment, timeout=300
     )
@@ -218,9 +218,8 @@ def start_server(export, *options: str) -> tuple[subprocess.Popen, dict]:
         "--json",
         *options,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         # A shell's background job, and all it starts, would ignore the keyboard.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip

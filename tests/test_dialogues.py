@@ -6,13 +6,12 @@ import json
 import os
 import re
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from conftest import DEMO, run_python
 from interactive.parallel_text import knowledge_of, recipe_of, sentences, write_corpus
-from misbehaving_server import Misbehaving, completion
+from misbehaving_server import completion, serving
 
 from fastling import dialogues
 from fastling.errors import run_command
@@ -319,11 +318,8 @@ def test_real_text(tmp_path, capsys):
 @pytest.fixture
 def model_server():
     pytest.importorskip("openai")
-    server = Misbehaving(good)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(good) as server:
+        yield server
 
 
 def good(number, body):

@@ -1,13 +1,11 @@
 """Mistakes under torchrun: said once, at once, and again where torchrun's own report ends."""
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 # A verb with a mistake that all ranks find. However busy the machine, rank 0 has the time to say it.
@@ -117,7 +115,6 @@ def run_script(folder: Path, text: str) -> subprocess.CompletedProcess:
         [sys.executable, *torchrun, str(script)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert time.monotonic() - began < 300

@@ -89,7 +89,7 @@ def test_what_was_printed_before_a_failure_is_kept(tmp_path):
         "    open('/nowhere/at/all')\n"
         "raise SystemExit(run_command(main, []))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}  # so that it is held back
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}  # so that it is held back
     done = subprocess.run([sys.executable, script], capture_output=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (1, b"first\n")
     assert done.stderr == b"error: /nowhere/at/all: No such file or directory\n"

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from interactive.parallel_text import knowledge_of, recipe_of, write_corpus
 
 from fastling.errors import RunError
@@ -50,11 +49,10 @@ def alive(pid: int) -> bool:
 def test_no_worker_outlives_a_process_that_is_killed(tmp_path, how):
     script = tmp_path / "busy.py"
     script.write_text(BUSY)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     with subprocess.Popen(
-        [sys.executable, script, meeting], env=environment, stdout=subprocess.PIPE, text=True,
+        [sys.executable, script, meeting], stdout=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup has all below it ignore
     ) as process:  # fmt: skip
         workers = [int(pid) for pid in process.stdout.readline().split()]
@@ -96,8 +94,7 @@ def test_a_killed_worker_is_told_though_more_work_is_on_its_way_than_a_pipe_hold
     """Which Python's own pools wait for, for ever, before 3.11.5."""
     script = tmp_path / "killed.py"
     script.write_text(KILLED_AT_WORK)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, script], capture_output=True, timeout=300)
     assert b"workers: one of 2 processes was killed" in done.stdout
 
 

@@ -263,9 +263,8 @@ print(len(store), int(store.tokens.astype("int64").sum()))
 
 
 def start(data: Path, folder: Path, log: Path, mode: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, *map(str, (data, TOKENIZER, folder, log, mode))]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

@@ -2,13 +2,11 @@
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from fastling import evaluate
 from fastling.data.conversation import Conversation, Turn
@@ -248,9 +246,8 @@ def test_after_kill_9_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, 
     command = ["translation", "--model", tiny_export, "--sources", sources, "--references", sources]
     command += ["--target-lang", "en", "--max-new-tokens", 20, "--keep-answers", kept, "--json"]
     command = list(map(str, command))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     python = [sys.executable, "-c", STUCK]
-    with subprocess.Popen([*python, *command], env=environment, stdout=subprocess.PIPE) as running:
+    with subprocess.Popen([*python, *command], stdout=subprocess.PIPE) as running:
         assert running.stdout.readline() == b"ten\n"
         running.kill()
     before = kept.read_bytes()

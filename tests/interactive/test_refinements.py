@@ -1,6 +1,7 @@
 """Dialogues that a model writes, against a real HTTP server on loopback that misbehaves."""
 
 import asyncio
+import contextlib
 import json
 import re
 import threading
@@ -10,7 +11,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from misbehaving_server import Misbehaving, completion, together
+from misbehaving_server import Misbehaving, completion, serving, together
 
 from fastling import remote
 from fastling.errors import RunError, UserError
@@ -42,18 +43,8 @@ def good(number: int, body: dict) -> tuple[int, str]:
 @pytest.fixture
 def serve():
     """Start a server with a behaviour; it stops with the test."""
-    running = []
-
-    def start(behave=good) -> Misbehaving:
-        server = Misbehaving(behave)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        running.append(server)
-        return server
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+    with contextlib.ExitStack() as running:
+        yield lambda behave=good: running.enter_context(serving(behave))
 
 
 def seeds(count: int) -> list[Seed]:

@@ -36,7 +36,7 @@ class Terminal:
         self.ours, theirs = pty.openpty()
         environment = {
             **os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", "PROMPT_TOOLKIT_NO_CPR": "1",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONIOENCODING": "utf-8",
+            "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{ROOT / 'tests'}", "PYTHONIOENCODING": "utf-8",
         }  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving.typing_program", *arguments],

@@ -1,6 +1,5 @@
 """The processes of a run: what is said where one cannot go on."""
 
-import os
 import subprocess
 import sys
 import time
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 from fastling.config import Config
 from fastling.errors import RunError, UserError
@@ -58,9 +56,8 @@ def test_the_processes_of_a_launcher_that_is_killed_end_with_it(tmp_path, is_rea
     script = tmp_path / "busy.py"
     script.write_text(BUSY)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, **streams) as launcher:
+    with subprocess.Popen(command, **streams) as launcher:
         assert launcher.stdout.read(2) == b".."  # both are at work
         if not is_read:
             launcher.stderr.close()
@@ -78,8 +75,7 @@ def run_on_two(script: str, folder: Path, *options: str) -> subprocess.Completed
     path = folder / "script.py"
     path.write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *options, str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 # The second process dies, and is late when it is started again.
