@@ -111,7 +111,7 @@ def test_the_commands_for_your_own_data_work_in_order(user_folder, monkeypatch):
     for command in blocks("bash")[1].splitlines():
         result = run_shell(command, user_folder)
         assert result.returncode == 0, (command, result.stderr)
-    assert "from transformers" in result.stdout  # the last one's, of the logits
+    assert "from transformers" in result.stderr  # the last one's, of the logits
     for name in README.split("leaves in `runs/mine`:")[1].split(". Any setting")[0].split("`")[1::2]:
         assert (user_folder / "runs/mine" / name).exists(), name
     python = user_folder / "example.py"

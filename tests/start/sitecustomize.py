@@ -16,7 +16,7 @@ if not any(argument.partition(".")[0] == "fastling" for argument in sys.orig_arg
 if "fastling.train" in sys.orig_argv and "WITHOUT_TRANSFORMERS" in os.environ:
     sys.modules["transformers"] = None
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if os.environ.get("TRITON_INTERPRET") == "1" and "-m" in sys.orig_argv:
     from tests.start.interpreter import patch_once_a_launch
 
     patch_once_a_launch()
