@@ -151,14 +151,20 @@ def start_and_kill(arguments: list, run_dir: Path, enough: int) -> None:
     process.wait()
 
 
-def test_killed_at_any_moment_it_resumes_bit_for_bit(finished, tmp_path):
-    """P10, with kill -9 before the first checkpoint and between later ones, over two processes."""
-    config, undisturbed, _ = finished
-    arguments = ["--config", config, "--log.wandb", "false"]
-    run_dir = tmp_path / "killed"
+@pytest.fixture(scope="module")
+def killed(finished, tmp_path_factory):
+    """The same run after kill -9 before the first checkpoint, and between later ones."""
+    run_dir = tmp_path_factory.mktemp("killed") / "run"
     for enough in (1, 5):
-        start_and_kill(arguments, run_dir, enough)
-    train(*arguments, "--run_dir", run_dir, ranks=2)
+        start_and_kill(["--config", finished[0], "--log.wandb", "false"], run_dir, enough)
+    return run_dir
+
+
+def test_killed_at_any_moment_it_resumes_bit_for_bit(finished, killed, tmp_path):
+    """P10, over two processes."""
+    config, undisturbed, _ = finished
+    run_dir = shutil.copytree(killed, tmp_path / "run")
+    train("--config", config, "--log.wandb", "false", "--run_dir", run_dir, ranks=2)
     assert course(run_dir) == course(undisturbed)
     samples = [(folder / "samples.jsonl").read_text(encoding="utf-8") for folder in (run_dir, undisturbed)]
     assert samples[0] == samples[1]
@@ -167,13 +173,12 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(finished, tmp_path):
         assert mine.read_bytes() == theirs.read_bytes()
 
 
-def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(finished, tmp_path):
+def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(finished, killed, tmp_path):
     """Four packs a step on two processes, then on three, as when a machine is lost: the same data and losses."""
     config, undisturbed, _ = finished
-    arguments = ["--config", config, "--log.wandb", "false"]
-    run_dir = tmp_path / "killed"
-    start_and_kill(arguments, run_dir, 4)
-    assert "resuming after step" in train(*arguments, "--run_dir", run_dir, ranks=3).stderr
+    run_dir = shutil.copytree(killed, tmp_path / "run")
+    resumed = train("--config", config, "--log.wandb", "false", "--run_dir", run_dir, ranks=3)
+    assert "resuming after step" in resumed.stderr
     for mine, theirs in zip(course(run_dir), course(undisturbed), strict=True):
         assert (mine["tokens"], mine["supervised_tokens"]) == (theirs["tokens"], theirs["supervised_tokens"])
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
