@@ -9,7 +9,8 @@ them by theory:
   the embedding, the last norm and the head once; all that for each micro-batch;
 - their gradients are reduced and scattered in float32 for each micro-batch; with copies, each process's part
   is summed over the copies once a step;
-- beside them, three numbers of the loss and the norm of every parameter's gradient are summed;
+- beside them, three numbers of the loss, one of who is to stop, and the norm of every parameter's gradient
+  are summed;
 - rows are filled up until the processes can share them evenly, and the model's are such that they must be.
 
 Of an all-gather a process receives all but its own part, of a reduce-scatter it sends all but its own. A ring
@@ -58,8 +59,8 @@ MICRO_BATCHES = 2
 """Of every process in a step."""
 GATHERED, REDUCED = 2, 4
 """Bytes of a weight in bf16 and of a gradient in float32."""
-LOSS_SUMS, NUMBER = 3, 4
-"""What a step tells: the loss, and the sum and the count of its one source's; bytes of each."""
+TOLD, NUMBER = 4, 4
+"""What a step tells: the loss, the sum and the count of its one source's, whether to stop; bytes of each."""
 MOVE_NOTHING = ("wait_tensor", "_wrap_tensor_autograd")
 """Operations that stand among the collectives."""
 WARM_UP = 2
@@ -117,7 +118,7 @@ def theory(config: LlamaConfig, parallel: Parallel, ranks: int, micro_batches: i
     if copies > 1:
         weights = config.num_hidden_layers * padded_weights(layer, shards) + padded_weights(rest, shards)
         summed = REDUCED * weights // shards
-    numbers = LOSS_SUMS if ranks > 1 else 0
+    numbers = TOLD if ranks > 1 else 0
     if ranks > copies:  # each rank has a part of the norm of every parameter's gradient
         numbers += config.num_hidden_layers * len(layer) + len(rest)
     in_all = layers + group_traffic(rest, 1, shards)

@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from rich.console import Console
@@ -30,6 +31,7 @@ from fastling.training.metrics import Measured, Meter, MetricsLog, check_finite,
 from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.progress import TrainingProgress, loss_units
+from fastling.training.stopping import STATUS, Stopped, told_to_stop
 from fastling.training.update import Updater
 
 
@@ -150,21 +152,27 @@ class Run:
         )
         self.meter = Meter(self.model, self.world, self.prepared.plan, self.prepared.training.source_names)
         waiting: Measured | None = None
-        with TrainingProgress(self.console, len(self.loader), first, config.train.loss) as self.progress:
+        stops = False
+        progress = TrainingProgress(self.console, len(self.loader), first, config.train.loss)
+        with told_to_stop() as told, progress as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
-                measured = self.updater.update(step, number)
+                measured = self.updater.update(step, number, stops=told())
                 if waiting:  # done by now, or soon, while the device has this step to do
                     self._tell(waiting)
+                    stops = waiting.stops()
                 waiting = measured
                 evaluates = self._is_due(number, config.evaluate.every_steps)
-                saves = self._is_due(number, config.checkpoint.every_steps)
+                saves = stops or self._is_due(number, config.checkpoint.every_steps)
                 if evaluates or saves:
                     # Raises when it is not finite: never saved.
                     self._tell(waiting, evaluates=evaluates, saves=saves)
+                    stops = stops or waiting.stops()
                     waiting = None
                     if saves:
                         self._save(number)
                     self.meter.restart()
+                if stops and saves:
+                    self._stop(number)
 
     def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
         """Write down and show a step's numbers, and the held-out losses after it."""
@@ -178,6 +186,15 @@ class Run:
             self.extra = {}
             if evaluates:
                 plot_loss(self.run_dir, self.config.train.loss)
+
+    def _stop(self, number: int) -> NoReturn:
+        """End after a step that is saved; rank 0 says so, and the others wait until it has ended."""
+        if not self.world.is_main:
+            with contextlib.suppress(RuntimeError):  # of a connection that is closed
+                self.world.from_main(0)
+            leave(STATUS)
+        what = f"was told to stop, and is saved after step {number} of {len(self.loader)}"
+        raise Stopped(str(self.run_dir), what, "The same command goes on from there.")
 
     def _is_due(self, number: int, every_steps: int) -> bool:
         return number % every_steps == 0 or number == len(self.loader)

@@ -185,6 +185,27 @@ def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(finished, 
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
+def test_told_to_stop_all_processes_save_after_their_step_and_go_on_as_if_they_had_not(finished, tmp_path):
+    """By one SIGTERM, or two as under Slurm, to one of two processes. P10 holds of it, too."""
+    config, undisturbed, _ = finished
+    arguments = ["--config", config, "--log.wandb", "false", "--run_dir", tmp_path / "run"]
+    arguments += ["--checkpoint.every_steps", "100"]
+    told = run_python("tests.training.stopped_worker", *arguments, ranks=2)
+    assert told.returncode != 0  # torchrun's own
+    assert "run: was told to stop, and is saved after step 5 of 8" in told.stderr
+    assert "exitcode  : 143" in told.stderr
+    assert "resuming after step 5 of 8" in train(*arguments, ranks=2).stderr
+    assert course(tmp_path / "run") == course(undisturbed)
+
+
+def test_alone_it_stops_with_a_status_that_says_so(tiny_run, tmp_path):
+    told = run_python("tests.training.stopped_worker", "--config", tiny_run(evaluate={"every_steps": 4}))
+    assert (told.returncode, told.stdout) == (143, "")
+    said = f"error: {tmp_path / 'run'}: was told to stop, and is saved after step 4 of 6"
+    assert told.stderr.splitlines()[-2:] == [said, "  The same command goes on from there."]
+    assert (tmp_path / "run/checkpoints/step-00000004").is_dir()
+
+
 def test_copies_make_what_shards_make_and_resume(finished, tmp_path):
     """Their gradients are summed over both of two micro-batches at once; and they write each tensor once
     between them, which the check must not miss on the others."""

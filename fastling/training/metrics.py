@@ -102,15 +102,20 @@ class Measured:
     step: Step
     lr: float
     numbers: torch.Tensor
-    """(2 + 2 sources,) on the CPU: the gradient's norm, the loss, then sum and count of negative
-    log-likelihoods of each source."""
+    """(3 + 2 sources,) on the CPU: the gradient's norm, the loss, then sum and count of negative
+    log-likelihoods of each source, and how many processes were told to end."""
     finished: "Mark"
 
     def wait(self) -> tuple[float, float, list[float]]:
         """(the gradient's norm, the loss, sums and counts of each source), once they are there."""
         self.finished.wait()
-        grad_norm, loss, *by_source = self.numbers.tolist()
+        grad_norm, loss, *by_source, _ = self.numbers.tolist()
         return grad_norm, loss, by_source
+
+    def stops(self) -> bool:
+        """Whether any process was told to end: of one step, all of them answer alike."""
+        self.finished.wait()
+        return self.numbers[-1].item() > 0
 
 
 class Mark:

@@ -27,12 +27,16 @@ class Updater:
     num_steps: int
     """Of the whole run, by which the learning rate takes its course."""
 
-    def update(self, step: Step, number: int) -> Measured:
-        """Make the step of this number, counted from 1. Asks the device nothing."""
+    def update(self, step: Step, number: int, *, stops: bool = False) -> Measured:
+        """Make the step of this number, counted from 1. Asks the device nothing.
+
+        `stops` is whether this process was told to end; all processes learn of it with the step's numbers.
+        """
         config, device = self.config, self.world.device
-        sums = torch.zeros(1 + 2 * self.num_sources, device=device)
+        sums = torch.zeros(1 + 2 * self.num_sources + 1, device=device)
         for batch, loss, nll in add_gradients(self.model, step.batches, config, device):
-            sums += torch.cat([loss.view(1), sums_by(batch.sources, nll, self.num_sources)])
+            sums[:-1] += torch.cat([loss.view(1), sums_by(batch.sources, nll, self.num_sources)])
+        sums[-1] = float(stops)
         grad_norm = clip(self.optimizer, config.optimizer.clip_norm)
         lr = learning_rate(config.optimizer, number - 1, self.num_steps)
         for group in self.optimizer.param_groups:

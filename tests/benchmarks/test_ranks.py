@@ -17,8 +17,8 @@ from fastling.model.llama_config import LlamaConfig
 BY_HAND = LlamaConfig(
     vocab_size=3, hidden_size=2, intermediate_size=3, num_hidden_layers=2, num_attention_heads=1
 )
-NUMBERS = 4 * (3 + 2 * 6 + 3)
-"""Bytes of the loss, its sums, and a norm for each parameter."""
+NUMBERS = 4 * (4 + 2 * 6 + 3)
+"""Bytes of the loss, its sums, whether to stop, and a norm for each parameter."""
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_one_rank_sends_nothing():
 def test_two_copies_on_two_ranks_sum_gradients_and_losses_only():
     """Nothing is filled up: a layer is 12 + 4 + 12 + 6 + 2 + 2 = 38 weights, the rest 6 + 6 + 2 = 14."""
     found = theory(BY_HAND, Parallel(replicate=2), 2, micro_batches=1)
-    assert found == Traffic(all_reduced=4 * (2 * 38 + 14) + 4 * 3)
+    assert found == Traffic(all_reduced=4 * (2 * 38 + 14) + 4 * 4)
 
 
 def test_the_models_rows_cannot_be_shared_evenly():

@@ -95,7 +95,7 @@ def test_mfu_is_needed_work_over_what_all_gpus_could_do_in_that_time(monkeypatch
     plan = Plan(numpy.arange(4), numpy.arange(5), (4,))
     meter = Meter(model, World(0, 2, torch.device("cpu"), mesh=None), plan, ["a", "b"])
     step = Step(batches=[], tokens=40, supervised_tokens=10, packs=2, squared_tokens=1000)
-    numbers, finished = torch.tensor([2.0, 0.25, 6.0, 3.0, 0.0, 0.0]), Mark(torch.device("cpu"))
+    numbers, finished = torch.tensor([2.0, 0.25, 6.0, 3.0, 0.0, 0.0, 0.0]), Mark(torch.device("cpu"))
     finished.host_seconds = meter.last.host_seconds + 0.5
     line = meter.line(Measured(1, step, 0.1, numbers, finished), sequence_length=64)
     work = Work(model.config)
@@ -110,7 +110,7 @@ def test_mfu_is_needed_work_over_what_all_gpus_could_do_in_that_time(monkeypatch
 def test_a_step_that_is_not_finite_ends_the_run_with_advice_that_can_be_taken():
     """Resumed with a lower rate, a run would be refused."""
     meter = Meter(Llama(LlamaConfig(**SHAPE)), World(0, 1, torch.device("cpu"), mesh=None), None, [])
-    measured = Measured(3, None, 0.1, torch.tensor([float("nan"), 2.0]), Mark(torch.device("cpu")))
+    measured = Measured(3, None, 0.1, torch.tensor([float("nan"), 2.0, 0.0]), Mark(torch.device("cpu")))
     with pytest.raises(RunError, match=r"(?s)step 3: .*loss 2.0, gradient norm nan\n.* in another run_dir"):
         meter.line(measured, sequence_length=64)
 
