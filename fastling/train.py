@@ -83,7 +83,7 @@ class Run:
             num_steps=len(self.loader),
         )
         if found:
-            checkpoint.load(found.folder, self._tensors())
+            checkpoint.load(found.folder, self._tensors(), world.patient)
             checkpoint.set_step(self.optimizer, self.first_step)
         held_out = self.prepared.validation
         self.held_out = HeldOut(config, world, held_out, self.prepared.encoder) if held_out else None
@@ -212,8 +212,14 @@ class Run:
         return losses
 
     def _save(self, number: int) -> None:
-        state, keep_last = {"identity": self.identity}, self.config.checkpoint.keep_last
-        checkpoint.save(self.run_dir / "checkpoints", number, self._tensors(), state, keep_last=keep_last)
+        checkpoint.save(
+            self.run_dir / "checkpoints",
+            number,
+            self._tensors(),
+            {"identity": self.identity},
+            keep_last=self.config.checkpoint.keep_last,
+            group=self.world.patient,
+        )
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return checkpoint.training_tensors(self.model, self.optimizer)

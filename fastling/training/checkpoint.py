@@ -83,10 +83,19 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     return tensors
 
 
-def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, *, keep_last: int) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: dict[str, torch.Tensor],
+    state: dict,
+    *,
+    keep_last: int,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
     """Write one checkpoint from all ranks together; then keep it and the `keep_last` - 1 before it.
 
-    Raises RunError (disk full, no permission) with the earlier checkpoints untouched.
+    In `group`, of all of them, they wait for who writes slowly. Raises RunError (disk full, no permission)
+    with the earlier checkpoints untouched.
     """
     rank = dist.get_rank()
     final = step_folder(folder, step)
@@ -94,18 +103,18 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
     if rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    dist.barrier()
+    dist.barrier(group)
     try:
         digests = {name: _digest_of_rows(tensor) for name, tensor in tensors.items()}
         with _quiet():
-            dcp.save(tensors, storage_writer=_Writer(aside, step, digests))
+            dcp.save(tensors, storage_writer=_Writer(aside, step, digests), process_group=group)
         if rank == 0:
             state = {**state, "step": step, "ranks": dist.get_world_size()}
             (aside / "state.json").write_text(_sealed(state))
     except (OSError, dcp.api.CheckpointException) as error:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk is no place to leave it
         raise RunError(str(aside), f"the checkpoint could not be written: {_cause(error)}") from error
-    dist.barrier()
+    dist.barrier(group)
     if rank == 0:
         files.publish(aside, final)
         # A later one can only be damaged, or this run would have begun there: it does not count.
@@ -113,7 +122,7 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
         for old in good[:-keep_last]:
             # Not under its name: a kill in the midst would leave half a checkpoint there.
             shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
-    dist.barrier()
+    dist.barrier(group)
     return final
 
 
@@ -270,14 +279,14 @@ def _read_state(folder: Path) -> dict:
     return _read_sealed(folder / "state.json")
 
 
-def load(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Fill `tensors` in place, each rank its own rows, at any number of ranks.
+def load(folder: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Fill `tensors` in place, each rank its own rows, at any number of ranks; they wait in `group`.
 
     Raises RunError where it is not, or no longer, what `newest_step` has read.
     """
     try:
         with _quiet():
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), process_group=group)
     except (OSError, SafetensorError, dcp.api.CheckpointException) as error:
         raise RunError(str(folder), f"the checkpoint could not be read: {_cause(error)}") from error
 

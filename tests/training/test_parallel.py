@@ -104,26 +104,43 @@ def test_torchrun_starts_processes_again_that_find_each_other(tmp_path):
     assert (done.returncode, done.stdout) == (0, "together: 2.0;" * 2), done.stderr
 
 
-# PyTorch waits for two seconds, and first one process, then the other is later than that.
+# PyTorch waits for a second, and now one process, now the other is later than that.
 LATE = """
 import datetime, os, time
+from pathlib import Path
+import torch
 import torch.distributed as dist
+from fastling import files
 from fastling.config import Config
 from fastling.errors import leave
+from fastling.training import checkpoint
 from fastling.training.parallel import open_world
 
+def slowed(function):
+    def slowly(*arguments):
+        time.sleep(2)
+        return function(*arguments)
+    return slowly
+
 with open_world(Config()) as world:
-    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2), dist.group.WORLD)
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=1), dist.group.WORLD)
     for late in range(2):
-        time.sleep(5 * (world.rank == late))
+        time.sleep(2 * (world.rank == late))
         assert world.from_main(3 + world.rank) == 3
+    files.publish = slowed(files.publish)  # of rank 0
+    if world.rank == 1:
+        Path.write_text = slowed(Path.write_text)
+    tensors, folder = {"model.weight": torch.ones(4)}, Path(__file__).parent / "checkpoints"
+    saved = checkpoint.save(folder, 7, tensors, {}, keep_last=1, group=world.patient)
+    time.sleep(2 * world.rank)
+    checkpoint.load(saved, tensors, world.patient)
     os.write(1, b".")
 leave(0)
 """
 
 
 @pytest.mark.slow
-def test_processes_wait_for_one_that_prepares_its_data_for_longer(tmp_path):
+def test_processes_wait_for_one_that_prepares_its_data_or_writes_for_longer(tmp_path):
     done = run_on_two(LATE, tmp_path)
     assert (done.returncode, done.stdout) == (0, ".."), done.stderr
 
