@@ -43,6 +43,20 @@ def test_a_command_that_fails_is_named_with_its_last_words():
         data.timed([sys.executable, "-c", "import sys; print('last words', file=sys.stderr); sys.exit(3)"])
 
 
+def test_a_command_that_says_what_to_do_is_named_with_what_was_wrong():
+    said = "import sys; sys.exit('error: --lang: unknown: xx\\n  Known are: en.')"
+    with pytest.raises(RunError, match="ended with status 1: error: --lang: unknown: xx$"):
+        data.timed([sys.executable, "-c", said])
+
+
+@pytest.mark.parametrize(
+    "given", [["--rows", "9"], ["--rows", "-1"], ["--rounds", "0"], ["--sequence-length", "0"]]
+)
+def test_numbers_that_leave_nothing_to_measure_are_refused(given):
+    with pytest.raises(UserError, match=f"^{given[0]}: .*: {given[1]}$"):
+        data.parse(given)
+
+
 def test_packing_says_how_full_packs_are(monkeypatch):
     monkeypatch.setattr(data, "CONVERSATIONS_TO_PACK", 1000)
     assert data.packing_row(numpy.array([5]), capacity=10)["fill"] == 1.0
