@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -97,6 +98,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     check_positive(options, ("rounds", "threads"))
     if min(options.batch_sizes) < 1:
         raise UserError("--batch-sizes", f"must be > 0: {min(options.batch_sizes)}")
+    if find_spec("transformers") is None:
+        raise UserError(parser.prog, "needs the package transformers", "pip install transformers")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device", "PyTorch sees no GPU: cuda", "Measure on the CPU: --device cpu.")
     if options.threads:

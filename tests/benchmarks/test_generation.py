@@ -41,6 +41,12 @@ def test_what_cannot_be_measured_is_refused_in_words(monkeypatch):
             generation._options(given.split())
 
 
+def test_without_its_peer_it_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(generation, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package transformers"):
+        generation._options([])
+
+
 def test_every_case_has_a_rehearsal():
     assert [case.name for case in generation.REHEARSAL] == [case.name for case in generation.CASES]
 
