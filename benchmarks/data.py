@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.training_case import Case, make_weights
 from fastling.config import Config
 from fastling.data.batches import Loader
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows = [{"bench": "data", "date": now(), **machine, **row} for row in measure(options, Path(scratch))]
     print_rows(rows, make_table_console())
-    add_rows(rows, options.out)
+    command = command_line("data", arguments)
+    add_rows([row | {"command": command} for row in rows], options.out)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

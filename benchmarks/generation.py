@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from fastling.errors import RunError, UserError, run_program
 from fastling.model.generation import Decoding, generate
 from fastling.model.huggingface import load_pretrained
@@ -80,7 +80,8 @@ def main(arguments: Sequence[str]) -> None:
         times = row["tokens_per_s"] / max(rival["tokens_per_s"] for rival in rivals)
         table.add_row(*(str(row[name]) for name in names), f"{times:.2f}")
     make_table_console().print(table)
-    add_rows(rows, options.out)
+    command = command_line("generation", arguments)
+    add_rows([row | {"command": command} for row in rows], options.out)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

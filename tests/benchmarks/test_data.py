@@ -57,6 +57,17 @@ def test_numbers_that_leave_nothing_to_measure_are_refused(given):
         data.parse(given)
 
 
+def test_rows_tell_the_command_with_files_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "measure", lambda options, folder: [{"case": "packing", "provider": "fastling",
+        "rows": 1, "milliseconds": 1.0}])  # fmt: skip
+    own = tmp_path / "own.jsonl"
+    given = ["--data", str(own), "--tokenizer", "fastling:demo/tokenizer.model", "--rows", "40"]
+    assert run_command(data.main, [*given, "--out", str(tmp_path / "rows.jsonl")]) == 0
+    (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    more = "--tokenizer fastling:demo/tokenizer.model --rows 40 --out rows.jsonl"
+    assert row["command"] == f"python -m benchmarks.data --data own.jsonl {more}"
+
+
 def test_packing_says_how_full_packs_are(monkeypatch):
     monkeypatch.setattr(data, "CONVERSATIONS_TO_PACK", 1000)
     assert data.packing_row(numpy.array([5]), capacity=10)["fill"] == 1.0
