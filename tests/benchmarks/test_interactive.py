@@ -88,9 +88,7 @@ def test_both_arms_train_and_are_judged_by_type(corpus, tmp_path):
     assert all(set(KEYS) <= row.keys() and row["case"] == row.get("held_out") for row in rows)
     names = {row["held_out"] for row in rows if "held_out" in row}
     types = {row["type"] for row in interactive.read_dialogues(Source(**source))}
-    assert types == set(dialogues.MIX) and names == {
-        f"de-en.{name}" for name in types | {"single"}
-    }
+    assert types == set(dialogues.MIX) and names == {f"de-en.{name}" for name in types | {"single"}}
     assert all(0 < row[arm] < 20 for row in rows if "held_out" in row for arm in interactive.ARMS)
     steps = [(tmp_path / "out" / arm / "metrics.jsonl").read_text().count("\n") for arm in interactive.ARMS]
     assert steps == [6, 6]
