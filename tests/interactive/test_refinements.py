@@ -368,6 +368,16 @@ def test_what_was_only_thought_is_no_turn():
         parse_turn(THOUGHT)
 
 
+@pytest.mark.parametrize("said", [
+    '{"request": ' + "[" * 3000,
+    '{"request": ' + "1" * 5000 + "}",
+    json.dumps(GOOD).replace("{number}", "morning \\ud83d"),
+])  # fmt: skip
+def test_what_a_model_writes_without_end_or_by_halves_costs_one_dialogue(serve, ask, said):
+    rows, counts, _ = ask(serve(lambda number, body: (200, completion(said))), 3, turns=(2, 2))
+    assert not rows and counts.rejected == {"no whole JSON object": 3}
+
+
 # Prompts --------------------------------------------------------------------------------------------
 
 
