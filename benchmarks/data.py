@@ -50,7 +50,10 @@ def main(arguments: Sequence[str]) -> None:
     machine = dataclasses.asdict(describe_machine(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as scratch:
         rows = [{"bench": "data", "date": now(), **machine, **row} for row in measure(options, Path(scratch))]
-    print_rows(rows, make_table_console())
+    console = make_table_console()
+    print_rows(rows, console)
+    if all(row["provider"] != "trl" for row in rows):
+        console.print("trl is left out: it is not installed, or the template is not bayling")
     command = command_line("data", arguments)
     add_rows([row | {"command": command} for row in rows], options.out)
 

@@ -57,12 +57,13 @@ def test_numbers_that_leave_nothing_to_measure_are_refused(given):
         data.parse(given)
 
 
-def test_rows_tell_the_command_with_files_by_their_names(tmp_path, monkeypatch):
+def test_rows_tell_the_command_with_files_by_their_names(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "measure", lambda options, folder: [{"case": "packing", "provider": "fastling",
         "rows": 1, "milliseconds": 1.0}])  # fmt: skip
     own = tmp_path / "own.jsonl"
     given = ["--data", str(own), "--tokenizer", "fastling:demo/tokenizer.model", "--rows", "40"]
     assert run_command(data.main, [*given, "--out", str(tmp_path / "rows.jsonl")]) == 0
+    assert "trl is left out" in capsys.readouterr().out
     (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     more = "--tokenizer fastling:demo/tokenizer.model --rows 40 --out rows.jsonl"
     assert row["command"] == f"python -m benchmarks.data --data own.jsonl {more}"
