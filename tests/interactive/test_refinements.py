@@ -280,6 +280,7 @@ MESSAGES = [
     ("kind", "changed", "reason"),
     [
         ("style", {"request": "请让译文更正式一些。"}, "request in another language"),
+        ("style", {"request": "\u200b ..."}, "request without words"),
         ("style", {"answer": "Heute war auf der Straße und auf dem Weg sehr viel Eis."}, "answer in another language"),
         ("style", {"answer": "there was ICE on the road, number 0, this morning"}, "answer is a copy"),
         ("style", {"request": "Say: The road had ice on it.", "answer": "The road had ice on it."}, "request holds the answer"),
@@ -300,6 +301,7 @@ MESSAGES = [
         ("length", {"request": "In at most 20 characters, please."}, "bound of length not met"),
         ("length", {"request": "Make it shorter."}, "no one bound of length in the request"),
         ("length", {"request": "In 5 to 7 words."}, "no one bound of length in the request"),
+        ("length", {"request": f"In {'1' * 5000} words."}, "no one bound of length in the request"),
         ("length", {"request": "Say it in at most 4 words.", "answer": "The road was icy today."}, "bound of length not met"),
     ],
 )  # fmt: skip
