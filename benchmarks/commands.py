@@ -1,4 +1,4 @@
-"""The command that measures a run again, as far as its rows tell: they name files without their folders."""
+"""The command that measures a run again: its rows tell it, or the older ones of them enough to guess."""
 
 import shlex
 from pathlib import Path
@@ -24,17 +24,8 @@ def command_of(run: Run) -> str:
     words = ["python", "-m", f"benchmarks.{run.bench}"]
     if run.bench == "generation":
         words += ["--cases", *dict.fromkeys(str(row.get("case")) for row in run.rows)]
-    elif run.bench == "data":
-        words += [
-            "--rows",
-            str(next((row.get("rows") for row in run.rows if row.get("case") == "prepare"), 0)),
-        ]
-    elif run.bench in ("growth", "simulation"):
+    elif run.bench == "growth":
         words += ["--size", str(first.get("case"))]
-        measured = first.get("measured")
-        if isinstance(measured, dict):  # what a simulation begins with
-            words += ["--milliseconds-a-step", str(measured.get("milliseconds"))]
-            words += ["--tokens-a-step", str(measured.get("tokens"))]
     elif run.bench not in ("ranks", "startup"):
         return OTHERS.get(run.bench, "")
     return shlex.join(words)

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.training_case import Case, make_weights
 from fastling.config import Config
 from fastling.data.batches import Loader
@@ -38,6 +38,7 @@ from fastling.data.store import Store
 from fastling.errors import RunError, UserError, run_program
 from fastling.files import json_line, write_text
 from fastling.prepare import prepare_data
+from fastling.settings import Parser, check_positive
 from fastling.workers import own_cores
 
 CONVERSATIONS_TO_PACK = 1_000_000
@@ -49,12 +50,16 @@ def main(arguments: Sequence[str]) -> None:
     machine = dataclasses.asdict(describe_machine(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as scratch:
         rows = [{"bench": "data", "date": now(), **machine, **row} for row in measure(options, Path(scratch))]
-    print_rows(rows, make_table_console())
-    add_rows(rows, options.out)
+    console = make_table_console()
+    print_rows(rows, console)
+    if all(row["provider"] != "trl" for row in rows):
+        console.print("trl is left out: it is not installed, or the template is not bayling")
+    command = command_line("data", arguments)
+    add_rows([row | {"command": command} for row in rows], options.out)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.data", description=__doc__.splitlines()[0])
+    parser = Parser("python -m benchmarks.data", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", type=Path, default=Path("fastling/demo/train.jsonl"), help="default: the demo's")
     add("--tokenizer", default="fastling:demo/tokenizer.model", help="default: the demo's")
@@ -63,7 +68,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="of prepare and its peer in turns (default: %(default)s)")
     add("--sequence-length", type=int, default=2048, help="default: %(default)s")
     add("--out", type=Path, help="file of JSON lines to add to")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    check_positive(options, ("rows", "rounds", "sequence_length"))
+    if options.rows < 10:
+        raise UserError("--rows", f"a tenth of them is measured, too, which is none: {options.rows}")
+    return options
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:
@@ -174,7 +183,9 @@ def timed(command: Sequence[str], **environment: str) -> dict:
     *said, last = done.stderr.strip().splitlines()
     status, seconds, peak_mib = json.loads(last)
     if status:
-        raise RunError(command[2], f"ended with status {status}: {said[-1] if said else ''}")
+        # What was wrong, if it says so; below it may stand what to do.
+        words = next((line for line in reversed(said) if line.startswith("error: ")), (said or [""])[-1])
+        raise RunError(command[2], f"ended with status {status}: {words}")
     return {"stdout": done.stdout, "seconds": seconds, "peak_mib": peak_mib}
 
 

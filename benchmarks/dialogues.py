@@ -15,11 +15,11 @@ from pathlib import Path
 from benchmarks.data import timed
 from fastling.errors import UserError, run_program
 from fastling.interactive.pairs import read_lines
-from fastling.settings import option_of
+from fastling.settings import Parser, check_positive, option_of
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.dialogues", description=__doc__)
+    parser = Parser("python -m benchmarks.dialogues", __doc__)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--source-lang", required=True)
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--count", type=int, default=160_000, help="dialogues wanted (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
     options = parser.parse_args(arguments)
+    check_positive(options, ("pairs", "count", "workers"))
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(options, Path(folder))))
 

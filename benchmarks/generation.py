@@ -15,15 +15,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from fastling.errors import RunError, UserError, run_program
 from fastling.model.generation import Decoding, generate
 from fastling.model.huggingface import load_pretrained
+from fastling.settings import Parser, check_positive
 
 VOCAB_SIZE = 16000
 OURS = "fastling"
@@ -57,7 +59,11 @@ CASES = [
     Case("equal", 16, 64, 64, 32, None),
     Case("one", 1, 64, 64, 64, None),
 ]
-REHEARSAL = [Case("mixed", 6, 3, 9, 12, 4), Case("one", 1, 5, 5, 4, None)]
+REHEARSAL = [
+    Case("mixed", 6, 3, 9, 12, 4),
+    Case("equal", 2, 5, 5, 4, None),
+    Case("one", 1, 5, 5, 4, None),
+]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -74,23 +80,29 @@ def main(arguments: Sequence[str]) -> None:
         times = row["tokens_per_s"] / max(rival["tokens_per_s"] for rival in rivals)
         table.add_row(*(str(row[name]) for name in names), f"{times:.2f}")
     make_table_console().print(table)
-    add_rows(rows, options.out)
+    command = command_line("generation", arguments)
+    add_rows([row | {"command": command} for row in rows], options.out)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.generation", description=__doc__)
+    parser = Parser("python -m benchmarks.generation", __doc__)
     parser.add_argument("--rounds", type=int, default=7, help="runs of each (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="default: all")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 48], help="of transformers")
     parser.add_argument("--threads", type=int, help="of torch; default: as many as it takes")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model and a few prompts")
     parser.add_argument("--out", type=Path, help="file of JSON lines to add to")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or min(options.batch_sizes) < 1:
-        raise UserError("--rounds, --batch-sizes", "must be at least 1")
+    check_positive(options, ("rounds", "threads"))
+    if min(options.batch_sizes) < 1:
+        raise UserError("--batch-sizes", f"must be > 0: {min(options.batch_sizes)}")
+    if find_spec("transformers") is None:
+        raise UserError(parser.prog, "needs the package transformers", "pip install transformers")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device", "PyTorch sees no GPU: cuda", "Measure on the CPU: --device cpu.")
     if options.threads:
         torch.set_num_threads(options.threads)
     return options

@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
 from benchmarks.training_case import SIZES, make_shape
 from benchmarks.worker import Result, Worker
@@ -266,7 +266,8 @@ def main(arguments: Sequence[str]) -> int:
     lines = make_points(options.size, STEP_TOKENS[DEVICE.type])
     rows = list(measure(lines, options.steps, options.alone, make_console()))
     print_rows(rows, make_table_console())
-    add_rows(rows, options.out)
+    command = command_line("growth", arguments)
+    add_rows([row | {"command": command} for row in rows], options.out)
     return int(any(row["status"] != "measured" for row in rows))
 
 

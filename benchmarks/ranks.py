@@ -36,7 +36,15 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.growth import STEADY, make_updater, random_step
-from benchmarks.timing import ROOT, Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import (
+    ROOT,
+    Measurement,
+    add_rows,
+    command_line,
+    describe_machine,
+    make_table_console,
+    now,
+)
 from fastling.config import Config, Parallel
 from fastling.errors import RunError, UserError, leave, run_program
 from fastling.model.llama import Llama
@@ -246,7 +254,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     rows = list(measure(options.ranks, options.steps, make_console()))
     print_rows(rows, make_table_console())
-    add_rows(rows, options.out)
+    command = command_line("ranks", arguments)
+    add_rows([row | {"command": command} for row in rows], options.out)
     return int(not all(row["equal"] for row in rows))
 
 

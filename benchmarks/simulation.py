@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ranks import GATHERED, REDUCED, layer_and_rest, padded_weights
-from benchmarks.timing import add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.training_case import SIZES, make_shape
 from fastling.errors import UserError, run_program
 from fastling.evaluation.records import read_records
@@ -314,7 +314,8 @@ def main(arguments: Sequence[str]) -> None:
         make_rows(options.size, measured, list(make_layouts(options.replicate, options.shard)), links)
     )
     print_rows(rows, make_table_console())
-    add_rows(rows, options.out)
+    command = command_line("simulation", arguments)
+    add_rows([row | {"command": command} for row in rows], options.out)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

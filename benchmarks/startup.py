@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed.device_mesh import init_device_mesh
 
-from benchmarks.timing import Measurement, add_rows, describe_machine, make_table_console, now
+from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.training_case import SIZES, make_shape
 from fastling import train
 from fastling.config import Config
@@ -72,7 +72,8 @@ def main(arguments: Sequence[str]) -> None:
         measure = measure_load if options.load else measure_runs
         rows = [same | row for row in measure(options, Path(scratch), make_console())]
     (print_load if options.load else print_runs)(rows, make_table_console())
-    add_rows(rows, options.out)
+    command = command_line("startup", arguments)
+    add_rows([row | {"command": command} for row in rows], options.out)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -14,11 +14,12 @@ import math
 import os
 import platform
 import random
+import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -285,6 +286,12 @@ KEYS = (
 def with_every_key(row: dict) -> dict:
     """The row, with None for what every row has and this one does not say."""
     return dict.fromkeys(KEYS) | row
+
+
+def command_line(benchmark: str, arguments: Sequence[str]) -> str:
+    """The command that was given, without the folders of its files, which tell of one machine."""
+    named = [each if ":" in each or each.startswith("-") else Path(each).name for each in arguments]
+    return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *named])
 
 
 def add_rows(rows: Iterable[dict], out: Path | None) -> None:

@@ -112,6 +112,8 @@ def _is_worth_keeping(item: str, pair: Direction) -> bool:
     side = _latin_side(pair)
     if not all(_count_whole(item, text) == 1 for text in (pair.text, pair.reference)):
         return False
+    if _in_brackets(item, pair.reference) and not _in_brackets(item, pair.text):
+        return False  # 罗斯 (Ross) renders it, and only adds how it was written
     if item[0].isdigit():
         return True
     latin = {pair.origin, pair.target} - {"zh"}
@@ -119,6 +121,10 @@ def _is_worth_keeping(item: str, pair: Direction) -> bool:
         return False
     several = " " in item or item[1:] != item[1:].lower()
     return several or bool(_MID_SENTENCE.search(side[: side.index(item)]))
+
+
+def _in_brackets(item: str, text: str) -> bool:
+    return bool(re.search(rf"[(（][^()（）]*{re.escape(item)}", text))
 
 
 def _count_whole(item: str, text: str) -> int:

@@ -13,6 +13,8 @@ from fastling.interactive.pairs import read_lines
 WORDS, CHARACTERS = 13, 20
 """Length of a piece that two sentences do not share by chance: in words, or in characters of Chinese."""
 _NO_WORD = re.compile(r"[\W_]+")
+_LABEL = re.compile(r"^(?:[^:：]{1,40}[:：]|\(?\d+[.)）])")
+"""What a prompt says before a sentence: Original: ..., 2. ..."""
 
 
 class Exclusion:
@@ -69,7 +71,9 @@ def _texts(path: Path) -> Iterator[str]:
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        for text in (value, *value.splitlines()):  # a prompt has sentences on lines of their own
+            yield text
+            yield _LABEL.sub("", text)
     elif isinstance(value, list | dict):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _strings(each)

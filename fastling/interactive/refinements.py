@@ -132,7 +132,8 @@ def parse_turn(text: str) -> dict:
         raise Rejected("no whole JSON object")
     try:
         found, _ = json.JSONDecoder().raw_decode(text, start)
-    except json.JSONDecodeError:
+        json.dumps(found, ensure_ascii=False).encode()  # half a character cannot be asked about or kept
+    except (ValueError, RecursionError):
         raise Rejected("no whole JSON object") from None
     if not all(isinstance(found.get(k), str) for k in ("request", "answer")):
         raise Rejected("no request and answer in it")

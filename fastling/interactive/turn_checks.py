@@ -82,6 +82,8 @@ class Seed:
 def check_turn(written: dict, kind: str, start: Seed, messages: list[Message]) -> None:
     """Raises Rejected unless a turn says what it should, in the right languages, and something new."""
     request, answer, before = written["request"], written["answer"], messages[-1]["content"]
+    if not _plain(request):
+        raise Rejected("request without words")
     if not reads_as(request, start.user_lang, _other(start, start.user_lang)):
         raise Rejected("request in another language")
     if not reads_as(answer, start.target_lang, start.source_lang):
@@ -145,7 +147,7 @@ def _pieces(text: str, language: str) -> set[str]:
 def _check_length(written: dict, language: str) -> None:
     """The bound is the number in the request itself, so that nobody has to believe the writer."""
     request, answer = written["request"], written["answer"]
-    numbers = [int(number) for number in re.findall(r"\d+", request)]
+    numbers = [int(number) for number in re.findall(r"\d{1,9}", request)]  # one without end is several
     if len(numbers) != 1 or _NO_BOUND.search(_NOT_MORE.sub("", request)):
         raise Rejected("no one bound of length in the request")
     bound = numbers[0] - bool(_BELOW.search(request))

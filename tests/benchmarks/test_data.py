@@ -43,6 +43,32 @@ def test_a_command_that_fails_is_named_with_its_last_words():
         data.timed([sys.executable, "-c", "import sys; print('last words', file=sys.stderr); sys.exit(3)"])
 
 
+def test_a_command_that_says_what_to_do_is_named_with_what_was_wrong():
+    said = "import sys; sys.exit('error: --lang: unknown: xx\\n  Known are: en.')"
+    with pytest.raises(RunError, match="ended with status 1: error: --lang: unknown: xx$"):
+        data.timed([sys.executable, "-c", said])
+
+
+@pytest.mark.parametrize(
+    "given", [["--rows", "9"], ["--rows", "-1"], ["--rounds", "0"], ["--sequence-length", "0"]]
+)
+def test_numbers_that_leave_nothing_to_measure_are_refused(given):
+    with pytest.raises(UserError, match=f"^{given[0]}: .*: {given[1]}$"):
+        data.parse(given)
+
+
+def test_rows_tell_the_command_with_files_by_their_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "measure", lambda options, folder: [{"case": "packing", "provider": "fastling",
+        "rows": 1, "milliseconds": 1.0}])  # fmt: skip
+    own = tmp_path / "own.jsonl"
+    given = ["--data", str(own), "--tokenizer", "fastling:demo/tokenizer.model", "--rows", "40"]
+    assert run_command(data.main, [*given, "--out", str(tmp_path / "rows.jsonl")]) == 0
+    assert "trl is left out" in capsys.readouterr().out
+    (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    more = "--tokenizer fastling:demo/tokenizer.model --rows 40 --out rows.jsonl"
+    assert row["command"] == f"python -m benchmarks.data --data own.jsonl {more}"
+
+
 def test_packing_says_how_full_packs_are(monkeypatch):
     monkeypatch.setattr(data, "CONVERSATIONS_TO_PACK", 1000)
     assert data.packing_row(numpy.array([5]), capacity=10)["fill"] == 1.0

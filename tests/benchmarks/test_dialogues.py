@@ -6,6 +6,9 @@ import pytest
 from conftest import run_python
 from interactive.parallel_text import write_corpus
 
+from benchmarks import dialogues
+from fastling.errors import UserError
+
 
 @pytest.mark.slow
 def test_a_row_with_speed_and_memory(tmp_path):
@@ -18,6 +21,13 @@ def test_a_row_with_speed_and_memory(tmp_path):
     assert row["pairs"] == 900 and row["dialogues"] == 100
     assert row["dialogues_per_s"] > 0 and row["seconds"] > 0
     assert 20 < row["peak_mib"] < 5000
+
+
+@pytest.mark.parametrize("option", ["--pairs", "--count", "--workers"])
+def test_numbers_that_leave_nothing_to_measure_are_refused(option):
+    files = ["--source", "a", "--target", "b", "--source-lang", "de", "--target-lang", "en"]
+    with pytest.raises(UserError, match=f"^{option}: must be > 0: -1$"):
+        dialogues.main([*files, option, "-1"])
 
 
 @pytest.mark.slow

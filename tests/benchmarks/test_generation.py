@@ -8,7 +8,7 @@ from conftest import run_python
 
 from benchmarks import generation
 from benchmarks.timing import KEYS
-from fastling.errors import RunError
+from fastling.errors import RunError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,24 @@ def test_a_row_for_each_side_with_speed_spread_and_memory(tmp_path):
     assert "tokens/s" in result.stdout
 
 
+def test_what_cannot_be_measured_is_refused_in_words(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for given in ("--rounds 0", "--threads -1", "--batch-sizes 4 0", "--device cuda"):
+        option, *_, value = given.split()
+        with pytest.raises(UserError, match=f"^{option}: .*: {value}"):
+            generation._options(given.split())
+
+
+def test_without_its_peer_it_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(generation, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package transformers"):
+        generation._options([])
+
+
+def test_every_case_has_a_rehearsal():
+    assert [case.name for case in generation.REHEARSAL] == [case.name for case in generation.CASES]
+
+
 def test_answers_of_the_mixed_case_end_at_different_times(model_folder):
     options = generation._options(["--rehearse", "--batch-sizes", "2"])
     mixed = generation.REHEARSAL[0]
@@ -44,7 +62,7 @@ def test_answers_of_the_mixed_case_end_at_different_times(model_folder):
 
 def test_nothing_is_reported_where_the_tokens_differ(model_folder, monkeypatch):
     options = generation._options(["--rehearse", "--rounds", "1"])
-    case = generation.REHEARSAL[1]
+    case = generation.REHEARSAL[-1]
     right = generation._theirs
     monkeypatch.setattr(
         generation, "_theirs", lambda *job: lambda: [[*ids[:-1], ids[-1] + 1] for ids in right(*job)()]

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import simulation
+from benchmarks.commands import command_of
+from benchmarks.rows import read, runs_of
 from benchmarks.simulation import Layout, Links, Measured, Part, copy_group, micro_batch_seconds, shard_group
 from benchmarks.training_case import make_shape
 from fastling.errors import UserError, run_command
@@ -213,6 +215,18 @@ def test_without_a_measured_step_it_refuses(capsys):
     said = capsys.readouterr().err
     assert "it has to be measured" in said and "--milliseconds-a-step" in said and "--results" in said
     assert run_command(simulation.main, ["--milliseconds-a-step", "10"]) == 2
+
+
+def test_the_command_on_the_page_simulates_the_same_again(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    asked = (
+        "--milliseconds-a-step 900 --tokens-a-step 8192 --micro-batches 2 --supervised 0.3 --replicate nodes"
+    )
+    assert run_command(simulation.main, [*asked.split(), "--network-bandwidth", "12", "--out", str(out)]) == 0
+    (run,) = runs_of(read(out))
+    assert command_of(run) == (
+        f"python -m benchmarks.simulation {asked} --network-bandwidth 12 --out rows.jsonl"
+    )
 
 
 def test_the_last_row_of_a_gpu_is_taken(tmp_path):

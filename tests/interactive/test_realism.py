@@ -159,6 +159,19 @@ def test_a_name_is_kept_whole(text, reference, items):
     assert items_to_keep(Direction(1, "zh", "en", text, reference)) == items
 
 
+@pytest.mark.parametrize(
+    ("text", "reference", "items"),
+    [
+        ("He met Frank Galicia.", "他遇到弗兰克·加利西亚 (Frank Galicia)。", []),
+        ("He met Frank Galicia.", "他遇到加利西亚（美国的Frank Galicia）。", []),
+        ("He met Frank Galicia.", "他（昨天）遇到Frank Galicia。", ["Frank Galicia"]),
+        ("The sport (run by FIBA) grows.", "这项运动（由FIBA管理）在发展。", ["FIBA"]),
+    ],
+)
+def test_what_is_translated_and_only_noted_in_brackets_is_not_kept(text, reference, items):
+    assert items_to_keep(Direction(1, "en", "zh", text, reference)) == items
+
+
 @pytest.mark.parametrize("language", ["en", "zh", "de", "fr"])
 def test_of_a_number_nobody_says_that_it_is_not_to_be_translated(language):
     knowledge, phrasings = knowledge_of("de", "en"), load_phrasings(language)

@@ -280,6 +280,7 @@ MESSAGES = [
     ("kind", "changed", "reason"),
     [
         ("style", {"request": "请让译文更正式一些。"}, "request in another language"),
+        ("style", {"request": "\u200b ..."}, "request without words"),
         ("style", {"answer": "Heute war auf der Straße und auf dem Weg sehr viel Eis."}, "answer in another language"),
         ("style", {"answer": "there was ICE on the road, number 0, this morning"}, "answer is a copy"),
         ("style", {"request": "Say: The road had ice on it.", "answer": "The road had ice on it."}, "request holds the answer"),
@@ -300,6 +301,7 @@ MESSAGES = [
         ("length", {"request": "In at most 20 characters, please."}, "bound of length not met"),
         ("length", {"request": "Make it shorter."}, "no one bound of length in the request"),
         ("length", {"request": "In 5 to 7 words."}, "no one bound of length in the request"),
+        ("length", {"request": f"In {'1' * 5000} words."}, "no one bound of length in the request"),
         ("length", {"request": "Say it in at most 4 words.", "answer": "The road was icy today."}, "bound of length not met"),
     ],
 )  # fmt: skip
@@ -366,6 +368,16 @@ def test_words_around_the_object_do_not_matter(around):
 def test_what_was_only_thought_is_no_turn():
     with pytest.raises(Rejected, match="empty or cut off"):
         parse_turn(THOUGHT)
+
+
+@pytest.mark.parametrize("said", [
+    '{"request": ' + "[" * 3000,
+    '{"request": ' + "1" * 5000 + "}",
+    json.dumps(GOOD).replace("{number}", "morning \\ud83d"),
+])  # fmt: skip
+def test_what_a_model_writes_without_end_or_by_halves_costs_one_dialogue(serve, ask, said):
+    rows, counts, _ = ask(serve(lambda number, body: (200, completion(said))), 3, turns=(2, 2))
+    assert not rows and counts.rejected == {"no whole JSON object": 3}
 
 
 # Prompts --------------------------------------------------------------------------------------------
