@@ -188,6 +188,7 @@ def test_data_is_compared_with_all_cores_as_trl_takes_all():
             "provider": name,
             "tokens_per_s": speed,
             "rows": 40000,
+            "command": "python -m benchmarks.data --rows 40000",
             **machine(),
         }
         for name, speed in (("one process", 100.0), ("all cores", 200.0), ("trl", 50.0))
