@@ -103,13 +103,20 @@ class StreamedAnswer:
         return self._stream.text
 
     def __iter__(self) -> Iterator[str]:
-        """A piece of text for every token, often an empty one, and the rest."""
-        with contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids:
-            for token_id in ids:
-                self.num_tokens += 1
-                yield self._stream.add(token_id)
-                if self._stream.stopped:
-                    break
+        """A piece of text for every token, often an empty one, and the rest.
+
+        Raises RunError where the memory of the device does not hold the answer.
+        """
+        try:
+            with contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids:
+                for token_id in ids:
+                    self.num_tokens += 1
+                    yield self._stream.add(token_id)
+                    if self._stream.stopped:
+                        break
+        except torch.OutOfMemoryError:
+            fix = "Ask for a shorter answer, or begin anew: a long conversation takes more of it."
+            raise RunError("the answer", "does not fit into the memory of the device", fix) from None
         rest = self._stream.end()
         self.finish_reason = "stop" if self._stream.stopped or not self._is_full() else "length"
         yield rest

@@ -7,6 +7,7 @@ import signal
 import sys
 
 import pytest
+import torch
 from rich.console import Console
 from serving.talkers import Parrot
 
@@ -154,6 +155,18 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said():
     typed.chat.write = typed.out.append
     typed.enter("go on")
     assert len(typed.answers) == 2
+
+
+def test_an_answer_that_memory_does_not_hold_is_told_in_words_and_the_conversation_goes_on():
+    def says(question):
+        if question == "long":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return "fine"
+
+    typed = Typed(Parrot(says))
+    said = typed.enter("x", "long", "y")
+    assert "the answer: does not fit into the memory of the device" in said
+    assert typed.answers == ["fine", "fine"] and typed.chat.failures == 1
 
 
 def test_a_full_context_drops_whole_oldest_turns_keeps_the_system_text_and_says_so_once():
