@@ -23,7 +23,7 @@ class Session:
         self.dropped = 0
         """Turns at the beginning that the model is no longer fed."""
         self._asked = 0
-        self._written: set[Path] = set()
+        self._written: set[Path] = set()  # files of this conversation
 
     def set_system(self, system: str) -> None:
         """Blank text is none, as in training.
@@ -37,6 +37,7 @@ class Session:
     def reset(self) -> None:
         """Forget what was said; the system text stays."""
         self.turns, self.finish_reasons, self.dropped = [], [], 0
+        self._written.clear()  # what was saved is nowhere else from here on
 
     def ask(self, question: str) -> Iterator[str]:
         """Pieces of the answer, as they come. To close the iterator ends the answer.

@@ -215,6 +215,13 @@ def test_a_file_is_written_again_by_its_own_session_only(typed, tmp_path):
     assert len(json.loads(path.read_text())["messages"]) == 4
 
 
+def test_a_conversation_that_was_saved_and_forgotten_is_not_written_over(typed, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    typed.enter("one", f"/save {path}", "/reset", "two")
+    assert "exists" in typed.enter(f"/save {path}")
+    assert json.loads(path.read_text())["messages"][0]["content"] == "one"
+
+
 @pytest.mark.parametrize(
     "name",
     ["talk.txt", "absent/talk.jsonl", "x" * 300 + ".jsonl", "\0.jsonl"],
