@@ -46,7 +46,8 @@ class Session:
         for a question that does not fit; everything then stays as it was.
         """
         conversation = Conversation((*self.turns, Turn("user", question)), self.system)
-        window = fit(self.chat, conversation, self.decoding.max_new_tokens, dropped=self.dropped)
+        dropped_before = self.dropped
+        window = fit(self.chat, conversation, self.decoding.max_new_tokens, dropped=dropped_before)
         self.dropped = window.dropped
         decoding = self.decoding
         if decoding.temperature:
@@ -59,6 +60,8 @@ class Session:
             if answer.text:
                 self.turns += [Turn("user", question), Turn("assistant", answer.text)]
                 self.finish_reasons.append(answer.finish_reason or "interrupted")
+            else:
+                self.dropped = dropped_before
 
     def ask_again(self) -> Iterator[str]:
         """Take back the newest answer and ask its question again; where nothing comes, it stays.

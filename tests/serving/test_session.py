@@ -184,6 +184,16 @@ def test_a_full_context_drops_whole_oldest_turns_keeps_the_system_text_and_says_
     assert typed.enter("short") == "" and typed.session.dropped == 0
 
 
+def test_a_question_that_is_taken_back_costs_the_model_no_turns():
+    model = Parrot(lambda question: "" if "long" in question else "gut", context=200)
+    typed = Typed(model, Decoding(max_new_tokens=20))
+    typed.enter("eins", "zwei")
+    assert "as if nothing had been asked" in typed.enter("long " * 60)
+    typed.enter("drei")
+    fed = [model.encoder.tokenizer.decode([prompt])[0] for prompt in model.fed]
+    assert "eins" not in fed[2] and "eins" in fed[3]
+
+
 def test_an_answer_that_was_cut_says_so():
     typed = Typed(Parrot(lambda question: "word " * 50), Decoding(max_new_tokens=5))
     assert "cut at 5 tokens" in typed.enter("x")
