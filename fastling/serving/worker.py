@@ -2,12 +2,15 @@
 
 import asyncio
 import collections
+import logging
 import threading
 from collections.abc import AsyncIterator
 
-from fastling.errors import UserError
+from fastling.errors import UserError, kind_and_line, visible
 from fastling.inference.chat_model import StreamedAnswer
 
+LOG = logging.getLogger(__name__)
+"""As uvicorn's own errors, to stderr; one that is closed ends nothing."""
 MOST_WAITING = 64
 """Answers that may wait for the one that is generated."""
 
@@ -72,6 +75,7 @@ class Job:
                     self._put(piece)
             self._put(None)
         except Exception as error:  # of the model, out of memory too: it ends this answer only
+            LOG.error("an answer failed: %s", visible(kind_and_line(error)))
             self._put(Failed(f"the model failed: {in_words(error)}"))
         finally:
             pieces.close()

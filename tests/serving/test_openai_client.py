@@ -245,7 +245,7 @@ def test_another_model_s_name(client):
     assert (error.value.code, error.value.param) == ("model_not_found", "model")
 
 
-def test_a_model_that_fails_is_an_error_of_the_server_and_the_next_answer_works(capfd):
+def test_a_model_that_fails_is_an_error_of_the_server_and_the_next_answer_works(caplog):
     def says(question):
         if question == "break":
             raise RuntimeError("/home/someone/secret")
@@ -260,6 +260,8 @@ def test_a_model_that_fails_is_an_error_of_the_server_and_the_next_answer_works(
             list(ask(client, user("break"), stream=True))
         assert ask(client, user("x")).choices[0].message.content == "fine"
         client.close()
+    # For who serves the model, and nobody else.
+    assert caplog.messages == ["an answer failed: RuntimeError: /home/someone/secret"] * 2
 
 
 def test_an_answer_that_fails_lets_go_of_its_memory_before_the_next_one_is_generated():
