@@ -14,7 +14,7 @@ from serving.talkers import Parrot
 from fastling.data.conversation import Conversation, Turn, parse_row
 from fastling.data.encoding import Encoded
 from fastling.data.rows import read_rows
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.model.generation import Decoding
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, write_to_stdout
@@ -167,6 +167,19 @@ def test_an_answer_that_memory_does_not_hold_is_told_in_words_and_the_conversati
     said = typed.enter("x", "long", "y")
     assert "the answer: does not fit into the memory of the device" in said
     assert typed.answers == ["fine", "fine"] and typed.chat.failures == 1
+
+
+def test_what_was_said_before_an_answer_failed_is_kept_as_a_line_of_its_own():
+    typed = Typed()
+
+    def says(question):
+        yield from typed.model.encoder.tokenizer.encode(["so far"])[0]
+        raise RunError("the model", "gives scores that are no numbers")
+
+    typed.model.stream_ids = lambda prompt, decoding: says(prompt)
+    assert "no numbers" in typed.enter("x", "y")
+    assert "".join(typed.out) == "so far\nso far\n" and typed.answers == ["so far", "so far"]
+    assert typed.session.finish_reasons == ["interrupted", "interrupted"]
 
 
 def test_a_full_context_drops_whole_oldest_turns_keeps_the_system_text_and_says_so_once():
