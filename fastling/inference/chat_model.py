@@ -15,7 +15,7 @@ from fastling.errors import RunError, UserError, first_line
 from fastling.inference.chat_template import find_template
 from fastling.inference.streaming import TextStream
 from fastling.model.generation import Completion, Decoding, generate, stream
-from fastling.model.huggingface import load_pretrained
+from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama import Llama
 
 
@@ -137,8 +137,7 @@ def load_chat_model(
     the folder holds no model.
     """
     export = folder / "export" if (folder / "export" / "config.json").is_file() else folder
-    if not (export / "config.json").is_file():
-        raise UserError("--model", f"holds no model: {folder}", "Name an export, or a run that has one.")
+    read_config(export)  # of a delta, an adapter or a run, which say no template, it tells what they are
     tokenizer = load_tokenizer(export)
     found, origin = _choose_template(export, template, tokenizer)
     device = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
