@@ -15,7 +15,7 @@ from fastling.errors import RunError, UserError, first_line
 from fastling.inference.chat_template import find_template
 from fastling.inference.streaming import TextStream
 from fastling.model.generation import Completion, Decoding, generate, stream
-from fastling.model.huggingface import load_pretrained
+from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama import Llama
 
 
@@ -103,13 +103,20 @@ class StreamedAnswer:
         return self._stream.text
 
     def __iter__(self) -> Iterator[str]:
-        """A piece of text for every token, often an empty one, and the rest."""
-        with contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids:
-            for token_id in ids:
-                self.num_tokens += 1
-                yield self._stream.add(token_id)
-                if self._stream.stopped:
-                    break
+        """A piece of text for every token, often an empty one, and the rest.
+
+        Raises RunError where the memory of the device does not hold the answer.
+        """
+        try:
+            with contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids:
+                for token_id in ids:
+                    self.num_tokens += 1
+                    yield self._stream.add(token_id)
+                    if self._stream.stopped:
+                        break
+        except torch.OutOfMemoryError:
+            fix = "Ask for a shorter answer, or begin anew: a long conversation takes more of it."
+            raise RunError("the answer", "does not fit into the memory of the device", fix) from None
         rest = self._stream.end()
         self.finish_reason = "stop" if self._stream.stopped or not self._is_full() else "length"
         yield rest
@@ -130,8 +137,7 @@ def load_chat_model(
     the folder holds no model.
     """
     export = folder / "export" if (folder / "export" / "config.json").is_file() else folder
-    if not (export / "config.json").is_file():
-        raise UserError("--model", f"holds no model: {folder}", "Name an export, or a run that has one.")
+    read_config(export)  # of a delta, an adapter or a run, which say no template, it tells what they are
     tokenizer = load_tokenizer(export)
     found, origin = _choose_template(export, template, tokenizer)
     device = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

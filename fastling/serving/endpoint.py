@@ -17,7 +17,7 @@ from fastling.inference.chat_model import ChatModel, StreamedAnswer
 from fastling.model.generation import Decoding
 from fastling.serving.gate import error_body
 from fastling.serving.request import ApiError, ChatRequest, read_request, to_decoding, to_prompt
-from fastling.serving.worker import Busy, Ending, Job, Worker, in_words
+from fastling.serving.worker import Busy, Ending, Failed, Job, Worker
 
 PAGE = Path(__file__).parent / "page"
 LARGEST_BODY = 4 * 2**20
@@ -127,8 +127,8 @@ async def _events(job: Job, head: dict, asked: ChatRequest, prompt_length: int) 
     try:
         async for piece in job.pieces():
             yield chunk(choice({"content": piece}))
-    except Exception as error:
-        yield _event(error_body(in_words(error), "server_error"))
+    except (Failed, Ending) as error:
+        yield _event(error_body(str(error), "server_error"))
         return
     yield chunk(choice({}, job.answer.finish_reason))
     if asked.include_usage:
@@ -152,10 +152,8 @@ async def _whole(job: Job, request: Request) -> str:
             if await request.is_disconnected():
                 raise ApiError(499, "the client has gone")
         return gathering.result()
-    except ApiError:
-        raise
-    except Exception as error:
-        raise ApiError(503 if isinstance(error, Ending) else 500, in_words(error), "server_error") from None
+    except (Failed, Ending) as error:
+        raise ApiError(503 if isinstance(error, Ending) else 500, str(error), "server_error") from None
     finally:
         gathering.cancel()
 

@@ -33,7 +33,7 @@ NEUTRAL = {
     "functions": ([],),
     "modalities": (["text"],),
 }
-"""Of what this server does not do, the values that ask for nothing; null is one for all."""
+"""Of what this server does not do, the values that ask for nothing; null does so of whatever name."""
 MOST_STOP_STRINGS, LONGEST_STOP_STRING = 4, 200
 STOP_STRINGS = (
     f"stop must be a text of 1 to {LONGEST_STOP_STRING} characters, or up to {MOST_STOP_STRINGS} of them"
@@ -114,9 +114,11 @@ def read_request(body: bytes) -> ChatRequest:
         words = STOP_STRINGS if problem["loc"][:1] == ("stop",) else problem["msg"]
         raise ApiError(400, words, param=_dotted(problem["loc"])) from None
     for name, value in (request.model_extra or {}).items():
-        if name not in IGNORED and name not in NEUTRAL:
+        if name in IGNORED or value is None:
+            continue
+        if name not in NEUTRAL:
             raise ApiError(400, f"unrecognized argument: {name[:80]}", param=name[:80])
-        if name in NEUTRAL and value is not None and not _is_among(value, NEUTRAL[name]):
+        if not _is_among(value, NEUTRAL[name]):
             raise ApiError(400, f"this server does not support that value of {name}", param=name)
     if request.stream_options and not request.stream:
         raise ApiError(400, "stream_options has no effect without stream", param="stream_options")

@@ -23,7 +23,7 @@ class Session:
         self.dropped = 0
         """Turns at the beginning that the model is no longer fed."""
         self._asked = 0
-        self._written: set[Path] = set()
+        self._written: set[Path] = set()  # files of this conversation
 
     def set_system(self, system: str) -> None:
         """Blank text is none, as in training.
@@ -37,6 +37,7 @@ class Session:
     def reset(self) -> None:
         """Forget what was said; the system text stays."""
         self.turns, self.finish_reasons, self.dropped = [], [], 0
+        self._written.clear()  # what was saved is nowhere else from here on
 
     def ask(self, question: str) -> Iterator[str]:
         """Pieces of the answer, as they come. To close the iterator ends the answer.
@@ -45,7 +46,8 @@ class Session:
         for a question that does not fit; everything then stays as it was.
         """
         conversation = Conversation((*self.turns, Turn("user", question)), self.system)
-        window = fit(self.chat, conversation, self.decoding.max_new_tokens, dropped=self.dropped)
+        dropped_before = self.dropped
+        window = fit(self.chat, conversation, self.decoding.max_new_tokens, dropped=dropped_before)
         self.dropped = window.dropped
         decoding = self.decoding
         if decoding.temperature:
@@ -58,6 +60,8 @@ class Session:
             if answer.text:
                 self.turns += [Turn("user", question), Turn("assistant", answer.text)]
                 self.finish_reasons.append(answer.finish_reason or "interrupted")
+            else:
+                self.dropped = dropped_before
 
     def ask_again(self) -> Iterator[str]:
         """Take back the newest answer and ask its question again; where nothing comes, it stays.

@@ -75,14 +75,19 @@ class Chat:
 
     def _answer(self, answer: Iterator[str]) -> None:
         said = False
-        with _interruptible() as stopped, contextlib.closing(answer) as pieces:
-            for piece in pieces:
-                if not said:
-                    self._tell_of_dropped()
-                said = said or bool(piece)
-                self.write(piece)
-                if stopped():
-                    break
+        try:
+            with _interruptible() as stopped, contextlib.closing(answer) as pieces:
+                for piece in pieces:
+                    if not said:
+                        self._tell_of_dropped()
+                    said = said or bool(piece)
+                    self.write(piece)
+                    if stopped():
+                        break
+        except UserError:
+            if said:  # which is kept
+                self.write("\n")
+            raise
         self.write("\n")
         if not said:
             self._say("(the model said nothing, so it is as if nothing had been asked)")

@@ -2,12 +2,15 @@
 
 import asyncio
 import collections
+import logging
 import threading
 from collections.abc import AsyncIterator
 
-from fastling.errors import UserError
+from fastling.errors import UserError, kind_and_line, visible
 from fastling.inference.chat_model import StreamedAnswer
 
+LOG = logging.getLogger(__name__)
+"""As uvicorn's own errors, to stderr; one that is closed ends nothing."""
 MOST_WAITING = 64
 """Answers that may wait for the one that is generated."""
 
@@ -20,6 +23,14 @@ class Ending(Exception):
     """The server ends, and with it the answer."""
 
 
+class Failed(Exception):
+    """The model failed: what a client is told of it.
+
+    Not the error itself: its traceback holds all that the answer held, its cache too, and errors that go
+    through an event loop are freed only when Python looks for garbage. The next answer needs that memory.
+    """
+
+
 class Job:
     """An answer that is waited for in an event loop and generated in the worker's thread.
 
@@ -30,7 +41,7 @@ class Job:
     def __init__(self, answer: StreamedAnswer):
         self.answer = answer
         self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+        self._pieces: asyncio.Queue[str | Ending | Failed | None] = asyncio.Queue()
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -47,9 +58,9 @@ class Job:
         return self._cancelled.is_set()
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The text as it comes. Raises what went wrong in the thread."""
+        """The text as it comes. Raises Failed, or Ending."""
         while (piece := await self._pieces.get()) is not None:
-            if isinstance(piece, BaseException):
+            if isinstance(piece, Exception):
                 raise piece
             yield piece
 
@@ -64,11 +75,12 @@ class Job:
                     self._put(piece)
             self._put(None)
         except Exception as error:  # of the model, out of memory too: it ends this answer only
-            self._put(error)
+            LOG.error("an answer failed: %s", visible(kind_and_line(error)))
+            self._put(Failed(f"the model failed: {in_words(error)}"))
         finally:
             pieces.close()
 
-    def _put(self, piece: str | BaseException | None) -> None:
+    def _put(self, piece: str | Ending | Failed | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
         except RuntimeError:  # the loop was closed: the server has ended
@@ -125,9 +137,6 @@ class Worker:
             del job  # and with it what the answer holds
 
 
-def in_words(error: BaseException) -> str:
-    """What a client is told of an error in the thread: what a user may know, and no more."""
-    if isinstance(error, Ending):
-        return str(error)
-    detail = f"{error.where} {error.what}" if isinstance(error, UserError) else type(error).__name__
-    return f"the model failed: {detail}"
+def in_words(error: Exception) -> str:
+    """What a user may know of an error in the thread, and no more."""
+    return f"{error.where} {error.what}" if isinstance(error, UserError) else type(error).__name__

@@ -193,6 +193,13 @@ def test_a_folder_of_somebody_else_is_told_by_what_it_renders(export, tmp_path):
 def break_nothing_but(folder, what):
     if what == "no folder":
         return {"folder": folder / "absent"}
+    if what == "delta":
+        (folder / "delta.json").touch()
+        return break_nothing_but(folder, "no template")
+    if what == "run":
+        (folder / "config.json").unlink()
+        (folder / "checkpoints").mkdir()
+        return break_nothing_but(folder, "no template")
     if what == "no template":
         for name in ("template.yaml", "chat_template.jinja", "tokenizer_config.json"):
             (folder / name).unlink()
@@ -210,7 +217,9 @@ def break_nothing_but(folder, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("no folder", "--model: holds no model"),
+        ("no folder", "absent: holds no model"),
+        ("delta", "holds differences from a base, not a model"),
+        ("run", "fastling export --run"),
         ("no template", "--template: is needed"),
         ("template.yaml", "is not valid YAML"),
         ("tokenizer", "holds neither tokenizer.json nor tokenizer.model"),

@@ -1,9 +1,11 @@
 """The endpoint with the real `openai` client, over a real server on loopback."""
 
 import asyncio
+import gc
 import json
 import threading
 import urllib.request
+import weakref
 
 import openai
 import pytest
@@ -199,6 +201,8 @@ def test_what_asks_for_nothing_is_no_matter(client):
         "user": "u",
     }
     assert ask(client, user("x"), **neutral, response_format={"type": "text"}).choices
+    unset = {"logit_bias": None, "reasoning_effort": None, "audio": None}  # as some clients send them
+    assert ask(client, user("x"), extra_body=unset).choices
 
 
 @pytest.mark.parametrize(
@@ -243,7 +247,7 @@ def test_another_model_s_name(client):
     assert (error.value.code, error.value.param) == ("model_not_found", "model")
 
 
-def test_a_model_that_fails_is_an_error_of_the_server_and_the_next_answer_works(capfd):
+def test_a_model_that_fails_is_an_error_of_the_server_and_the_next_answer_works(caplog):
     def says(question):
         if question == "break":
             raise RuntimeError("/home/someone/secret")
@@ -258,6 +262,31 @@ def test_a_model_that_fails_is_an_error_of_the_server_and_the_next_answer_works(
             list(ask(client, user("break"), stream=True))
         assert ask(client, user("x")).choices[0].message.content == "fine"
         client.close()
+    # For who serves the model, and nobody else.
+    assert caplog.messages == ["an answer failed: RuntimeError: /home/someone/secret"] * 2
+
+
+def test_an_answer_that_fails_lets_go_of_its_memory_before_the_next_one_is_generated():
+    """A cache that filled the memory would else be there until Python looks for garbage."""
+    caches, held = [], []
+
+    def says(question):
+        held.append(sum(cache() is not None for cache in caches))
+        cache = threading.Event()  # in place of one: something of the answer's own
+        caches.append(weakref.ref(cache))
+        raise RuntimeError("out of memory")
+
+    gc.disable()
+    try:
+        with serving(Parrot(says)) as running:
+            client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60)
+            for stream in (False, True, False):
+                with pytest.raises(openai.APIError, match="the model failed"):
+                    list(ask(client, user("x"), stream=stream))
+            client.close()
+    finally:
+        gc.enable()
+    assert held == [0, 0, 0]
 
 
 def test_who_is_one_too_many_is_told_to_come_back():

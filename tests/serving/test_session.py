@@ -7,13 +7,14 @@ import signal
 import sys
 
 import pytest
+import torch
 from rich.console import Console
 from serving.talkers import Parrot
 
 from fastling.data.conversation import Conversation, Turn, parse_row
 from fastling.data.encoding import Encoded
 from fastling.data.rows import read_rows
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.model.generation import Decoding
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, write_to_stdout
@@ -156,6 +157,31 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said():
     assert len(typed.answers) == 2
 
 
+def test_an_answer_that_memory_does_not_hold_is_told_in_words_and_the_conversation_goes_on():
+    def says(question):
+        if question == "long":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return "fine"
+
+    typed = Typed(Parrot(says))
+    said = typed.enter("x", "long", "y")
+    assert "the answer: does not fit into the memory of the device" in said
+    assert typed.answers == ["fine", "fine"] and typed.chat.failures == 1
+
+
+def test_what_was_said_before_an_answer_failed_is_kept_as_a_line_of_its_own():
+    typed = Typed()
+
+    def says(question):
+        yield from typed.model.encoder.tokenizer.encode(["so far"])[0]
+        raise RunError("the model", "gives scores that are no numbers")
+
+    typed.model.stream_ids = lambda prompt, decoding: says(prompt)
+    assert "no numbers" in typed.enter("x", "y")
+    assert "".join(typed.out) == "so far\nso far\n" and typed.answers == ["so far", "so far"]
+    assert typed.session.finish_reasons == ["interrupted", "interrupted"]
+
+
 def test_a_full_context_drops_whole_oldest_turns_keeps_the_system_text_and_says_so_once():
     typed = Typed(Parrot(lambda question: "gut", context=200), Decoding(max_new_tokens=20))
     typed.enter("/system Sei kurz.")
@@ -169,6 +195,16 @@ def test_a_full_context_drops_whole_oldest_turns_keeps_the_system_text_and_says_
     assert last.index("### Instruction:") < last.index("### Response:")
     typed.enter("/reset")
     assert typed.enter("short") == "" and typed.session.dropped == 0
+
+
+def test_a_question_that_is_taken_back_costs_the_model_no_turns():
+    model = Parrot(lambda question: "" if "long" in question else "gut", context=200)
+    typed = Typed(model, Decoding(max_new_tokens=20))
+    typed.enter("eins", "zwei")
+    assert "as if nothing had been asked" in typed.enter("long " * 60)
+    typed.enter("drei")
+    fed = [model.encoder.tokenizer.decode([prompt])[0] for prompt in model.fed]
+    assert "eins" not in fed[2] and "eins" in fed[3]
 
 
 def test_an_answer_that_was_cut_says_so():
@@ -200,6 +236,13 @@ def test_a_file_is_written_again_by_its_own_session_only(typed, tmp_path):
     another = Typed()
     assert "exists" in another.enter("one", f"/save {path}")
     assert len(json.loads(path.read_text())["messages"]) == 4
+
+
+def test_a_conversation_that_was_saved_and_forgotten_is_not_written_over(typed, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    typed.enter("one", f"/save {path}", "/reset", "two")
+    assert "exists" in typed.enter(f"/save {path}")
+    assert json.loads(path.read_text())["messages"][0]["content"] == "one"
 
 
 @pytest.mark.parametrize(
