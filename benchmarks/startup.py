@@ -171,8 +171,8 @@ def start_run(started: float, arguments: Sequence[str]) -> dict[str, float]:
     clock.seconds[IMPORTS] = time.monotonic() - started
     update = Updater.update
 
-    def last(updater: Updater, *arguments) -> None:
-        update(updater, *arguments)
+    def last(updater: Updater, *arguments, **options) -> None:
+        update(updater, *arguments, **options)
         if updater.world.device.type == "cuda":
             torch.cuda.synchronize()
         raise FirstStepDone
