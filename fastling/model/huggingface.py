@@ -145,7 +145,7 @@ def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:
     Where both are there they must agree: versions of transformers take one or the other.
     """
     given = [raw[name] for name in ("rope_parameters", "rope_scaling") if raw.get(name)]
-    if any(each.get("partial_rotary_factor", 1.0) != 1.0 for each in (*given, raw)):
+    if any(each.get("partial_rotary_factor") not in (None, 1) for each in (*given, raw)):
         raise UserError(str(file), "rotary embedding of a part of each head is not supported")
     for each in given:
         types = [each[name] for name in ("rope_type", "type") if name in each]

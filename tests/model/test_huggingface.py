@@ -129,6 +129,13 @@ def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize("factor", [None, 1, 1.0])
+def test_a_part_of_each_head_that_is_the_whole_is_none(factor, tmp_path):
+    content = config_json(TINY, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16)
+    (tmp_path / "config.json").write_text(json.dumps(content | {"partial_rotary_factor": factor}))
+    assert read_config(tmp_path) == TINY
+
+
 @pytest.mark.parametrize(("family", "window"), [("llama", 8), ("qwen2", None), ("qwen3", None)], ids=str)
 def test_a_window_that_transformers_does_not_slide_is_none(family, window, tmp_path):
     """And is read back as none: the check after training would refuse the export."""
