@@ -19,7 +19,7 @@ from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
 from fastling.interactive.knowledge import learn
 from fastling.interactive.languages import LANGUAGES, check_language
-from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step
+from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step, share_in_another_language
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
 from fastling.settings import Parser, check_positive, option_of, refuse_options
@@ -48,6 +48,8 @@ FEW_OUT_OF_STEP, MOST_OUT_OF_STEP = 0.02, 0.5
 second on it is refused."""
 ENOUGH_TO_REFUSE = 3
 """Runs of lines that must be out of step: one short file may be odd in good faith."""
+MOST_FOREIGN = 0.5
+"""Share of a sample in another language than the one named; of real files of news it is below 0.001."""
 
 
 def parse_mix(text: str | None, has_third: bool) -> dict[str, float]:
@@ -186,6 +188,7 @@ def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -
         if not total:
             raise UserError(str(corpus.first), "is empty")
         sample = corpus.sample(total)
+        check_languages(corpus, sample)
         check_in_step(corpus, sample, console)
         knowledge = learn(corpus, sample)
         if not knowledge.running_text and mix.pop("continue_text", None):
@@ -197,6 +200,17 @@ def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -
             raise UserError("--mix", "leaves nothing to build: these lines are no running text")
         recipe = Recipe(knowledge, exclusion, phrasings, mix, options.seed)
         return dataclasses.replace(recipe, mix=even_mix(recipe, sample)), total
+
+
+def check_languages(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> None:
+    """Raises UserError for a file that is not in its language: what users ask for names that one."""
+    first, second = corpus.languages
+    sides = (("first", first, second), ("second", second, first), ("third", corpus.third_language, first))
+    for option, (side, language, other) in zip(("source", "target", "third"), sides, strict=True):
+        share = share_in_another_language(sample, side, language, other) if language else 0.0
+        if share > MOST_FOREIGN:
+            what = f"is {language}, and {100 * share:.0f} % of a sample of {getattr(corpus, side)} is not"
+            raise UserError(f"--{option}-lang", what, "Name the language that the file is in.")
 
 
 def check_in_step(corpus: Corpus, sample: Sequence[Sequence[Pair]], console: Console) -> None:

@@ -283,13 +283,13 @@ def test_two_that_write_one_file_do_not_write_into_each_other_s(tmp_path, capsys
     assert run_command(dialogues.main, options(corpus, out)) == 0
 
 
-def test_files_of_the_wrong_language_are_a_failed_run_that_says_so(tmp_path, capsys):
+def test_a_file_in_another_language_is_refused_and_what_was_there_stays(tmp_path, capsys):
     corpus = write_corpus(tmp_path, "de", "en", count=100)
     arguments = options(corpus, tmp_path / "out.jsonl", "--json", "--source-lang", "fr")
     (tmp_path / "out.jsonl").write_text("as it was")
-    assert run_command(dialogues.main, arguments) == 1
+    assert run_command(dialogues.main, arguments) == 2
     said = capsys.readouterr()
-    assert "not one dialogue could be built from 100 pairs\n  Not used: wrong-language 100." in said.err
+    assert f"--source-lang: is fr, and 100 % of a sample of {corpus.first} is not" in said.err
     assert not said.out and (tmp_path / "out.jsonl").read_text() == "as it was"
 
 
@@ -297,7 +297,8 @@ def test_a_corpus_that_is_held_out_whole_is_a_failed_run(tmp_path, capsys):
     corpus = write_corpus(tmp_path, count=100)
     arguments = options(corpus, tmp_path / "out.jsonl", "--exclude", corpus.first)
     assert run_command(dialogues.main, arguments) == 1
-    assert "excluded" in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
+    said = "not one dialogue could be built from 100 pairs\n  Not used: excluded 100."
+    assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="FASTLING_DATA names no folder with parallel/")

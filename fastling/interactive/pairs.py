@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastling.errors import UserError, first_line
-from fastling.interactive.languages import check_language, tidy
+from fastling.interactive.languages import check_language, reads_as, tidy
 
 SAMPLED_RUNS, RUN_LENGTH = 500, 50
 """What is learned from: at most so many runs of so many lines."""
@@ -120,6 +120,17 @@ def out_of_step(sample: Sequence[Sequence[Pair]], side: str) -> tuple[list[int],
             if statistics.correlation(*sides) < LEAST_CORRELATION:
                 bad.append(run[0].line)
     return bad, told
+
+
+def share_in_another_language(
+    sample: Sequence[Sequence[Pair]], side: str, language: str, other: str
+) -> float:
+    """Of the texts of a side ("first", "second" or "third"), those that do not read as its language, beside
+    the other one of the pair; 0 where there are too few to tell.
+    """
+    texts = [text for run in sample for pair in run if (text := getattr(pair, side))]
+    foreign = sum(not reads_as(text, language, other) for text in texts)
+    return foreign / len(texts) if len(texts) >= FEWEST_TOLD else 0.0
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ import pytest
 from interactive.parallel_text import sentences
 from rich.console import Console
 
-from fastling.dialogues import check_in_step
+from fastling.dialogues import check_in_step, check_languages
 from fastling.errors import UserError
 from fastling.interactive.pairs import RUN_LENGTH, Corpus, Pair, out_of_step
 
@@ -53,6 +53,32 @@ def test_files_out_of_step_are_refused(languages, tmp_path):
         UserError, match=f"{languages[-1]}:151: from here on, lines do not translate those of"
     ):
         check_in_step(corpus, runs_of(*languages, late_from=150), Console())
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("source", ("fr", "en", "zh")),
+        ("target", ("de", "fr", "zh")),
+        ("third", ("de", "en", "fr")),
+        (None, ("de", "en", "zh")),
+    ],
+)
+def test_a_file_in_another_language_than_is_said_is_refused(option, said, tmp_path):
+    """By the gates alone, what reads as either by chance would be left: German that is called French."""
+    corpus = Corpus(tmp_path / "a", tmp_path / "b", *said[:2], tmp_path / "c", said[2])
+    runs = runs_of("de", "en", "zh")
+    if option is None:
+        check_languages(corpus, runs)
+        return
+    with pytest.raises(
+        UserError, match=rf"--{option}-lang: is fr, and \d+ % of a sample of {tmp_path}/. is not"
+    ):
+        check_languages(corpus, runs)
+
+
+def test_a_few_lines_in_another_language_are_left_to_the_gates(tmp_path):
+    check_languages(Corpus(tmp_path / "a", tmp_path / "b", "fr", "en"), [runs_of("de", "en")[0][:19]])
 
 
 def test_what_lengths_cannot_tell_is_left_alone():
