@@ -54,8 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     print_rows(rows, console)
     if all(row["provider"] != "trl" for row in rows):
         console.print("trl is left out: it is not installed, or the template is not bayling")
-    command = command_line("data", arguments)
-    add_rows([row | {"command": command} for row in rows], options.out)
+    add_rows(rows, options.out, command_line("data", arguments))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

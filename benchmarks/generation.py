@@ -80,8 +80,7 @@ def main(arguments: Sequence[str]) -> None:
         times = row["tokens_per_s"] / max(rival["tokens_per_s"] for rival in rivals)
         table.add_row(*(str(row[name]) for name in names), f"{times:.2f}")
     make_table_console().print(table)
-    command = command_line("generation", arguments)
-    add_rows([row | {"command": command} for row in rows], options.out)
+    add_rows(rows, options.out, command_line("generation", arguments))
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

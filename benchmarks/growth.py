@@ -266,8 +266,7 @@ def main(arguments: Sequence[str]) -> int:
     lines = make_points(options.size, STEP_TOKENS[DEVICE.type])
     rows = list(measure(lines, options.steps, options.alone, make_console()))
     print_rows(rows, make_table_console())
-    command = command_line("growth", arguments)
-    add_rows([row | {"command": command} for row in rows], options.out)
+    add_rows(rows, options.out, command_line("growth", arguments))
     return int(any(row["status"] != "measured" for row in rows))
 
 

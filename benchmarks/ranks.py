@@ -254,8 +254,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     rows = list(measure(options.ranks, options.steps, make_console()))
     print_rows(rows, make_table_console())
-    command = command_line("ranks", arguments)
-    add_rows([row | {"command": command} for row in rows], options.out)
+    add_rows(rows, options.out, command_line("ranks", arguments))
     return int(not all(row["equal"] for row in rows))
 
 

@@ -314,8 +314,7 @@ def main(arguments: Sequence[str]) -> None:
         make_rows(options.size, measured, list(make_layouts(options.replicate, options.shard)), links)
     )
     print_rows(rows, make_table_console())
-    command = command_line("simulation", arguments)
-    add_rows([row | {"command": command} for row in rows], options.out)
+    add_rows(rows, options.out, command_line("simulation", arguments))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

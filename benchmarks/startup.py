@@ -72,8 +72,7 @@ def main(arguments: Sequence[str]) -> None:
         measure = measure_load if options.load else measure_runs
         rows = [same | row for row in measure(options, Path(scratch), make_console())]
     (print_load if options.load else print_runs)(rows, make_table_console())
-    command = command_line("startup", arguments)
-    add_rows([row | {"command": command} for row in rows], options.out)
+    add_rows(rows, options.out, command_line("startup", arguments))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -294,12 +294,16 @@ def command_line(benchmark: str, arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *named])
 
 
-def add_rows(rows: Iterable[dict], out: Path | None) -> None:
-    """Append rows to a file of JSON lines, where one is wanted; complete on the disk before anything else."""
+def add_rows(rows: Iterable[dict], out: Path | None, command: str | None = None) -> None:
+    """Append rows to a file of JSON lines, where one is wanted; complete on the disk before anything else.
+
+    `command` is of rows that do not tell their own.
+    """
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
+        same = {"command": command} if command else {}
         with open(out, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_finite(with_every_key(row))) + "\n" for row in rows)
+            file.writelines(json.dumps(_finite(with_every_key(row | same))) + "\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())
 

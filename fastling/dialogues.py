@@ -205,8 +205,11 @@ def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -
 def check_languages(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> None:
     """Raises UserError for a file that is not in its language: what users ask for names that one."""
     first, second = corpus.languages
-    sides = (("first", first, second), ("second", second, first), ("third", corpus.third_language, first))
-    for option, (side, language, other) in zip(("source", "target", "third"), sides, strict=True):
+    for option, side, language, other in (
+        ("source", "first", first, second),
+        ("target", "second", second, first),
+        ("third", "third", corpus.third_language, first),
+    ):
         share = share_in_another_language(sample, side, language, other) if language else 0.0
         if share > MOST_FOREIGN:
             what = f"is {language}, and {100 * share:.0f} % of a sample of {getattr(corpus, side)} is not"

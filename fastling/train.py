@@ -152,30 +152,29 @@ class Run:
         )
         self.meter = Meter(self.model, self.world, self.prepared.plan, self.prepared.training.source_names)
         waiting: Measured | None = None
-        stops = False
+        self.stops = False
         progress = TrainingProgress(self.console, len(self.loader), first, config.train.loss)
         with told_to_stop() as told, progress as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
                 measured = self.updater.update(step, number, stops=told())
                 if waiting:  # done by now, or soon, while the device has this step to do
                     self._tell(waiting)
-                    stops = waiting.stops()
                 waiting = measured
                 evaluates = self._is_due(number, config.evaluate.every_steps)
-                saves = stops or self._is_due(number, config.checkpoint.every_steps)
+                saves = self.stops or self._is_due(number, config.checkpoint.every_steps)
                 if evaluates or saves:
                     # Raises when it is not finite: never saved.
                     self._tell(waiting, evaluates=evaluates, saves=saves)
-                    stops = stops or waiting.stops()
                     waiting = None
                     if saves:
                         self._save(number)
+                        if self.stops:
+                            self._stop(number)
                     self.meter.restart()
-                if stops and saves:
-                    self._stop(number)
 
     def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
-        """Write down and show a step's numbers, and the held-out losses after it."""
+        """Write down and show a step's numbers, and the held-out losses after it; and hear who is to stop."""
+        self.stops = self.stops or measured.stops()
         line = self.meter.line(measured, self.config.data.sequence_length) | self.extra
         line |= self._evaluate(measured.number) if evaluates else {}
         self.progress.update(line)

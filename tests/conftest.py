@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import gc
 import json
 import os
 import resource
@@ -60,11 +59,6 @@ def pytest_collection_modifyitems(items):
     """Files with long tests first: the processes of `make test` take file after file, and end together."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
-
-
-def pytest_collection_finish():
-    """What was imported lives till the end: looking through it for garbage again and again takes a tenth."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,8 +5,8 @@ import gc
 import os
 import sys
 
-# A third of a start, and of an end, is Python's search for garbage among what PyTorch imports. fastling's own
-# programs see to that themselves (fastling/garbage.py), and are tested as they are.
+# A fifth of a start, and most of an end, is Python's search for garbage among what PyTorch imports. fastling's
+# own programs see to that themselves (fastling/garbage.py), and are tested as they are.
 if not any(argument.partition(".")[0] == "fastling" for argument in sys.orig_argv):
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
