@@ -1,13 +1,19 @@
 """What every test shares: no network, no home folder, and small runs made in the test."""
 
+import atexit
 import errno
 import fcntl
+import functools
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 # Before torch is imported anywhere.
@@ -30,6 +36,7 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from start.fork_server import ENVIRONMENT, ForkedProgram, can_fork
 from start.interpreter import patch_once_a_launch
 
 # The same examples each time, however long a busy machine takes for one: what fails is the code.
@@ -95,23 +102,59 @@ def no_locks(monkeypatch, tmp_path):
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-def run_python(*arguments: str, ranks: int = 0, **options) -> subprocess.CompletedProcess:
-    """Run `python -m ...`, under torchrun when `ranks` is given, from the root of the project."""
-    command = [sys.executable, "-m"]
+def run_python(
+    program: object,
+    *arguments: object,
+    ranks: int = 0,
+    torchrun: Sequence[str] = (),
+    cwd: Path = ROOT,
+    input: str = "",
+    environment: dict | None = None,
+    anew: bool = False,
+) -> subprocess.CompletedProcess:
+    """Run a module (as `python -m` does) or a file, from the root of the project.
+
+    It runs under torchrun, with such options, when `ranks` is given, and with more variables in its `environment`.
+    It begins with PyTorch imported (start/fork_server.py), or `anew`, as a user's program does, where a test is
+    about that.
+    """
+    command = [*([] if str(program).endswith(".py") else ["-m"]), *map(str, (program, *arguments))]
     if ranks:
-        command += ["torch.distributed.run", "--nproc_per_node", str(ranks), "-m"]
-    # Programs run as a user runs them: kernels are interpreted where a test asks for it.
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment = {**inherited, **options.pop("environment", {})}
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=options.pop("cwd", ROOT),
-        env=environment,
-        timeout=600,
-        **options,
-    )
+        command = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), *torchrun, *command]
+    environment = programs_environment() | (environment or {})
+    if anew or not can_fork(environment):
+        options = {"capture_output": True, "text": True, "timeout": 600}
+        return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, input=input, **options)
+    with ExitStack() as open_files:
+        streams = [open_files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3)]
+        streams[0].write(input)
+        streams[0].seek(0)
+        program = ForkedProgram(fork_server(), command, environment, str(cwd), streams)
+        try:
+            status = program.wait(600)
+        except BaseException:
+            os.killpg(program.pid, signal.SIGKILL)
+            raise
+        for stream in streams[1:]:
+            stream.seek(0)
+        return subprocess.CompletedProcess(command, status, *(stream.read() for stream in streams[1:]))
+
+
+def programs_environment() -> dict[str, str]:
+    """Programs run as a user runs them: kernels are interpreted where a test asks for it."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@functools.cache
+def fork_server() -> str:
+    """The name of this test process's own server, which ends when this process does."""
+    name = f"fastling-tests-{os.getpid()}"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, Path(__file__).parent / "start" / "fork_server.py", name]
+    server = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+    assert server.stdout.readline() == b"ready\n"
+    atexit.register(server.communicate)
+    return name
 
 
 def kill(run_dir: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_verb_is_the_same_under_both_names(tmp_path, capsys):
 )
 def test_the_status_is_the_process_s(arguments, status):
     """Once as a shell sees it."""
-    result = run_python(*arguments)
+    result = run_python(*arguments, anew=True)
     assert result.returncode == status
     assert "Traceback" not in result.stderr
     assert bool(result.stdout) is (status == 0)

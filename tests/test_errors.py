@@ -1,11 +1,11 @@
 """Mistakes under torchrun: said once, at once, and again where torchrun's own report ends."""
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 
 pytestmark = pytest.mark.slow
 # A verb with a mistake that all ranks find. However busy the machine, rank 0 has the time to say it.
@@ -109,14 +109,8 @@ def run_script(folder: Path, text: str) -> subprocess.CompletedProcess:
     """Run a script on two processes; none may wait for another until it gives up."""
     script = folder / "alone.py"
     script.write_text(text)
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     began = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, *torchrun, str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_python(script, ranks=2)
     assert time.monotonic() - began < 300
     return result
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_python
 
 from fastling.config import Config
 from fastling.errors import RunError, UserError
@@ -74,8 +75,7 @@ def run_on_two(script: str, folder: Path, *options: str) -> subprocess.Completed
     """Run a script in two processes of torchrun's."""
     path = folder / "script.py"
     path.write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *options, str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return run_python(path, ranks=2, torchrun=options)
 
 
 # The second process dies, and is late when it is started again.

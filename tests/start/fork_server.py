@@ -1,0 +1,174 @@
+"""Programs of tests, forked from a process that has imported PyTorch: of a start's three CPU seconds, two.
+
+Each is a process of its own, with arguments, environment, folder and streams of its own, and imports this
+project itself. What it shares with others is PyTorch as it was imported, and Python's seed for hashes.
+
+    python tests/start/fork_server.py NAME     serves until its standard input ends
+"""
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+
+# What a training run or an export imports of others, but for Triton: how it works is settled when it is imported.
+IMPORTED = (
+    "fastling",  # itself alone: it says how PyTorch's threads wait
+    "torch",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.launcher.api",
+    "torch.distributed.tensor",
+    "matplotlib.pyplot",
+    "pyarrow.parquet",
+    "rich.progress",
+    "safetensors.torch",
+    "sentencepiece",
+    "tokenizers",
+)
+
+READ_AT_A_START = ("GOMP_", "KMP_", "LC_", "LANG", "MKL_", "OMP_", "PYTHON")
+"""How names of variables begin that Python and libraries read before a program's first line."""
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+"""The server's: that of all tests, before one of them changes it."""
+
+
+class ForkedProgram:
+    """`python ARGUMENTS` from the server of this name; of subprocess.Popen what callers here need.
+
+    The arguments begin with `-m MODULE` or with a file, perhaps after `-u`. `streams` are its standard input,
+    output and error. It leads a session of its own.
+    """
+
+    def __init__(
+        self, name: str, arguments: list[str], environment: dict, folder: str, streams: list
+    ) -> None:
+        self.returncode = None
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(f"\0{name}")
+        with tempfile.TemporaryFile("w+") as request:
+            json.dump({"arguments": arguments, "environment": environment, "folder": folder}, request)
+            request.flush()
+            descriptors = [
+                stream if isinstance(stream, int) else stream.fileno() for stream in [*streams, request]
+            ]
+            socket.send_fds(self._connection, [b"."], descriptors)
+        self._told = self._connection.makefile()
+        self.pid = int(self._told.readline())
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, or the negative number of the signal that ended it.
+
+        Raises subprocess.TimeoutExpired after so many seconds.
+        """
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a forked program", timeout)
+            self.returncode = int(self._told.readline())
+            self._told.close()
+            self._connection.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def can_fork(environment: dict) -> bool:
+    """Whether a program with this environment would start as the server did."""
+
+    def read(variables) -> dict:
+        return {name: value for name, value in variables.items() if name.startswith(READ_AT_A_START)}
+
+    return read(environment) == read(ENVIRONMENT)
+
+
+def serve(name: str) -> list[str]:
+    """Fork a program for whoever asks. Returns in the program alone, with what is to be run there."""
+    for module in IMPORTED:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for programs
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"\0{name}")
+    listener.listen()
+    print("ready", flush=True)
+    while listener in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return _answer(connection, name)
+        connection.close()
+    sys.exit()
+
+
+def _answer(connection: socket.socket, name: str) -> list[str]:
+    _, descriptors, *_ = socket.recv_fds(connection, 1, 4)
+    program = os.fork()
+    if program == 0:
+        connection.close()
+        return _become(descriptors, name)
+    for descriptor in (0, 1, 2, *descriptors):
+        os.close(descriptor)  # who reads what the program writes is to see its end
+    try:
+        connection.sendall(b"%d\n" % program)
+        status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+        connection.sendall(b"%d\n" % status)
+    finally:
+        os._exit(0)  # whoever asked may be gone by then
+
+
+def _become(descriptors: list[int], name: str) -> list[str]:
+    for number, descriptor in enumerate(descriptors[:3]):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    with open(descriptors[3]) as file:
+        file.seek(0)
+        request = json.load(file)
+    os.setsid()
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.orig_argv = [sys.executable, *request["arguments"]]
+    importlib.reload(sys.modules["sitecustomize"])
+    is_unbuffered = request["arguments"][0] == "-u"
+    sys.stdout.reconfigure(line_buffering=is_unbuffered)
+    program = request["arguments"][is_unbuffered:]
+    sys.path[0] = request["folder"] if program[0] == "-m" else os.path.dirname(program[0])
+    if program[1:2] == ["torch.distributed.run"]:
+        _fork_ranks(name)
+    return program
+
+
+def _fork_ranks(name: str) -> None:
+    """Have torchrun ask for its processes here, too."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import (
+        SubprocessHandler,
+    )
+
+    def start(handler: SubprocessHandler, command: tuple[str, ...], environment: dict) -> ForkedProgram:
+        streams = [0, handler._stdout or 1, handler._stderr or 2]
+        return ForkedProgram(name, list(command[1:]), environment, os.getcwd(), streams)
+
+    SubprocessHandler._popen = start
+
+
+if __name__ == "__main__":
+    first, *sys.argv = serve(sys.argv[1])
+    if first == "-m":
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv.insert(0, first)
+        runpy.run_path(first, run_name="__main__")
