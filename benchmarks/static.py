@@ -40,8 +40,8 @@ from triton.runtime.jit import JITFunction
 from fastling.kernels import runtime
 from fastling.kernels.cases import Inputs, Op, Shape
 
-MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}  # A100, H100, B200
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one block may have
+MULTIPROCESSORS = {80: 108, 89: 128, 90: 132, 100: 148}  # A100, RTX 4090, H100, B200
+SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one block may have
 WIDE_SHARE = 0.8
 
 
@@ -163,6 +163,7 @@ def compile_only(arch: int) -> Iterator[list[CompiledKernel]]:
         patch.object(JITFunction, "run", compile_and_record),
         patch.object(runtime, "INTERPRETED", True),  # so that the ops hand tensors off the GPU to kernels
         patch.object(runtime, "num_multiprocessors", lambda device: MULTIPROCESSORS[arch]),
+        patch.object(runtime, "shared_bytes", lambda device: SHARED_BYTES[arch]),
     ):
         yield compiled
 

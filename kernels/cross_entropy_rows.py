@@ -21,8 +21,9 @@ MOST_WARPS = 16
 WARP_BYTES = 2**14  # of a row: fewer warps for smaller rows, so that as many bytes are at work
 ROUND_BYTES = 2**11  # of logits that a warp takes at a time, 64 for each thread
 # Four rounds are on their way while one is at work. Those of 16 warps are 128 KiB, more than half of what a
-# multiprocessor can hold: it has one long row at a time, for which the cache is large enough.
-STAGES = tl.constexpr(5)
+# multiprocessor can hold: it has one long row at a time, for which the cache is large enough. Fewer are on
+# their way where so many do not fit.
+MOST_STAGES = 5
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -48,6 +49,7 @@ def rows_and_gradient(
         block = min(ROUND_BYTES // logits_SV.itemsize * num_warps, runtime.next_power_of_2(vocab_size))
         narrowest = min(x.itemsize for x in (logits_SV, grad_SV) if x is not None)
         wide = min(16 // narrowest, block)
+        rounds = runtime.shared_bytes(logits_SV.device) // (block * logits_SV.itemsize)
         with runtime.on_device_of(logits_SV):
             _kernel[(num_rows,)](
                 row_S, nll_S, lse_S, correct_S, entropy_S if entropy else None, grad_SV,
@@ -55,7 +57,7 @@ def rows_and_gradient(
                 logits_SV.stride(0), 0 if grad_SV is None else grad_SV.stride(0),
                 V=vocab_size, WHOLE=max(0, vocab_size - 1) // block * block, SMOOTHING=smoothing,
                 Z_LOSS=z_loss, IGNORED=IGNORE_INDEX, BLOCK=block, THREADS=min(32 * num_warps, block // wide),
-                WIDE=wide, num_warps=num_warps,
+                WIDE=wide, STAGES=min(MOST_STAGES, 1 + rounds), num_warps=num_warps,
             )  # fmt: skip
     return row_S, nll_S, lse_S, correct_S, entropy_S
 
@@ -76,7 +78,7 @@ def _kernel(
     row_ptr, nll_ptr, lse_ptr, correct_ptr, entropy_ptr, grad_ptr, logits_ptr, labels_ptr, weights_ptr,
     logits_stride, grad_stride, V: tl.constexpr, WHOLE: tl.constexpr, SMOOTHING: tl.constexpr,
     Z_LOSS: tl.constexpr, IGNORED: tl.constexpr, BLOCK: tl.constexpr, THREADS: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels_ptr + row)
@@ -99,7 +101,18 @@ def _kernel(
     rest = tl.load(logits_ptr + WHOLE + columns, mask=WHOLE + columns < V, other=float("-inf"))
     WITH_ENTROPY: tl.constexpr = entropy_ptr is not None
     largest, others, surprise, total_logit = _sum_exponentials(
-        logits_ptr, rest, columns, label, V, WHOLE, SMOOTHING != 0.0, WITH_ENTROPY, BLOCK, THREADS, WIDE
+        logits_ptr,
+        rest,
+        columns,
+        label,
+        V,
+        WHOLE,
+        SMOOTHING != 0.0,
+        WITH_ENTROPY,
+        BLOCK,
+        THREADS,
+        WIDE,
+        STAGES,
     )
     # `others` and `surprise` are relative to the largest of the other logits, and now to that of all.
     shift = tl.maximum(label_logit, largest)
@@ -124,7 +137,9 @@ def _kernel(
         label_grad = SMOOTHING * (1 - 1 / V) + 2 * Z_LOSS * lse * tl.exp(label_logit - shift) / total
         label_grad = weight * (label_grad - others / total)
         scale, smoothing_grad = weight * scale, weight * SMOOTHING / V
-        _store_gradient(grad_ptr, logits_ptr, rest, columns, shift, scale, smoothing_grad, V, WHOLE, BLOCK)
+        _store_gradient(
+            grad_ptr, logits_ptr, rest, columns, shift, scale, smoothing_grad, V, WHOLE, BLOCK, STAGES
+        )
         tl.debug_barrier()  # so that this one comes after what was stored there
         tl.store(grad_ptr + label, label_grad, mask=label >= 0)
 
@@ -141,6 +156,7 @@ def _store_row(row_ptr, nll_ptr, lse_ptr, correct_ptr, row, row_loss, nll, lse, 
 def _sum_exponentials(
     logits_ptr, rest, columns, label, V: tl.constexpr, WHOLE: tl.constexpr, WITH_TOTAL: tl.constexpr,
     WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr, THREADS: tl.constexpr, WIDE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Without the label the largest m, sums of exp(x - m) and exp(x - m) * (x - m); with it the sum of x."""
     maxima = tl.full((THREADS,), float("-inf"), tl.float32)
@@ -197,7 +213,7 @@ def _sum_of_thread(x):
 @triton.jit
 def _store_gradient(
     grad_ptr, logits_ptr, rest, columns, shift, scale, smoothing_grad,
-    V: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+    V: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """As if every token were another than the label: one comparison a logit less."""
     grad = _gradient(rest, shift, scale, smoothing_grad)

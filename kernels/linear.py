@@ -103,9 +103,12 @@ def _compiled_backward(ctx, dy_TO):
 
 
 _forward_op = torch.library.custom_op("fastling::linear", linear_reference, mutates_args=())
-_forward_op.register_fake(lambda x_TI, weight_OI, bias_O=None: x_TI.new_empty(len(x_TI), len(weight_OI)))
+# Not len(x_TI), which asks for a number: the graph would be that of one number of tokens.
+_forward_op.register_fake(
+    lambda x_TI, weight_OI, bias_O=None: x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])
+)
 _input_gradient_op = torch.library.custom_op("fastling::linear_input", _input_gradient, mutates_args=())
-_input_gradient_op.register_fake(lambda dy_TO, weight_OI: dy_TO.new_empty(len(dy_TO), weight_OI.shape[1]))
+_input_gradient_op.register_fake(lambda dy_TO, weight_OI: dy_TO.new_empty(dy_TO.shape[0], weight_OI.shape[1]))
 _weight_gradient_op = torch.library.custom_op("fastling::linear_weight", _weight_gradient, mutates_args=())
 _weight_gradient_op.register_fake(
     lambda dy_TO, x_TI: dy_TO.new_empty(dy_TO.shape[1], x_TI.shape[1], dtype=torch.float32)

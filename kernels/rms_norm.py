@@ -23,7 +23,7 @@ from fastling.kernels.runtime import tl, triton
 
 TILE = 4096  # values that a program holds at a time: one long row, or many short ones
 LONGEST_ROW = 16384
-SHARED_BYTES = 128 * 2**10  # of a multiprocessor, for tiles on their way; the smallest (sm_80) has 163 KiB
+SHARED_BYTES = 128 * 2**10  # of a multiprocessor, for tiles on their way, where one has as much
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
@@ -202,7 +202,8 @@ def _backward(
         runtime.num_multiprocessors(x.device) * _programs_per_multiprocessor(num_warps),
     )
     num_streams = 2 if dsummed is None else 3
-    num_stages = _num_stages(num_streams * block_rows * width * x.element_size())
+    tile_bytes = num_streams * block_rows * width * x.element_size()
+    num_stages = _num_stages(tile_bytes, runtime.shared_bytes(x.device))
     partials = x.new_empty((num_programs, x.shape[-1]), dtype=torch.float32) if needs_dweight else None
     with runtime.on_device_of(x):
         _backward_kernel[(num_programs,)](
@@ -241,9 +242,9 @@ def _programs_per_multiprocessor(num_warps: int) -> int:
     return max(1, 16 // num_warps)
 
 
-def _num_stages(tile_bytes: int) -> int:
+def _num_stages(tile_bytes: int, shared_bytes: int) -> int:
     """Tiles of the loop that are in flight, the one at work included, as far as shared memory reaches."""
-    return min(3, 1 + SHARED_BYTES // tile_bytes)
+    return min(3, 1 + min(SHARED_BYTES, shared_bytes) // tile_bytes)
 
 
 def _empty_outputs(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:

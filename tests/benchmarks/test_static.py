@@ -161,6 +161,9 @@ def judge() -> dict[str, list[dict]]:
         "on a CPU": static.table([op_of(copies)], [replace(SHAPE, tokens=2)], bf16, (80, 90, 100), "cpu"),
         "twice": static.table([op_of(copies), op_of(copies)], [SHAPE, replace(SHAPE, tokens=2)], bf16, (90,)),
         "ours": static.table([OPS["rms_norm"], OPS["swiglu"]], [MODELS["llama3-8b"]], bf16, (90,)),
+        "99 KiB": static.table(
+            [OPS["rms_norm"], OPS["cross_entropy"]], [replace(MODELS["llama3-8b"], hidden=16384)], bf16, (89,)
+        ),
         "losses": static.table(
             [OPS["cross_entropy"], OPS["linear_cross_entropy"]], [MODELS["llama3-8b"]], bf16, (90,)
         ),
@@ -285,6 +288,13 @@ def test_a_multiprocessor_has_one_long_row_of_logits_at_a_time_and_prefetches_it
         assert (
             row["async_copies"] >= 2 * 5 * 4
         )  # 64 bytes a thread: in both passes four ahead, and then in turn
+
+
+def test_on_gpus_with_less_shared_memory_less_is_prefetched(judged):
+    """Triton refuses a program that wants more than the 99 KiB of an RTX 4090, an L40S or an A10."""
+    prefetching = [row for row in judged["99 KiB"] if row["async_copies"]]
+    assert {row["kernel"] for row in prefetching} == {"_backward_kernel", "_kernel", "_scale_kernel"}
+    assert max(row["shared_bytes"] for row in judged["99 KiB"]) <= 99 * 1024
 
 
 def test_a_report_is_a_line_with_its_problems_last():

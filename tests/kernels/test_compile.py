@@ -10,6 +10,7 @@ from torch import Tensor
 from fastling.kernels import (
     adamw,
     cross_entropy,
+    linear,
     linear_cross_entropy,
     rms_norm,
     rotary,
@@ -257,6 +258,20 @@ def test_another_number_of_tokens_needs_no_new_graph(op):
     compiled = torch.compile(op.kernel, fullgraph=True, dynamic=True, backend=count)
     for num_tokens in (8, 13, 21):
         compiled(**op.inputs(replace(RAGGED[1], tokens=num_tokens), torch.float32, DEVICE))
+    assert len(graphs) == 1
+
+
+def test_another_number_of_tokens_needs_no_new_graph_of_a_linear_layer_either():
+    """Of a float32 weight: after eight graphs PyTorch gives up, and runs the layer uncompiled."""
+    graphs, weight = [], leaf(V, H)
+
+    def count(graph, given):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, given)
+
+    compiled = torch.compile(linear.linear, fullgraph=True, dynamic=True, backend=count)
+    for num_tokens in (8, 13, 21):
+        compiled(plain(num_tokens, H).bfloat16().requires_grad_(), weight).sum().backward()
     assert len(graphs) == 1
 
 

@@ -184,7 +184,7 @@ def test_tokens_hidden_by_minus_infinity_have_no_part(loss_of, label_is_hidden):
     assert gradient.isfinite().all() and result.entropy.isfinite().all()
     if label_is_hidden:
         assert result.loss == INF and result.nll[0] == INF
-        assert gradient[0, 4] == -weights[0]
+        torch.testing.assert_close(gradient[0, 4], -weights[0])  # a GPU's x / x need not be 1
     else:
         others = [token for token in range(37) if token != 4]
         truth = formula(hidden[:, others], labels - (labels > 4).long(), weights)
