@@ -37,8 +37,8 @@ from fastling.config import Config
 from fastling.errors import RunError, UserError, leave, run_program
 from fastling.export import Export
 from fastling.files import write_text
-from fastling.model.huggingface import config_json, load_weights, read_config
-from fastling.model.llama import local_rows
+from fastling.model.huggingface import config_json, hf_shapes, load_weights, read_config
+from fastling.model.llama import Llama, local_rows
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import SafetensorsFolder
 from fastling.settings import Parser
@@ -211,28 +211,10 @@ def timed(runs: Sequence[Mapping[str, float]]) -> dict:
 # The load of a model --------------------------------------------------------------------------------
 
 
-def tensor_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Of a LLaMA's tensors, by Hugging Face's names."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    rows = zip("qkv", (queries, keys, keys), strict=True)
-    of_layer = {f"self_attn.{name}_proj": (number, hidden) for name, number in rows}
-    of_layer |= {"self_attn.o_proj": (hidden, queries), "mlp.down_proj": (hidden, inner)}
-    of_layer |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden)}
-    of_layer |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    for number in range(config.num_hidden_layers):
-        for name, shape in of_layer.items():
-            yield f"model.layers.{number}.{name}.weight", shape
-    yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (config.vocab_size, hidden)
-
-
 def write_zeros(config: LlamaConfig, folder: Path) -> int:
     """A model of bf16 zeros as Hugging Face writes one, in sparse files. Returns its tensors' bytes."""
     shards, sizes = [{}], [0]
-    for name, shape in tensor_shapes(config):
+    for name, shape in hf_shapes(Llama.on_meta(config)).items():
         num_bytes = 2 * math.prod(shape)
         if sizes[-1] and sizes[-1] + num_bytes > SHARD_BYTES:
             shards, sizes = [*shards, {}], [*sizes, 0]

@@ -310,11 +310,7 @@ def _pieces(name: str, num_rows: int, config: LlamaConfig) -> list[tuple[str, in
 
 def check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path) -> None:
     """Raise one UserError that names every missing, unexpected or misshapen tensor of a folder."""
-    wanted = {
-        piece: (rows, *parameter.shape[1:])
-        for name, parameter in model.named_parameters()
-        for piece, rows in _pieces(name, parameter.shape[0], model.config)
-    }
+    wanted = hf_shapes(model)
     unexpected = {
         name
         for name in found.keys() - wanted.keys()
@@ -332,6 +328,15 @@ def check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path) 
     if complaints:
         what = "\n  ".join(["does not fit its config:", *sorted(complaints)])
         raise UserError(str(folder), what)
+
+
+def hf_shapes(model: Llama) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight by Hugging Face's names, in the model's order."""
+    return {
+        piece: (rows, *parameter.shape[1:])
+        for name, parameter in model.named_parameters()
+        for piece, rows in _pieces(name, parameter.shape[0], model.config)
+    }
 
 
 def hf_tensors(model: Llama, *, wanted: bool = True) -> Iterator[tuple[str, Tensor]]:
