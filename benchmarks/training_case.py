@@ -134,8 +134,7 @@ def make_case(case: Case, folder: Path) -> Prepared:
 def make_weights(case: Case, folder: Path) -> None:
     """model/ in the folder: drawn from a seed, in float32."""
     config, shape = case.config(folder), case.llama_config(folder)
-    export = make_export(folder / "model", shape, make_encoder(config), config)
-    export.dtype = torch.float32
+    export = make_export(folder / "model", shape, make_encoder(config), config, torch.float32)
     torch.manual_seed(config.seed)
     export.rehearse()
     export.write(Llama(shape))

@@ -248,9 +248,8 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
 
 
 def read_manifest(run_dir: Path) -> dict:
-    """What the run in a folder recorded when it began; nothing where none has."""
-    path = run_dir / MANIFEST
-    return files.read_json(path) if path.exists() else {}
+    """What the run in this folder recorded when it began; {} if no run has begun there."""
+    return files.read_json_if_there(run_dir / MANIFEST)
 
 
 def summary(prepared: Prepared) -> dict:

@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 
 from fastling.errors import UserError
-from fastling.files import check_no_pointer, read_json
+from fastling.files import check_no_pointer, read_json_if_there
 
 
 class Tokenizer(Protocol):
@@ -189,7 +189,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     """bos_token and eos_token as the files beside a tokenizer.json name them; "" for none."""
     named: dict[str, str] = {}
     for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
-        fields = read_json(path) if path.exists() else {}
+        fields = read_json_if_there(path)
         for key in {"bos_token", "eos_token"} & fields.keys():
             value = fields[key].get("content") if isinstance(fields[key], dict) else fields[key]
             if not isinstance(value, str | None):
@@ -226,8 +226,7 @@ def words_beside(tokenizer: Tokenizer) -> list[str]:
 
 
 def _fields_beside(tokenizer: Tokenizer, name: str) -> dict:
-    path = tokenizer.path.with_name(name)
-    return read_json(path) if path.is_file() else {}
+    return read_json_if_there(tokenizer.path.with_name(name))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

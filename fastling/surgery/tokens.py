@@ -27,7 +27,7 @@ from fastling.data.tokenizer import (
 )
 from fastling.data.tokenizer_export import exact_tokenizer_json, first_difference, probing_strings
 from fastling.errors import UserError
-from fastling.files import json_text, read_json
+from fastling.files import json_text, read_json, read_json_if_there
 from fastling.surgery.pieces import (
     BPE,
     NORMAL,
@@ -210,7 +210,7 @@ def _json_files(folder: Path, extended: SentencePieceTokenizer, texts: list[str]
     if path.is_file():
         fields = read_json(path) | {"model": fields["model"]}
     else:
-        config = _fields_of(config_file)
+        config = read_json_if_there(config_file)
         if extended.bos and config.get("add_bos_token", True):
             fields["post_processor"] = _begin_token(extended)
         special = {"bos_token": extended.bos, "eos_token": extended.eos, "unk_token": _unknown(extended)}
@@ -275,11 +275,11 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     ]
     files: dict[str, str | bytes] = {"tokenizer.json": json_text(fields)}
     _prove_added(old, json_text(fields), ids)
-    if "added_tokens_decoder" in (config := _fields_of(folder / "tokenizer_config.json")):
+    if "added_tokens_decoder" in (config := read_json_if_there(folder / "tokenizer_config.json")):
         decoder = {str(number): {"content": text, **plain} for text, number in ids.items()}
         config["added_tokens_decoder"] |= decoder
         files["tokenizer_config.json"] = json_text(config)
-    if listed := _fields_of(folder / "added_tokens.json"):
+    if listed := read_json_if_there(folder / "added_tokens.json"):
         files["added_tokens.json"] = json_text(listed | ids)
     return NewTokens(old, texts, [parts[text] for text in texts], unreached=[], files=files, known=known)
 
@@ -339,11 +339,6 @@ def _built(path: Path, text: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise UserError(str(path), f"takes no new tokens: {str(error)[:200]}") from None
-
-
-def _fields_of(path: Path) -> dict:
-    """What a JSON file beside a tokenizer says; nothing where there is none."""
-    return read_json(path) if path.is_file() else {}
 
 
 def _back_and_forth(tokenizer: tokenizers.Tokenizer, text: str) -> str:
