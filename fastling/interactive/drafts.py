@@ -14,7 +14,7 @@ from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.languages import AND, Word, is_stop_word
 from fastling.interactive.pairs import Direction
 
-# Words that never follow what they belong to.
+# Words that never come after the word that they belong to.
 _LEADING = {
     "en": frozenset("the a an of in for with from to at by into between".split()),
     "de": frozenset("der die das den dem des ein eine einen einem einer mit von für zur zum bei aus".split()),
@@ -33,38 +33,39 @@ _WEIGHTS = {
 _MARK = re.compile(r"[\"“”„«»「」()（）《》]")
 _HALF_WIDTH = str.maketrans("。？", ".?")
 MOST_OMITTED = 8
-"""Words that a draft that breaks off may lack."""
+"""Most words that are missing in a draft that ends too early."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A text that differs from its reference at one place only."""
+    """A text that differs from its reference in one place."""
 
     kind: str
     reference: str
     start: int
     wrong: str
-    """What stands there in the draft."""
+    """The draft's text in that place."""
     right: str
-    """What stands there in the reference."""
+    """The reference's text in that place."""
 
     @property
     def text(self) -> str:
+        """The draft."""
         end = self.start + len(self.right)
         return self.reference[: self.start] + self.wrong + self.reference[end:]
 
     @property
     def span(self) -> str:
-        """The words that a reason names: those that are wrong, are missing, or stand twice."""
+        """The words that an answer names as the reason: those that are wrong, missing, or there twice."""
         return (self.right if self.kind in ("omission", "repetition") else self.wrong).strip()
 
     def record(self) -> dict:
-        """The fault, as a row of dialogues keeps it."""
+        """The fault as a row of the dialogues' file has it; `start` counts characters of the reference."""
         return {"kind": self.kind, "start": self.start, "wrong": self.wrong, "right": self.right}
 
 
 def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> Draft | None:
-    """A draft of the pair's reference with one fault that its text has a place for."""
+    """A draft of the pair's reference with one fault; None if no fault that was tried fits into the text."""
     sentence = Sentence(pair, knowledge, choose)
     for kind in drawn_order(_WEIGHTS, choose):
         for _ in range(3):
@@ -77,12 +78,12 @@ def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> 
 
 
 def drawn_order(weights: Mapping[str, float], choose: random.Random) -> list[str]:
-    """Names as if drawn one after the other, each by its weight."""
+    """All names in a random order: as if drawn one after the other, each with its weight."""
     return sorted(weights, key=lambda name: choose.random() ** (1 / weights[name]), reverse=True)
 
 
 def is_sound(draft: Draft, words: Sequence[Word]) -> bool:
-    """Whether the fault is where it is said to be, and nowhere else can be meant."""
+    """Whether a fault is where it is said to be, and its words are in the text only once."""
     text = draft.text
     if text == draft.reference or not draft.span or len(words) < 4:
         return False
