@@ -138,7 +138,6 @@ class JsonTokenizer:
         self.reserved += tokens
         added = [tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens]
         self._tokenizer.add_special_tokens(added)
-        self._tokenizer.encode_special_tokens = True
 
     def special_tokens(self) -> set[str]:
         added = self._tokenizer.get_added_tokens_decoder().values()
