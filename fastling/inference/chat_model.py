@@ -14,7 +14,7 @@ from fastling.data.tokenizer import Tokenizer, load_tokenizer
 from fastling.errors import RunError, UserError, first_line
 from fastling.inference.chat_template import find_template
 from fastling.inference.streaming import TextStream
-from fastling.model.generation import Completion, Decoding, generate, stream
+from fastling.model.generation import Completion, Decoding, stream
 from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama import Llama
 
@@ -64,12 +64,6 @@ class ChatModel:
                 "Write it in another way, for example with a space in it.",
             )
         return ids
-
-    def answer(self, conversations: Sequence[Conversation], decoding: Decoding) -> list[str]:
-        """The next answer to each conversation. Raises UserError as `prompt_ids` and `generate` do."""
-        prompts = [self.prompt_ids(conversation) for conversation in conversations]
-        completions = generate(self.model, prompts, decoding, stop_ids=self.stop_ids)
-        return [self.text(completion) for completion in completions]
 
     def text(self, completion: Completion) -> str:
         """The text of a completion, without white space around it."""
