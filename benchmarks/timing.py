@@ -156,8 +156,7 @@ def measure(
 ) -> dict[Hashable, Measurement]:
     """Name of a job -> its measurement: at most `samples` samples, and at least one, within `seconds`.
 
-    Each job has an equal share of the time; a slow job that has used up its share leaves the rounds to the
-    others.
+    Each job has an equal share of the time; a slow job that has used up its share makes no more samples.
     """
     jobs = list(jobs)
     measured = {job.name: Measurement() for job in jobs}

@@ -53,8 +53,7 @@ MOST_FOREIGN = 0.5
 
 
 def parse_mix(text: str | None, has_third: bool) -> dict[str, float]:
-    """ "translate=3,keep=1" -> type -> weight; types that are not named are left out. None is the default
-    mix.
+    """ "translate=3,keep=1" -> type -> weight, without types that are not named; None is the default mix.
 
     Raises UserError for unknown types, for weights that are not numbers >= 0, and for a mix without any type.
     """

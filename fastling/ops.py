@@ -1,8 +1,7 @@
 """All operations that the model takes from the kernels.
 
 `configure` picks the implementation of each one for the whole process, and returns what it picked and why.
-The operations check shapes, types and strides of their inputs, but no values, so that checks cost the device
-nothing.
+The operations check shapes, types and strides of their inputs, but no values: that costs the device nothing.
 Shapes: T packed tokens, H hidden, N heads, K kv heads, M = N + 2K, D head dim, F ffn, V vocab, S supervised
 rows, P positions.
 """

@@ -178,8 +178,7 @@ class Run:
         line = self.meter.line(measured, self.config.data.sequence_length) | self.extra
         line |= self._evaluate(measured.number) if evaluates else {}
         self.progress.update(line)
-        # With a checkpoint the losses from before the first step must be written: a resumed run has no
-        # others.
+        # A checkpoint needs the losses from before the first step in the file: a resumed run has no others.
         due = evaluates or measured.number % self.config.log.every_steps == 0 or (saves and self.extra)
         if self.log and due:
             self.log.write(line)

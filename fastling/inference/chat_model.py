@@ -38,8 +38,7 @@ class ChatModel:
         return set(self.encoder.stop_ids)
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """The ids that the model is given to generate the next answer: those that training saw before it
-        (P1).
+        """The ids that the model is given for its next answer: those that training saw before one (P1).
 
         Earlier answers are encoded from their text, as in training; the ids that were generated may split
         that text differently. Raises UserError for a conversation that does not end with a question, and for

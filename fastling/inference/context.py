@@ -26,8 +26,7 @@ def default_max_new_tokens(chat: ChatModel) -> int:
 
 
 def fit(chat: ChatModel, conversation: Conversation, max_new_tokens: int, *, dropped: int = 0) -> Window:
-    """Leave out the oldest questions with their answers until an answer of max_new_tokens fits after the
-    rest.
+    """Leave out the oldest questions and answers until max_new_tokens more tokens fit after the rest.
 
     The first `dropped` turns are left out in any case. The system text and the newest question always stay;
     raises UserError if even they do not fit.

@@ -83,8 +83,7 @@ class Dialogue:
         ]
 
     def record(self) -> list[dict | None]:
-        """What is known of each turn, by which other answers can be scored; None for a turn that translates
-        nothing.
+        """What is known of each turn, to score other answers by; None for a turn that translates nothing.
 
         line, language: those of the text that is asked for, which is the answer without its lead and a line
         feed. errors, if the user sends a draft: the places in which it differs from the reference; `start`

@@ -1,5 +1,4 @@
-"""How varied the users' requests are: distinct-3, the number of distinct runs of three words over that of
-all.
+"""How varied the users' requests are: distinct-3, the share of runs of three words that are distinct.
 
 The measure is from Li et al. 2016, arXiv 1510.03055. It falls as more text is counted, so it is computed on
 the same number of dialogues for every file, the first ones of each type. The sentences of the corpus, which

@@ -2,8 +2,7 @@
 
 The rules should only build dialogues that are right. The gates check that again, from the finished text,
 because a rule may be wrong. No gate asks a quality estimator whether the last version is better than a draft:
-that needs a neural model, and here the last version is a human translation and the draft was made faulty on
-purpose.
+that needs a neural model, and here the last version is a human translation and the draft is faulty.
 """
 
 import re

@@ -167,8 +167,7 @@ def is_chinese(text: str) -> bool:
 
 
 def reads_as(text: str, language: str, other: str) -> bool:
-    """Whether a text may be in `language`, and not in `other`, the other language of its pair, or a third
-    one.
+    """Whether a text may be in `language`, and not in `other`, that of its translation, or a third one.
 
     Chinese is recognised by its script, the others by their stop words; a text without any stop words passes.
     """

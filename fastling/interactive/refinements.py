@@ -121,8 +121,7 @@ class Writer:
 
 
 def parse_turn(text: str) -> dict:
-    """{"request": str, "answer": str} from a model's text, which may have words around it, or thoughts before
-    it.
+    """{"request": str, "answer": str} from a model's text, which may have words around it.
 
     Raises Rejected if there is no such object in it.
     """

@@ -1,8 +1,9 @@
 """Keys and values of the tokens that a model has read, so that each new token costs a forward of one token.
 
 Each sequence has a row of the cache. Rows in use are always the first ones, so that a step attends over a
-plain slice of the cache, without a copy. Shapes: T tokens of a step, R rows that go on, P positions of a row,
-L positions in use, N heads, K kv heads, G = N / K, D head dim.
+plain slice of the cache, without a copy.
+Shapes: T tokens of a step, R rows that go on, P positions of a row, L positions in use, N heads,
+K kv heads, G = N / K, D head dim.
 """
 
 import torch

@@ -284,8 +284,7 @@ def _check(model: Llama, prompts: list[list[int]], decoding: Decoding, cache_byt
 
 
 def _check_scores(model: Llama, logits_RV: Tensor) -> None:
-    """Raise RunError if scores are not finite: greedy decoding would take token 0, and sampling no token at
-    all.
+    """Raise RunError if scores are not finite: greedy decoding would take token 0, and sampling none.
 
     A sharded model is not checked: if one rank ended, the others would wait for it.
     """

@@ -23,8 +23,7 @@ _SCALING_KEYS = {
         "original_max_position_embeddings",
     },
 }
-# The largest plausible sizes. Larger ones are a mistake that would take for ever: layers are built one by
-# one.
+# The largest plausible sizes. Larger ones are a mistake, and would take for ever to build.
 _MOST, _MOST_LAYERS = 2**24, 10_000
 
 _EXPECTED = {

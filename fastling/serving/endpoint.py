@@ -38,8 +38,7 @@ class Endpoint:
     def __init__(self, chat: ChatModel, defaults: Decoding, worker: Worker):
         self.chat, self.defaults, self.worker = chat, defaults, worker
         self.created = int(time.time())
-        # Parsing and encoding a large body takes a second of one core: done outside the event loop, one at a
-        # time.
+        # Parsing and encoding a large body takes a second of one core: outside the event loop, one at a time.
         self._encoding = asyncio.Semaphore(1)
 
     def model(self) -> dict:

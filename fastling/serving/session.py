@@ -88,8 +88,7 @@ class Session:
     def save(self, path: Path) -> None:
         """Write the conversation as a row that `fastling prepare` reads.
 
-        Raises UserError if there is nothing to write, or if the file exists and was not written by this
-        session.
+        Raises UserError if there is nothing to write, or if the file exists and is not from this session.
         """
         if not self.turns:
             raise UserError("/save", "nothing was said yet")

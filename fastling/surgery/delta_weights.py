@@ -129,8 +129,7 @@ def _sum(name: str, before: Tensor, stored: Tensor, dtype: torch.dtype, where: P
 def apply_delta(
     base_folder: Path, delta_folder: Path, out: Path, warn: Callable[[str], None]
 ) -> Record | None:
-    """Write the target's folder. Returns the delta's record; None for a delta of other software, which has
-    none.
+    """Write the target's folder. Returns the delta's record; None for a delta of other software.
 
     Raises UserError for another base than the delta's and for a damaged or incomplete delta, and RunError if
     the result is not what it was when the delta was made.

@@ -219,8 +219,7 @@ def _json_files(folder: Path, extended: SentencePieceTokenizer, texts: list[str]
             fields["post_processor"] = _begin_token(extended)
         special = {"bos_token": extended.bos, "eos_token": extended.eos, "unk_token": _unknown(extended)}
         special = {name: token for name, token in special.items() if token}
-        # With LlamaTokenizer, transformers 5 builds a tokenizer of its own, which reads leading spaces
-        # differently.
+        # For LlamaTokenizer, transformers 5 builds a tokenizer that reads leading spaces differently.
         as_it_is = {"tokenizer_class": "PreTrainedTokenizerFast"}
         made = {"clean_up_tokenization_spaces": False}
         changed[config_file.name] = json_text(made | special | config | as_it_is)

@@ -108,9 +108,8 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
 def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
     """Sum and count of the values in each group, (2 * num_groups,): sum 0, count 0, sum 1, count 1, ...
 
-    `groups` (S,) int64 says the group of each of the first S values; further values are padding. It is a
-    product with the membership matrix, so that the order of additions, and with it the result, is always the
-    same.
+    `groups` (S,) int64 says the group of each of the first S values; further values are padding. A product
+    with the membership matrix has one order of additions, so that the result is always the same.
     """
     member = torch.nn.functional.one_hot(groups, num_groups).to(values.dtype)
     return torch.stack([values[: len(groups)] @ member, member.sum(0)], dim=1).flatten()

@@ -197,8 +197,7 @@ class _Sharded(_MicroBatch):
     def in_backward_of(self, layer: int) -> Iterator[dict[str, int]]:
         """When SwiGLU's gradient is computed, and when all gradients of the layer are copied into float32."""
         of_head = self.value_bytes * self.head
-        # The gradients of the layer whose backward came before are being reduced, and down_proj's is
-        # computed.
+        # Those of the layer whose backward came before are being reduced, and down_proj's is computed.
         before = 4 * self.weights.layer if layer < self.last else 0
         down = self.value_bytes * self.shape.hidden_size * self.shape.intermediate_size
         yield {
@@ -240,8 +239,7 @@ class _Alone(_MicroBatch):
     def in_backward_of(self, layer: int) -> Iterator[dict[str, int]]:
         """When SwiGLU's gradient is computed, and when the weight of gate and up is rounded after that."""
         matrix = self.shape.hidden_size * self.shape.intermediate_size
-        # The head's gradient: if it is the embedding's weight, it waits for the embedding's; else it is added
-        # up.
+        # The head's gradient waits for the embedding's if they are one weight; else it is added up.
         of_head = 0 if self.adds_up and not self.shape.tie_word_embeddings else self.head
         down = 0 if self.adds_up else matrix
         done = self.gradients(self.last - layer, GRADIENT_BYTES * (of_head + down))

@@ -271,8 +271,7 @@ def _start_wandb(run_dir: Path, config: Config):
 
 
 def plot_loss(run_dir: Path, loss_per: str) -> Path:
-    """Draw loss.png from metrics.jsonl: training loss and its running mean, and held-out loss. Returns its
-    path.
+    """Draw loss.png from metrics.jsonl: training loss, its running mean and held-out loss; return its path.
 
     `loss_per` is train.loss: token, turn or sample. The held-out loss is always by token.
     """

@@ -34,7 +34,7 @@ PACKAGES = (
 )
 
 IN_WORDS = {"data": "data (rows, names or pairs of the sources, tokenizer, template or sequence_length)"}
-"""What to call those entries of an identity whose names tell a reader too little."""
+"""Words for those entries of an identity whose values, which are digests, tell a reader nothing."""
 
 SECONDS_UNTIL_SEEN = 30
 """By then, a file that one node has written is visible to the others on any shared disk."""

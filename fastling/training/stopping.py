@@ -19,8 +19,7 @@ class Stopped(RunError):
 def told_to_stop() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGTERM has come; in the block the signal does not end the process.
 
-    It may come several times: Slurm sends it to torchrun and to the processes, and torchrun sends it on to
-    them.
+    It may come several times: Slurm sends it to torchrun and to the processes, and torchrun sends it on.
     """
     came = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
