@@ -233,14 +233,8 @@ def measure(case: Case, folder: Path, options: argparse.Namespace) -> list[dict]
 def peak_mib(case: Case, provider: str, folder: Path, options: argparse.Namespace) -> int:
     """Peak memory in MiB, resident or a GPU's, of a process that loads the model and answers once."""
     command = [sys.executable, "-m", "benchmarks.generation", "--cases", case.name, "--only", provider]
-    command += [
-        "--folder",
-        str(folder),
-        "--device",
-        options.device,
-        "--threads",
-        str(torch.get_num_threads()),
-    ]
+    command += ["--folder", str(folder), "--device", options.device]
+    command += ["--threads", str(torch.get_num_threads())]
     command += ["--batch-sizes", *map(str, options.batch_sizes), *["--rehearse"] * options.rehearse]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
