@@ -21,7 +21,7 @@ from fastling.evaluation.answering import (
 )
 from fastling.evaluation.kept_answers import KeptAnswers
 from fastling.inference.chat_model import load_chat_model
-from fastling.model.generation import Decoding
+from fastling.model.generation import Decoding, generate
 from fastling.settings import Parser
 from fastling.terminal import make_console
 
@@ -64,8 +64,9 @@ def test_every_turn_is_answered_with_the_answers_before_it_as_history(options, t
         turns = list(question.history)
         for text, answer in zip(question.turns, given, strict=True):
             turns.append(Turn("user", text))
-            alone = chat.answer([Conversation(tuple(turns), question.system)], Decoding(max_new_tokens=12))
-            assert answer.text == alone[0] and answer.finish_reason in ("stop", "length")
+            prompt = chat.prompt_ids(Conversation(tuple(turns), question.system))
+            [alone] = generate(chat.model, [prompt], Decoding(max_new_tokens=12), stop_ids=chat.stop_ids)
+            assert answer.text == chat.text(alone) and answer.finish_reason in ("stop", "length")
             turns.append(Turn("assistant", answer.text))
 
 
