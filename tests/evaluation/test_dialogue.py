@@ -441,6 +441,7 @@ def test_no_question_at_all_is_an_error(tmp_path):
         (["--answers", "{a}", "--judge-prompts", "{folder}"], "--judge-prompts: holds no dialogue.txt"),
         (["--answers", "{folder}/none.jsonl"], "none.jsonl: no such file"),
         (["--answers", "{a}", "--judge-url", "127.0.0.1:8000"], "--judge-url: is no address: 127.0.0.1:8000"),
+        (["--model", "{folder}/none", "--judge-url", "http://x:65536"], "--judge-url: is no address"),
         (["--answers", "{a}", "--judge-cache", "{a}"], "--judge-cache: cannot be used"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
