@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastling import files
-from fastling.errors import UserError, needing, run_program
+from fastling.errors import UserError, needing, run_program, visible
 from fastling.evaluation.result import Result, TableData
 from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
@@ -133,11 +133,12 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
 
 
 def _as_rich(data: TableData) -> Table:
-    table = Table(title=Text(data.title), title_justify="left")
+    table = Table(title=Text(visible(data.title)), title_justify="left")
     for number, name in enumerate(data.columns):
-        table.add_column(Text(name), justify="right" if number else "left")
+        # Folded where there is no room: 10… may be 100.0, and a signature is there to be copied.
+        table.add_column(Text(visible(name)), justify="right" if number else "left", overflow="fold")
     for row in data.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     return table
 
 

@@ -1,14 +1,17 @@
 """`fastling evaluate` as a user runs it: kinds, files, JSON, the page, and what is left when COMET fails."""
 
 import importlib.util
+import io
 import json
 import sys
 
 import pytest
 from conftest import run_python
+from rich.console import Console
 
 from fastling import evaluate
 from fastling.errors import RunError, UserError
+from fastling.evaluation.result import TableData
 
 
 @pytest.fixture
@@ -72,6 +75,27 @@ def test_the_command_prints_words_to_stderr_and_one_json_object_to_stdout(files,
     kept = json.loads((tmp_path / "r.json").read_text())
     assert {name: kept[name] for name in scores} == scores and kept["tables"]
     assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("columns", [80, 60, 44])
+def test_a_terminal_of_any_width_shows_whole_numbers_and_signatures(columns, monkeypatch, files, capsys):
+    """10… may be 100.0."""
+    console = Console(width=columns, file=io.StringIO())
+    monkeypatch.setattr(evaluate, "make_console", lambda: console)
+    evaluate.main([*files, "--bootstrap", "10"])
+    said = console.file.getvalue()
+    assert "…" not in said and "BLEU" in said
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
+    read = ["".join(column) for column in zip(*cells, strict=True)]
+    assert "100.00" * 3 == read[1] and "nrefs:1|bs:10|seed:12345|case:mixed|eff:no|tok:13a" in read[3]
+
+
+def test_what_would_steer_the_terminal_is_shown():
+    """Of a file that came from elsewhere, a category's name."""
+    console = Console(width=80, file=io.StringIO())
+    console.print(evaluate._as_rich(TableData("t\x1b[2J", ("\x07", "n"), (("x\x1b[31m", "1"),))))
+    said = console.file.getvalue()
+    assert "\x1b" not in said and all(each in said for each in (r"t\x1b[2J", r"\x07", r"x\x1b[31m"))
 
 
 def test_several_results_become_one_page(files, tmp_path):
