@@ -16,7 +16,7 @@ from rich.text import Text
 from fastling import files
 from fastling.errors import UserError, needing, run_program, visible
 from fastling.evaluation.result import Result, TableData
-from fastling.settings import Parser
+from fastling.settings import Parser, option_of
 from fastling.terminal import make_console, print_result
 
 
@@ -107,7 +107,19 @@ def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.
         files.check_can_be_made("--out", options.out, ".json")
     if options.report:
         files.check_can_be_made("--report", options.report, *PAGE_ENDINGS)
+    for option in ("out", "report"):
+        _check_replaces_none(option, options)
     return options
+
+
+def _check_replaces_none(option: str, options: argparse.Namespace) -> None:
+    """Raise UserError where a result would take the place of a file that another option names."""
+    written = getattr(options, option)
+    for name, given in vars(options).items():
+        paths = [path for path in (given if isinstance(given, list) else [given]) if isinstance(path, Path)]
+        if written and name != option and written.resolve() in (path.resolve() for path in paths):
+            what = f"is also {option_of(name)}, which it would replace: {written}"
+            raise UserError(option_of(option), what, "Name another file.")
 
 
 def _deliver(result: Result, options: argparse.Namespace, console: Console) -> None:

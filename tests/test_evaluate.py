@@ -122,6 +122,20 @@ def test_where_nothing_can_be_written_is_told_before_the_work(files, tmp_path, a
         evaluate.main([*files, *arguments])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("exam --questions q.json p.json --predictions a b --out ./q.json", "--out: is also --questions"),
+        ("exam --questions q --predictions p.json --out p.json", "--out: is also --predictions"),
+        ("exam --questions q --model m --keep-answers k.json --out k.json", "--out: is also --keep-answers"),
+        ("exam --questions q.html --predictions p --report q.html", "--report: is also --questions"),
+    ],
+)
+def test_a_result_takes_no_place_of_what_it_is_made_of(arguments, named):
+    with pytest.raises(UserError, match=named):
+        evaluate.main(arguments.split())
+
+
 def test_a_comet_that_fails_ends_with_status_1_after_the_scores_are_delivered(files, tmp_path, capsys):
     script = tmp_path / "comet"
     script.write_text(f"#!{sys.executable}\nimport sys; sys.exit('no such model')")
