@@ -100,6 +100,8 @@ def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
             raise ValueError(f"an error that changes nothing: {error.wrong!r} for {error.right!r}")
         beside = (tokens(reference[: place[0]])[-1:] or tokens(reference[place[1] :])[:1] or [""])[0]
         faults.append(Fault(error.kind, tuple(wrong), tuple(right), beside))
+    if errors and tokens(text) == tokens(reference):
+        raise ValueError("errors that together change nothing")
     outside = [
         token
         for token, start, end in ours

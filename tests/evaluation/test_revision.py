@@ -99,6 +99,7 @@ def test_errors_within_a_word_are_about_the_word():
         ([Error("a", -3, "x", "ay.")], "is not at -3"),
         ([Error("a", 8, "cat", "cat")], "changes nothing"),
         ([Error("a", 7, "  ", " ")], "changes nothing"),
+        ([Error("a", 4, "", "old "), Error("b", 8, "old ", "")], "together change nothing"),
         ([Error("a", 8, "k", "c"), Error("b", 10, "p", "t")], "two errors are in one word"),
     ],
 )
