@@ -67,8 +67,8 @@ def usage() -> str:
         "",
         *(f"  {name:<13} {kind.summary}" for name, kind in KINDS.items()),
         "",
-        "fastling evaluate KIND --help shows the options of a kind. All have --out F.json, --report F.html",
-        "and --json, which prints the scores as one JSON object on stdout.",
+        "fastling evaluate KIND --help shows the options of a kind. All but report have --out F.json,",
+        "--report F.html and --json, which prints the scores as one JSON object on stdout.",
     ]
     return "\n".join(lines)
 
