@@ -70,14 +70,15 @@ def _blanks(text: str) -> list[str]:
 
 
 def _split_outside_of_brackets(text: str) -> list[str]:
-    parts, depth = [""], 0
+    parts: list[list[str]] = [[]]
+    depth = 0
     for character in re.sub(r"\s+and\s+|和", ",", text):
         depth += (character in "([{") - (character in ")]}")
         if character in ",、" and depth == 0:
-            parts.append("")
+            parts.append([])
         else:
-            parts[-1] += character
-    return [part for part in parts if part.strip()]
+            parts[-1].append(character)
+    return [whole for part in parts if (whole := "".join(part)).strip()]
 
 
 def _boxes(text: str, count: int) -> list[str]:

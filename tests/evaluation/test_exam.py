@@ -204,8 +204,9 @@ def test_a_number_that_a_model_repeats_without_end_is_a_text(text, right):
     assert is_right(text, "9" * 5000 if right else "3") is right
 
 
-def test_boxes_that_a_model_repeats_without_end_take_no_time():
+def test_what_a_model_repeats_without_end_takes_no_time():
     begun = time.monotonic()
+    assert is_right("x" * 1_000_000, "3") is False
     assert is_right("\\boxed{" * 9000, "3") is False
     assert is_right("\\boxed{" * 9000 + "3" + "}" * 9000, "3") is True
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 8
