@@ -77,6 +77,9 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
             streams.abandon_stdout()
         _say(f"{error.filename or 'while writing'}: {error.strerror}")
         return 1
+    except MemoryError as error:  # of the host; numpy says how much was wanted
+        _say(f"memory is full: {error}".removesuffix(": "))
+        return 1
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130

@@ -11,9 +11,10 @@ from fastling.data.conversation import Conversation
 from fastling.data.encoding import Encoder
 from fastling.data.template import Template, load_template
 from fastling.data.tokenizer import Tokenizer, load_tokenizer
-from fastling.errors import RunError, UserError, first_line
+from fastling.errors import UserError, first_line
 from fastling.inference.chat_template import find_template
 from fastling.inference.streaming import TextStream
+from fastling.model.full_memory import full_memory_in_words
 from fastling.model.generation import Completion, Decoding, stream
 from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama import Llama
@@ -103,16 +104,16 @@ class StreamedAnswer:
 
         Raises RunError if the answer does not fit into the memory of the device.
         """
-        try:
-            with contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids:
-                for token_id in ids:
-                    self.num_tokens += 1
-                    yield self._stream.add(token_id)
-                    if self._stream.stopped:
-                        break
-        except torch.OutOfMemoryError:
-            fix = "Ask for a shorter answer, or begin anew: a long conversation takes more of it."
-            raise RunError("the answer", "does not fit into the memory of the device", fix) from None
+        fix = "Ask for a shorter answer, or begin anew: a long conversation takes more of it."
+        with (
+            full_memory_in_words("the answer", fix, "does not fit into the memory of the device"),
+            contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids,
+        ):
+            for token_id in ids:
+                self.num_tokens += 1
+                yield self._stream.add(token_id)
+                if self._stream.stopped:
+                    break
         rest = self._stream.end()
         self.finish_reason = "stop" if self._stream.stopped or not self._is_full() else "length"
         yield rest
@@ -138,10 +139,8 @@ def load_chat_model(
     found, origin = _choose_template(export, template, tokenizer)
     device = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-    try:
+    with full_memory_in_words("--model", what=f"does not fit into the memory of {device}: {folder}"):
         model = load_pretrained(export, dtype=dtype, device=device)
-    except torch.OutOfMemoryError:
-        raise RunError("--model", f"does not fit into the memory of {device}: {folder}") from None
     try:
         encoder = Encoder(found, tokenizer, model.config.longest_sequence)
     except UserError as error:

@@ -8,6 +8,7 @@ import torch
 
 from fastling import ops
 from fastling.errors import RunError, UserError, first_line
+from fastling.model.full_memory import said_of_full_memory
 from fastling.model.llama_config import LlamaConfig
 
 LENGTHS = [37, 1, 90, 64]
@@ -22,9 +23,9 @@ def prove_isolation(config: LlamaConfig, device: torch.device, dtype: torch.dtyp
     """
     try:
         _look_across_borders(config, device, dtype)
-    except torch.OutOfMemoryError:
-        raise
     except (ValueError, RuntimeError) as error:
+        if said_of_full_memory(error):
+            raise
         heads = f"{config.num_attention_heads} heads of {config.head_dim}"
         what = f"fails on {heads} in {dtype}: {first_line(error)[:200]}"
         raise UserError("model.attention", what, CHOOSE_ANOTHER) from error

@@ -23,11 +23,13 @@ from fastling import ops
 from fastling.config import Config
 from fastling.errors import RunError, UserError
 from fastling.kernels.attention import ASK_FOR_LENGTHS
+from fastling.model.full_memory import full_memory_in_words
 from fastling.model.llama import Llama
 from fastling.training.determinism import prepare_device
 from fastling.training.float8 import check_float8, use_float8
 from fastling.training.memory import keep_freed_memory, let_blocks_grow
 
+IN_LESS_MEMORY = "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs."
 PATIENCE = timedelta(days=1)
 """How long processes wait for one another while a machine prepares its data, or while rank 0 verifies a
 checkpoint or writes an export. By default gloo waits for half an hour, NCCL for ten minutes."""
@@ -103,7 +105,7 @@ def open_world(config: Config):
     else:
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
     try:
-        with _out_of_memory_in_words(device):
+        with full_memory_in_words(str(device), IN_LESS_MEMORY):
             mesh, patient = _mesh(config, device), dist.new_group(backend="gloo", timeout=PATIENCE)
             yield World(dist.get_rank(), dist.get_world_size(), device, mesh, patient)
     except BaseException as error:
@@ -157,21 +159,6 @@ def _leave_with(launcher: int) -> None:
         print(f"error: rank {os.environ['RANK']}: torchrun was killed", file=sys.stderr, flush=True)
     finally:  # who read stderr may be gone, too
         os._exit(1)
-
-
-@contextmanager
-def _out_of_memory_in_words(device: torch.device):
-    try:
-        yield
-    except RuntimeError as error:
-        _, of_cpu, what = str(error).partition("DefaultCPUAllocator: ")  # whose error has no type of its own
-        if not (of_cpu or isinstance(error, torch.OutOfMemoryError)):
-            raise
-        raise RunError(
-            str(device),
-            ". ".join((what or str(error)).split(". ")[:2]),  # that it is full, and how much was wanted
-            "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs.",
-        ) from None
 
 
 def _device(local_rank: int) -> torch.device:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from fastling import evaluate
 from fastling.data.conversation import Conversation, Turn
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.evaluation.answering import (
     Answer,
     Question,
@@ -272,6 +273,15 @@ def test_answers_that_find_no_room_name_their_file_and_those_before_are_kept(tmp
     again = KeptAnswers(path, {}, [1, 1])
     assert (again.get(0, 0), again.get(1, 0)) == (answers[0], None)
     again.close()
+
+
+def test_memory_that_is_full_is_told_in_words_with_what_helps(options, monkeypatch):
+    def fill(*_, **__):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("fastling.model.generation.generate", fill)
+    with pytest.raises(RunError, match="--model: the memory of the device is full\n  Lower --cache-gib"):
+        ask(options())
 
 
 def test_two_processes_do_not_keep_answers_in_one_file(tmp_path):
