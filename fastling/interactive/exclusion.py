@@ -69,7 +69,8 @@ def _texts(path: Path) -> Iterator[str]:
             try:
                 yield from _strings(json.loads(line))
             except (ValueError, RecursionError):
-                raise UserError(f"{path}:{number}", "is no line of JSON") from None
+                fix = "Each line holds a whole value: `jq -c .` puts JSON of several lines on one."
+                raise UserError(f"{path}:{number}", "is no line of JSON", fix) from None
 
 
 def _strings(value: Any) -> Iterator[str]:
