@@ -28,7 +28,7 @@ BYTES_PER_TOKEN = 3  # assumed for a server that does not report its usage
 ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/\S*)?")
 MOST_PORT = 65535
 FEWEST_FAILURES = 3
-"""A server that has never answered is given up after so many requests in a row that did not reach it."""
+"""A server that has never answered is given up after so many requests in a row that found it UNREACHABLE."""
 UNREACHABLE = re.compile("no connection|too slow|status (?:429|5..)")
 PATIENCE = 3
 """A request with all its retries may last so many time-outs, or as long as its pauses may, if longer."""
