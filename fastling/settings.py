@@ -301,7 +301,7 @@ def _typed(kind: Any, text: str) -> Any:
         return text
     try:
         return yaml_file.parse(text)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # ValueError: an impossible date
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return text
 
 
