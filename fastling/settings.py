@@ -68,7 +68,7 @@ def settings_of(cls: type, prefix: str = "") -> tuple[Setting, ...]:
 
 def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> str:
     """How to mend a name that is not valid: the one that was most likely meant."""
-    name = name.lower().replace("-", "_")
+    name, valid = name.lower().replace("-", "_"), list(dict.fromkeys(valid))
     last = name.rpartition(".")[2]
     found = [each for each in valid if each.rpartition(".")[2] == last][:3]
     if not found and last in other_names:
