@@ -208,7 +208,7 @@ class Settings:
         for setting in settings_of(self.cls):
             if setting.name in options:
                 location = tuple(setting.name.split("."))
-                value = _typed(setting.kind, options[setting.name])
+                value = _typed(setting.name, setting.kind, options[setting.name])
                 for name in reversed(location):
                     value = {name: value}
                 _merge(self.tree, value)
@@ -295,8 +295,15 @@ def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
             tree[name] = value
 
 
-def _typed(kind: Any, text: str) -> Any:
-    """What was typed on the command line, as YAML reads it; text is taken as it is."""
+def _typed(name: str, kind: Any, text: str) -> Any:
+    """What was typed on the command line, as YAML reads it; text is taken as it is.
+
+    Raises UserError for bytes that are no UTF-8, which no config could keep.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--{name}", f"is not UTF-8 at character {error.start}: {text}") from None
     if _without_none(kind) is str and (kind is str or text != "null"):
         return text
     try:

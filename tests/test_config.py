@@ -120,6 +120,13 @@ def test_nothing_is_made_into_another_type(read, text):
         read(text)
 
 
+@pytest.mark.parametrize("name", ["run_dir", "data.tokenizer", "data.sources"])
+def test_bytes_on_the_command_line_that_are_no_utf_8_are_refused_in_words(name, read):
+    """As a file's name may have them."""
+    with pytest.raises(UserError, match=f"^--{name}: is not UTF-8 at character 2: Gr\udcfcn"):
+        read("seed: 1", f"--{name}", "Gr\udcfcn")
+
+
 def test_null_takes_back_what_a_file_says(read):
     text = "train: {steps: 5}\ndata: {tokenizer: x}\n"
     found = read(text, "--train.steps", "null", "--data.tokenizer", "null", "--train.epochs", "2")
