@@ -174,8 +174,9 @@ def check_no_pointer(path: Path) -> None:
 
 
 def json_text(content: dict) -> str:
-    """Return it as the JSON files of a model's folder have it."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    """Return it as a JSON file has it: text readable, but for what is no UTF-8 (of a file's name)."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def json_line(content: object) -> str:
