@@ -68,11 +68,12 @@ $(READERS)/llama.cpp/installed: | .venv/installed-test
 	cmake --build $(@D)/build --target llama-server --parallel $$(nproc)
 	touch $@
 
-# The promises first, in a minute, at the widths of a 1B model: what follows would say little without them. What is
-# wrong or failed is in the report, too; status 2 is a machine without a GPU.
+# The promises first, at the widths of a 1B model: what follows would say little without them. They take a minute,
+# and hold up nothing should they hang. What is wrong or failed is in the report, too; status 2 is a machine without
+# a GPU.
 gpu-kernels:
-	-$(GPU_PYTHON) -m fastling.verify --train.precision bf16 --model.hidden_size 2048 --model.intermediate_size 8192 \
-	--model.num_attention_heads 32 --model.num_key_value_heads 8
+	-timeout 120 $(GPU_PYTHON) -m fastling.verify --train.precision bf16 --model.hidden_size 2048 \
+	--model.intermediate_size 8192 --model.num_attention_heads 32 --model.num_key_value_heads 8
 	$(GPU_PYTHON) -m benchmarks.kernels --minutes $(MINUTES) --out $(RESULTS)/kernels.jsonl; status=$$?; \
 	[ $$status -eq 2 ] || $(GPU_PYTHON) -m benchmarks.report $(RESULTS)/*.jsonl --out $(RESULTS); exit $$status
 

@@ -1,4 +1,4 @@
-"""The command that measures a run again: its rows tell it, or the older ones of them enough to guess."""
+"""The command that measures a run again: it is in newer rows, and can be guessed from older ones."""
 
 import shlex
 from pathlib import Path
@@ -15,7 +15,7 @@ OTHERS = {
 
 
 def command_of(run: Run) -> str:
-    """Empty where it is not known."""
+    """The command that measures a run again; "" if it is not known."""
     first = run.rows[0]
     if isinstance(first.get("command"), str):
         return first["command"]
@@ -32,7 +32,7 @@ def command_of(run: Run) -> str:
 
 
 def _of_training(run: Run) -> str:
-    """With the options that are not the defaults."""
+    """The command of a run of benchmarks.train, with those options that are not the defaults."""
     from benchmarks import train  # kernels are measured, and shown, where training's packages may be absent
 
     asked, defaults = run.rows[0]["run"], vars(train.parse([]))

@@ -1,4 +1,4 @@
-"""How much of a step is communication between processes, by PyTorch's profiler."""
+"""Measures with PyTorch's profiler how much of a step is communication between processes."""
 
 from collections.abc import Iterable
 
@@ -13,8 +13,10 @@ Interval = tuple[float, float]
 
 
 def measure_communication(updater: Updater, step: Step) -> dict[str, float]:
-    """Milliseconds of one more step, in which this process communicates; on a GPU also those in which it does
-    nothing else. All processes together. A CPU's process waits for each collective, so there the two are one.
+    """Make one more step; return the milliseconds in which this process communicates.
+
+    On a GPU there are also those in which it does nothing else; on a CPU a process waits for each collective,
+    so that the two are the same. All processes must call this together.
     """
     is_gpu = updater.world.device.type == "cuda"
     activities = [ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]
@@ -30,7 +32,7 @@ def measure_communication(updater: Updater, step: Step) -> dict[str, float]:
 
 
 def shares(events: Iterable[tuple[str, Interval]], *, is_gpu: bool) -> dict[str, float]:
-    """From named intervals in microseconds: what NCCL's kernels take, or gloo's collectives."""
+    """Milliseconds of NCCL's kernels, or of gloo's collectives, among named intervals in microseconds."""
     mark = "nccl" if is_gpu else "gloo:"
     collective, other = [], []
     for name, interval in events:
@@ -43,6 +45,7 @@ def shares(events: Iterable[tuple[str, Interval]], *, is_gpu: bool) -> dict[str,
 
 
 def length_of_union(intervals: Iterable[Interval]) -> float:
+    """Total length of intervals, counting only once where they overlap."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))

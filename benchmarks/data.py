@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:
 
 
 def write_rows(data: Path, out: Path, number: int) -> None:
-    """As many conversations, in OpenAI's form, each different from all others."""
+    """Write `number` conversations of OpenAI's messages, which all differ, by repeating those of a file."""
     conversations = list(read_conversations(data))
     if not conversations:
         raise UserError(str(data), "holds no conversation")
@@ -113,6 +113,7 @@ def write_rows(data: Path, out: Path, number: int) -> None:
 
 
 def read_conversations(data: Path) -> Iterator[Conversation]:
+    """The conversations of a file, without rows that are refused."""
     for row in read_rows(data):
         try:
             yield parse_row(row.payload)
@@ -121,6 +122,7 @@ def read_conversations(data: Path) -> Iterator[Conversation]:
 
 
 def messages(conversation: Conversation, around: int) -> list[dict]:
+    """A conversation as messages; `around`, if it is not 0, is a number to put before the first."""
     turns = [{"role": turn.role, "content": turn.content.strip()} for turn in conversation.turns]
     if around:
         turns[0]["content"] = f"{around}. {turns[0]['content']}"
@@ -131,7 +133,7 @@ def messages(conversation: Conversation, around: int) -> list[dict]:
 
 
 def small_config(case: Case, folder: Path, workers: int) -> Config:
-    """As few settings as prepare needs, with a store of its own."""
+    """The config of a case for `fastling prepare`, with one epoch."""
     config = case.config(folder)
     data = dataclasses.replace(config.data, workers=workers)
     train = dataclasses.replace(config.train, steps=None, epochs=1)
@@ -149,8 +151,8 @@ def prepare(case: Case, folder: Path, workers: int) -> dict:
 
 
 def trl(case: Case, folder: Path, processes: int) -> dict:
-    """The same of TRL's tokenization and packing."""
-    cache = tempfile.mkdtemp(dir=folder)  # else it would find what it has done before
+    """Seconds, tokens and peak memory of TRL's tokenization and packing."""
+    cache = tempfile.mkdtemp(dir=folder)  # a new one, or it would find the results of the last round
     command = [sys.executable, "-m", "benchmarks.trl_data", str(folder), case.data, str(processes)]
     command.append(str(case.sequence_length))
     told = timed(command, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -171,7 +173,10 @@ print(json.dumps([status, seconds, peak_mib]), file=sys.stderr)
 
 
 def timed(command: Sequence[str], **environment: str) -> dict:
-    """Run a command; what it prints, its seconds, and the peak of its largest process in MiB."""
+    """Run a command; return what it prints, its seconds, and the peak memory of its largest process in MiB.
+
+    `environment` are further environment variables. Raises RunError if the command fails.
+    """
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *command],
         capture_output=True,

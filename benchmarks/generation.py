@@ -43,12 +43,13 @@ class Case:
     mean_answer: int | None
 
     def prompt_ids(self) -> list[list[int]]:
+        """The random prompts of this case, the same every time."""
         chance = random.Random(0)
         lengths = [chance.randint(self.shortest, self.longest) for _ in range(self.prompts)]
         return [[chance.randrange(3, VOCAB_SIZE) for _ in range(length)] for length in lengths]
 
     def stop_ids(self) -> list[int]:
-        """A random part of the vocabulary; what a model with random weights says hits it by chance."""
+        """A random part of the vocabulary, which a model with random weights generates by chance."""
         if self.mean_answer is None:
             return []
         return sorted(random.Random(1).sample(range(3, VOCAB_SIZE), VOCAB_SIZE // self.mean_answer))
@@ -137,7 +138,7 @@ def write_model(folder: Path, *, small: bool) -> None:
 def providers(
     case: Case, folder: Path, options: argparse.Namespace
 ) -> dict[str, Callable[[], list[list[int]]]]:
-    """By name, what answers the case's prompts, in their order and without stop ids."""
+    """Name -> a function that answers the case's prompts, in order and without stop ids."""
     sizes = sorted({min(size, case.prompts) for size in options.batch_sizes})
     found: dict[str, Callable[[], list[list[int]]]] = {}
     if options.only in (None, OURS):
@@ -189,7 +190,7 @@ def _theirs(case: Case, model, size: int) -> Callable[[], list[list[int]]]:
 
 
 def measure(case: Case, folder: Path, options: argparse.Namespace) -> list[dict]:
-    """A row for each provider. Raises RunError where they do not say the same."""
+    """A row for each provider. Raises RunError if their answers are not the same."""
     jobs = providers(case, folder, options)
     said = {name: job() for name, job in jobs.items()}  # warms up as well
     for name, answers in said.items():
@@ -230,16 +231,10 @@ def measure(case: Case, folder: Path, options: argparse.Namespace) -> list[dict]
 
 
 def peak_mib(case: Case, provider: str, folder: Path, options: argparse.Namespace) -> int:
-    """Of a process that loads the model and answers once: resident memory, or a GPU's allocated."""
+    """Peak memory in MiB, resident or a GPU's, of a process that loads the model and answers once."""
     command = [sys.executable, "-m", "benchmarks.generation", "--cases", case.name, "--only", provider]
-    command += [
-        "--folder",
-        str(folder),
-        "--device",
-        options.device,
-        "--threads",
-        str(torch.get_num_threads()),
-    ]
+    command += ["--folder", str(folder), "--device", options.device]
+    command += ["--threads", str(torch.get_num_threads())]
     command += ["--batch-sizes", *map(str, options.batch_sizes), *["--rehearse"] * options.rehearse]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -44,14 +44,14 @@ from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.update import Updater
 
 SUPERVISED = 0.4
-"""Share of the tokens."""
+"""Share of the tokens that are supervised."""
 PACK = 8192
-"""Tokens of a pack, where it is not the length that grows."""
+"""Tokens of a pack, unless it is the sequence length that grows."""
 STEP_TOKENS = {"cuda": 32768, "cpu": 8192}
 WARM_UP = 1
 """Steps whose time does not count."""
 SECONDS = 15.0
-"""A point that has been timed for so long leaves the rounds to the others."""
+"""A point that was timed for so many seconds makes no further steps."""
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384, 32768]
 DOCUMENTS = [1, 2, 4, 8, 16, 32, 64, 128]
 VOCABULARIES = [32000, 64000, 96000, 128256, 152064]
@@ -59,7 +59,7 @@ VOCABULARIES = [32000, 64000, 96000, 128256, 152064]
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One model and one step."""
+    """One model and one step, whose cost is measured."""
 
     size: str
     line: str
@@ -67,7 +67,7 @@ class Point:
     value: int
     document_tokens: int
     documents: int
-    """In a micro-batch."""
+    """Documents in a micro-batch."""
     micro_batches: int
     vocab_size: int
 
@@ -147,7 +147,7 @@ def random_batch(lengths: Sequence[int], vocab_size: int, supervised: int) -> Ba
 
 
 def make_updater(config: Config, shape: LlamaConfig, world: World) -> Updater:
-    """What makes the steps of `fastling train`, of a model without a run."""
+    """An Updater as in `fastling train`, but without a run."""
     dtype = compute_dtype(config)
     ops.configure(config.model.kernels, config.model.attention, device=world.device, dtype=dtype)
     model = build_model(config, shape, world)
@@ -156,11 +156,11 @@ def make_updater(config: Config, shape: LlamaConfig, world: World) -> Updater:
 
 
 STEADY = Optimizer(schedule="constant", warmup_ratio=0.0)
-"""So that a step's learning rate does not depend on the length of a run."""
+"""A constant learning rate, so that a step does not depend on the length of a run."""
 
 
 def make_steps(point: Point) -> None:
-    """In a process of its own: steps of a point, whenever they are asked for."""
+    """Make steps of a point whenever they are asked for; the main function of a point's own process."""
     gate = Gate()
     if DEVICE.type == "cuda":
         Llama.reset_parameters = draw_on_device  # on a CPU, billions of weights take minutes
@@ -190,7 +190,7 @@ class Child(Worker):
         super().__init__(name, folder / f"{name}.log", ["benchmarks.growth", "--point", described], {})
 
     def try_to(self, act) -> None:
-        """One that ends early, for want of memory perhaps, holds up nobody."""
+        """Call `act` with this child. If the process ends early, perhaps out of memory, keep the error."""
         if self.result.error is None:
             try:
                 act(self)
@@ -234,7 +234,7 @@ def seconds_of(result: Result) -> list[float]:
 
 
 def make_row(point: Point, result: Result) -> dict:
-    """What was measured of a point, as it is kept."""
+    """The row of a point."""
     row = {"bench": "growth", "case": point.size, "provider": "fastling", "date": now()}
     row |= dataclasses.asdict(describe_machine(DEVICE)) | dataclasses.asdict(point)
     if result.error:
@@ -286,7 +286,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def print_rows(rows: Sequence[dict], console: Console) -> None:
-    """A table for each line; the last column is 1 where time has grown as work has since the first point."""
+    """Print a table for each line; its last column is 1 if time grew as work did from the first point."""
     for line in dict.fromkeys(row["line"] for row in rows):
         title = f"{rows[0]['case']} on {rows[0]['device']}, {SUPERVISED:.0%} of tokens supervised"
         columns = (line, "tokens/s", "tokens", "ms a step", "TFLOP", "TFLOP/s", "GiB", "time / work")

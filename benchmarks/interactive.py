@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def make_arms(config: Config, text: Path, out: Path) -> dict[str, Config]:
-    """Write the data and the config of each arm; -> arm: config."""
+    """Write the data and the config of each arm; return arm -> config."""
     out.mkdir(parents=True, exist_ok=True)
     single = [
         dataclasses.replace(source, path=str(write_single_turns(source, text, out)))
@@ -75,7 +75,7 @@ def make_arms(config: Config, text: Path, out: Path) -> dict[str, Config]:
 
 
 def split_held_out(source: Source, text: Path, out: Path) -> Iterator[Source]:
-    """A held-out file by type of dialogue, and its pairs as single turns."""
+    """Yield a held-out source for each type of dialogue, and one with their pairs as single turns."""
     by_type: dict[str, list[str]] = {}
     for row in read_dialogues(source):
         by_type.setdefault(row["type"], []).append(json_line(row))
@@ -131,7 +131,7 @@ def read_dialogues(source: Source) -> list[dict]:
 
 
 def train_side_by_side(configs: dict[str, Config], out: Path) -> None:
-    """Both arms at once, each on half of the cores; what is finished or begun is gone on with."""
+    """Train both arms at once, each on half of the cores. Runs that were begun before are resumed."""
     threads = max(1, own_cores() // len(configs))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     runs = {}
@@ -148,7 +148,7 @@ def train_side_by_side(configs: dict[str, Config], out: Path) -> None:
 
 
 def table_rows(out: Path, names: Sequence[str]) -> Iterator[dict]:
-    """One row a held-out file: its loss after the last step of either arm; then what both were trained on."""
+    """Yield a row for each held-out file, with both arms' last loss on it; then their numbers of tokens."""
     last, tokens = {}, {}
     for arm in ARMS:
         metrics = read_json_lines(out / arm / "metrics.jsonl")

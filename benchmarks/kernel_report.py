@@ -29,7 +29,7 @@ Rows = dict[tuple[str, str, str, str], dict]  # by op, case, pass and provider
 
 @dataclass(frozen=True)
 class Target:
-    """At most `most` times the floor, or with `beside` times that provider, where `applies`."""
+    """A target for workloads that it `applies` to: at most `most` times the floor, or `beside`'s time."""
 
     op: str
     passed: str
@@ -38,6 +38,7 @@ class Target:
     beside: str | None = None
 
     def measured(self, rows: Rows, key: Key) -> float | None:
+        """How many times the floor, or the time of `beside`, our time is; None if that was not measured."""
         ours = rows.get((*key, OURS), {})
         if ours.get("verdict") != "ok":  # the speed of what is inexact meets nothing
             return None
@@ -69,7 +70,7 @@ TARGETS = (
 
 
 def by_device(rows: Iterable[dict]) -> dict[str, Rows]:
-    """Of what was measured twice, the later."""
+    """Device -> its rows; of what was measured twice, the later row."""
     found: dict[str, Rows] = defaultdict(dict)
     for row in rows:
         found[row["device"]][row["op"], row["case"], row["pass"], row["provider"]] = row
@@ -80,6 +81,8 @@ def by_device(rows: Iterable[dict]) -> dict[str, Rows]:
 
 
 class Judgement(NamedTuple):
+    """One verdict on a line of a table."""
+
     what: str
     verdict: str  # met, missed, unmeasured
     detail: str = ""
@@ -92,7 +95,7 @@ EXACT = Judgement("exact:", "met")
 
 
 def judge(rows: Rows, key: Key, workload: Workload | None) -> list[Judgement]:
-    """Of a line's targets, of its exactness, and beside its peers."""
+    """The verdicts on a line: on each of its targets, on its exactness, and on its time beside its peers."""
     judged = []
     for target in TARGETS:
         if workload and (target.op, target.passed) == (key[0], key[2]) and target.applies(workload):
@@ -125,6 +128,7 @@ def _beside_peers(rows: Rows, key: Key, ours: dict) -> list[Judgement]:
 
 
 def is_peer(provider: str) -> bool:
+    """Whether a provider is neither ours nor the floor."""
     return not provider.startswith(OURS) and provider != PRODUCTS
 
 
@@ -132,7 +136,7 @@ def is_peer(provider: str) -> bool:
 
 
 class Section(NamedTuple):
-    """What there is to say of one device."""
+    """What the page and the terminal show of one device."""
 
     device: str
     circumstances: str
@@ -144,7 +148,7 @@ class Section(NamedTuple):
 
 
 def sections(rows: Iterable[dict]) -> Iterator[Section]:
-    """Of all devices, and of the one that targets are set for if nothing was measured on it."""
+    """The sections of all devices, including the one that targets are set for, even if it has no rows."""
     devices = by_device(rows)
     if not any(TARGET_DEVICE in device for device in devices):
         devices[TARGET_DEVICE] = {}
@@ -152,7 +156,7 @@ def sections(rows: Iterable[dict]) -> Iterator[Section]:
 
 
 def render(rows: Iterable[dict]) -> Group:
-    """All that there is to say, for a terminal."""
+    """All sections, for a terminal."""
     parts = []
     for section in sections(rows):
         parts.append(Text(f"\n{section.device}: {section.circumstances}", style="bold"))
@@ -224,7 +228,7 @@ def _op_table(op: str, lines: dict[Key, list[Judgement]], found: Rows) -> TableD
 
 
 def _number(value: float | str | None, form: str) -> str:
-    """What is not finite is a word already."""
+    """A number as text; one that is not finite is kept as a word already."""
     return "" if value is None else value if isinstance(value, str) else format(value, form)
 
 

@@ -27,7 +27,7 @@ from fastling.kernels.cases import MODELS, Inputs, Shape
 
 @dataclass(frozen=True)
 class Settings:
-    """How large and how long: in earnest, or as a rehearsal."""
+    """Sizes and times of a benchmark: the real one, or a rehearsal."""
 
     device: torch.device
     dtype: torch.dtype
@@ -56,7 +56,7 @@ SECONDS_TO_BEGIN = 8.0  # with less time left, no case is begun
 
 
 class Subject:
-    """A provider at work on one case, with copies of the inputs that it overwrites."""
+    """A provider with the inputs of one case, of which it has copies where it overwrites them."""
 
     def __init__(self, provider: Provider, inputs: Inputs):
         self.provider = provider
@@ -69,6 +69,7 @@ class Subject:
         self.gradients: list[Tensor] = []
 
     def results(self, gradients: list[Tensor]) -> accuracy.Parts:
+        """Outputs and gradients, by name, given the gradients of the outputs."""
         with accuracy.poisoned() if self.provider.is_ours else nullcontext():
             parts = accuracy.run(self.call, self.inputs, gradients)
         outputs = [parts[name] for name in parts if not name.startswith("d ")]
@@ -77,6 +78,7 @@ class Subject:
         return parts
 
     def jobs(self, passes: Iterable[str]) -> list[Job]:
+        """What is timed for each of the passes."""
         jobs = {
             "forward": (self._restore, lambda _: self.call()),
             "update": (self._restore, lambda _: self.call()),
@@ -91,7 +93,7 @@ class Subject:
                 self.inputs[name].copy_(x)
 
     def _copy_gradients(self) -> list[Tensor]:
-        """Anew each time: some backward passes write over what they are given."""
+        """Copies for each call, since some backward passes overwrite the gradients that they are given."""
         self._restore()
         return [gradient.clone() for gradient in self.gradients]
 
@@ -105,7 +107,7 @@ class Subject:
 
 
 class GpuFailed(RunError):
-    """The GPU runs nothing any more for this process, after a call of `provider`."""
+    """After a call of `provider`, this process cannot use the GPU any more."""
 
     def __init__(self, where: str, provider: str, error: Exception):
         super().__init__(f"{where}, {provider}", f"the GPU has failed: {kind_and_line(error)}")
@@ -113,7 +115,10 @@ class GpuFailed(RunError):
 
 
 class Session:
-    """One run: the machine, the clock that it ends by, who is left out, and where its rows go."""
+    """One run of the benchmark: measures case after case, and writes rows to `out`, for so many minutes.
+
+    Providers in `without` are left out.
+    """
 
     def __init__(
         self,
@@ -176,7 +181,7 @@ class Session:
             torch.cuda.empty_cache()
 
     def _fail(self, workload: Workload, provider: str, error: Exception) -> None:
-        """Go on after an error, unless the device itself has failed: then nothing runs any more."""
+        """Write a row about an error. Raises GpuFailed if the device itself has failed."""
         where = f"{workload.op_name}, {workload.case}"
         say(f"failed: {where}, {provider}: {kind_and_line(error)}")
         self._write(workload, provider, "case", verdict="failed", why=kind_and_line(error))
@@ -186,7 +191,7 @@ class Session:
             raise GpuFailed(where, provider, error) from error
 
     def _wait(self) -> None:
-        """For the device, which tells of an error only when it is waited for."""
+        """Wait for the device, which reports its errors only then."""
         if self.settings.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -199,7 +204,7 @@ class Session:
     def _subjects(
         self, workload: Workload, inputs: Inputs, candidates: list[Provider]
     ) -> tuple[dict[str, Subject], dict[str, dict[str, float]]]:
-        """Who could compute the case, and the errors of each."""
+        """(provider -> its subject, provider -> errors by part), for providers that can compute the case."""
         (plain,) = (provider for provider in candidates if provider.name == EAGER)
         gradients = accuracy.random_gradients(accuracy.outputs_of(Subject(plain, inputs).call))
         subjects, results = {}, {}
@@ -258,7 +263,7 @@ class Session:
             self._say_pass(workload, passed, floor)
 
     def _floor(self, workload: Workload, passed: str, measured: dict[tuple, Measurement]) -> float:
-        """Milliseconds that the pass takes at least on this machine, by what was measured on it now."""
+        """The fewest milliseconds that the pass can take, by what was just measured on this machine."""
         if workload.flops():
             return measured[PRODUCTS, passed].milliseconds
         return workload.bytes(passed, self.settings.dtype) / self.machine.copy_gb_s / 1e6
@@ -282,7 +287,7 @@ class Session:
         )  # fmt: skip
 
     def _write(self, workload: Workload, provider: str, passed: str, **found) -> None:
-        """One line, complete in the file before anything else happens."""
+        """Write one row, which is on the disk before anything else happens."""
         errors = found.get("errors") or {}
         row = {
             "bench": "kernels" if self.settings.device.type == "cuda" else "kernels (rehearsal)",
@@ -310,9 +315,10 @@ class Session:
 
 
 def counts_in(part: str, passed: str) -> bool:
-    """Whether a part, "output" or "d x", comes of a pass."""
+    """Whether a part, "output" or "d x", is computed in a pass."""
     return passed in ("forward+backward", "update") or part.startswith("d ") == (passed == "backward")
 
 
 def say(words: str) -> None:
+    """Print to stderr."""
     print(words, file=sys.stderr, flush=True)

@@ -44,15 +44,15 @@ MORE_STYLE = (
     ".notes{overflow-wrap:anywhere}"
 )
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-# Of a row, what stands in the words below the table, and not in it.
+# Fields of a row that are told in the words below a table, and not in the table.
 CIRCUMSTANCES = {"bench", "date", "commit", "dirty", "command", "copy_gb_s", "matrix_tflops", *MACHINE}
 NAMES = ("case", "provider", "value", "ranks", "shard", "replicate", "sequence_length", "gpus")
 """Fields that name a row where it is plotted, if they differ among the rows."""
 PEERS = ("trl", "transformers")
 TOLD_APART = ("parts", "versions")
-"""Objects that have a place of their own."""
+"""Fields with objects that are shown separately."""
 BASES = {"data": "all cores"}
-"""Who is 1 in the ratios of a bench, where it is not the first: TRL takes all cores, too."""
+"""Bench -> the provider whose ratio is 1, if it is not the first row's; TRL takes all cores, too."""
 
 
 def page_of(rows: Sequence[dict]) -> str:
@@ -132,13 +132,13 @@ ROOFS = (
 
 
 def _rooflines(rows: Sequence[dict]) -> Iterator[str]:
-    """What moves bytes below the machine's own copy, what multiplies matrices below its own products."""
+    """Plots of rates below the machine's own: of FLOP for ops with matrix products, of bytes for others."""
     timed = [row for row in rows if row.get("milliseconds") is not None and row["provider"] != PRODUCTS]
     names = dict.fromkeys([OURS, *(row["provider"] for row in timed)])
     # where there are more providers than colours, the last share one
     colours = dict(zip_longest(names, plots.COLOURS[: len(names)], fillvalue=plots.COLOURS[-1]))
     legend = " ".join(f'<span style="color:{colours[name]}">●</span> {escaped(name)}' for name in names)
-    # A head's time goes into its products, and not into bytes.
+    # Ops with matrix products spend their time on these, and not on moving bytes.
     limited = [[row for row in timed if not row.get("flops")], [row for row in timed if row.get("flops")]]
     for roof, below in zip(ROOFS, limited, strict=True):
         strips: dict[str, list[Mark]] = {}
@@ -163,7 +163,7 @@ def _mark(row: dict, roof: Roof, colour: str) -> Mark:
 
 
 def other_part(run: Run) -> str:
-    """Whatever the rows of a run hold: tables of their fields, bars of their tokens a second."""
+    """A run of any other bench: tables of all fields of its rows, and bars of their tokens a second."""
     cases = list(dict.fromkeys(str(row["case"]) for row in run.rows if "case" in row))
     parts = [heading(run, ", ".join([*cases, *[f"on {run.device}"] * bool(run.device)]))]
     flat, same = unfolded(run.rows)
@@ -180,7 +180,7 @@ def other_part(run: Run) -> str:
 
 
 def unfolded(rows: Sequence[dict]) -> tuple[list[dict], dict]:
-    """Rows with what objects in them hold as fields of their own; objects and lists that all rows share."""
+    """(rows in which the entries of objects are fields, objects and lists that are the same in all rows)."""
     folded = {
         name: value
         for row in rows
@@ -201,6 +201,7 @@ def unfolded(rows: Sequence[dict]) -> tuple[list[dict], dict]:
 
 
 def in_few_words(value: dict | list) -> str:
+    """An object or a list as text."""
     return (
         settings_in_words(value)
         if isinstance(value, dict)
@@ -209,7 +210,7 @@ def in_few_words(value: dict | list) -> str:
 
 
 def alike(rows: Sequence[dict]) -> list[tuple[list[str], list[dict]]]:
-    """(names of fields, rows) for each table: rows that tell the same, or less, of the same line."""
+    """(names of fields, rows) for each table: rows of the same line that have the same fields, or fewer."""
     found: list[tuple[object, list[str], list[dict]]] = []
     for row in rows:
         names = [name for name in row if _is_shown(name, row[name])]
@@ -227,7 +228,7 @@ def _is_shown(name: str, value: object) -> bool:
 
 
 def generic_table(columns: Sequence[str], rows: Sequence[dict]) -> TableData:
-    """All fields; those that are the same in all of several rows stand in the title."""
+    """A table of all fields; those that are the same in all rows, if there are several, are in its title."""
     same = [name for name in columns if rows[1:] and all(row.get(name) == rows[0].get(name) for row in rows)]
     title = ", ".join(f"{in_words(name)} {shown(rows[0].get(name))}" for name in same)
     kept = [name for name in columns if name not in same]
@@ -251,5 +252,5 @@ def generic_bars(rows: Sequence[dict], base: str | None) -> list[Bar]:
 
 
 def _named(name: str, value: object) -> str:
-    """A word says itself what it is; a number does not."""
+    """A value as a label; a number needs the name of its field, a word does not."""
     return shown(value) if isinstance(value, str) else f"{in_words(name)} {shown(value)}"

@@ -10,7 +10,7 @@ from fastling.evaluation.report_page import escaped
 from fastling.evaluation.result import TableData
 
 LONG = 60
-"""Characters of a cell."""
+"""Characters from which a cell is long."""
 
 
 def table_html(table: TableData) -> str:
@@ -26,11 +26,12 @@ def _look(cells: Sequence[str]) -> str:
 
 
 def figure(drawing: str, caption: str, legend: str = "") -> str:
+    """A drawing with its caption, and perhaps a legend in HTML."""
     return f"<figure><figcaption>{escaped(caption)}</figcaption>{legend}{drawing}</figure>"
 
 
 def parts_of_time(rows: Sequence[dict]) -> Iterator[str]:
-    """A table of where the time goes, for rows that tell."""
+    """A table of the parts of the time, if any row has them."""
     told = [row for row in rows if isinstance(row.get("parts"), dict) and row["parts"]]
     names = list(dict.fromkeys(name for row in told for name in row["parts"]))
     lines = []
@@ -50,10 +51,12 @@ def notes(lines: Sequence[str]) -> str:
 
 
 def heading(run: Run, words: str) -> str:
+    """The heading of a run, with its date."""
     return f"<h3>{escaped(words)}, {run.date:%Y-%m-%d %H:%M}</h3>"
 
 
 def machine(run: Run) -> str:
+    """A run's device, machine, versions, commit and date, in words."""
     first = run.rows[0]
     found = {name: first[name] for name in MACHINE if name in first and name != "device"}
     for row in run.rows:
@@ -67,13 +70,14 @@ def machine(run: Run) -> str:
 
 
 def circumstances(run: Run) -> str:
+    """The small print of a run: its machine, and the command that measures it again."""
     command = command_of(run)
     again = f"<br>Again: <code>{escaped(command)}</code>" if command else ""
     return f'<p class="notes">{escaped(machine(run))}{again}</p>'
 
 
 def in_words(name: str) -> str:
-    """Of a field: tokens_per_s -> tokens/s, peak_mib -> peak MiB."""
+    """The name of a field in words: tokens_per_s -> tokens/s, peak_mib -> peak MiB."""
     words = name.replace("_per_s", "/s").replace("_gb_s", " GB/s").replace("_", " ")
     for unit in ("MiB", "GiB", "TFLOP"):
         words = re.sub(rf"\b{unit}\b", unit, words, flags=re.IGNORECASE)
@@ -86,7 +90,7 @@ def settings_in_words(settings: dict) -> str:
 
 
 def shown(value: object) -> str:
-    """Of a JSON value: numbers with four digits or all before the point."""
+    """A JSON value as text; numbers have four digits, or all those before the point."""
     if value is None:
         return ""
     if isinstance(value, bool):

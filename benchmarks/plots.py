@@ -1,7 +1,7 @@
-"""Plots as SVG, in words of HTML: bars, and strips of marks below a roof.
+"""Plots as SVG inside HTML: bars, and strips of marks below a roof.
 
-Lengths along are percentages, so that a plot is as wide as there is room, and its words are as large on a
-telephone as on a screen. Words are whatever rows hold: any script, and escaped.
+Horizontal lengths are percentages, so that a plot takes the width that there is, and its text has the same
+size on a telephone and on a screen. Text comes from rows, so it may have any script, and is escaped.
 """
 
 import re
@@ -11,15 +11,15 @@ from typing import NamedTuple
 from fastling.evaluation.report_page import escaped
 
 COLOURS = ("#1f5fa8", "#8a8f98", "#c07a1c", "#2e8556", "#9a4f96", "#b23b3b", "#4d4d4d", "#5b8db8")
-"""Ours is the first."""
+"""Colours of providers; the first is ours."""
 MEMORY_COLOUR = "#c9ccd1"
 FONT = 'font-family="system-ui, sans-serif" font-size="14" fill="#1c1c1c"'
 WIDEST_BAR = 56
-"""Percent; the rest is for the words behind it."""
+"""Percent of the width; the rest is for the words after the bar."""
 
 
 class Bar(NamedTuple):
-    """`value` > 0 in the plot's unit. `below`, another bar with a scale of its own, has its words too."""
+    """A bar of length `value` > 0. `below` are value and words of a second bar, with a scale of its own."""
 
     label: str
     value: float
@@ -29,7 +29,7 @@ class Bar(NamedTuple):
 
 
 def bars(given: Sequence[Bar], title: str) -> str:
-    """A bar for each, from 0, the longest as wide as any; labels stand above them, words behind."""
+    """A bar chart from 0; the longest bar has the full width. Labels are above the bars, words after them."""
     longest = max(bar.value for bar in given)
     longest_below = max((bar.below[0] for bar in given if bar.below), default=1.0)
     parts, y = [], 0
@@ -53,13 +53,15 @@ def _bar(y: int, height: int, share: float, colour: str, words: str) -> list[str
 
 
 class Mark(NamedTuple):
+    """A point on a strip."""
+
     value: float
     colour: str
     words: str  # shown where it is pointed at
 
 
 def strips(rows: Sequence[tuple[str, Sequence[Mark]]], roof: float, roof_words: str, title: str) -> str:
-    """A line for each (label, marks), from 0; the dashed line across them is what the machine can do."""
+    """A line from 0 for each (label, marks); a dashed line across all of them is at `roof`."""
     end = 1.04 * max(roof, *(mark.value for _, marks in rows for mark in marks))
     height = 24 + 44 * len(rows)
     at_roof = f"{100 * roof / end:.2f}%"
@@ -89,7 +91,7 @@ def _drawing(title: str, height: int, parts: Sequence[str]) -> str:
 
 
 def picture(drawing: str, title: str, captions: Sequence[str]) -> str:
-    """A file of its own, on white: a drawing below its title, captions below it."""
+    """An SVG file: a drawing on white, with its title above and captions below."""
     height = int(re.search(r'height="(\d+)"', drawing)[1])
     whole = 64 + height + 20 * len(captions)
     size = f'width="760" height="{whole}" viewBox="0 0 760 {whole}"'

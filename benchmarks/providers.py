@@ -1,8 +1,8 @@
 """Who can compute an op: this project, plain PyTorch, torch.compile, and libraries that are installed.
 
-A provider is given an op's inputs and returns a call without arguments, ready to be timed: whatever a
-library wants in another form (tables gathered, labels chosen) is made before. A library is called as its
-own documentation does, with its defaults. One that is not there raises ImportError when it is asked.
+A provider is given an op's inputs and returns a call without arguments, ready to be timed: whatever a library
+needs in another form (gathered tables, chosen labels) is made before. A library is called as its
+documentation says, with its defaults. One that is not installed raises ImportError when its call is made.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ PRODUCTS = "cuBLAS products"  # no provider of the op: the three matrix products
 
 @dataclass(frozen=True)
 class Provider:
-    """`overwrites` names the inputs that a call leaves changed, so that they are given anew each time."""
+    """Who computes an op. `overwrites` names the inputs that a call changes, which are restored each time."""
 
     name: str
     build: Callable[[Inputs], Call]
@@ -53,7 +53,7 @@ def of(op_name: str, compiler: str = "inductor") -> list[Provider]:
 
 
 def peers() -> list[str]:
-    """All but ours and plain PyTorch, which the others are compared with."""
+    """Names of all providers but ours and plain PyTorch, with which the others are compared."""
     every = (provider for op_name in OPS for provider in of(op_name))
     return list(dict.fromkeys(each.name for each in every if not each.is_ours and each.name != EAGER))
 
@@ -63,7 +63,7 @@ def _calls(function: Callable) -> Callable[[Inputs], Call]:
 
 
 def _compiled(function: Callable, compiler: str) -> Callable:
-    """Compiled for one shape: it must not suspect that shapes vary, as in training they do."""
+    """Compile for one shape only: it must not assume that shapes vary, although in training they do."""
     return torch.compile(function, backend=compiler, dynamic=False)
 
 

@@ -64,13 +64,14 @@ MODEL = LlamaConfig(  # rows that two processes cannot share evenly, nor four or
 LENGTHS = [256, 100, 156]
 """Tokens of the documents of a micro-batch."""
 MICRO_BATCHES = 2
-"""Of every process in a step."""
+"""Micro-batches of every process in a step."""
 GATHERED, REDUCED = 2, 4
 """Bytes of a weight in bf16 and of a gradient in float32."""
 TOLD, NUMBER = 4, 4
-"""What a step tells: the loss, the sum and the count of its one source's, whether to stop; bytes of each."""
+"""Numbers that a step sums over all processes (the loss, sum and count of its one source, whether to stop),
+and the bytes of each."""
 MOVE_NOTHING = ("wait_tensor", "_wrap_tensor_autograd")
-"""Operations that stand among the collectives."""
+"""Operations in the namespaces of collectives that move no bytes."""
 WARM_UP = 2
 """Steps whose time does not count."""
 
@@ -84,7 +85,7 @@ class Traffic:
     scattered: int = 0
     """Sent in reduce-scatters."""
     all_reduced: int = 0
-    """Of tensors that were summed over all processes or copies."""
+    """Bytes of tensors that are summed over all processes or copies."""
 
     def __add__(self, other: "Traffic") -> "Traffic":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -110,13 +111,13 @@ def layer_and_rest(config: LlamaConfig) -> tuple[list[torch.Size], list[torch.Si
 
 
 def group_traffic(shapes: Sequence[torch.Size], gathers: int, shards: int) -> Traffic:
-    """Of parameters that travel together, in one micro-batch."""
+    """Traffic in one micro-batch of parameters that are gathered and reduced together."""
     part = padded_weights(shapes, shards) // shards
     return Traffic(gathered=gathers * GATHERED * (shards - 1) * part, scattered=REDUCED * (shards - 1) * part)
 
 
 def theory(config: LlamaConfig, parallel: Parallel, ranks: int, micro_batches: int) -> Traffic:
-    """Of the weights, their gradients, the gradient's norm and the losses, in one step."""
+    """Traffic of one process in one step: weights, gradients, the gradient's norm and the losses."""
     copies = parallel.replicate
     shards = ranks // copies
     layer, rest = layer_and_rest(config)
@@ -137,7 +138,7 @@ def theory(config: LlamaConfig, parallel: Parallel, ranks: int, micro_batches: i
 
 
 class CountedTraffic(TorchDispatchMode):
-    """Counts the bytes of collectives among all that PyTorch runs meanwhile; refuses one it does not know."""
+    """Counts the bytes of all collectives that PyTorch runs in the block. Raises RunError for new ones."""
 
     def __init__(self):
         super().__init__()
@@ -167,7 +168,7 @@ class CountedTraffic(TorchDispatchMode):
 
 
 def train_and_count(parallel: Parallel, steps: int) -> dict | None:
-    """On rank 0: the traffic of every rank in one step, and the seconds of others."""
+    """On rank 0: the traffic of every rank in one step, and the seconds of other steps. None elsewhere."""
     config = Config(optimizer=STEADY, parallel=parallel)
     with open_world(config) as world:
         torch.manual_seed(world.rank)
@@ -193,7 +194,7 @@ def train_and_count(parallel: Parallel, steps: int) -> dict | None:
 
 
 def layouts(ranks: int) -> list[Parallel]:
-    """Those that so many processes can have."""
+    """The layouts that so many processes can have."""
     found = [Parallel()]
     if ranks > 1:
         found.append(Parallel(shard="gradients"))
@@ -203,7 +204,7 @@ def layouts(ranks: int) -> list[Parallel]:
 
 
 def launch(ranks: int, parallel: Parallel, steps: int) -> dict:
-    """What rank 0 tells. Raises RunError where a process fails."""
+    """Run so many processes; return what rank 0 measured. Raises RunError if a process fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command += ["-m", "benchmarks.ranks", "--steps", str(steps), "--layout"]
     command.append(json.dumps(dataclasses.asdict(parallel)))
@@ -216,7 +217,7 @@ def launch(ranks: int, parallel: Parallel, steps: int) -> dict:
 
 
 def make_row(ranks: int, parallel: Parallel, told: dict) -> dict:
-    """Counted and by theory, as it is kept."""
+    """The row of one layout, with counted bytes and those by theory."""
     expected = theory(MODEL, parallel, ranks, MICRO_BATCHES)
     counted = [Traffic(*counts) for counts in told["counts"]]
     timed = Measurement([1e3 * seconds for seconds in told["seconds"]])

@@ -1,4 +1,4 @@
-"""Whether a trainer of benchmarks.train can fit a GPU, by arithmetic: none is started in vain."""
+"""Finds out by arithmetic whether a trainer of benchmarks.train can fit into a GPU, before it is started."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ from fastling.training.build import share_of_step
 from fastling.training.footprint import GIB, Weights, footprint
 
 PEERS_WEIGHT_BYTES = 16
-"""Weight, gradient and two moments, float32."""
+"""Bytes for each weight of a peer: the weight, its gradient and two moments, in float32."""
 PLAIN_LOGIT_BYTES = 8
-"""A plain head holds them all in float32, and their logarithms of probabilities."""
+"""Bytes for each logit of a plain head, which holds all logits and their log-probabilities in float32."""
 
 
 def lacks_room(
     trainer: Trainer, case: Case, folder: Path, supervised: float, gpu_gib: float | None
 ) -> str | None:
-    """Why it cannot run, in words; None where it may, or where there is no GPU.
+    """Why the trainer cannot fit into the GPU, in words; None if it may, or if there is no GPU.
 
-    `supervised` is the share of tokens that are.
+    `supervised` is the share of tokens that are supervised.
     """
     if gpu_gib is None:
         return None
@@ -30,7 +30,7 @@ def lacks_room(
 
 
 def least_bytes(trainer: Trainer, case: Case, shape: LlamaConfig, supervised: float, gpu_gib: float) -> int:
-    """What of it can be counted: for a peer, what it keeps between steps."""
+    """The bytes of a trainer that can be counted; for a peer those that it keeps between steps."""
     if trainer.changes is None:
         return PEERS_WEIGHT_BYTES * Weights.of(shape).total
     config = changed(case.config(Path()), trainer.changes)

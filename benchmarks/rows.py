@@ -23,7 +23,7 @@ MACHINE = (
 )
 """Fields that say where a row was measured and with what."""
 LONGEST_PAUSE = timedelta(minutes=10)
-"""Between two rows of one run, which are written when all is measured, or soon after each other."""
+"""Longest pause between two rows of one run, which are written together or soon after each other."""
 FINITE = 1e300
 
 
@@ -31,7 +31,7 @@ FINITE = 1e300
 
 
 def read(path: Path) -> list[dict]:
-    """Rows of a file; a last line that was never finished is passed over.
+    """The rows of a file; a last line without a line end, which was never finished, is passed over.
 
     Raises UserError, naming file:line, for any other line that is no row.
     """
@@ -64,7 +64,7 @@ class Kind(NamedTuple):
 
 
 def is_number(value: object) -> bool:
-    """Finite, and no truth value."""
+    """Whether a value is a finite number, and not a truth value."""
     return type(value) in (int, float) and abs(value) < FINITE
 
 
@@ -104,7 +104,7 @@ OF_TIMED_KERNELS |= {"floor_milliseconds": NUMBER, "max_error": WORD_IF_ANY}
 
 
 def _fields(row: dict) -> dict[str, Kind]:
-    """What a row must hold to be shown."""
+    """Field -> the kind of value that a row must have there to be shown."""
     if is_of_kernels(row):
         is_timed = row.get("milliseconds") is not None
         more = OF_TIMED_KERNELS if is_timed else {"floor_milliseconds": WORD_IF_ANY}
@@ -116,7 +116,7 @@ def _fields(row: dict) -> dict[str, Kind]:
 
 
 def is_of_kernels(row: dict) -> bool:
-    """Whether benchmarks.kernels has timed it, or tried to."""
+    """Whether a row is of benchmarks.kernels, about a timing that was made or tried."""
     return {"op", "case", "pass", "provider"} <= row.keys()
 
 
@@ -135,7 +135,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        """Empty for what was reckoned, and not measured."""
+        """The device; "" for rows that were computed and not measured."""
         return self.rows[0].get("device") or ""
 
     @property
@@ -147,7 +147,7 @@ class Run:
         return all(map(_is_rung, self.rows))
 
     def subjects(self) -> set[str]:
-        """What was measured, as far as a newer run can stand in its place."""
+        """What was measured; a newer run with the same subjects replaces this one."""
         return {_subject(row) for row in self.rows}
 
 
@@ -166,12 +166,12 @@ def _subject(row: dict) -> str:
 
 
 def _is_rung(row: dict) -> bool:
-    """A rung has no peers beside it, and is named by what it has."""
+    """Whether a row is a rung of a ladder of benchmarks.train, which has no peers and a name of its own."""
     return row["bench"] == "train" and row["run"].get("peers") is False and row["provider"] != OURS
 
 
 def runs_of(rows: Iterable[dict]) -> list[Run]:
-    """All but kernels' rows, which have no runs, the newest run first."""
+    """The runs of rows, the newest first; rows of kernels, which have no runs, must not be among them."""
     found: list[Run] = []
     open_runs: dict[str, Run] = {}
     for row in rows:
@@ -192,7 +192,7 @@ def _place(row: dict) -> str:
 
 
 def _goes_on(run: Run, row: dict) -> bool:
-    """Whether the row belongs to the run: soon after its last, and no second one of the same."""
+    """Whether a row belongs to a run: soon after its last row, and not the second one of the same."""
     if abs(date_of(row) - date_of(run.rows[-1])) > LONGEST_PAUSE:
         return False
     if row["bench"] not in ("train", "data", "generation"):  # of others we do not know what names a row
@@ -205,7 +205,7 @@ def _name(row: dict) -> tuple:
 
 
 def newest_and_older(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Of runs, the newest first: those that measured something anew, and those that later ones replace."""
+    """(runs that measured something last, runs that newer ones replace), from runs with the newest first."""
     newest, older, seen = [], [], set()
     for run in runs:
         (older if run.subjects() <= seen else newest).append(run)

@@ -30,7 +30,7 @@ GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
 NODE = 8
 """GPUs of a node."""
 FORWARD = 1 / 3
-"""Share of a layer's work; the backward has two products for its one."""
+"""Share of the forward in a layer's work: the backward has two matrix products for each of its own."""
 ASSUMPTIONS = (
     "Simulated: only the step of one GPU was measured, and nothing on more than one.",
     "Every GPU makes the micro-batches of the measured step, each as fast as it did: none waits for another.",
@@ -52,7 +52,7 @@ ASSUMPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-    """GB/s each way of one GPU, and microseconds of each step of a collective."""
+    """Bandwidths of one GPU in GB/s, in each direction, and the latency of each step of a collective."""
 
     node_gb_s: float = 450.0
     """NVLink."""
@@ -63,22 +63,22 @@ class Links:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A step of one GPU."""
+    """The measured step of one GPU."""
 
     milliseconds: float
     tokens: float
     optimizer_milliseconds: float = 0.0
-    """Of the milliseconds."""
+    """How many of the milliseconds are the optimizer's."""
     micro_batches: int = 1
     supervised: float = 0.4
-    """Share of the tokens: the head's work."""
+    """Share of the tokens that are supervised, which the head works on."""
     origin: str = "command line"
     device: str = "not told"
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the model lies on the GPUs; neighbours hold the shards of one copy."""
+    """How the model is laid out on the GPUs; neighbouring GPUs hold the shards of one copy."""
 
     gpus: int
     copies: int = 1
@@ -87,24 +87,26 @@ class Layout:
 
     @property
     def shards(self) -> int:
+        """GPUs of one copy."""
         return self.gpus // self.copies
 
     @property
     def nodes(self) -> int:
+        """Nodes of all GPUs."""
         return max(1, self.gpus // NODE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The GPUs of one collective."""
+    """The GPUs that take part in one collective."""
 
     gpus: int
     nodes: int
     beside: int = 1
-    """Such groups that use a node's network links at the same time."""
+    """Number of such groups that use a node's network links at the same time."""
 
     def seconds(self, payload: float, links: Links, passes: int = 1) -> float:
-        """Of a gather or a scatter of so many bytes; an all-reduce passes twice."""
+        """Seconds of a gather or a scatter of `payload` bytes; an all-reduce has two `passes`."""
         in_node = self.gpus // self.nodes
         inside = (self.gpus - 1) / self.gpus * payload / links.node_gb_s if in_node > 1 else 0.0
         outside = (self.nodes - 1) / self.nodes * payload * self.beside / (NODE * links.network_gb_s)
@@ -113,11 +115,12 @@ class Group:
 
 
 def shard_group(layout: Layout) -> Group:
+    """The GPUs that hold the shards of one copy."""
     return Group(layout.shards, max(1, layout.shards // NODE))
 
 
 def copy_group(layout: Layout) -> Group:
-    """GPUs that hold the same shard; the GPUs of a node that hold others sum theirs at the same time."""
+    """The GPUs that hold the same shard; other GPUs of a node sum other shards at the same time."""
     nodes = layout.copies if layout.shards >= NODE else layout.nodes
     return Group(layout.copies, nodes, beside=min(layout.shards, NODE))
 
@@ -134,16 +137,17 @@ class Part:
     gather: float
     reduce: float
     gather_again: float
-    """For the backward."""
+    """Of the gather for the backward."""
     sum_copies: float = 0.0
     """Once a step, after the last reduction."""
 
     def of_last_micro_batch(self) -> "Part":
+        """The same in the last micro-batch of a step, where copies are summed as well."""
         return dataclasses.replace(self, reduce=self.reduce + self.sum_copies)
 
 
 def step_parts(config: LlamaConfig, measured: Measured, layout: Layout, links: Links) -> tuple[Part, Part]:
-    """(a layer, the rest)."""
+    """The parts of a step: (one layer, all that is in no layer)."""
     work = Work(config)
     busy = (measured.milliseconds - measured.optimizer_milliseconds) / 1e3 / measured.micro_batches
     head_work = work.head_weights * measured.supervised
@@ -164,10 +168,10 @@ def step_parts(config: LlamaConfig, measured: Measured, layout: Layout, links: L
 
 
 def micro_batch_seconds(layer: Part, rest: Part, layers: int) -> float:
-    """Forward, then backward, of all layers and the head.
+    """Seconds of a micro-batch: the forward and then the backward of all layers and the head.
 
-    The rest is gathered first and once, and its gradient, to which the embedding adds last of all, is
-    reduced last.
+    The rest is gathered once, first of all. Its gradient, to which the embedding's is added at the very end,
+    is reduced last.
     """
     forward = rest.gather + layer.gather + (layers - 1) * max(layer.forward, layer.gather) + layer.forward
     backward = max(rest.backward, layer.gather_again)  # the head's, while the last layer is gathered
@@ -180,13 +184,16 @@ def micro_batch_seconds(layer: Part, rest: Part, layers: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Simulated:
+    """A simulated step."""
+
     seconds: float
     linear_seconds: float
     hidden_tokens: float
-    """Of a micro-batch: with as many, whatever can run beside the layers is hidden by them."""
+    """Tokens of a micro-batch with which the layers hide all communication that can run beside them."""
 
 
 def simulate(config: LlamaConfig, measured: Measured, layout: Layout, links: Links) -> Simulated:
+    """The step of a layout, from the measured step of one GPU."""
     layer, rest = step_parts(config, measured, layout, links)
     optimizer = measured.optimizer_milliseconds / 1e3 / layout.shards
     busy = (measured.milliseconds - measured.optimizer_milliseconds) / 1e3
@@ -203,7 +210,7 @@ def simulate(config: LlamaConfig, measured: Measured, layout: Layout, links: Lin
 
 
 def read_measured(path: Path, size: str, provider: str) -> Measured:
-    """From the last such row of benchmarks.train. Raises UserError where there is none of a GPU."""
+    """The step of the last such row of benchmarks.train. Raises UserError if there is none of a GPU."""
     wanted = {"bench": "train", "case": size, "provider": provider, "status": "measured"}
     found = [(row, where) for where, row in read_records(path) if wanted.items() <= row.items()]
     if not found:
@@ -231,6 +238,7 @@ def read_measured(path: Path, size: str, provider: str) -> Measured:
 
 
 def check_measured(measured: Measured, where: str) -> Measured:
+    """Return the step. Raises UserError for numbers that cannot be right."""
     for name in ("milliseconds", "tokens", "micro_batches"):
         if not 0 < getattr(measured, name) < float("inf"):
             raise UserError(where, f"{name} must be > 0: {getattr(measured, name)}")
@@ -243,7 +251,7 @@ def check_measured(measured: Measured, where: str) -> Measured:
 
 
 def measured_of(options: argparse.Namespace) -> Measured:
-    """Raises UserError where no step of one GPU is given, or two are."""
+    """The step that the options give. Raises UserError if they give none, or two."""
     if options.results:
         refuse_options(options, STEP_OPTIONS, "has no effect beside --results", "Remove one of the two.")
         return read_measured(options.results, options.size, options.provider)
@@ -271,7 +279,7 @@ STEP_OPTIONS = {
 
 
 def make_layouts(replicate: str, shard: str) -> Iterator[Layout]:
-    """For every number of GPUs that so many copies can share; with "nodes", a copy for each node."""
+    """A layout for every number of GPUs that the copies can share; with "nodes" each node has a copy."""
     for gpus in GPUS:
         copies = gpus // NODE if replicate == "nodes" else int(replicate)
         if gpus % copies == 0:

@@ -37,11 +37,11 @@ from fastling.config import Config
 from fastling.errors import RunError, UserError, leave, run_program
 from fastling.export import Export
 from fastling.files import write_text
-from fastling.model.huggingface import config_json, load_weights, read_config
-from fastling.model.llama import local_rows
+from fastling.model.huggingface import config_json, hf_shapes, load_weights, read_config
+from fastling.model.llama import Llama, local_rows
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import SafetensorsFolder
-from fastling.settings import Parser
+from fastling.settings import Parser, check_positive
 from fastling.terminal import make_console
 from fastling.training.build import build_model
 from fastling.training.parallel import World
@@ -91,14 +91,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.ranks is not None and not options.load:
         raise UserError("--ranks", f"has no effect without --load: {options.ranks}", "Add --load SIZE.")
     options.ranks = 1 if options.ranks is None else options.ranks
-    for name in ("ranks", "rounds"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name}", f"must be > 0: {getattr(options, name)}")
+    check_positive(options, ("ranks", "rounds"))
     return options
 
 
 def hear(kind: str, *arguments: str) -> dict:
-    """What a child told. Raises UserError or RunError in the words with which it failed."""
+    """The result of a child process. Raises UserError or RunError with the message of its failure."""
     command = [sys.executable, "-m", "benchmarks.startup", "--child", kind, str(time.monotonic()), *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -117,7 +115,7 @@ def refusal(status: int, said: str) -> UserError:
 
 
 def child(kind: str, started: str, *arguments: str) -> None:
-    """Tell one measurement as a line of JSON."""
+    """Make one measurement and print it as a line of JSON; the main function of a child process."""
     if kind == "run":
         told = start_run(float(started), arguments)
     else:
@@ -129,11 +127,11 @@ def child(kind: str, started: str, *arguments: str) -> None:
 
 
 class FirstStepDone(Exception):
-    """Nothing more is wanted."""
+    """The first step is done, after which a measured run ends."""
 
 
 class Clock:
-    """Seconds by part, since a moment of the clock that all processes share. No part lies in another."""
+    """Seconds by part, since a time of the clock that processes share. Parts do not overlap."""
 
     def __init__(self, started: float):
         self.started = self.ended = started
@@ -141,6 +139,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Count the seconds of the block as part `name`."""
         began = time.monotonic()
         try:
             yield
@@ -149,7 +148,7 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + self.ended - began
 
     def wrap(self, name: str, owner: object, attribute: str) -> None:
-        """From now on the owner's calls of this attribute are a part."""
+        """From now on count the owner's calls of this attribute as part `name`."""
         call = getattr(owner, attribute)
 
         @functools.wraps(call)
@@ -160,12 +159,12 @@ class Clock:
         setattr(owner, attribute, as_a_part)
 
     def parts(self) -> dict[str, float]:
-        """Seconds of all parts, which add up to those from the start to the end of the last one."""
+        """Seconds by part, with the rest; their sum is the time from start to end of the last part."""
         return self.seconds | {REST: self.ended - self.started - sum(self.seconds.values())}
 
 
 def start_run(started: float, arguments: Sequence[str]) -> dict[str, float]:
-    """`fastling train` up to the end of the first step: seconds by part. For a process of its own."""
+    """Run `fastling train` to the end of its first step, in a process of its own; return seconds by part."""
     clock = Clock(started)
     clock.seconds[IMPORTS] = time.monotonic() - started
     update = Updater.update
@@ -211,28 +210,10 @@ def timed(runs: Sequence[Mapping[str, float]]) -> dict:
 # The load of a model --------------------------------------------------------------------------------
 
 
-def tensor_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Of a LLaMA's tensors, by Hugging Face's names."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    rows = zip("qkv", (queries, keys, keys), strict=True)
-    of_layer = {f"self_attn.{name}_proj": (number, hidden) for name, number in rows}
-    of_layer |= {"self_attn.o_proj": (hidden, queries), "mlp.down_proj": (hidden, inner)}
-    of_layer |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden)}
-    of_layer |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    for number in range(config.num_hidden_layers):
-        for name, shape in of_layer.items():
-            yield f"model.layers.{number}.{name}.weight", shape
-    yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (config.vocab_size, hidden)
-
-
 def write_zeros(config: LlamaConfig, folder: Path) -> int:
-    """A model of bf16 zeros as Hugging Face writes one, in sparse files. Returns its tensors' bytes."""
+    """Write a model of bf16 zeros in Hugging Face's format, as sparse files. Returns its tensors' bytes."""
     shards, sizes = [{}], [0]
-    for name, shape in tensor_shapes(config):
+    for name, shape in hf_shapes(Llama.on_meta(config)).items():
         num_bytes = 2 * math.prod(shape)
         if sizes[-1] and sizes[-1] + num_bytes > SHARD_BYTES:
             shards, sizes = [*shards, {}], [*sizes, 0]
@@ -253,7 +234,7 @@ def write_zeros(config: LlamaConfig, folder: Path) -> int:
 
 
 def write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """A header, and behind it as many zeros as it promises, which the file system need not keep."""
+    """Write a safetensors file of zeros: a header, and after it a hole, which takes no space on the disk."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * math.prod(shape)
@@ -274,7 +255,7 @@ def resident_bytes() -> dict[str, int]:
 
 @contextmanager
 def counted_reads() -> Iterator[dict[str, int]]:
-    """Bytes of safetensors that were asked for, and those that came into memory because of it."""
+    """Yield counts of the bytes that are read from safetensors, and of those mapped into memory by that."""
     read, close, before = SafetensorsFolder.read, SafetensorsFolder.close, resident_bytes()["RssFile"]
     reads = {"asked_bytes": 0, "mapped_bytes": 0}
 
@@ -295,7 +276,7 @@ def counted_reads() -> Iterator[dict[str, int]]:
 
 
 def load_share(folder: Path, rank: int, ranks: int) -> dict:
-    """Lay out and load what one rank holds of a folder's model: seconds, bytes asked for, and memory."""
+    """Lay out and load one rank's share of a folder's model; return seconds, bytes read, and memory."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
@@ -324,7 +305,7 @@ def load_share(folder: Path, rank: int, ranks: int) -> dict:
 
 
 def measure_load(options: argparse.Namespace, scratch: Path, console: Console) -> Iterator[dict]:
-    """One row, of medians; processor time of loading is apart, for most of it hands out memory."""
+    """Yield one row of medians. Processor time of loading is separate, since most of it hands out memory."""
     folder = scratch / "model"
     whole = write_zeros(make_shape(options.load), folder)
     told = []
@@ -342,7 +323,7 @@ def measure_load(options: argparse.Namespace, scratch: Path, console: Console) -
 
 
 def print_runs(rows: Sequence[dict], console: Console) -> None:
-    """One row a part, since it is parts that are looked for; a column for each case, with shares."""
+    """Print a table with a line for each part and a column for each case, with shares of the whole."""
     title = f"{rows[0]['config']} on {rows[0]['device']}: from command to first step"
     table = Table("seconds", *(row["case"] for row in rows), title=title)
     for name in rows[0]["parts"]:

@@ -176,7 +176,7 @@ ACCESS = re.compile(
 
 
 def _machine_code(cubin: bytes) -> str:
-    """The resources of a kernel and its instructions."""
+    """The text of a kernel's machine code, and of the resources that it uses."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -185,7 +185,8 @@ def _machine_code(cubin: bytes) -> str:
 
 
 def _wide_share(ptx: str, direction: str, places: set[str]) -> float | None:
-    """The share of the bytes moved at some places that wide accesses move; 0 if none are found."""
+    """Of the bytes moved at some places, the share that wide accesses move; 0 if there are no accesses, None
+    if there are no places."""
     num_bytes, here, is_inline = Counter(), "", False
     for line in ptx.splitlines():
         if "inline asm" in line:
@@ -200,7 +201,7 @@ def _wide_share(ptx: str, direction: str, places: set[str]) -> float | None:
 
 
 def _main_streams(ttir: str, direction: str) -> set[str]:
-    """The places of the "load"s or "store"s that move much of what the kernel moves."""
+    """The places (file:line) of the "load"s or "store"s of a kernel's main streams, as defined above."""
     pattern = r"tt\.(load|store) .*: (?:tensor<([\dx]+)x)?!tt\.ptr<[a-z]+(\d+)\w*>+ loc\((.*)\)$"
     moves = [
         (way, math.prod(map(int, re.findall(r"\d+", shape))), int(bits) // 8, location)
@@ -215,7 +216,7 @@ def _main_streams(ttir: str, direction: str) -> set[str]:
 
 
 def _place(location: str, ttir: str) -> str:
-    """file:line of the innermost function of a location of TTIR, which may name others."""
+    """file:line in the innermost function of a location in TTIR, which may refer to other locations."""
     while named := re.search(r"#loc\d*", location):
         location = re.search(rf"^{named[0]} = loc\((.*)\)$", ttir, re.MULTILINE)[1]
     line = re.match(r'"([^"]+)":(\d+):', location)
@@ -226,7 +227,7 @@ def _place(location: str, ttir: str) -> str:
 
 
 class Value(NamedTuple):
-    """An integer: how large it can be, and the places of narrow products that it is made of."""
+    """What is known of an integer: its bound, and the places of 32-bit products that went into it."""
 
     bound: int = 2**31
     narrow: frozenset[str] = frozenset()
@@ -235,7 +236,7 @@ class Value(NamedTuple):
 def narrow_offsets(ttir: str) -> tuple[str, ...]:
     """The places of products in 32 bits that reach an address and can pass 2^31."""
     guards, carried = {}, frozenset()
-    for _ in range(3):  # masks are known after the first reading, and what loops then carry after the second
+    for _ in range(3):  # the first reading finds the masks, and the second what loops carry because of them
         found, guards, carried = _read(ttir, guards, carried)
     return tuple(sorted(found))
 
@@ -243,7 +244,7 @@ def narrow_offsets(ttir: str) -> tuple[str, ...]:
 NAME = r"%[\w.$-]+"
 STATEMENT = re.compile(rf'\s*(?:({NAME})(?::\d+)? = )?"?([\w.^]+)"?(.*?)(?: loc\((.*)\))?$')
 ANYTHING = Value()
-BOUNDS = {  # of what operations make, where indices are not negative
+BOUNDS = {  # of the results of operations, given those of the operands; indices are never negative
     "muli": operator.mul,
     "shli": lambda left, right: left << min(right, 64),
     "select": lambda condition, left, right: max(left, right),
@@ -257,10 +258,11 @@ BOUNDS = {  # of what operations make, where indices are not negative
 
 
 def _read(ttir: str, guards: dict[int, int], carried: frozenset[str]):
-    """One reading from top to bottom, in which a name is what it was last given to.
+    """Read TTIR once from top to bottom; a name has the value that it was last given.
 
-    `guards` are the bounds that masks give to what a line makes; `carried` are the narrow products in what
-    loops and branches hand on. Returns the narrow products in addresses, and both as now known.
+    `guards` are the bounds that masks give to the results of lines; `carried` are the narrow products in the
+    values that loops and branches pass on. Returns the narrow products in addresses, and both as they are
+    known now.
     """
     values, makers, found, handed_on = {}, {}, set(), set()  # makers: the lines that made them
     for line, text in enumerate(ttir.splitlines()):
@@ -295,7 +297,7 @@ def _read(ttir: str, guards: dict[int, int], carried: frozenset[str]):
 
 
 def _carry(operation, name, rest, values, carried) -> dict[str, Value]:
-    """What a loop, a branch or a block gives to its names, which it writes `%name = %start` or `%name:`."""
+    """The values of the names of a loop, branch or block, which are written `%name = %start` or `%name:`."""
     made = {}
     for given, start in re.findall(rf"({NAME})(?: = ({NAME})|:)", f"{name}: {rest}"):
         made[given] = Value(narrow=carried | values.get(start, ANYTHING).narrow)
@@ -310,12 +312,12 @@ def _carry(operation, name, rest, values, carried) -> dict[str, Value]:
 
 
 def row(report: Report) -> dict:
-    """For a line of JSON."""
+    """A report as an object for a line of JSON."""
     return asdict(report) | {"problems": report.problems}
 
 
 def render(reports: Iterable[Report]) -> rich.table.Table:
-    """A line for each report, its problems last."""
+    """A table with a line for each report, in which problems come last."""
     lines = rich.table.Table(box=None, pad_edge=False)
     for name in "op kernel case sm warps regs spills shared loads stores async verdict".split():
         lines.add_column(name, no_wrap=name != "verdict")

@@ -64,6 +64,7 @@ class Measurement:
 
     @property
     def milliseconds(self) -> float:
+        """Median of the samples."""
         return statistics.median(self.samples)
 
     @property
@@ -76,6 +77,7 @@ class Measurement:
 
     @property
     def host_microseconds(self) -> float:
+        """Median time of the host to launch the job."""
         return statistics.median(self.host)
 
 
@@ -99,7 +101,7 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """Events on the current device; see above."""
+    """Times by events on the current device, as described at the top of this file."""
 
     def __init__(self):
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -111,7 +113,7 @@ class CudaTimer:
         torch.cuda._sleep(int(milliseconds * self.cycles_per_millisecond))
 
     def wake(self) -> None:
-        """While the host compiled, the device may have gone to sleep."""
+        """Keep the device busy until it runs at its full clock; it may have slept while the host compiled."""
         self._keep_busy(WAKING)
 
     def sample(self, job: Job, host_microseconds: float) -> Sample:
@@ -127,6 +129,7 @@ class CudaTimer:
         return Sample(start.elapsed_time(end), is_late)
 
     def host_sample(self, job: Job) -> float:
+        """Microseconds that the host needs to launch the job while the device is idle."""
         prepared = job.prepare()
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -136,7 +139,7 @@ class CudaTimer:
         return passed * 1e6
 
     def peak_extra_mib(self, job: Job) -> float | None:
-        """The most that the call held at once beside what was there before it, in MiB."""
+        """Peak memory of the call in MiB, without what was there before it."""
         prepared = job.prepare()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -151,9 +154,9 @@ class CudaTimer:
 def measure(
     jobs: Iterable[Job], timer: CpuTimer | CudaTimer, *, samples: int, seconds: float
 ) -> dict[Hashable, Measurement]:
-    """Every job's measurement by its name: at most `samples` samples, at least one, within `seconds`.
+    """Name of a job -> its measurement: at most `samples` samples, and at least one, within `seconds`.
 
-    Each job has an equal part of the time; a slow one that has used it up leaves the rounds to the others.
+    Each job has an equal share of the time; a slow job that has used up its share makes no more samples.
     """
     jobs = list(jobs)
     measured = {job.name: Measurement() for job in jobs}
@@ -203,6 +206,7 @@ class Machine:
 
 
 def describe_machine(device: torch.device) -> Machine:
+    """The machine with its versions, without the rates, which take a measurement."""
     try:
         import triton
 
@@ -253,7 +257,8 @@ def _said(*command: str) -> str | None:
 def machine_with_rates(
     timer: CpuTimer | CudaTimer, device: torch.device, *, copy_bytes: int, matrix_size: int, samples: int
 ) -> Machine:
-    """With GB/s of a copy, bytes read and written; and TFLOP/s of a square bf16 product, on random values."""
+    """The machine with its rates: GB/s of a copy, counting bytes read and written, and TFLOP/s of a square
+    bf16 product of random values."""
     source = torch.randn(copy_bytes // 2, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
     left, right = torch.randn(2, matrix_size, matrix_size, device=device, dtype=torch.bfloat16)
@@ -274,30 +279,31 @@ def machine_with_rates(
 
 
 def now() -> str:
+    """The time in UTC, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 KEYS = (
     "bench", "case", "provider", "device", "torch", "triton", "commit", "date", "milliseconds", "spread",
 )  # fmt: skip
-"""Of every row, in every file of results."""
+"""Keys that every row in every file of results has."""
 
 
 def with_every_key(row: dict) -> dict:
-    """The row, with None for what every row has and this one does not say."""
+    """The row with all of KEYS, whose value is None where the row does not have one."""
     return dict.fromkeys(KEYS) | row
 
 
 def command_line(benchmark: str, arguments: Sequence[str]) -> str:
-    """The command that was given, without the folders of its files, which tell of one machine."""
+    """The command that was given, without the folders of its files, which are those of one machine."""
     named = [each if ":" in each or each.startswith("-") else Path(each).name for each in arguments]
     return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *named])
 
 
 def add_rows(rows: Iterable[dict], out: Path | None, command: str | None = None) -> None:
-    """Append rows to a file of JSON lines, where one is wanted; complete on the disk before anything else.
+    """Append rows to a file of JSON lines, unless `out` is None, and flush them to the disk.
 
-    `command` is of rows that do not tell their own.
+    `command` is put into every row, for rows that have none of their own.
     """
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

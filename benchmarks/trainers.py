@@ -36,11 +36,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Finished(Exception):
-    """Nothing more is wanted."""
+    """No further steps are wanted."""
 
 
 class Follower:
-    """The gate of all processes but the first: open, since a step waits for the first by itself."""
+    """The gate of all processes but the first. Always open, since a step waits for the first anyway."""
 
     def __init__(self):
         sys.stdout = sys.stderr  # the other one is the first process's
@@ -61,9 +61,11 @@ class Gate:
         self.closing: dict[str, object] = {}
 
     def say(self, **fields) -> None:
+        """Print an object as a line of JSON on the process's own stdout."""
         print(json.dumps(fields), file=self.out, flush=True)
 
     def begin(self) -> None:
+        """Wait until a step is wanted. Raises Finished, after telling the peak memory, when none is."""
         while not self.credit:
             word, _, number = (sys.stdin.readline() or "end").strip().partition(" ")
             if word == "end":
@@ -73,6 +75,7 @@ class Gate:
         self.started = time.perf_counter()
 
     def end(self, loss: float, parts: dict[str, float] | None = None) -> None:
+        """Tell a step's loss, its seconds, and the seconds of its parts."""
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self.started
@@ -88,8 +91,10 @@ def versions(*names: str) -> dict[str, str]:
 
 
 class Unsaved(Run):
+    """A run that saves nothing."""
+
     def _check_disk(self) -> None:
-        """No room is needed: nothing is saved or exported, and the largest model would want 110 GiB."""
+        """Check nothing: the checkpoints, for which the largest model would need 110 GiB, are not written."""
 
 
 def ours(
@@ -100,7 +105,7 @@ def ours(
     head_on_all_rows: bool = False,
     **changes: dict[str, object],
 ) -> None:
-    """The run of config.yaml as `fastling train` makes it, with changed sections of the config."""
+    """Train as `fastling train` does with config.yaml, with changed values in some sections of the config."""
     settings = Settings(Config, OTHER_NAMES)
     settings.read_file(folder / "config.yaml")
     config = changed(settings.build(), changes)
@@ -129,7 +134,7 @@ def ours(
 
 
 def changed(config: Config, changes: Mapping[str, dict[str, object]]) -> Config:
-    """With other values in some sections."""
+    """The config with other values in some sections."""
     sections = {
         name: dataclasses.replace(getattr(config, name), **values) for name, values in changes.items()
     }
@@ -138,7 +143,7 @@ def changed(config: Config, changes: Mapping[str, dict[str, object]]) -> Config:
 
 @torch.no_grad()
 def draw_on_device(model: Llama) -> None:
-    """In place of `reset_parameters`, which draws on the CPU: minutes for billions of weights."""
+    """Takes the place of `reset_parameters`, which draws on the CPU: minutes for billions of weights."""
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
@@ -148,7 +153,7 @@ def draw_on_device(model: Llama) -> None:
 
 
 def on_all_rows(batch: Batch) -> Batch:
-    """The same loss, with the head on every token: masked ones weigh nothing."""
+    """The batch with the head on every token, and the same loss, since masked tokens have weight 0."""
     rows = len(batch.tokens)
     wide = {name: torch.zeros(rows, dtype=torch.int64) for name in ("sources", "pairs")}
     weights = torch.zeros(rows).index_copy(0, batch.loss_index, batch.weights)
@@ -157,7 +162,7 @@ def on_all_rows(batch: Batch) -> Batch:
 
 
 class Parts:
-    """Where a step's time goes, by hooks: what is neither waiting, forward nor optimizer is backward."""
+    """The time of each part of a step, by hooks. All but waiting, forward and optimizer is the backward."""
 
     def __init__(self, run: Run):
         run.model.register_forward_pre_hook(lambda *_: self.mark("backward and clipping"))
@@ -169,7 +174,7 @@ class Parts:
         self.marks = [("", Mark(DEVICE))]
 
     def mark(self, name: str) -> None:
-        """What passed since the last mark was `name`."""
+        """Count the time since the last mark as part `name`."""
         self.marks.append((name, Mark(DEVICE)))
 
     def seconds(self) -> dict[str, float]:
@@ -242,16 +247,16 @@ def trl(case: Case, folder: Path, gate: Gate | Follower, **options) -> None:
 
 
 def trl_attention() -> str:
-    """FlashAttention where it is installed, on a GPU; else PyTorch's own.
+    """FlashAttention if it is installed, on a GPU; else PyTorch's own attention.
 
-    Documents stay apart in either: FlashAttention is told their bounds; for the other, transformers makes a
-    mask from positions that begin anew, and what is masked is computed, too.
+    Both keep documents apart. FlashAttention is given their borders. For PyTorch's, transformers makes a mask
+    from the positions, which begin anew in each document, and what is masked is computed as well.
     """
     return "flash_attention_2" if DEVICE.type == "cuda" and find_spec("flash_attn") else "sdpa"
 
 
 def trl_defaults(case: Case, folder: Path, gate: Gate | Follower) -> None:
-    """As it comes, but for packing: eight packs at once, or as many as a step shares, and recomputing."""
+    """With TRL's defaults but for packing: eight packs at once, or a divisor of a step's; recomputation."""
     packs = case.packs // case.processes
     at_once = math.gcd(TRL_PACKS_AT_ONCE, packs)
     batch = {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": packs // at_once}
@@ -273,7 +278,7 @@ ROWS_AT_ONCE = 4
 
 
 def plain(case: Case, folder: Path, gate: Gate | Follower) -> None:
-    """A loop as tutorials have it: transformers' model, one conversation a row, padded, autocast."""
+    """A loop as in tutorials: transformers' model, autocast, and one conversation in each row, padded."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).to(DEVICE)
@@ -324,12 +329,12 @@ def pad(rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
 class Trainer:
     run: Callable[[Case, Path, Gate], None]
     packages: tuple[str, ...] = ()
-    """Which it needs."""
+    """Packages that it needs."""
     needs_gpu: bool = False
     is_alone: bool = False
     """Whether it runs in one process only."""
     changes: dict[str, dict] | None = None
-    """Of ours, what it changes in the config; a peer has none."""
+    """For fastling, the values that it changes in the config; None for a peer."""
     head_on_all_rows: bool = False
 
 

@@ -45,6 +45,7 @@ SIZES = {
 
 
 def make_shape(size: str, **changes: int) -> LlamaConfig:
+    """The shape of a size, with some settings changed."""
     return LlamaConfig(**dict(zip(SHAPE, SIZES[size], strict=True)) | changes)
 
 
@@ -62,22 +63,24 @@ class Case:
     steps: int = 20
     precision: str = "bf16"
     peers: bool = True
-    """Peers read the weights from a file. Without any, they are drawn on the device: seconds, not minutes."""
+    """Whether there are peers, which read the weights from a file. Without any, weights are drawn on the
+    device, which takes seconds and not minutes."""
     processes: int = 1
-    """Which share the packs of a step."""
+    """Processes that share the packs of a step."""
 
     @property
     def packs(self) -> int:
-        """In a step."""
+        """Packs in a step."""
         return self.batch_tokens // self.sequence_length
 
     @property
     def learning_rate(self) -> float:
-        """Adam's steps shrink as the width grows (Yang et al. 2022): else the first ones throw a model off,
-        and what rounds a little differently ends with another loss."""
+        """The learning rate, lower for wider models (Yang et al. 2022). Otherwise the first steps would throw
+        a model off, and slightly different rounding would end with another loss."""
         return 1e-3 * min(1.0, 512 / self.shape().hidden_size)
 
     def shape(self) -> Model:
+        """The shape of this size, as settings."""
         return Model(**dict(zip(SHAPE, SIZES[self.size], strict=True)))
 
     def config(self, folder: Path) -> Config:
@@ -102,7 +105,7 @@ class Case:
         )
 
     def llama_config(self, folder: Path) -> LlamaConfig:
-        """The model's shape, fitted to tokenizer and sequence length; a larger vocabulary makes it larger."""
+        """The model's shape, with a vocabulary at least as large as the tokenizer's."""
         config, shape = self.config(folder), self.shape()
         encoder = make_encoder(config)
         shape = dataclasses.replace(shape, vocab_size=max(shape.vocab_size, encoder.tokenizer.vocab_size))
@@ -134,8 +137,7 @@ def make_case(case: Case, folder: Path) -> Prepared:
 def make_weights(case: Case, folder: Path) -> None:
     """model/ in the folder: drawn from a seed, in float32."""
     config, shape = case.config(folder), case.llama_config(folder)
-    export = make_export(folder / "model", shape, make_encoder(config), config)
-    export.dtype = torch.float32
+    export = make_export(folder / "model", shape, make_encoder(config), config, torch.float32)
     torch.manual_seed(config.seed)
     export.rehearse()
     export.write(Llama(shape))

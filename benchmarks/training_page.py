@@ -22,7 +22,7 @@ from fastling.evaluation.result import TableData
 
 
 def measured_rows(run: Run) -> list[dict]:
-    """Those of trainers that did the same work."""
+    """The rows of trainers that did the same work as the first one."""
     return [row for row in run.rows if row["status"] == "measured"]
 
 
@@ -49,7 +49,7 @@ def training_part(run: Run) -> str:
 
 
 def training_table(rows: Sequence[dict]) -> TableData:
-    """Of measured rows, the first of which the times of others are told by."""
+    """The table of measured rows; times are compared with the first one's."""
     columns = ["trainer", "supervised tokens/s", "tokens/s", "ms a step", "GiB", "time / first", "loss"]
     has_rate = any(is_number(row.get("matrix_tflops")) for row in rows)
     lines = []
@@ -69,7 +69,7 @@ def training_table(rows: Sequence[dict]) -> TableData:
 
 
 def _share_of_rate(row: dict) -> str:
-    """Of the machine's own matrix products, by exact causal work."""
+    """The rate of exact causal work, as a share of the machine's own matrix products."""
     rate = row.get("matrix_tflops")
     return f"{row['tflop_per_s'] / rate:.1%}" if is_number(rate) and rate > 0 else ""
 
@@ -82,7 +82,7 @@ def training_bars(rows: Sequence[dict]) -> list[Bar]:
 
 
 def ladder_bars(rows: Sequence[dict]) -> list[Bar]:
-    """A rung each: time a step, and memory below."""
+    """A bar of each rung's time for a step, and below it one of its memory."""
     first = rows[0]["milliseconds"]
     return [
         Bar(
@@ -111,5 +111,5 @@ def picture_of_training(rows: Sequence[dict]) -> str | None:
 
 
 def asked_of(run: Run) -> dict:
-    """What all trainers were given."""
+    """The settings that all trainers were given."""
     return {name: value for name, value in run.rows[0]["run"].items() if name != "peers"}

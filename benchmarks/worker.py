@@ -1,4 +1,4 @@
-"""What makes steps in a process of its own, such as a trainer: told what to do, and heard, line by line."""
+"""Runs a trainer, or another program that makes steps, in a process of its own."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ ENVIRONMENT = {
     # As fastling has it, so that no peer runs out of memory sooner for want of it.
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
-"""Of a trainer."""
+"""Environment variables of a trainer."""
 MOST_SILENT_MINUTES = 5.0
-"""On a GPU, where one that hangs would keep the others from it."""
+"""On a GPU, a process that says nothing for so long is ended: it would keep the others from the GPU."""
 
 
 @dataclasses.dataclass
 class Result:
-    """What a trainer told."""
+    """What a trainer reported."""
 
     settings: dict = dataclasses.field(default_factory=dict)
     versions: dict = dataclasses.field(default_factory=dict)
@@ -68,32 +68,35 @@ class Worker:
         return json.loads(line)
 
     def _tell(self, words: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # one that has ended is heard to have
+        with contextlib.suppress(BrokenPipeError):  # that the process has ended is noticed by `_hear`
             self.process.stdin.write(words + "\n")
             self.process.stdin.flush()
 
     def start(self) -> None:
-        """Wait until it has loaded what it needs."""
+        """Wait until the process has loaded what it needs."""
         said = self._hear()
         self.result.settings, self.result.versions = said["settings"], said["versions"]
 
     def make_steps(self, number: int) -> None:
+        """Have the process make so many steps, and wait for them. Raises RunError if it ends before."""
         self._tell(f"steps {number}")
         self.result.steps += [self._hear() for _ in range(number)]
 
     def end(self) -> Result:
+        """Have the process report its peak memory, and return all that it has reported."""
         self._tell("end")
         said = self._hear()
         self.result.peak_gib, self.result.communication = said["peak_gib"], said.get("communication", {})
         return self.result
 
     def stop(self) -> None:
+        """End the process."""
         self.process.terminate()  # torchrun then ends those that it started
         self.process.communicate()
 
 
 class TrainerWorker(Worker):
-    """The process of a trainer, or several."""
+    """The process of a trainer, or its several processes under torchrun."""
 
     def __init__(self, name: str, folder: Path, processes: int):
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
@@ -103,7 +106,7 @@ class TrainerWorker(Worker):
 
 
 def last_words(log: str) -> str:
-    """What was wrong, not the lines after it: how to mend it, or PyTorch's about debugging CUDA."""
+    """The line of a log that says what was wrong: the last error, without the advice that may follow it."""
     lines = [re.sub(r"^\[rank\d+\]: ?", "", line).strip() for line in log.strip().splitlines()]
     wrong = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
     return [*(lines or ["without a word"])[-1:], *wrong][-1]

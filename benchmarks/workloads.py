@@ -40,7 +40,8 @@ class Workload:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """A loss forms its gradients in forward where it can, so that its backward alone says nothing."""
+        """The passes that are timed. Losses compute gradients in the forward if they can, so that the time of
+        their backward alone means nothing."""
         if self.op_name in LOSSES:
             return ("forward+backward",)
         return PASSES if self.op.backward_bytes(self.shape, 2) else ("update",)
@@ -50,22 +51,24 @@ class Workload:
         return max(1, self.shape.tokens * self.supervised // 100)
 
     def dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Weights and gradients are float32 where the optimizer sees them."""
+        """The dtype of this op's inputs: float32 for the optimizer, else the one given."""
         return torch.float32 if self.op_name == "adamw_" else dtype
 
     def bytes(self, passed: str, dtype: torch.dtype) -> int:
-        """The fewest that the pass moves."""
+        """The fewest bytes that the pass has to move."""
         shape, value_bytes = self._supervised_shape(), self.dtype(dtype).itemsize
         forward, backward = (f(shape, value_bytes) for f in (self.op.forward_bytes, self.op.backward_bytes))
         return {"backward": backward, "forward+backward": forward + backward}.get(passed, forward)
 
     def flops(self) -> int:
+        """FLOP of the op's matrix products; 0 if it has none."""
         return self.op.flops(self._supervised_shape())
 
     def _supervised_shape(self) -> Shape:
         return replace(self.shape, tokens=self.num_rows)
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> Inputs:
+        """The op's arguments by name; the same random values every time."""
         torch.manual_seed(0)
         if self.op_name == "cross_entropy" and self.trained:
             inputs = trained_like_logits(self.shape, dtype, device)
@@ -113,7 +116,7 @@ POINTWISE = ("rms_norm", "add_rms_norm", "swiglu", "rotary_qkv", "rotary", "rms_
 
 
 def plan(shapes: list[Shape]) -> list[Workload]:
-    """Every op at every shape; what shares of supervision do to the head in full at the first alone."""
+    """Every op at every shape; further shares of supervised rows for the head at the first shape only."""
     workloads = []
     for shape in shapes:
         workloads += [Workload("linear_cross_entropy", shape, supervised) for supervised in SHARES[:2]]
@@ -126,7 +129,7 @@ def plan(shapes: list[Shape]) -> list[Workload]:
 
 
 def beyond(limit: int, shape: Shape) -> list[Workload]:
-    """Cases whose last rows begin more than `limit` values behind the first: 2^31 overflows 32 bits."""
+    """Cases whose last rows begin more than `limit` values after the first: beyond 2^31, 32 bits overflow."""
     projected = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     row_lengths = {
         "swiglu": 2 * shape.ffn,

@@ -71,7 +71,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raises UserError for the first option that cannot be right or has no effect."""
+    """Raise UserError for the first option that is wrong or has no effect."""
     if options.web:
         what = "has no effect with --web"
         refuse_options(options, ["system"], what, "The page has a field for it.")
@@ -90,7 +90,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def check_access(options: argparse.Namespace) -> None:
-    """Raises UserError where anyone could use the model unasked."""
+    """Raise UserError for an invalid token, or if everyone on the network could use the model without one."""
     token = options.token
     if token is not None and (not token.isascii() or not token.isprintable() or " " in token or not token):
         raise UserError("--token", "must be printable ASCII without spaces")
@@ -103,7 +103,7 @@ def check_access(options: argparse.Namespace) -> None:
 
 
 def make_decoding(options: argparse.Namespace) -> Decoding:
-    """Raises UserError for what cannot be right, or has no effect because nothing is drawn."""
+    """The settings of generation. Raises UserError for wrong ones, and for those that only sampling uses."""
     given = given_options(options, DECODING)
     if options.temperature and options.seed is None:
         given["seed"] = secrets.randbelow(2**31)
@@ -111,7 +111,7 @@ def make_decoding(options: argparse.Namespace) -> Decoding:
 
 
 def with_room(decoding: Decoding, options: argparse.Namespace, chat: ChatModel) -> Decoding:
-    """With as many tokens for an answer as the model allows. Raises UserError where none are left to ask."""
+    """The settings with the limit of an answer. Raises UserError if it leaves no room for a question."""
     if options.max_new_tokens is None:
         return dataclasses.replace(decoding, max_new_tokens=default_max_new_tokens(chat))
     if options.max_new_tokens >= chat.longest_sequence:
@@ -121,7 +121,7 @@ def with_room(decoding: Decoding, options: argparse.Namespace, chat: ChatModel) 
 
 
 def talk(session: Session, prompt: Callable[[], str] | None, as_json: bool, console: Console) -> int:
-    """Chat until the end of stdin; status 1 where a line of a pipe could not be carried out."""
+    """Chat until the end of stdin; return the exit status, which is 1 if a line of a pipe had an error."""
     write = sys.stderr.write if as_json and not prompt else write_to_stdout
     chat = Chat(session, console, write)
     try:
@@ -143,7 +143,7 @@ def talk(session: Session, prompt: Callable[[], str] | None, as_json: bool, cons
 
 
 def load(options: argparse.Namespace, console: Console) -> ChatModel:
-    """The model, and a line about it."""
+    """Load the model and print a line about it."""
     with console.status(f"loading {options.model}"):
         chat = load_chat_model(
             options.model,
@@ -160,13 +160,13 @@ def load(options: argparse.Namespace, console: Console) -> ChatModel:
 
 
 def page_address(url: str, token: str | None) -> str:
-    """Where the page is that knows the token, whatever characters of ASCII that has."""
+    """The URL of the page, with the token in its fragment, if there is one."""
     spelled = "".join(each if each.isalnum() else f"%{ord(each):02X}" for each in token or "")
     return f"{url}/#token={spelled}" if token else url
 
 
 def serve(options: argparse.Namespace, decoding: Decoding, console: Console) -> None:
-    """Serve until Ctrl-C. Raises UserError where the packages for it are not installed."""
+    """Serve until Ctrl-C. Raises UserError if the packages for it are not installed."""
     with needing("chat", "--web"):
         from fastling.serving.server import listen, run_server
     host = options.host or "127.0.0.1"

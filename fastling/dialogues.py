@@ -39,21 +39,24 @@ MIX = {
 }
 SWITCH_TARGET = "switch_target"
 MIX_WITH_THIRD = MIX | {SWITCH_TARGET: 7.0}
-"""Shares of the types, without and with text in a third language."""
+"""Default shares of the types, without and with text in a third language."""
 RIGHT_DRAFTS = (0.1, 0.2)
-"""Share of drafts that should need no change; with fewer a model always edits, with more it never does."""
+"""Bounds of the share of drafts that are right: with fewer a model always edits, with more it never does."""
 ENOUGH_DRAFTS = 100
 FEW_OUT_OF_STEP, MOST_OUT_OF_STEP = 0.02, 0.5
-"""Shares of a sample whose lines do not go with their translations: above the first that is told, from the
-second on it is refused."""
+"""Shares of a sample whose lines do not translate each other: above the first one there is a note, and from
+the second one on the files are refused."""
 ENOUGH_TO_REFUSE = 3
-"""Runs of lines that must be out of step: one short file may be odd in good faith."""
+"""Fewest runs of lines out of step for which files are refused: a short file may be odd but right."""
 MOST_FOREIGN = 0.5
-"""Share of a sample in another language than the one named; of real files of news it is below 0.001."""
+"""Largest share of a sample that may be in another language; in real files of news it is below 0.001."""
 
 
 def parse_mix(text: str | None, has_third: bool) -> dict[str, float]:
-    """ "translate=3,keep=1" -> weights; what is not named is left out."""
+    """ "translate=3,keep=1" -> type -> weight, without types that are not named; None is the default mix.
+
+    Raises UserError for unknown types, for weights that are not numbers >= 0, and for a mix without any type.
+    """
     if text is None:
         return dict(MIX_WITH_THIRD if has_third else MIX)
     mix = {}
@@ -141,7 +144,7 @@ def _add_generator_options(add: Callable) -> None:
 
 
 def _check_generator_options(options: argparse.Namespace) -> None:
-    """Raises UserError for options that would have no effect, or that the others need."""
+    """Raise UserError for options of the generator that have no effect, and for missing ones."""
     given = {name for name, value in vars(options).items() if name.startswith("generator") and value}
     if not options.generator_url:
         if given:
@@ -156,7 +159,7 @@ def _check_generator_options(options: argparse.Namespace) -> None:
 
 
 def check_options(options: argparse.Namespace) -> Corpus:
-    """Raises UserError for the first option that cannot be right."""
+    """The corpus that the options name. Raises UserError for the first option that is wrong."""
     paths, languages = [options.source, options.target], [options.source_lang, options.target_lang]
     if options.third:
         if not options.third_lang:
@@ -178,7 +181,7 @@ def check_options(options: argparse.Namespace) -> Corpus:
 
 
 def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -> tuple[Recipe, int]:
-    """Learn what the rules need of a corpus; and how many lines it has."""
+    """(recipe, number of lines): learns from the corpus what the rules need, and counts its lines."""
     mix = parse_mix(options.mix, has_third=corpus.third is not None)
     languages = corpus.languages if options.user_lang == "both" else (options.user_lang,)
     phrasings = {language: load_phrasings(language) for language in languages}
@@ -203,7 +206,7 @@ def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -
 
 
 def check_languages(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> None:
-    """Raises UserError for a file that is not in its language: what users ask for names that one."""
+    """Raise UserError for a file in another language than its option says: requests name that language."""
     first, second = corpus.languages
     for option, side, language, other in (
         ("source", "first", first, second),
@@ -217,9 +220,9 @@ def check_languages(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> None:
 
 
 def check_in_step(corpus: Corpus, sample: Sequence[Sequence[Pair]], console: Console) -> None:
-    """Raises UserError for files that are no translations of each other; tells it where a part is none.
+    """Raise UserError for files that do not translate each other; print a note if only some parts do not.
 
-    One line that is missing in one file, and everything after it would be built on wrong translations.
+    If a single line is missing in one file, everything after it would be built on wrong translations.
     """
     for side in ("second", "third"):
         path: Path | None = getattr(corpus, side)
@@ -235,7 +238,7 @@ def check_in_step(corpus: Corpus, sample: Sequence[Sequence[Pair]], console: Con
 
 
 def summary(tally: Tally, corpus: Corpus, out: Path) -> dict:
-    """All counts, as plain values."""
+    """All counts, as plain values for JSON."""
     return {
         "dialogues": tally.dialogues,
         "turns": tally.steps.total(),
@@ -275,7 +278,7 @@ def _print_rejects(rejects: Counter, console: Console) -> None:
 
 
 def print_notes(tally: Tally, count: int | None, console: Console) -> None:
-    """What the numbers mean, where it is not what was wanted."""
+    """Print notes if there are fewer dialogues than wanted, or too few or too many good drafts."""
     least, most = RIGHT_DRAFTS
     if count is not None and tally.dialogues < count:
         console.print(f"these lines allow only {tally.dialogues:,} of {count:,} dialogues", soft_wrap=True)

@@ -13,12 +13,13 @@ from typing import NoReturn
 from fastling import garbage, streams
 
 MOST_LINES = 6
-"""Of one message; a model that does not fit its config has a complaint for every tensor."""
+"""Longest message in lines: a model that does not fit its config would have a complaint for every tensor."""
 
 SECONDS_FOR_RANK_0 = 5.0
-"""In which a mistake that all ranks found is said by rank 0, and torchrun ends the others."""
+"""How long the other ranks wait before they report an error. A mistake that all ranks have found is reported
+by rank 0 meanwhile, and torchrun ends the others before they repeat it."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What writing meets, where no file is named; anything else without a name is a mistake of ours."""
+"""Errors of writing that name no file. Any other OSError without a file's name is a mistake of ours."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -46,7 +47,7 @@ class RunError(UserError):
 
 @contextmanager
 def needing(extra: str, where: str) -> Iterator[None]:
-    """Raise UserError, of `where`, if what is imported within needs a package that comes with this extra."""
+    """Imports within the block: a missing package becomes a UserError of `where` that names its extra."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -69,12 +70,15 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
     except BrokenPipeError:  # `fastling preview | head` is not a failure
         streams.abandon_stdout()
         return 0
-    except OSError as error:  # no permission, a folder where a file should be, a full disk, a quota
+    except OSError as error:  # no permission, a folder in a file's place, a full disk, a quota
         if error.filename is None and error.errno not in _DISK:
             raise
-        if error.filename is None:  # stdout's, perhaps; what it holds would fail again at the end
+        if error.filename is None:  # it may be stdout's, whose buffer would fail again at the end
             streams.abandon_stdout()
         _say(f"{error.filename or 'while writing'}: {error.strerror}")
+        return 1
+    except MemoryError as error:  # of the host; numpy says how much was wanted
+        _say(f"memory is full: {error}".removesuffix(": "))
         return 1
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
@@ -82,16 +86,16 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
 
 
 def run_program(main: Callable[[Sequence[str]], int | None]) -> int:
-    """`run_command` as all that this process does, with its arguments."""
+    """`run_command` with the arguments of this process, which does nothing else."""
     garbage.pass_over_imports()
     return run_command(main, sys.argv[1:])
 
 
 def leave(status: int) -> NoReturn:
-    """End a process of a process group at once; everything must be written and closed by now.
+    """End this process at once, without the interpreter's own end; everything must be written by now.
 
-    torch 2.13's gloo groups, taken apart while the interpreter ends, abort about one process in twenty
-    on a busy machine, and torchrun then calls a finished run a failed one.
+    For processes with a process group: when the interpreter ends, torch 2.13 takes gloo groups apart, which
+    on a busy machine aborts about one process in twenty, and torchrun calls the finished run a failed one.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -99,20 +103,21 @@ def leave(status: int) -> NoReturn:
 
 
 def visible(text: str) -> str:
-    r"""Text with \x1b and the like spelled out, but for line ends and tabs: it cannot steer a terminal.
+    r"""Text with control characters spelled out (\x1b), so that it cannot steer a terminal.
 
-    Nor can what has a reader show the rest of its line in another order (U+202E and its kin).
+    Line ends and tabs stay. Marks that reverse the order of the letters after them (U+202E and its kin) are
+    spelled out as well.
     """
     return _CONTROL.sub(_spelled_out, text)
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, or only its kind."""
+    """The first line of an error's message, or the name of its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def kind_and_line(error: Exception) -> str:
-    """What an error says, its kind before it, in one line."""
+    """The name of an error's class and the first line of its message, at most 300 characters."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
@@ -128,13 +133,13 @@ def _say(message: str) -> None:
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(SECONDS_FOR_RANK_0)
-        lines[0] = f"rank {rank}: {lines[0]}"  # still here, so it is this rank's alone
+        lines[0] = f"rank {rank}: {lines[0]}"  # not ended meanwhile, so the error is this rank's alone
     print("\n".join(lines), file=sys.stderr)
     _tell_torchrun("\n  ".join(lines))
 
 
 def _tell_torchrun(message: str) -> None:
-    """Have the report that torchrun ends with name the mistake, in place of a page about tracebacks."""
+    """Have torchrun's final report name the mistake, in place of a page about tracebacks."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         with open(path, "w", encoding="utf-8") as file:

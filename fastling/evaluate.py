@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fastling import files
-from fastling.errors import UserError, needing, run_program
+from fastling.errors import UserError, needing, run_program, visible
 from fastling.evaluation.result import Result, TableData
-from fastling.settings import Parser
+from fastling.settings import Parser, option_of
 from fastling.terminal import make_console, print_result
 
 
@@ -67,8 +67,8 @@ def usage() -> str:
         "",
         *(f"  {name:<13} {kind.summary}" for name, kind in KINDS.items()),
         "",
-        "fastling evaluate KIND --help shows the options of a kind. All have --out F.json, --report F.html",
-        "and --json, which prints the scores as one JSON object on stdout.",
+        "fastling evaluate KIND --help shows the options of a kind. All but report have --out F.json,",
+        "--report F.html and --json, which prints the scores as one JSON object on stdout.",
     ]
     return "\n".join(lines)
 
@@ -107,7 +107,19 @@ def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.
         files.check_can_be_made("--out", options.out, ".json")
     if options.report:
         files.check_can_be_made("--report", options.report, *PAGE_ENDINGS)
+    for option in ("out", "report"):
+        _check_replaces_none(option, options)
     return options
+
+
+def _check_replaces_none(option: str, options: argparse.Namespace) -> None:
+    """Raise UserError where a result would take the place of a file that another option names."""
+    written = getattr(options, option)
+    for name, given in vars(options).items():
+        paths = [path for path in (given if isinstance(given, list) else [given]) if isinstance(path, Path)]
+        if written and name != option and written.resolve() in (path.resolve() for path in paths):
+            what = f"is also {option_of(name)}, which it would replace: {written}"
+            raise UserError(option_of(option), what, "Name another file.")
 
 
 def _deliver(result: Result, options: argparse.Namespace, console: Console) -> None:
@@ -133,11 +145,12 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
 
 
 def _as_rich(data: TableData) -> Table:
-    table = Table(title=Text(data.title), title_justify="left")
+    table = Table(title=Text(visible(data.title)), title_justify="left")
     for number, name in enumerate(data.columns):
-        table.add_column(Text(name), justify="right" if number else "left")
+        # Folded where there is no room: 10… may be 100.0, and a signature is there to be copied.
+        table.add_column(Text(visible(name)), justify="right" if number else "left", overflow="fold")
     for row in data.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     return table
 
 

@@ -1,8 +1,8 @@
-"""`fastling export`: a trained run as a Hugging Face folder that other software opens unchanged.
+"""`fastling export`: writes a trained run as a Hugging Face folder that other software opens as it is.
 
-transformers 4 and 5, vLLM, SGLang and llama.cpp's converter read different spellings of the same
-facts, so every JSON file is written by hand with all of them. The folder is then checked: its
-weights, its token ids, its template and, where transformers is installed, its logits.
+transformers 4 and 5, vLLM, SGLang and llama.cpp's converter read different spellings of the same settings, so
+every JSON file is written here with all of them. The folder is then checked: its weights, its token ids, its
+template and, if transformers is installed, its logits.
 """
 
 import functools
@@ -48,14 +48,14 @@ _WRITTEN = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.\d+\.tmp)?|\.shard-\d+\.part|"
     r"\.tmp\w{6}"
 )
-"""Names of files that an export writes, also of one that was killed (the last is safetensors' own)."""
+"""Names of all files that an export writes, also while it is at work (the last one is safetensors' own)."""
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 
 @dataclass
 class Export:
-    """An export in the making. `rehearse` before training does all but the weights, so that nothing
-    can fail in the end that could have been known in the beginning."""
+    """An export. `rehearse`, before training, writes and checks everything but the weights, so that `write`,
+    after training, does not fail for a reason that could have been known before."""
 
     folder: Path
     shape: LlamaConfig
@@ -66,19 +66,20 @@ class Export:
 
     @property
     def aside(self) -> Path:
+        """The folder in which the export is written before it gets its name."""
         return self.folder.with_name(self.folder.name + ".tmp")
 
     @functools.cached_property
     def tokenizer_json(self) -> str:
-        """Text of the exact tokenizer.json; proving it takes seconds, so once."""
+        """Text of the exact tokenizer.json; cached, since its proof takes seconds."""
         return exact_tokenizer_json(self.encoder.tokenizer, self.encoder.template.control_tokens)
 
     def rehearse(self) -> None:
-        """Write everything but the weights, aside.
+        """Write everything but the weights into `aside`, and check it.
 
-        Raises UserError when the tokenizer or the shape cannot be exported, a server would build other
-        prompts, the folder holds something else or is being written by another process, or the disk is too
-        small.
+        Raises UserError if the tokenizer or the shape cannot be exported, if a server would build other
+        prompts than training, if the folder holds something else or is being written by another process, or
+        if the disk has no room for the weights.
         """
         _check_replaceable(self.folder)
         try:
@@ -92,7 +93,7 @@ class Export:
             raise UserError(str(self.folder), f"cannot be written: {error}") from None
 
     def _take_aside(self) -> None:
-        """Make the folder aside, and keep other processes out of it. Raises UserError where one is in it."""
+        """Make `aside` and lock it. Raises UserError if another process holds it."""
         if self._hold and self._hold.is_of(self.aside):
             return
         try:
@@ -102,23 +103,24 @@ class Export:
             raise UserError(str(self.folder), "is being written by another process", fix) from None
 
     def _empty_aside(self) -> None:
-        """Remove what one that was killed has left: the card last, by which it is ours."""
+        """Remove what a killed export has left; last the model card, which shows that the folder is ours."""
         _check_replaceable(self.aside)
         for path in sorted(self.aside.iterdir(), key=lambda path: path.name == CARD):
             path.unlink()
 
     @functools.cached_property
     def model_file(self) -> Path | None:
-        """What becomes tokenizer.model, beside tokenizer.json."""
+        """The SentencePiece model to copy as tokenizer.model, beside tokenizer.json; None without one."""
         return sentencepiece_file(self.encoder.tokenizer)
 
     @functools.cached_property
     def num_weights(self) -> int:
+        """Number of weights of the model."""
         return sum(parameter.numel() for parameter in Llama.on_meta(self.shape).parameters())
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights as they will be written."""
+        """Bytes of the weights as they will be written."""
         return self.num_weights * self.dtype.itemsize
 
     def _check_small_files(self) -> None:
@@ -126,7 +128,7 @@ class Export:
         failed = [check for check in checks if check.passed is False]
         if failed:
             where, what = f"export of {self.encoder.tokenizer.path}", f"{failed[0].name}: {failed[0].result}"
-            if failed[0].name == "shape":  # whose making is ours: nothing else to choose would mend it
+            if failed[0].name == "shape":  # a mistake of ours, which no other choice of the user would mend
                 raise UserError(where, f"would fail its check: {what}")
             raise UserError(
                 where,
@@ -141,9 +143,10 @@ class Export:
             shutil.copyfile(self.model_file, self.aside / "tokenizer.model")
 
     def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
-        """Add the weights, check the folder, and give it its name. All ranks call it together.
+        """Add the weights, check the folder, and give it its name. All ranks must call this together.
 
-        Raises RunError when it fails a check, UserError when the folder is no export now; it stays as it is.
+        Returns the checks, on the main rank. Raises RunError if one fails, and UserError if the folder of
+        that name is something else by now, which is left as it is.
         """
         tensors = hf_tensors(model, wanted=is_main)
         if not is_main:
@@ -151,7 +154,7 @@ class Export:
                 pass
             return []
         self._take_aside()
-        self._write_small_files()  # again: the rehearsal's may be days old
+        self._write_small_files()  # again, since those of the rehearsal may be days old
         digests: dict[str, str] = {}
         tensors = self._finite(digested(tensors, self.dtype, digests))
         save_weights(tensors, self.aside, dtype=self.dtype)
@@ -169,7 +172,7 @@ class Export:
         return checks
 
     def _finite(self, named_tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Pass weights on. Raises RunError for those that are no numbers, or too large for the export's."""
+        """Yield the weights. Raises RunError for values that are not finite, or too large for the dtype."""
         for name, tensor in named_tensors:
             if not tensor.isfinite().all():
                 what = f"{name} has weights that are not finite as {str(self.dtype).removeprefix('torch.')}"
@@ -235,7 +238,7 @@ class Export:
         }
 
     def model_card(self) -> str:
-        """README.md with the front matter that the Hugging Face hub reads."""
+        """Text of README.md, with the front matter that the Hugging Face hub reads."""
         config = self.config
         base = config.model.pretrained
         pairs = {part for source in config.data.sources if source.pair for part in source.pair.split("-")}
@@ -275,12 +278,12 @@ class Export:
 def make_export(
     folder: Path, shape: LlamaConfig, encoder: Encoder, config: Config, dtype: torch.dtype | None = None
 ) -> Export:
-    """The export of a run, in the numbers it was trained in where no others are named."""
+    """The export of a run. Without `dtype`, its weights have the dtype that training computes in."""
     return Export(folder, shape, encoder, config, dtype or compute_dtype(config))
 
 
 def _known(tokenizer: Tokenizer, token: str | None) -> str | None:
-    """A token that files beside a tokenizer name, if it has it: else readers would make a new one."""
+    """The token if the tokenizer has it, else None: other software would add a token that is not there."""
     return token if token and tokenizer.control_id(token) is not None else None
 
 
@@ -291,7 +294,7 @@ def _unknown_token(fields: dict) -> str | None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise UserError unless only an export of ours is there, whole or begun: no more is ours to delete."""
+    """Raise UserError if the folder is anything but an export of ours: nothing else may be deleted."""
     if not os.path.lexists(folder):
         return
     what, fix = "exists and is not an export", "Name another folder, or delete it."
@@ -301,7 +304,7 @@ def _check_replaceable(folder: Path) -> None:
     others = [each.name for each in entries if not (each.is_file() and _WRITTEN.fullmatch(each.name))]
     if others:
         raise UserError(str(folder), f"{what}: it holds {others[0]}", fix)
-    # Models of others have files of the same names, but for what the card says. It is written first.
+    # Other models have files of the same names, but not what our model card says. The card is written first.
     card = folder / CARD
     is_ours = card.is_file() and "with fastling" in card.read_text(encoding="utf-8", errors="replace")
     if not is_ours and any(each.stat().st_size for each in entries):
@@ -309,7 +312,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def print_checks(checks: list[Check], console: Console) -> None:
-    """The table of what the export's check found."""
+    """Print the results of an export's checks as a table."""
     table = Table(title="export, checked", title_justify="left")
     for column in ("what", "result"):
         table.add_column(column)
@@ -320,7 +323,10 @@ def print_checks(checks: list[Check], console: Console) -> None:
 
 
 def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Check]:
-    """Export the newest undamaged checkpoint of a run, on one process without a process group."""
+    """Export the newest undamaged checkpoint of a run, in one process; return the checks.
+
+    Raises UserError if there is no run or no checkpoint, or if it cannot be exported.
+    """
     path = run_dir / "config.yaml"
     if not path.exists():
         raise UserError(

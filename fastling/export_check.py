@@ -1,4 +1,4 @@
-"""Does a finished export say what was trained? Weights, token ids, template text, logits."""
+"""Checks that an export is what was trained: its weights, token ids, template text and logits."""
 
 import importlib
 import json
@@ -53,9 +53,10 @@ QWEN2 = {
         ],
     },
 }
-"""How transformers 5 reads text for a model of type qwen2, whatever its tokenizer.json says."""
+"""Parts of a tokenizer.json that transformers 5 uses for a model of type qwen2, whatever the file says."""
 LARGEST_FOR_LOGITS = 3e9
-"""Weights; a larger model in float32 might not fit beside a training, which would lose the export."""
+"""Most weights for which logits are computed: in float32, beside a training, a larger model might not fit
+into memory, and the export would be lost."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Check:
 def check_export(
     folder: Path, encoder: Encoder, shape: LlamaConfig, digests: Mapping[str, str]
 ) -> list[Check]:
-    """Open the folder as its readers will, and compare. `digests` are the weights', by `digested`."""
+    """Open the folder as other software does, and compare. `digests` are the weights', by `digested`."""
     checks = [
         *check_small_files(folder, encoder, shape),
         _attempt("weights", lambda: _weights(folder, digests)),
@@ -82,8 +83,7 @@ def check_export(
 
 
 def check_small_files(folder: Path, encoder: Encoder, shape: LlamaConfig) -> list[Check]:
-    """What can be checked before there are weights: is the shape read back the same, does a server build the
-    prompts that training saw?"""
+    """The checks that need no weights: is the shape read back, and does a server build training's prompts?"""
     return [
         _attempt("shape", lambda: _shape(folder, shape)),
         _attempt("template text", lambda: _template_text(folder, encoder)),
@@ -93,13 +93,13 @@ def check_small_files(folder: Path, encoder: Encoder, shape: LlamaConfig) -> lis
 
 
 def _probes(encoder: Encoder) -> list[Conversation]:
-    """Conversations to try a template on: with system text only if it has a place for one."""
+    """Conversations to try a template on, with system text only if it has a place for that."""
     has_place = bool(encoder.template.template.system)
     return [probe if has_place else replace(probe, system="") for probe in PROBES]
 
 
 def _attempt(name: str, check: Callable[[], Check]) -> Check:
-    """Whatever a reader would stumble over is a check that failed."""
+    """The result of a check, which has failed if it raises anything."""
     try:
         return check()
     except Exception as error:
@@ -139,7 +139,7 @@ def _template_text(folder: Path, encoder: Encoder) -> Check:
 
 
 def _prompt_ids(folder: Path, encoder: Encoder) -> Check:
-    """What a server feeds the model: the rendered text through tokenizer.json (P1)."""
+    """Whether the rendered text through tokenizer.json, as in a server, gives the ids of training (P1)."""
     built = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     if not adds_what_it_may(encoder.tokenizer, built):
         return Check("prompt ids", False, "tokenizer.json adds more to a text than a begin token")
@@ -154,7 +154,7 @@ def _prompt_ids(folder: Path, encoder: Encoder) -> Check:
 
 
 def _qwen2(folder: Path, encoder: Encoder) -> Check:
-    """Whether text is cut into the same tokens by Qwen2's own rules, which transformers 5 puts in place."""
+    """Whether text has the same tokens by Qwen2's own rules, which transformers 5 uses, not the file's."""
     fields = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = fields["model"] | {"byte_fallback": False, "fuse_unk": False, "ignore_merges": False}
     if fields["model"]["type"] != "BPE":
@@ -203,7 +203,7 @@ def _logits(folder: Path, encoder: Encoder) -> Check:
 
 
 def _why_not_imported(model_type: str) -> str | None:
-    """What keeps transformers from a kind of model, whatever the folder: too old, or broken where it is."""
+    """Why transformers cannot load this kind of model at all (too old, or broken here); None if it can."""
     try:
         importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
     except Exception as error:  # such as of a package that it needs in another version

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, flushed to the disk, then renamed. And lines of JSON."""
+"""Files that are whole or absent: written aside, flushed to the disk, then renamed. Also JSON."""
 
 import errno
 import fcntl
@@ -29,9 +29,10 @@ def flush(folder: Path) -> None:
 
 
 def publish(aside: Path, final: Path) -> None:
-    """Flush a finished folder and give it its name, in place of what had it before.
+    """Flush a finished folder and give it its final name, replacing the folder that has that name.
 
-    What had it before is deleted last: after a kill, either lies whole under one name or another.
+    The replaced folder is deleted only when the new one is in its place: after a kill at any moment at least
+    one of the two is whole, although perhaps under another name.
     """
     flush(aside)
     replaced = final.with_name(f".{final.name}.replaced")
@@ -45,7 +46,7 @@ def publish(aside: Path, final: Path) -> None:
 
 @contextmanager
 def gone_after_error(folder: Path) -> Iterator[None]:
-    """Leave nothing of a folder where its making fails: a full disk is no place for half of it."""
+    """Delete the folder if an error ends the block: half a folder would only fill the disk."""
     try:
         yield
     except BaseException:
@@ -55,10 +56,10 @@ def gone_after_error(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(lock_file: Path) -> Iterator[str]:
-    """One process after the other, by a lock on a file.
+    """Let one process at a time run the block, by a lock on a file.
 
-    Yields "", or this machine's name where only its own processes wait for one another: on a disk that knows
-    no locks, such as Lustre mounted without.
+    Yields "" where the lock holds for every machine. On a disk without locks, such as Lustre mounted without
+    them, only the processes of this machine wait for one another, and its name is yielded.
     """
     with open(lock_file, "w") as lock, ExitStack() as stack:
         machine = ""
@@ -75,9 +76,10 @@ def alone(lock_file: Path) -> Iterator[str]:
 
 
 def takes(descriptor: int, path: Path) -> bool:
-    """Keep other processes out of an opened file or folder until it is closed, or this process killed.
+    """Lock an opened file or folder; the lock ends when it is closed, or when this process is killed.
 
-    False where another process does so. A disk that knows no locks keeps nobody out, and that is said.
+    Returns False if another process holds the lock. On a disk without locks it returns True, keeps nobody
+    out, and says so on stderr.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,17 +89,17 @@ def takes(descriptor: int, path: Path) -> bool:
         unnoticed = "another process at work in it would go unnoticed"
         print(f"note: {path}: its disk knows no locks ({error.strerror}): {unnoticed}", file=sys.stderr)
     try:
-        # Who had it until now may have given it another name.
+        # The process that held the lock until now may have renamed or deleted it.
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
 
 
 class Hold:
-    """Keeps other processes out of a folder, made if need be, for as long as this lives."""
+    """A lock on a folder, which is made if it is missing. It lasts as long as this object does."""
 
     def __init__(self, folder: Path):
-        """Raises BlockingIOError where another process has it."""
+        """Raises BlockingIOError if another process holds the folder."""
         self._descriptor = None
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -105,7 +107,7 @@ class Hold:
             raise BlockingIOError(errno.EAGAIN, "is held by another process", str(folder))
 
     def is_of(self, folder: Path) -> bool:
-        """Whether it is still this folder that has the name."""
+        """Whether the folder of this name is still the one that is locked: it may have been replaced."""
         return folder.exists() and os.path.samestat(os.fstat(self._descriptor), os.stat(folder))
 
     def close(self) -> None:
@@ -119,7 +121,7 @@ class Hold:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put the file's name into an error of the system: of opening it is there, of writing it is not."""
+    """Add the file's name to an OSError of writing; Python adds it only to errors of opening."""
     try:
         yield
     except OSError as error:
@@ -128,7 +130,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by another one, never by half of it, whoever else is at it."""
+    """Replace a file's text. Readers see the old text or the new one, even if several processes write."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path), open(aside, "w", encoding="utf-8") as file:
@@ -142,7 +144,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_can_be_made(option: str, path: Path, *endings: str) -> None:
-    """Raise UserError, before hours of work and not after it, where no file of that name can be written."""
+    """Raise UserError if no file of that name can be written. Called before the hours of work, not after."""
     if endings and path.suffix not in endings:
         raise UserError(option, f"must end in {endings[0]}: {path}")
     if path.is_dir():
@@ -154,7 +156,10 @@ def check_can_be_made(option: str, path: Path, *endings: str) -> None:
 def check_disk(
     folder: Path, needed: int, where: str, what: str, fix: str = "Make room, or choose another disk."
 ) -> None:
-    """Raise UserError where a folder's disk has fewer bytes free than are `needed`; `what` says for what."""
+    """Raise UserError if a folder's disk has fewer than `needed` bytes free.
+
+    `what` ends the message's clause about the need, as in "the export needs".
+    """
     free = shutil.disk_usage(folder).free
     if needed > free:
         words = f"the disk has {free / 2**30:.3f} GiB free, {what} {needed / 2**30:.3f}"
@@ -162,35 +167,38 @@ def check_disk(
 
 
 def check_no_pointer(path: Path) -> None:
-    """Raise UserError for what git-lfs leaves in a file's place until it is fetched."""
+    """Raise UserError for the pointer that git-lfs leaves in a file's place until the file is fetched."""
     try:
         with open(path, "rb") as file:
             is_pointer = file.read(len(GIT_LFS)) == GIT_LFS
     except OSError:
-        return  # told by who reads it
+        return  # whoever reads the file reports this
     if is_pointer:
         what = "is a pointer that git-lfs left in the file's place"
         raise UserError(str(path), what, "Fetch the file itself: git lfs pull")
 
 
 def json_text(content: dict) -> str:
-    """Return it as a JSON file has it: text readable, but for what is no UTF-8 (of a file's name)."""
+    r"""Return an object as indented JSON; what is no UTF-8 (in a file's name) is escaped as \udce9."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def json_line(content: object) -> str:
-    r"""Return it as one line of JSON, its end included, that any reader takes for one line.
+    r"""Return a value as one line of JSON, with its line end, that every reader takes for one line.
 
-    Text stays readable, but for what `str.splitlines` breaks at, too (U+0085, U+2028, U+2029), and what is no
-    UTF-8 (of a file's name).
+    Text is not escaped, with two exceptions: the characters at which `str.splitlines` breaks a line as well
+    (U+0085, U+2028, U+2029), and what cannot be encoded as UTF-8 (in the name of a file).
     """
     text = json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS)
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """Objects of a file that a run appends to, without the lines that a kill or a full disk has spoilt."""
+    """Return the objects of a file of JSON lines; none if there is no such file.
+
+    Lines that a kill or a full disk has left broken are skipped.
+    """
     lines: list[dict] = []
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -204,7 +212,7 @@ def read_json_lines(path: Path) -> list[dict]:
 
 
 def read_json(file: Path) -> dict:
-    """Return the object in a JSON file; a UserError names the file that is not valid."""
+    """Return the object that a JSON file holds. Raises UserError, naming the file, if it holds none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -212,3 +220,8 @@ def read_json(file: Path) -> dict:
     if not isinstance(found, dict):
         raise UserError(str(file), f"holds no JSON object: {str(found)[:40]}")
     return found
+
+
+def read_json_if_there(file: Path) -> dict:
+    """Return the object that a JSON file holds, or {} if there is no such file. Raises as `read_json`."""
+    return read_json(file) if file.is_file() else {}

@@ -1,17 +1,18 @@
-"""Python's search for garbage, kept away from what a verb imports: 300,000 objects that live till it ends.
+"""Keeps Python's garbage collector away from what a verb imports: 300,000 objects that live until it ends.
 
-PyTorch and its compiler are looked through again and again while they are imported, in the midst of training,
-and once more at the end: a fifth of a start, and over a second of an end (benchmarks/LOG.md).
+Otherwise it searches PyTorch and its compiler again and again: while they are imported, during training, and
+once more at the end. That takes a fifth of a start's time, and over a second at the end (benchmarks/LOG.md).
 """
 
 import gc
 
 
 def wait_for_imports() -> None:
+    """Search for no garbage until `pass_over_imports` is called."""
     gc.disable()
 
 
 def pass_over_imports() -> None:
-    """Search again, in what comes from now on."""
+    """Search for garbage again, but only among objects that are made from now on."""
     gc.enable()
     gc.freeze()

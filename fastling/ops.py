@@ -1,7 +1,7 @@
-"""The one door between the model and the kernels.
+"""All operations that the model takes from the kernels.
 
-`configure` picks each implementation once for the process, and says what it picked and why. The ops check
-their own inputs (shapes, types and strides only, so that it costs nothing on the device).
+`configure` picks the implementation of each one for the whole process, and returns what it picked and why.
+The operations check shapes, types and strides of their inputs, but no values: that costs the device nothing.
 Shapes: T packed tokens, H hidden, N heads, K kv heads, M = N + 2K, D head dim, F ffn, V vocab, S supervised
 rows, P positions.
 """
@@ -25,7 +25,7 @@ from fastling.kernels.attention import plain_attention as plain_attention
 
 @dataclass(frozen=True)
 class Choice:
-    """What is said of an op at the start of a run: which implementation runs, and why."""
+    """Which implementation of an op runs, and why, as it is printed at the start of a run."""
 
     op: str
     implementation: str
@@ -37,7 +37,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Picked:
-    kernels: str = "tiled"  # triton, or plain PyTorch: by tiles and the loss in chunks, or as the references
+    kernels: str = "tiled"
+    """triton; tiled, which is PyTorch by tiles with the loss in chunks; or reference, plain PyTorch."""
     attention: str = "auto"
 
 
@@ -66,7 +67,7 @@ def configure(
     missing = runtime.missing(device)
     if kernels == "triton" and missing:
         raise UserError("model.kernels", f"'triton' cannot run here: {missing}", "auto picks what can run")
-    # Interpreted kernels are for tests, which name them.
+    # auto never takes interpreted kernels on a CPU: they are for tests, which ask for triton by name.
     if kernels == "auto":
         kernels = "tiled" if missing or device.type != "cuda" else "triton"
         why = missing or "needs a CUDA device" if kernels == "tiled" else "fewest bytes moved"
@@ -89,12 +90,15 @@ def _is_tiled() -> bool:
 
 
 def _is_plain() -> bool:
-    """Whether a norm or SwiGLU is left to PyTorch: torch.compile fuses the plain one as well."""
+    """Whether norms and SwiGLU run as plain PyTorch; under torch.compile they do, which fuses them itself."""
     return _picked.kernels == "reference" or torch.compiler.is_compiling()
 
 
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """Return (T, O) in x's dtype; a float32 weight under a shorter x has its gradient added up in place."""
+    """Return x @ weight.T + bias: (T, I), (O, I), (O,) -> (T, O) in x's dtype.
+
+    The gradient of a float32 weight with a shorter x is added up in the weight's own gradient, in float32.
+    """
     return linear_kernels.linear(x_TI, weight_OI, bias_O)
 
 
@@ -115,7 +119,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def rotary(
     q_TND: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, positions_T: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Rotate queries and keys by positions (T,) with float32 tables (P, D/2); may overwrite them."""
+    """Rotate queries (T, N, D) and keys (T, K, D) by positions (T,), which may overwrite them.
+
+    `cos` and `sin` are float32 tables (P, D/2).
+    """
     if _picked.kernels == "reference":
         return tuple(rotary_kernels.rotary_reference(x, cos, sin, positions_T) for x in (q_TND, k_TKD))
     return rotary_kernels.rotary(q_TND, k_TKD, cos, sin, positions_T, in_place=True, tiled=_is_tiled())
@@ -124,7 +131,10 @@ def rotary(
 def rotary_qkv(
     qkv_TMD: Tensor, num_heads: int, num_kv_heads: int, cos: Tensor, sin: Tensor, positions_T: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take (T, N + 2K, D) apart into rotated queries and keys, and values; may overwrite it."""
+    """Split (T, N + 2K, D) into rotated queries (T, N, D) and keys (T, K, D), and values (T, K, D).
+
+    The input may be overwritten; `cos` and `sin` are float32 tables (P, D/2).
+    """
     arguments = (qkv_TMD, num_heads, num_kv_heads, cos, sin, positions_T)
     if _picked.kernels == "reference":
         return rotary_kernels.rotary_qkv_reference(*arguments)
@@ -141,7 +151,10 @@ def swiglu(gate_up_T2F: Tensor) -> Tensor:
 def linear_cross_entropy(
     hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (sum of weights * nll () float32, nll (S,) float32 detached) of the head's rows."""
+    """Return (sum of weights * nll () float32, nll (S,) float32 without a gradient) of the head's logits.
+
+    Takes hidden states (S, H), the head's weight (V, H), labels (S,) int64 and weights (S,) float32.
+    """
     return _LOSSES[_picked.kernels](hidden_SH, weight_VH, labels_S, weights_S)
 
 
@@ -161,7 +174,11 @@ def attention(
     *,
     lengths: list[int] | None = None,
 ) -> Tensor:
-    """Causal attention inside documents: (T, N, D), (T, K, D), (T, K, D) -> (T, N, D)."""
+    """Causal attention within each document: (T, N, D), (T, K, D), (T, K, D) -> (T, N, D).
+
+    `cu_seqlens` (documents + 1,) int32 are the documents' borders, `max_seqlen` is the longest document, and
+    `lengths` are those of all on the host, which some backends would otherwise ask the device for.
+    """
     backend = picked_attention(q_TND.device, q_TND.dtype)
     return attention_kernels.attention(
         q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, backend=backend, lengths=lengths
@@ -177,7 +194,7 @@ def picked_attention(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _choose_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """Kernels know nothing of users, so what `choose` refuses becomes a UserError here."""
+    """(backend, reason). The kernels' own `choose` raises ValueError, which becomes a UserError here."""
     try:
         return attention_kernels.choose(wanted, device, dtype)
     except ValueError as error:

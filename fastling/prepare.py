@@ -25,10 +25,10 @@ from fastling.errors import UserError, run_program
 from fastling.terminal import make_console, print_result
 
 MANIFEST = "manifest.json"
-"""Of a run folder: what the run began with (training/record.py)."""
+"""Name of the file in a run folder that says what the run began with (training/record.py)."""
 
 MOST_SHOWN = 1_000_000_000
-"""Conversations, or packs, of a run: the plan in every process has some bytes for each."""
+"""Most conversations or packs of a run: the plan takes some bytes for each of them in every process."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,28 @@ class Prepared:
 
     @cached_property
     def copies(self) -> dict[str, int]:
-        """Of each source of training, the conversations that are copies of earlier ones."""
+        """Source of training data -> how many of its conversations are copies of earlier ones."""
         return self.training.count_copies()
 
     @cached_property
     def trained_on(self) -> dict[str, int]:
-        """Of each held-out source, the conversations that training shows, too."""
+        """Held-out source -> how many of its conversations are also trained on."""
         return self.validation.count_among(self.training, self.plan.documents) if self.validation else {}
 
     @cached_property
     def never_shown(self) -> list[str]:
-        """Sources of training of which so few steps show no conversation."""
+        """Sources of training data of which the run's steps show no conversation."""
         return [name for name, count in self.training.count(self.plan.documents).items() if not count]
 
     @property
     def fill(self) -> float:
-        """Share of the room in packs that real tokens take."""
+        """Share of all positions in packs that have real tokens, from 0 to 1."""
         tokens = self.training.document_tokens[self.plan.documents].sum()
         return float(tokens / max(1, len(self.plan) * self.encoder.sequence_length))
 
     @property
     def padded_fill(self) -> float:
-        """The same if every conversation were padded to a row of its own."""
+        """What `fill` would be if every conversation were padded to a row of its own."""
         return self.fill * len(self.plan) / max(1, len(self.plan.documents))
 
 
@@ -76,7 +76,7 @@ def make_encoder(config: Config) -> Encoder:
 
 
 def source_files(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
-    """The files of sources. Raises UserError for what is no file: a pipe cannot be read twice."""
+    """The files of sources. Raises UserError for anything else: a pipe could not be read twice."""
     found = []
     for each in sources:
         path = resolve(each.path, f"source {each.name}")
@@ -88,7 +88,7 @@ def source_files(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
 
 
 def prepare_data(config: Config) -> Prepared:
-    """Open or build the token stores of a config and plan its packs. Any number of processes may call it.
+    """Open or build the token stores of a config and plan its packs. Several processes may call this at once.
 
     Raises UserError for everything in config or data that cannot be trained on.
     """
@@ -126,7 +126,10 @@ def prepare_data(config: Config) -> Prepared:
 
 
 def _check_evaluation(config: Config) -> None:
-    """Raise UserError where nothing is evaluated. Not when a config is read: runs trained so still export."""
+    """Raise UserError for settings of an evaluation without held-out data.
+
+    Not checked when a config is read, so that older runs with such a config can still be exported.
+    """
     for name, value in vars(config.evaluate).items():
         if not config.data.validation and value != getattr(Evaluate, name):
             fix = "Name held-out data, or remove it."
@@ -134,7 +137,7 @@ def _check_evaluation(config: Config) -> None:
 
 
 def _check_is_the_models(config: Config, tokenizer: Tokenizer) -> None:
-    """Raise UserError for a tokenizer unlike the pretrained model's own, whose ids mean other text to it."""
+    """Raise UserError if the tokenizer is unlike the pretrained model's, to which ids mean other text."""
     if not (config.data.tokenizer and config.model.pretrained):
         return
     try:
@@ -150,9 +153,10 @@ def _check_is_the_models(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def _check_weights(sources: Sequence[Source], training: Store, epochs: int | None) -> None:
-    """Raise UserError for a source of which so many epochs show nothing.
+    """Raise UserError for a source whose weight is so low that `epochs` epochs show nothing of it.
 
-    By steps, which may be many epochs, only if no source is shown at all: they would never end.
+    Without `epochs`, a run by steps may be many epochs long: then only if no source is shown at all, since
+    planning it would never end.
     """
     shown = [(epochs or 1) * each.weight * training.ledgers[each.name]["kept"] for each in sources]
     fix = "A weight is how often an epoch shows each conversation of a source. Raise it."
@@ -166,7 +170,7 @@ def _check_weights(sources: Sequence[Source], training: Store, epochs: int | Non
 
 
 def _check_length(config: Config, training: Store, epochs: int) -> None:
-    """Raise UserError for a run so long that planning it would end with the memory."""
+    """Raise UserError for a run so long that its plan would not fit into memory."""
     if config.train.steps:
         name, value, what = "steps", config.train.steps, "packs"
         shown = value * config.global_packs
@@ -180,8 +184,10 @@ def _check_length(config: Config, training: Store, epochs: int) -> None:
 
 
 def _check_held_out_names(validation: Store) -> None:
-    """Raise UserError where two held-out losses would have one name, eval_loss_NAME: that of a source and
-    that of a language pair with other rows, or either's and one from before training.
+    """Raise UserError if two held-out losses would have the same name, eval_loss_NAME.
+
+    These may be the losses of a source and of a language pair with other rows, or one of them and a loss from
+    before training, whose name ends in _before.
     """
     names = [*validation.source_names, *validation.pair_names]
     before = {"before", *(f"{name}_before" for name in names)}
@@ -246,13 +252,12 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
 
 
 def read_manifest(run_dir: Path) -> dict:
-    """What the run in a folder recorded when it began; nothing where none has."""
-    path = run_dir / MANIFEST
-    return files.read_json(path) if path.exists() else {}
+    """What the run in this folder recorded when it began; {} if no run has begun there."""
+    return files.read_json_if_there(run_dir / MANIFEST)
 
 
 def summary(prepared: Prepared) -> dict:
-    """What was prepared, as plain values."""
+    """What was prepared, as plain values for JSON."""
     return {
         "sources": prepared.training.ledgers,
         "validation": prepared.validation.ledgers if prepared.validation else {},
@@ -270,7 +275,7 @@ def summary(prepared: Prepared) -> dict:
 
 
 def print_ledger(prepared: Prepared, console: Console) -> None:
-    """One row a source: rows, and where every token went."""
+    """Print a table with one line for each source, its rows and where every token went, and a summary."""
     table = Table(title="ledger: tokens = trained + masked + dropped", title_justify="left")
     names = ("source", "rows", "kept", "cut", "refused", "tokens", "trained", "masked", "dropped")
     for name in names:
@@ -306,7 +311,7 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
 
 
 def _reasons(ledger: dict) -> Iterator[str]:
-    """Of a source's rows and tokens that are not used: how many, and why."""
+    """Yield, for each reason, how many of a source's rows or tokens are not used because of it."""
     for key, what in (("refused", "row"), ("dropped", "token")):
         for reason, count in ledger[key].items():
             if count:

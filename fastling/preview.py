@@ -88,8 +88,14 @@ def preview_rows(
 class _Console(Console):
     """Leaves it to run_command that nobody reads on; rich would call it a failure."""
 
+    def __init__(self, *, beside_a_page: bool):
+        super().__init__(soft_wrap=True)
+        self.beside_a_page = beside_a_page
+
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
+        if not self.beside_a_page:
+            raise BrokenPipeError
+        self.quiet = True  # the page was asked for all the same
 
 
 def show(row: PreviewRow, encoder: Encoder, *, brackets: bool = False) -> Text:
@@ -153,7 +159,7 @@ def _parse_rows(text: str) -> tuple[int, int]:
 
 def _show_all(rows: Iterable[PreviewRow], encoder: Encoder, html: str | None) -> None:
     """Rows with a legend on stdout, and on a page of that name."""
-    console = _Console(soft_wrap=True)
+    console = _Console(beside_a_page=bool(html))
     page = Console(record=True, soft_wrap=True, file=io.StringIO()) if html else None
     brackets = console.no_color or console.color_system is None
     legend = Text.assemble(

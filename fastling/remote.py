@@ -20,12 +20,13 @@ from typing import BinaryIO
 
 import openai
 
-from fastling.errors import RunError, UserError
+from fastling.errors import RunError, UserError, first_line
 from fastling.files import takes
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 BYTES_PER_TOKEN = 3  # for a server that does not tell its usage
 ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/\S*)?")
+MOST_PORT = 65535
 FEWEST_FAILURES = 3
 """In a row, of a server that has never answered: nobody listens there, or it takes hours to say so."""
 UNREACHABLE = re.compile("no connection|too slow|status (?:429|5..)")
@@ -64,8 +65,8 @@ class Server:
         cache: a SQLite file, made if it is not there.
         budget_tokens: of all answers in the cache, those of earlier runs included; None for no bound.
 
-    Raises UserError if the address is none, the cache cannot be used, or another process uses it: both
-    would pay for the same answers, and neither count the other's.
+    Raises UserError if the address is none, the environment allows no client, the cache cannot be used, or
+    another process uses it: both would pay for the same answers, and neither count the other's.
     """
 
     def __init__(
@@ -81,16 +82,10 @@ class Server:
         retries: int = 6,
     ):
         self.model, self.budget_tokens, self.url, self._option = model, budget_tokens, url, option
-        if not ADDRESS.fullmatch(url):
-            raise UserError(f"{option}-url", f"is no address: {url}", "Such as http://127.0.0.1:8000/v1.")
+        check_address(url, option)
         self._failures, self._most_failures, self._has_answered = 0, 2 * requests_in_flight, False
         self._names: dict[str, str | None] = {}  # of parameters that this model refuses, the other ones
-        self._client = openai.AsyncOpenAI(
-            base_url=url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=retries,
-            timeout=timeout_seconds,
-        )
+        self._client = _client(url, max_retries=retries, timeout=timeout_seconds)
         self._longest_seconds = max(PATIENCE * timeout_seconds, retries * LONGEST_PAUSE)
         self._in_flight = asyncio.Semaphore(requests_in_flight)
         self._hold = _hold_cache(cache, option)
@@ -198,6 +193,25 @@ class Server:
             return told
         texts = [message["content"] for message in request["messages"]] + [text]
         return sum(len(each.encode()) for each in texts) // BYTES_PER_TOKEN
+
+
+def check_address(url: str, option: str) -> None:
+    """Raises UserError unless a server may be there."""
+    match = ADDRESS.fullmatch(url)
+    if not match or int((match[2] or ":0")[1:]) > MOST_PORT:
+        raise UserError(f"{option}-url", f"is no address: {url}", "Such as http://127.0.0.1:8000/v1.")
+
+
+def _client(url: str, **settings: float) -> openai.AsyncOpenAI:
+    """Raises UserError for a key, a proxy or certificates of the environment that cannot be used."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY", "holds what no key has", "Set it to the key alone, or unset it.")
+    try:
+        return openai.AsyncOpenAI(base_url=url, api_key=key, **settings)
+    except Exception as error:  # of httpx, which has no type for them all
+        where, fix = "the environment's proxy or certificates", "It reads HTTPS_PROXY, HTTP_PROXY, ALL_PROXY"
+        raise UserError(where, first_line(error), f"{fix}, NO_PROXY and SSL_CERT_FILE.") from None
 
 
 def _text_of(response) -> str:

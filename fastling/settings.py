@@ -1,4 +1,4 @@
-"""Typed settings from YAML files and from `--section.key value`, every mistake named where it was made.
+"""Typed settings from YAML files and from `--section.key value`; errors name the place of each mistake.
 
 A dataclass describes them: its fields with types and defaults, the text below each field, and nested
 dataclasses as sections. argparse reads the command line, yaml_file the files, pydantic checks the types;
@@ -67,7 +67,7 @@ def settings_of(cls: type, prefix: str = "") -> tuple[Setting, ...]:
 
 
 def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> str:
-    """How to mend a name that is not valid: the one that was most likely meant."""
+    """The fix for an unknown name: a sentence that suggests the valid name most likely meant."""
     name, valid = name.lower().replace("-", "_"), list(dict.fromkeys(valid))
     last = name.rpartition(".")[2]
     found = [each for each in valid if each.rpartition(".")[2] == last][:3]
@@ -81,30 +81,30 @@ def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> 
 
 
 def option_of(name: str) -> str:
-    """The option that argparse keeps by this name: top_p -> --top-p."""
+    """The option that argparse stores under this name: top_p -> --top-p."""
     return f"--{name.replace('_', '-')}"
 
 
 def given_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """The values of those among some options that were given."""
+    """Name -> value, of those among the named options that were given."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def refuse_options(options: argparse.Namespace, names: Iterable[str], what: str, fix: str = "") -> None:
-    """Raise UserError for the first of some options that was given."""
+    """Raise UserError for the first of the named options that was given."""
     for name in given_options(options, names):
         raise UserError(option_of(name), what, fix)
 
 
 def check_positive(options: argparse.Namespace, names: Iterable[str]) -> None:
-    """Raise UserError for the first of some options that was given as no number above 0."""
+    """Raise UserError for the first of the named options that is given and not a finite number above 0."""
     for name, number in given_options(options, names).items():
         if not 0 < number < float("inf"):
             raise UserError(option_of(name), f"must be > 0: {number:g}")
 
 
 def build_from_options(kind: type, section: str, given: Mapping[str, Any]) -> Any:
-    """kind(**given). Raises its UserErrors by the option's name: of section.top_p, by --top-p."""
+    """Return kind(**given). A UserError of `section`.top_p is raised as one of the option --top-p."""
     try:
         return kind(**given)
     except UserError as error:
@@ -112,7 +112,7 @@ def build_from_options(kind: type, section: str, given: Mapping[str, Any]) -> An
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are UserErrors of two lines, and whose help is short to begin with."""
+    """An argparse parser that raises UserErrors of two lines, and whose usage line stays short."""
 
     def __init__(self, prog: str, description: str, usage: str | None = None):
         formatter = functools.partial(argparse.HelpFormatter, max_help_position=32, width=100)
@@ -122,7 +122,7 @@ class Parser(argparse.ArgumentParser):
         self.other_names: Mapping[str, str] = {}
 
     def add_settings(self, cls: type, other_names: Mapping[str, str]) -> None:
-        """Every setting of a dataclass as an option that takes text; one group a section."""
+        """Add an option that takes text for every setting of a dataclass, in one group for each section."""
         self.other_names = other_names
         groups = {
             name: self.add_argument_group(name, inspect.getdoc(kind))
@@ -180,14 +180,14 @@ def _without_none(kind: Any) -> Any:
 
 
 class Settings:
-    """Settings as they were given, and where each was: in a file, or on the command line."""
+    """The settings that were given, and where: in which line of a file, or on the command line."""
 
     def __init__(self, cls: type, other_names: Mapping[str, str]):
         self.cls, self.other_names = cls, other_names
         self.adapter = pydantic.TypeAdapter(cls)
         self.tree: dict[str, Any] = {}
         self.places: dict[Location, str] = {}
-        """file:line of what came from a file."""
+        """file:line of the settings that came from a file."""
 
     def read_file(self, path: Path) -> None:
         """Add a YAML file's settings. Raises UserError, with file and line, when it is not valid YAML."""
@@ -296,9 +296,9 @@ def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def _typed(name: str, kind: Any, text: str) -> Any:
-    """What was typed on the command line, as YAML reads it; text is taken as it is.
+    """A value from the command line: read as YAML, but left as it is where the setting is text.
 
-    Raises UserError for bytes that are no UTF-8, which no config could keep.
+    Raises UserError for bytes that are not UTF-8, which no config could keep.
     """
     try:
         text.encode()

@@ -1,4 +1,4 @@
-"""The standard streams: whoever closes them, or reads them no longer, ends no work by it."""
+"""The standard streams: a run goes on when somebody closes them or stops reading them."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 class _LettingGo(io.RawIOBase):
-    """Writes to a descriptor; what it does not take, as a closed pipe or a full disk, is let go."""
+    """Writes to a descriptor, and drops what cannot be written there (a closed pipe, a full disk)."""
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
@@ -28,11 +28,11 @@ class _LettingGo(io.RawIOBase):
 
 
 def settle() -> None:
-    """Make the standard streams such as a long run can rely on; called before a verb begins.
+    """Make the standard streams fit for a long run; called before a verb begins.
 
-    What was closed is /dev/null. stderr, which is for a person, takes everything, whether it can be shown or
-    not: a day of training must not end because its log's disk is full. stdout is UTF-8, as what reads JSON
-    expects, whatever the locale; a terminal's own encoding is kept.
+    A stream that was closed becomes /dev/null. Writing to stderr, which only a person reads, never fails: a
+    day of training must not end because the disk of its log is full. stdout is UTF-8 whatever the locale is,
+    as readers of JSON expect; only a terminal keeps its own encoding.
     """
     _fill_the_closed()
     if sys.stderr is sys.__stderr__:  # not a test's, nor settled before
@@ -46,7 +46,7 @@ def settle() -> None:
 
 
 def _fill_the_closed() -> None:
-    """Open /dev/null for those that were closed: else the next file that is opened would be taken for one."""
+    """Open /dev/null for closed streams; else the next file to be opened would get their descriptor."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     while nowhere <= 2:
         os.set_inheritable(nowhere, True)
@@ -58,7 +58,7 @@ def _fill_the_closed() -> None:
 
 
 def abandon_stdout() -> None:
-    """What is still to be written there goes nowhere, so that the end of the process does not fail at it."""
+    """Send what is still to be written to stdout nowhere, so that the process does not fail at its end."""
     if sys.stdout is sys.__stdout__:  # not a test's or a notebook's, which has no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -11,21 +11,21 @@ WIDTH_OF_A_FILE = 120
 
 
 def make_console(*, quiet: bool = False) -> Console:
-    """A console on stderr; where that is a file or a pipe, wide enough not to cut numbers.
+    """A console on stderr. Where stderr is a file or a pipe, it is wide enough not to cut numbers.
 
-    It shows text as it is: what users name a source or a folder may look like rich's markup.
+    Text is shown as it is, without rich's markup: the name of a user's source or folder may look like some.
     """
     width = None if sys.stderr.isatty() else WIDTH_OF_A_FILE
     return Console(stderr=True, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
 
 
 def make_progress(console: Console) -> Progress:
-    """A bar that counts, on a terminal only; it is gone when all is done."""
+    """A progress bar with counts, on a terminal only; it disappears at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def print_result(result: object) -> None:
-    """What --json asks for, as one line on stdout."""
+    """Print the result that --json asks for, as one line of JSON on stdout."""
     sys.stdout.write(json_line(result))
     sys.stdout.flush()

@@ -36,7 +36,7 @@ from fastling.training.update import Updater
 
 
 def train(config: Config) -> dict:
-    """Train, evaluate, checkpoint and export as the config says; return what was done (on rank 0).
+    """Train, evaluate, checkpoint and export as the config says; return a summary on rank 0, {} elsewhere.
 
     Raises UserError or RunError for what the user can mend.
     """
@@ -49,7 +49,7 @@ def train(config: Config) -> dict:
 
 
 class Run:
-    """One training run. Making it does everything that can fail before the first step."""
+    """One training run. Its constructor does everything that can fail before the first step."""
 
     def __init__(self, config: Config, world: World, console: Console):
         self.config, self.world, self.console = config, world, console
@@ -63,7 +63,7 @@ class Run:
         record.check_agreed(config, self.prepared, self.identity, world)
         found = self._find_checkpoint()
         self.first_step = found.state["step"] if found else 0
-        # A run goes on with whatever machines are left; only a new one has to divide its packs evenly.
+        # A run may resume on any number of processes; only a new run has to share its packs evenly.
         data = (self.prepared.training, self.prepared.plan)
         self.loader = make_loader(config, world, *data, evenly=found is None)
         choices = ops.configure(
@@ -98,7 +98,7 @@ class Run:
         return self.lock.number
 
     def _check_disk(self) -> None:
-        """Rehearse the export, and look for room for all that will lie there at once."""
+        """Rehearse the export, and check that the disk has room for it and for the checkpoints."""
         self.export.rehearse()
         steps = len(self.loader) - self.first_step
         checkpoint.check_room(
@@ -121,7 +121,7 @@ class Run:
         forget_answers(self.run_dir / "samples.jsonl", self.first_step or -1)  # step 0 comes again, too
 
     def _find_checkpoint(self) -> checkpoint.Found | None:
-        """The newest good checkpoint: rank 0 reads through them all, the others take its word."""
+        """The newest undamaged checkpoint, None without any; rank 0 verifies it for all ranks."""
         folder = self.run_dir / "checkpoints"
         say = functools.partial(self.console.print, style="bold red", soft_wrap=True)
         step = self.world.on_main(lambda: checkpoint.newest_step(folder, say))
@@ -144,9 +144,9 @@ class Run:
             self.console.print(f"resuming after step {self.first_step} of {len(self.loader)}")
 
     def loop(self) -> None:
-        """Step by step: forward, backward and update, and now and then evaluate and save."""
+        """Make the steps, one after another, and evaluate and save when it is due."""
         config, first = self.config, self.first_step
-        # Told with the first line that is written; what was known before the first step.
+        # Losses from before the first step, which are written with the first line of metrics.
         self.extra = (
             {f"{name}_before": loss for name, loss in self._evaluate(0).items()} if first == 0 else {}
         )
@@ -157,13 +157,13 @@ class Run:
         with told_to_stop() as told, progress as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
                 measured = self.updater.update(step, number, stops=told())
-                if waiting:  # done by now, or soon, while the device has this step to do
+                if waiting:  # the step before: it is done, or soon will be, and the device has new work
                     self._tell(waiting)
                 waiting = measured
                 evaluates = self._is_due(number, config.evaluate.every_steps)
                 saves = self.stops or self._is_due(number, config.checkpoint.every_steps)
                 if evaluates or saves:
-                    # Raises when it is not finite: never saved.
+                    # Raises if the numbers are not finite, before they are saved.
                     self._tell(waiting, evaluates=evaluates, saves=saves)
                     waiting = None
                     if saves:
@@ -173,12 +173,12 @@ class Run:
                     self.meter.restart()
 
     def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
-        """Write down and show a step's numbers, and the held-out losses after it; and hear who is to stop."""
+        """Log and show a step's metrics, if asked to with an evaluation; learn whether the run is to stop."""
         self.stops = self.stops or measured.stops()
         line = self.meter.line(measured, self.config.data.sequence_length) | self.extra
         line |= self._evaluate(measured.number) if evaluates else {}
         self.progress.update(line)
-        # Nothing else keeps what was known before the first step for a run that resumes.
+        # A checkpoint needs the losses from before the first step in the file: a resumed run has no others.
         due = evaluates or measured.number % self.config.log.every_steps == 0 or (saves and self.extra)
         if self.log and due:
             self.log.write(line)
@@ -187,9 +187,9 @@ class Run:
                 plot_loss(self.run_dir, self.config.train.loss)
 
     def _stop(self, number: int) -> NoReturn:
-        """End after a step that is saved; rank 0 says so, and the others wait until it has ended."""
+        """End the process after a saved step. Rank 0 raises Stopped; the others wait until it has ended."""
         if not self.world.is_main:
-            with contextlib.suppress(RuntimeError):  # of a connection that is closed
+            with contextlib.suppress(RuntimeError):  # raised when rank 0 closes the connection
                 self.world.from_main(0)
             leave(STATUS)
         what = f"was told to stop, and is saved after step {number} of {len(self.loader)}"
@@ -199,7 +199,7 @@ class Run:
         return number % every_steps == 0 or number == len(self.loader)
 
     def _evaluate(self, number: int) -> dict:
-        """Held-out losses and sample answers after so many steps; nothing without held-out data."""
+        """Held-out losses after `number` steps, {} without held-out data; also writes sample answers."""
         if self.held_out is None:
             return {}
         losses = self.held_out.losses(self.model)
@@ -224,9 +224,9 @@ class Run:
         return checkpoint.training_tensors(self.model, self.optimizer)
 
     def finish(self) -> dict:
-        """Export, and say what was done."""
+        """Export the model and print a summary; return it on rank 0, {} elsewhere."""
         checks = self.export.write(self.model, is_main=self.world.is_main)
-        self.world.from_main(0)  # the others stay until rank 0 has written and checked
+        self.world.from_main(0)  # the other ranks wait until rank 0 has written and checked the export
         if not self.world.is_main:
             return {}
         plot_loss(self.run_dir, self.config.train.loss)
@@ -238,7 +238,7 @@ class Run:
 
 
 def summarise(lines: list[dict], config: Config) -> dict:
-    """The run in a few numbers, from its metrics. Raises RunError where they are gone."""
+    """The run in a few numbers, from its metrics. Raises RunError if there are none."""
     run_dir = config.run_folder
     if not lines:
         raise RunError(str(run_dir / "metrics.jsonl"), "holds no steps", "The export is written.")

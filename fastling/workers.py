@@ -1,4 +1,4 @@
-"""Processes that share some work. Each starts anew, and none outlives the process that it works for."""
+"""Processes that share some work. Each starts without its parent's memory, and none outlives its parent."""
 
 import collections
 import errno
@@ -17,7 +17,7 @@ from fastling.errors import RunError
 
 
 def own_cores() -> int:
-    """Cores that this process may use: under Slurm, those of its job, and not all of the machine's."""
+    """Number of cores that this process may use; under Slurm those of its job, not all of the machine's."""
     return len(os.sched_getaffinity(0))
 
 
@@ -25,9 +25,9 @@ def own_cores() -> int:
 def start_workers(
     number: int, start: Callable[..., None], *arguments: object, where: str, fix: str
 ) -> Iterator[ProcessPoolExecutor]:
-    """So many processes, each of which begins with `start(*arguments)`.
+    """A pool of `number` processes, each of which first calls `start(*arguments)`.
 
-    Raises RunError, of the setting `where`, when one of them is killed or cannot be started.
+    Raises RunError of the setting `where` when a process is killed or cannot be started.
     """
     context = multiprocessing.get_context("forkserver")
     try:
@@ -37,7 +37,7 @@ def start_workers(
         what = f"one of {number} processes was killed, most likely for lack of memory"
         raise RunError(where, what, fix) from None
     except OSError as error:
-        if "AF_UNIX" in str(error):  # a socket through which they are started, whose path may have 107 bytes
+        if "AF_UNIX" in str(error):  # they are started through a socket, whose path may have 107 bytes
             raise RunError("TMPDIR", f"is too long: {tempfile.gettempdir()}", "Set it to /tmp.") from None
         if error.errno not in (errno.EAGAIN, errno.EMFILE):
             raise
@@ -45,7 +45,10 @@ def start_workers(
 
 
 def ahead(started: Iterable, most: int) -> Iterator:
-    """Pieces of work, each begun when it is taken from `started`, in order, the next `most` begun by then."""
+    """Items of `started` in order, each taken `most` items ahead of the one that is yielded.
+
+    Taking an item begins a piece of work, so up to `most` further pieces are under way meanwhile.
+    """
     waiting = collections.deque()
     for each in started:
         waiting.append(each)
@@ -56,12 +59,12 @@ def ahead(started: Iterable, most: int) -> Iterator:
 
 @contextmanager
 def _let_go_of(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Python before 3.11.5 never ends a pool that has work on its way to processes that are gone."""
+    """Python before 3.11.5 waits for ever for a pool whose processes died while work was sent to them."""
     try:
         yield
     except BaseException:
         if sys.version_info < (3, 11, 5):
-            pool._call_queue._reader.close()  # then its thread hears that nobody else reads
+            pool._call_queue._reader.close()  # then the thread that writes there finds no reader left
         raise
 
 
@@ -71,6 +74,6 @@ def _start(start: Callable[..., None], *arguments: object) -> None:
 
 
 def _leave_with_parent() -> None:
-    # A pool's processes wait for work for ever, and a parent that is killed tells them nothing.
+    # A pool's processes wait for work for ever, and a killed parent cannot tell them to stop.
     connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""YAML that people write: read with the line of everything in it, and every mistake in words."""
+"""YAML that people write: read with the line number of each value; mistakes become UserErrors."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,12 @@ from fastling.errors import UserError, first_line
 Location = tuple[str | int, ...]
 """Where something lies: ("data", "sources", 0, "path")."""
 MOST_VALUES = 200_000
-"""Of one file; a few lines of aliases can stand for billions."""
+"""Most values in one file: a few lines of aliases can stand for billions."""
 _TEXT = "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML takes 1e-4 for text; YAML has taken it for a number since 2009. Names are always text."""
+    """Reads 1e-4 as a number, as YAML 1.2 does and PyYAML does not. Names of settings are always text."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
         if isinstance(node, yaml.MappingNode):
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that _Loader would take for a number."""
+    """Quotes text that _Loader would read as a number."""
 
 
 _Loader.add_constructor(_TEXT, _Loader.construct_text)
@@ -71,8 +71,11 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def parse(text: str) -> Any:
-    """A value as it is typed on a command line. Raises what PyYAML raises, ValueError and OverflowError for a
-    letter that there is not, and UserError for a name given twice and for what holds itself."""
+    """A value as it is typed on a command line.
+
+    Raises PyYAML's own errors, ValueError or OverflowError for a character that does not exist, and UserError
+    for a name that is given twice or a value that contains itself.
+    """
     loader = _Loader(text)
     node = loader.get_single_node()
     for _ in _lines(node, Path("command line")):
@@ -81,10 +84,10 @@ def parse(text: str) -> Any:
 
 
 def read(path: Path, fix: str) -> tuple[Any, dict[Location, int]]:
-    """What a file holds, None if it is empty, and the lines of all that lies in it.
+    """A file's content (None if it is empty), and the line number of every value in it.
 
-    Raises UserError, with file, line and `fix`, for what is not valid YAML, for names given twice, for what
-    holds itself, and for aliases without measure.
+    Raises UserError with file, line and `fix` for what is not valid YAML, for a name that is given twice, for
+    a value that contains itself, and for aliases that stand for too many values.
     """
     try:
         loader = _Loader(path.read_bytes().decode("utf-8-sig"))
@@ -111,7 +114,7 @@ def read(path: Path, fix: str) -> tuple[Any, dict[Location, int]]:
 def _lines(
     node: yaml.Node | None, path: Path, location: Location = (), above: tuple[yaml.Node, ...] = ()
 ) -> Iterator[tuple[Location, int]]:
-    """(location, line) of all that lies in a node. Raises UserError for names given twice and for loops."""
+    """(location, line) of every value in a node. Raises UserError for names given twice and for loops."""
     if node in above:
         where = f"{path}:{node.start_mark.line + 1}: {dotted(location)}"
         raise UserError(where, "holds itself", "Write it out, without an alias.")

@@ -101,19 +101,9 @@ def _kernel(
     rest = tl.load(logits_ptr + WHOLE + columns, mask=WHOLE + columns < V, other=float("-inf"))
     WITH_ENTROPY: tl.constexpr = entropy_ptr is not None
     largest, others, surprise, total_logit = _sum_exponentials(
-        logits_ptr,
-        rest,
-        columns,
-        label,
-        V,
-        WHOLE,
-        SMOOTHING != 0.0,
-        WITH_ENTROPY,
-        BLOCK,
-        THREADS,
-        WIDE,
+        logits_ptr, rest, columns, label, V, WHOLE, SMOOTHING != 0.0, WITH_ENTROPY, BLOCK, THREADS, WIDE,
         STAGES,
-    )
+    )  # fmt: skip
     # `others` and `surprise` are relative to the largest of the other logits, and now to that of all.
     shift = tl.maximum(label_logit, largest)
     below = tl.where(largest == float("-inf"), 0.0, largest - shift)

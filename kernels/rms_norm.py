@@ -202,8 +202,7 @@ def _backward(
         runtime.num_multiprocessors(x.device) * _programs_per_multiprocessor(num_warps),
     )
     num_streams = 2 if dsummed is None else 3
-    tile_bytes = num_streams * block_rows * width * x.element_size()
-    num_stages = _num_stages(tile_bytes, runtime.shared_bytes(x.device))
+    num_stages = _num_stages(num_streams * block_rows * width * x.element_size(), x.device)
     partials = x.new_empty((num_programs, x.shape[-1]), dtype=torch.float32) if needs_dweight else None
     with runtime.on_device_of(x):
         _backward_kernel[(num_programs,)](
@@ -242,9 +241,9 @@ def _programs_per_multiprocessor(num_warps: int) -> int:
     return max(1, 16 // num_warps)
 
 
-def _num_stages(tile_bytes: int, shared_bytes: int) -> int:
+def _num_stages(tile_bytes: int, device: torch.device) -> int:
     """Tiles of the loop that are in flight, the one at work included, as far as shared memory reaches."""
-    return min(3, 1 + min(SHARED_BYTES, shared_bytes) // tile_bytes)
+    return min(3, 1 + min(SHARED_BYTES, runtime.shared_bytes(device)) // tile_bytes)
 
 
 def _empty_outputs(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:

@@ -393,6 +393,8 @@ def test_export_refuses_a_folder_before_it_reads_a_checkpoint(run, tmp_path, cap
         (PermissionError(13, "Permission denied", "/data/x"), 1, "error: /data/x: Permission denied\n"),
         (OSError(28, "No space left on device"), 1, "error: while writing: No space left on device\n"),
         (OSError(122, "Disk quota exceeded"), 1, "error: while writing: Disk quota exceeded\n"),
+        (MemoryError(), 1, "error: memory is full\n"),
+        (MemoryError("Unable to allocate 2 TiB"), 1, "error: memory is full: Unable to allocate 2 TiB\n"),
         (KeyboardInterrupt(), 130, "stopped by the keyboard\n"),
         (
             UserError("x", "\n".join(map(str, range(9)))),

@@ -18,15 +18,19 @@ from fastling.data.conversation import Conversation, Turn, parse_row
 from fastling.data.rows import read_rows
 from fastling.errors import run_command
 from fastling.inference.chat_model import load_chat_model
-from fastling.model.generation import Decoding
+from fastling.model.generation import Decoding, generate
 
 
 def expected_answers(export, *questions: str, system: str = "", tokens: int = 8) -> list[str]:
     chat, turns = load_chat_model(export), []
     for question in questions:
         turns.append(Turn("user", question))
-        [answer] = chat.answer([Conversation(tuple(turns), system)], Decoding(max_new_tokens=tokens))
-        turns.append(Turn("assistant", answer))
+        prompt, decoding = (
+            chat.prompt_ids(Conversation(tuple(turns), system)),
+            Decoding(max_new_tokens=tokens),
+        )
+        [completion] = generate(chat.model, [prompt], decoding, stop_ids=chat.stop_ids)
+        turns.append(Turn("assistant", chat.text(completion)))
     return [turn.content for turn in turns[1::2]]
 
 

@@ -1,14 +1,17 @@
 """`fastling evaluate` as a user runs it: kinds, files, JSON, the page, and what is left when COMET fails."""
 
 import importlib.util
+import io
 import json
 import sys
 
 import pytest
 from conftest import run_python
+from rich.console import Console
 
 from fastling import evaluate
 from fastling.errors import RunError, UserError
+from fastling.evaluation.result import TableData
 
 
 @pytest.fixture
@@ -74,6 +77,27 @@ def test_the_command_prints_words_to_stderr_and_one_json_object_to_stdout(files,
     assert "<svg" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.parametrize("columns", [80, 60, 44])
+def test_a_terminal_of_any_width_shows_whole_numbers_and_signatures(columns, monkeypatch, files, capsys):
+    """10… may be 100.0."""
+    console = Console(width=columns, file=io.StringIO())
+    monkeypatch.setattr(evaluate, "make_console", lambda: console)
+    evaluate.main([*files, "--bootstrap", "10"])
+    said = console.file.getvalue()
+    assert "…" not in said and "BLEU" in said
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
+    read = ["".join(column) for column in zip(*cells, strict=True)]
+    assert "100.00" * 3 == read[1] and "nrefs:1|bs:10|seed:12345|case:mixed|eff:no|tok:13a" in read[3]
+
+
+def test_what_would_steer_the_terminal_is_shown():
+    """Of a file that came from elsewhere, a category's name."""
+    console = Console(width=80, file=io.StringIO())
+    console.print(evaluate._as_rich(TableData("t\x1b[2J", ("\x07", "n"), (("x\x1b[31m", "1"),))))
+    said = console.file.getvalue()
+    assert "\x1b" not in said and all(each in said for each in (r"t\x1b[2J", r"\x07", r"x\x1b[31m"))
+
+
 def test_several_results_become_one_page(files, tmp_path):
     for name in ("one.json", "two.json"):
         evaluate.main([*files, "--out", name])
@@ -96,6 +120,20 @@ def test_where_nothing_can_be_written_is_told_before_the_work(files, tmp_path, a
     (tmp_path / "d.json").mkdir()
     with pytest.raises(UserError, match=named):
         evaluate.main([*files, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("exam --questions q.json p.json --predictions a b --out ./q.json", "--out: is also --questions"),
+        ("exam --questions q --predictions p.json --out p.json", "--out: is also --predictions"),
+        ("exam --questions q --model m --keep-answers k.json --out k.json", "--out: is also --keep-answers"),
+        ("exam --questions q.html --predictions p --report q.html", "--report: is also --questions"),
+    ],
+)
+def test_a_result_takes_no_place_of_what_it_is_made_of(arguments, named):
+    with pytest.raises(UserError, match=named):
+        evaluate.main(arguments.split())
 
 
 def test_a_comet_that_fails_ends_with_status_1_after_the_scores_are_delivered(files, tmp_path, capsys):

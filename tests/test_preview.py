@@ -315,3 +315,15 @@ def test_a_pipe_that_closes_early_is_no_failure(arguments):
         process.stdout.close()
         said = process.stderr.read()
         assert (process.wait(300), said) == (0, b"")
+
+
+@pytest.mark.slow
+def test_a_pipe_that_closes_early_does_not_cost_the_page(tmp_path):
+    """fastling preview --html page.html | less"""
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "fastling", "preview", "--rows", "0-399", "--html", str(page)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+        assert (process.wait(300), said) == (0, b"")
+    assert "row 399:" in page.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Packs -> batches: flat streams without a batch dimension, made on the CPU.
 
-Everything a step needs to know in numbers (lengths, counts, weights) is worked out here, so that the
-device is never asked for a value.
+All numbers that a step needs on the host (lengths, counts, weights) are computed here, so that a step never
+waits for a value from the device.
 
 Shapes: T tokens of the stream, D documents, S supervised positions.
 """
@@ -42,16 +42,16 @@ class Batch:
     """(S,) float32: the loss is the sum of weight * negative log-likelihood; over a whole step they
     add up to 1."""
     sources: torch.Tensor
-    """(S,) int64: source of each."""
+    """(S,) int64: number of the source of each supervised position."""
     pairs: torch.Tensor
-    """(S,) int64: language pair of each; the last number stands for none."""
+    """(S,) int64: number of the language pair of each; one past the last pair stands for none."""
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on the device; with pinned memory, without waiting for it."""
+        """A copy on the device. From pinned memory it is made without waiting for it."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
-        """A copy in memory that a GPU can read by itself."""
+        """A copy in pinned memory, which a GPU reads by itself."""
         return self._with_each(torch.Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
@@ -59,10 +59,11 @@ class Batch:
         return replace(self, **{name: change(value) for name, value in tensors.items()})
 
     def rounded(self, multiple: int) -> "Batch":
-        """The same loss with T and S filled up to multiples, so that few sizes come, again and again.
+        """A batch of the same loss whose T and S are multiples of `multiple`, so that few sizes occur.
 
-        Documents of zeros, none longer than the longest, fill up the stream, and its last token, with
-        weight 0, the rows; `sources` and `pairs` stay those of the real rows, which come first.
+        The stream is filled up with documents of zeros, none longer than `max_seqlen`; the supervised rows
+        are filled up with the stream's last token at weight 0. `sources` and `pairs` keep the length of the
+        real rows, which come first.
         """
         more_tokens, more_rows = (-len(each) % multiple for each in (self.tokens, self.loss_index))
         whole, rest = divmod(more_tokens, self.max_seqlen)
@@ -90,13 +91,13 @@ class Step:
     """Real tokens of the step over all ranks."""
     supervised_tokens: int
     packs: int
-    """Packs of the step, empty ones counted."""
+    """Packs of the step, including empty ones."""
     squared_tokens: int
     """Sum of squared document lengths, for the work that causal attention needs."""
 
 
 class Normaliser:
-    """Weights of supervised tokens such that a step's add up to 1 by token, turn or sample."""
+    """Weights of supervised tokens that add up to 1 in a step, shared out by token, turn or sample."""
 
     def __init__(self, store: Store, loss: str):
         self.loss = loss
@@ -118,7 +119,7 @@ class Normaliser:
 
 
 def make_batch(store: Store, documents: numpy.ndarray, normaliser: Normaliser, total: int) -> Batch:
-    """Documents laid end to end. Without any, one token and nothing to learn: every rank takes part."""
+    """Documents laid end to end. Without documents, one token and no label: every rank has to take part."""
     tokens, labels, positions, weights, lengths, supervised = [], [], [], [], [], []
     for number in documents.tolist():
         ids, spans = store.document(number)
@@ -185,7 +186,8 @@ class Loader:
         return -(-len(self.plan) // self.global_packs)
 
     def step(self, number: int) -> Step:
-        """Step `number`, counted from 0; packs past its last, and past the plan's, are empty."""
+        """Step `number`, counted from 0. Packs past the end of the plan are empty, and so are those added
+        where the packs of a step cannot be shared evenly."""
         first = number * self.global_packs
         packs = [self.plan.pack(index) for index in range(first, first + self.global_packs)]
         packs += [self.plan.documents[:0]] * (-len(packs) % (self.ranks * self.micro_batches))

@@ -1,7 +1,7 @@
-"""A row -> a conversation, or the reason why not.
+"""A row -> a conversation, or the reason why it is refused.
 
-ShareGPT, OpenAI messages, Alpaca, prompt/completion and plain text are told by their keys. What a row says
-and nobody would read is a reason to refuse it: it was meant.
+The keys of a row tell whether it is ShareGPT, OpenAI messages, Alpaca, prompt/completion or plain text. A row
+with content that none of these formats would read is refused, since that content was put there on purpose.
 """
 
 import json
@@ -26,27 +26,27 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 TOOLS = ("tools", "functions", "tool_calls", "function_call", "function_calls")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
-"""Keys of a message that say whether it is trained on, as several write it, and the value by which it is."""
+"""Keys by which different tools say whether a message is trained on, and the value that means it is."""
 SIDES = frozenset(
     "role prompt completion question answer response input output target summary translation "
     "chosen rejected".split()
 )
-"""Beside plain text, the keys of a dialogue, or of a task, in a form that is not known."""
+"""A row with `text` and one of these keys is not plain text, but a dialogue or task of an unknown format."""
 LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
-"""Lists of what is said, and the names of who says what in them."""
+"""Keys of lists of messages, and the keys of role and text in each message."""
 INPUTS = ("instruction", "input", "context", "question")
-"""Beside a conversation, more of what is asked."""
+"""Keys that, beside a conversation, hold more of what is asked."""
 ANSWERS = ("response", "answer", "output", "completion", "chosen")
-"""Beside messages that end with a question, what answers it."""
+"""Keys that, beside messages that end with a question, hold its answer."""
 KEYS = frozenset(
     "messages conversations instruction input output history prompt completion text system system_prompt "
     "pair rejected label kto_tag".split()
 ).union(TOOLS, MEDIA, SIDES, INPUTS, THOUGHTS, TRAINED)
-"""Of a row, in any of the formats, that `parse_row` reads."""
+"""All keys of a row that `parse_row` looks at, in any of the formats."""
 
 
 class Refused(Exception):
-    """A row that is not trained on: a short reason to count by, and the detail to mend it by."""
+    """A row that is not trained on: a short reason to count it under, and the detail for its author."""
 
     def __init__(self, reason: str, detail: str = ""):
         # Half a surrogate pair, in a key or a role, can be written nowhere.
@@ -55,7 +55,7 @@ class Refused(Exception):
 
 
 class Turn(NamedTuple):
-    """What one side says. `role` is user or assistant; text, for a row of plain text."""
+    """One message. `role` is "user" or "assistant", or "text" for a row of plain text."""
 
     role: str
     content: str
@@ -69,7 +69,7 @@ class Conversation:
     system: str = ""
     pair: str | None = None
     read_only: frozenset[int] = frozenset()
-    """Indices of assistant turns that are read but not trained on, as their row asks for."""
+    """Indices of assistant turns that the model reads but is not trained on, because the row says so."""
 
 
 def parse_row(payload: Any) -> Conversation:
@@ -108,7 +108,7 @@ def _parse_json(line: bytes) -> Any:
 
 
 def _check_beside(record: dict) -> None:
-    """Raise Refused where what stands beside a row's text says that it is not to be trained on alone."""
+    """Raise Refused if other keys of the row say that its text must not be trained on, or not alone."""
     _check_is_text(record, "beside the text")
     for key, trained in TRAINED.items():
         if isinstance(record.get(key), Number) and record[key] == 1 - trained:  # Decimal, in a table, is one
@@ -122,7 +122,7 @@ def _check_beside(record: dict) -> None:
 
 
 def _check_is_text(holder: dict, where: str) -> None:
-    """Raise Refused where a row or a message has tools or pictures."""
+    """Raise Refused if a row or a message has tools, pictures, sound or video."""
     for reason, keys in (("tool-call", TOOLS), ("not-text", MEDIA)):
         for key in keys:
             if holder.get(key) not in (None, "", "[]", [], {}):
@@ -130,7 +130,7 @@ def _check_is_text(holder: dict, where: str) -> None:
 
 
 def _check_no_answer(record: dict) -> None:
-    """Raise Refused where the answer to the last question stands beside the messages."""
+    """Raise Refused if the answer to the last question is not in the messages, but in a key beside them."""
     if record.get("rejected"):
         raise Refused("preference", "its answers are chosen and rejected: put the chosen one in its place")
     for key in ANSWERS:
@@ -139,7 +139,7 @@ def _check_no_answer(record: dict) -> None:
 
 
 def _read_turns(record: dict) -> Conversation:
-    """Tell the format by its keys, those of null passed over, and read it."""
+    """Tell the format of a row by its keys, ignoring those whose value is null, and read it."""
     lists = [name for name in LISTS if record.get(name) is not None]
     lists = [name for name in lists if record[name] != []] or lists[:1]
     found = [_messages(record, record[name], *LISTS[name]) for name in lists]
@@ -168,7 +168,7 @@ def _read_turns(record: dict) -> Conversation:
 
 
 def _check_all_said(record: dict, found: Conversation) -> None:
-    """Raise Refused where more of what is asked or thought stands beside a conversation, in no turn of it."""
+    """Raise Refused if a key beside the conversation holds a question or reasoning that no turn has."""
     said = [found.system, *(turn.content for turn in found.turns)]
     is_text = bool(found.turns) and found.turns[0].role == "text"
     for key in THOUGHTS if is_text else (*INPUTS, *THOUGHTS):
@@ -231,7 +231,7 @@ def _is_trained(message: dict, number: int) -> bool:
 
 
 def _check_not_trained(message: dict, number: int) -> None:
-    """Raise Refused where a message that is no answer is to be trained on."""
+    """Raise Refused if a message that is not an answer is marked to be trained on."""
     for key, trained in TRAINED.items():
         value = message.get(key)
         if value not in (1 - trained, None) and value == value:  # NaN is a table's null

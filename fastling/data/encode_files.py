@@ -1,7 +1,7 @@
 """Files of rows -> encoded rows, on all cores, in the order of the files.
 
-A worker process holds one encoder; tasks of a few hundred rows, or a megabyte, go out and results come back
-in order, with no more of them under way than the workers need, so memory does not grow with the files.
+Each worker process has an encoder. It is sent tasks of at most 256 rows or about a megabyte, and results come
+back in order. Only a few tasks are under way at a time, so memory does not grow with the files.
 """
 
 import os
@@ -19,21 +19,21 @@ from fastling.workers import ahead, start_workers
 
 ROWS_PER_TASK = 256
 FEW_TASKS = 8
-"""With fewer, starting processes would take longer than the work."""
+"""With fewer tasks than this, starting processes would take longer than the work."""
 
 Result = tuple[Encoded | Refused, str | None]
-"""What became of a row, and its own language pair."""
+"""What became of a row, and the language pair that the row itself names."""
 
 
 def encode_rows(encoder: Encoder, payloads: Sequence) -> list[Result]:
-    """Payloads of rows, as `read_rows` gives them -> one result each."""
+    """Payloads of rows, as `read_rows` yields them -> one result each, in order."""
     parsed = []
     for payload in payloads:
         try:
             parsed.append(parse_row(payload))
         except Refused as refusal:
             parsed.append(refusal)
-        except RecursionError:  # of showing what stands in the place of a role
+        except RecursionError:  # when the message shows what stands in the place of a role
             parsed.append(Refused("unknown-format", "nested too deep"))
     good = [each for each in parsed if not isinstance(each, Refused)]
     encoded = iter(encoder.encode(good))
@@ -43,7 +43,7 @@ def encode_rows(encoder: Encoder, payloads: Sequence) -> list[Result]:
 def encode_files(
     paths: Sequence[Path], encoder: Encoder, workers: int
 ) -> Iterator[tuple[int, list[Row], list[Result]]]:
-    """(number of the file, rows, results), the same whatever the number of workers."""
+    """Yields (number of the file, rows, results), the same for any number of workers."""
     tasks = _tasks(paths)
     first = list(islice(tasks, FEW_TASKS))
     if workers == 1 or len(first) < FEW_TASKS:
@@ -64,7 +64,7 @@ def encode_files(
 def _result(future: Future, rows: list[Row], encoder: Encoder) -> list[Result]:
     try:
         return future.result()
-    except RecursionError:  # what is nested too deep to be sent is refused here as it would be there
+    except RecursionError:  # a row nested too deep to be sent is refused here as a worker would refuse it
         return encode_rows(encoder, [row.payload for row in rows])
 
 

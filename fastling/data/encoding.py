@@ -35,17 +35,18 @@ class Encoded:
     spans: numpy.ndarray
     """(turns, 2) int32: [start, stop) of every answer with its end token."""
     turns: tuple[int, ...]
-    """(turns,): which answer of the conversation each is, from 0; those that are read only count."""
+    """(turns,): which answer of the conversation each span is, from 0; answers not trained on count, too."""
     dropped: dict[str, int]
     """Tokens left out, by reason."""
 
     @property
     def supervised(self) -> int:
+        """Number of supervised tokens."""
         return int((self.spans[:, 1] - self.spans[:, 0]).sum())
 
 
 class Unproved(Refused):
-    """A row refused after encoding, so the number of its tokens is known."""
+    """A row that was refused after it was encoded, so that the number of its tokens is known."""
 
     def __init__(self, reason: str, detail: str, num_tokens: int):
         super().__init__(reason, detail)
@@ -93,9 +94,10 @@ class Encoder:
         return token_id
 
     def _check_own_text(self) -> None:
-        """Raise UserError where the text of the template, that of no message, spells a control token.
+        """Raise UserError if the template's own text, outside the messages, spells a control token.
 
-        A conversation of messages that are in no token has every pattern beside every other.
+        Two questions and answers, with system text and without, put every pattern beside every other one.
+        Their messages are a NUL, which is part of no token.
         """
         special = {*self.tokenizer.special_tokens(), *self._ids} - {""}
         turns = (Turn("user", "\0"), Turn("assistant", "\0")) * 2
@@ -118,13 +120,13 @@ class Encoder:
         return ids
 
     def answer(self, ids: Sequence[int]) -> str:
-        """Generated ids -> text, without the end token and rows of an embedding that no token has."""
+        """Generated ids -> text, without stop tokens and without ids that the tokenizer does not have."""
         known = self.tokenizer.vocab_size
         kept = [token_id for token_id in ids if token_id < known and token_id not in self.stop_ids]
         return self.tokenizer.decode([kept])[0].strip()
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Refused]:
-        """Encode and prove many conversations at once, one result for each."""
+        """Encode and prove many conversations at once. Returns one result for each, in order."""
         chains = [self._chain(conversation) for conversation in conversations]
         texts = {}
         for chain in chains:
@@ -142,7 +144,7 @@ class Encoder:
         return results
 
     def _chain(self, conversation: Conversation, *, for_answer: bool = False) -> list[str | _Run]:
-        """Segments -> control tokens (as str) and runs; at most the end of a run is an answer."""
+        """A conversation -> its control tokens (as str) and runs; an answer is always the end of a run."""
         chain: list[str | _Run] = []
         text, prompt, turn = "", "", -1
         for segment in self.template.render(conversation, for_answer=for_answer):
@@ -191,7 +193,7 @@ class Encoder:
     def _disproof(
         self, run: _Run, ids: dict[str, list[int]], decoded: dict[str, str]
     ) -> tuple[str, str] | None:
-        """The first of P1, P2, P3 that does not hold for a run, as (reason, detail); None if all do."""
+        """Why P1, P2 or P3 does not hold for a run, as (reason, detail); None if all hold."""
         run_ids, prompt_ids = ids[run.text], ids[run.prompt]
         if not self.control_ids.isdisjoint(run_ids):
             return "control-token-in-text", f"in {run.text[-60:]!r}"
@@ -210,7 +212,7 @@ class Encoder:
     def _cut(
         self, conversation: Conversation, tokens: list[int], spans: list[tuple[int, int]], turns: list[int]
     ) -> Encoded:
-        """Keep what fits, up to the end of a trained answer; no turn after the last one is worth reading."""
+        """Cut turns after the last trained answer, and what does not fit at the end of a trained answer."""
         stop, dropped = len(tokens), {}
         last = len(conversation.turns) - 1
         if conversation.turns[last].role == "user" or last in conversation.read_only:

@@ -10,12 +10,12 @@ from fastling.data.encoding import Encoded, Unproved
 
 @dataclass
 class Ledger:
-    """Counts of one source. tokens in = trained + masked + dropped, asserted in `check`."""
+    """Counts of one source; `check` verifies that tokens = trained + masked + dropped."""
 
     rows: int = 0
     kept: int = 0
     cut: int = 0
-    """Kept rows that lost their end."""
+    """Kept rows that lost tokens at their end."""
     refused: Counter[str] = field(default_factory=Counter)
     """Refused rows by reason."""
     tokens: int = 0
@@ -50,6 +50,7 @@ class Ledger:
             raise AssertionError(self)
 
     def as_dict(self) -> dict:
+        """The counts as plain values for JSON."""
         return {
             item.name: dict(value) if isinstance(value := getattr(self, item.name), Counter) else value
             for item in dataclasses.fields(self)

@@ -26,13 +26,13 @@ class Plan:
         return len(self.pack_offsets) - 1
 
     def pack(self, index: int) -> numpy.ndarray:
-        """Document numbers of a pack; none for an index past the end, which fills up the last step."""
+        """Document numbers of a pack; none for an index past the end, where the last step has empty packs."""
         if index >= len(self):
             return self.documents[:0]
         return self.documents[self.pack_offsets[index] : self.pack_offsets[index + 1]]
 
     def epoch(self, packs: int) -> float:
-        """How many passes over the data so many packs make."""
+        """How many passes over the data the first `packs` packs make."""
         epoch = 0.0
         for number in self.packs_per_epoch:
             if packs <= number:
@@ -41,9 +41,9 @@ class Plan:
         return epoch
 
     def most_in_packs(self, of_documents: numpy.ndarray, global_packs: int) -> numpy.ndarray:
-        """(global_packs,): how much of something 1, 2, ... packs of one step hold, at most.
+        """(global_packs,): at [n - 1], the largest sum of `of_documents` over any n packs of one step.
 
-        `of_documents` says how much of it each document has.
+        `of_documents` (documents,) is a count for each document of the store, such as its supervised tokens.
         """
         until = numpy.concatenate([[0], of_documents[self.documents].astype(numpy.int64).cumsum()])
         of_packs = numpy.zeros((-(-len(self) // global_packs), global_packs), numpy.int64)
@@ -51,7 +51,7 @@ class Plan:
         return numpy.sort(of_packs, axis=1)[:, ::-1].cumsum(axis=1).max(axis=0)
 
     def first(self, packs: int) -> "Plan":
-        """The plan that ends after so many packs."""
+        """The plan that ends after the first `packs` packs."""
         offsets = self.pack_offsets[: packs + 1]
         return Plan(self.documents[: offsets[-1]], offsets, self.packs_per_epoch)
 
@@ -86,9 +86,9 @@ def best_fit(lengths: numpy.ndarray, capacity: int) -> list[list[int]]:
 
 
 def epoch_documents(sources: numpy.ndarray, weights: list[float], epoch: int, seed: int) -> numpy.ndarray:
-    """Document numbers of one epoch, each source as often as its weight says.
+    """Document numbers of one epoch, with each source's documents as often as its weight says.
 
-    Of a weight's fraction, epochs take turns: with 0.5 every document is seen in two epochs once.
+    With a fractional weight the epochs take turns: with 0.5, every document comes once in two epochs.
     """
     chosen = []
     for source, weight in enumerate(weights):
@@ -109,7 +109,7 @@ def make_plan(
     epochs: int | None = None,
     packs: int | None = None,
 ) -> Plan:
-    """Plan whole epochs, or so many packs, of as many epochs as that takes."""
+    """Plan `epochs` whole epochs, or the first `packs` packs of as many epochs as they take."""
     documents, sizes, packs_per_epoch = [], [], []
     epoch = 0
     while epoch < epochs if epochs is not None else len(sizes) < packs:
@@ -131,11 +131,11 @@ def make_plan(
 
 
 def deal(costs: numpy.ndarray, ranks: int, micro_batches: int) -> list[list[list[int]]]:
-    """Packs of a global batch -> [rank][micro-batch] -> positions in the batch, by cost.
+    """Deal the packs of a global batch: [rank][micro-batch] -> indices into `costs`.
 
-    All ranks wait for the slowest in every micro-batch, so each micro-batch takes packs of like cost,
-    and each of them, costliest first, goes to the rank with the least so far that has room.
-    len(costs) is a multiple of their product.
+    In every micro-batch all ranks wait for the slowest. So each micro-batch takes packs of similar cost, and
+    each pack, the costliest first, goes to the rank with the smallest sum so far that has room. len(costs)
+    must be a multiple of ranks * micro_batches.
     """
     order = numpy.argsort(-costs, kind="stable").tolist()
     each = len(costs) // (ranks * micro_batches)

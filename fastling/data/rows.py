@@ -1,6 +1,6 @@
-"""Files -> rows as they lie there: .json, .jsonl[.gz|.zst] and .parquet.
+"""Files -> rows, not yet parsed: .json, .jsonl[.gz|.zst] and .parquet.
 
-`read_rows` yields what a file holds without parsing it, so that parsing can run on all cores.
+`read_rows` leaves lines of JSON as bytes, so that they can be parsed on all cores.
 """
 
 import io
@@ -16,11 +16,11 @@ import pyarrow.parquet
 from fastling.errors import UserError, first_line
 
 BYTES_AT_ONCE = 1 << 20
-"""Of rows that are worked on together, however long each is."""
+"""About how many bytes of rows are worked on together at most, however few rows that are."""
 
 
 class Row(NamedTuple):
-    """One row as it lies in its file: JSON bytes not yet parsed, or a record."""
+    """One row of a file: the bytes of a line of JSON, not yet parsed, or a record."""
 
     index: int
     """Counted from 0 over the rows of the file."""
@@ -28,11 +28,11 @@ class Row(NamedTuple):
     """file:line, or file:row for formats without lines."""
     payload: bytes | dict
     size: int
-    """About how many bytes of its file it takes."""
+    """About how many bytes of the file it takes."""
 
 
 def kind_of(path: Path) -> str:
-    """How a file is read, by the end of its name: parquet, gzip, zstd, or plain."""
+    """How a file is read, by its name: parquet, gzip, zstd, or plain. Raises UserError for other names."""
     name = path.name.lower()
     if name.endswith(".parquet"):
         return "parquet"
@@ -44,9 +44,10 @@ def kind_of(path: Path) -> str:
 
 
 def read_rows(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
-    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held whole).
+    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held in memory whole).
 
-    With `keys` a record has the values of no others, so that what nobody reads is not carried about.
+    With `keys`, the other values of a record are None, so that nothing unread is sent between processes.
+    Raises UserError, with file and line where there is one, for a file that cannot be read.
     """
     return _parquet_rows(path, keys) if kind_of(path) == "parquet" else _json_rows(path, keys)
 
@@ -71,7 +72,7 @@ def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
 
 
 def _open(path: Path) -> io.BufferedIOBase:
-    # Arrow reads all members and frames of a file and, unlike zstandard, tells when one is cut short.
+    # Arrow reads all members and frames of a file and, unlike zstandard, raises when the last is cut short.
     kind = kind_of(path)
     if kind == "plain":
         return open(path, "rb")
@@ -120,7 +121,7 @@ def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError also for a key twice in an object, of which one value would be lost."""
+    """json.loads, which also raises ValueError for a key twice in an object: one value would be lost."""
     return json.loads(text, object_pairs_hook=_once_each)
 
 

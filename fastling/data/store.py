@@ -4,9 +4,10 @@ A store is a folder named after the digest of all that it depends on: the bytes 
 of the tokenizer, the template, the sequence length, and this format. Same inputs, same folder; it is
 written aside and renamed, so it is whole or absent, and many processes that want it build it once.
 
-Its files are hashed from memory while they are written, and again when they are opened, so that no damage is
-trained on. One process of each machine does the latter (LOCAL_RANK 0, or the only one), and stops the others
-if it must: 2 or 4 bytes a token are read, less than each process reads to name the store after its sources.
+Its files are hashed from memory while they are written, and hashed again when they are opened, so that a
+damaged store is never trained on. The latter is done by one process of each machine (LOCAL_RANK 0, or the
+only one), which stops the others if it finds damage. It reads 2 or 4 bytes a token for that, less than every
+process reads of the sources to find the store's name.
 """
 
 import collections
@@ -57,7 +58,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a store depends on; and from which share of refused rows on it is not used."""
+    """All that a store depends on, and the largest share of refused rows with which it may be used."""
 
     sources: tuple[SourceFile, ...]
     tokenizer: Path
@@ -66,7 +67,7 @@ class Recipe:
     max_refused_share: float = 1.0
 
     def key(self) -> str:
-        """Digest of the contents, and of how they are read; not of names or dates."""
+        """Digest of the files' contents and of how they are read, but not of their paths or dates."""
         fields = {
             "format": FORMAT,
             "sources": [
@@ -161,22 +162,22 @@ class Store:
         return self.tokens[start:stop], self.spans[first:last]
 
     def count_copies(self) -> dict[str, int]:
-        """Of each source, the documents that are token by token an earlier one of this store."""
+        """Source -> how many of its documents have the same tokens as an earlier document of this store."""
         is_copy = numpy.ones(len(self), dtype=bool)
         is_copy[numpy.unique(self.marks, return_index=True)[1]] = False  # the first of each
         return self.count(is_copy)
 
     def count_among(self, other: "Store", documents: numpy.ndarray) -> dict[str, int]:
-        """Of each source, the documents that are among these of another store."""
+        """Source -> how many of its documents are also among the numbered `documents` of another store."""
         return self.count(numpy.isin(self.marks, other.marks[documents]))
 
     def count(self, chosen: numpy.ndarray) -> dict[str, int]:
-        """Of each source, how many of these documents are its own."""
+        """Source -> how many of the chosen documents (numbers, or a mask) it has."""
         counts = numpy.bincount(self.sources[chosen], minlength=len(self.source_names))
         return dict(zip(self.source_names, counts.tolist(), strict=True))
 
     def refused(self) -> Iterator[dict]:
-        """Every refused row: source, row, location (in the file as it is called now), reason, detail."""
+        """Yields every refused row: source, row, location (by the file's present path), reason, detail."""
         paths = {source.name: source.path for source in self.recipe.sources}
         with open(self.folder / "refused.jsonl", encoding="utf-8") as file:
             for entry in map(json.loads, file):
@@ -188,9 +189,10 @@ def _seal(fields: dict) -> str:
 
 
 def default_store() -> Path:
+    """fastling in the user's cache folder. Raises UserError if there is no such folder."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastling"
-    except RuntimeError:  # of a user without one
+    except RuntimeError:  # the user has no home folder
         what = "is not set, and there is no home folder with a .cache to take in its place"
         raise UserError("data.store", what, "Name a folder.") from None
 
@@ -224,13 +226,13 @@ def open_store(
 
 
 def _states(recipe: Recipe) -> list[tuple[int, int, int]]:
-    """Size, time and number of each source's file."""
+    """Size, time of change and inode of each source's file."""
     found = [source.path.stat() for source in recipe.sources]
     return [(each.st_size, each.st_mtime_ns, each.st_ino) for each in found]
 
 
 def _check_unchanged(recipe: Recipe, before: list[tuple[int, int, int]]) -> None:
-    """Raise UserError where a source is no longer what the store is named after."""
+    """Raise UserError if a source has changed since the store's name was made from it."""
     for source, now, then in zip(recipe.sources, _states(recipe), before, strict=True):
         if now != then:
             fix = "Start again when whoever writes it is done."
@@ -268,7 +270,7 @@ def _build(recipe: Recipe, folder: Path, workers: int | None, progress: Callable
 
 
 class _HashedFile:
-    """A file in the making, and the digest of what it should hold, taken from memory."""
+    """A file that is being written, with the digest of its content, taken from memory."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -29,16 +29,16 @@ class Segment(NamedTuple):
     control: bool
     """One control token, inserted by id; otherwise plain text."""
     turn: int
-    """Index of the assistant turn whose answer or end token this is; -1: not supervised."""
+    """Number of the answer, from 0, whose text or end token this is; -1 if it is not supervised."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """The patterns of a template; a YAML file with fields of the same names makes one of your own."""
+    """The patterns of a template. A YAML file with fields of these names makes another one."""
 
     name: str
     user: str
-    """A user turn. `{system}` in it is where the first turn takes in the system block."""
+    """A user turn. `{system}` in it is where the first turn takes the system block."""
     assistant: str
     """An assistant turn; a control token must follow `{content}`: it ends the answer."""
     begin: str = "{bos}"
@@ -78,7 +78,7 @@ class Template:
             )
 
     def _check_spelling(self, field: str) -> None:
-        """Raise UserError for what was meant as a placeholder and would be written as it stands."""
+        """Raise UserError for a misspelled placeholder, which would be written out as text."""
         for part in self._split(getattr(self, field)):
             for found in re.finditer(r"\{ *(\w+?)(_token)? *\}", part):
                 meant = f"{{{found[1].lower()}}}"
@@ -102,7 +102,10 @@ class Template:
         return yaml_file.as_yaml(fields)
 
     def bind(self, bos: str | None, eos: str | None) -> "BoundTemplate":
-        """Put in a tokenizer's own begin and end tokens. A missing bos is left out."""
+        """The template with a tokenizer's own begin and end tokens; without a bos, `{bos}` is left out.
+
+        Raises UserError if the template needs an end token and the tokenizer names none.
+        """
         if eos is None and "{eos}" in self.assistant + self.user + self.system + self.begin:
             raise UserError(
                 f"template {self.name}",
@@ -159,7 +162,7 @@ class BoundTemplate:
 
     @functools.cached_property
     def control_tokens(self) -> list[str]:
-        """Every control token that rendering can produce."""
+        """Every control token that rendering can produce, each once."""
         patterns = (self.template.begin, self.template.system, self.template.user, self.template.assistant)
         parts = [part for pattern in patterns for part in self.template._split(pattern)]
         tokens = [self._names.get(part, part) for part in parts if self.template._is_control(part)]

@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 
 from fastling.errors import UserError
-from fastling.files import check_no_pointer, read_json
+from fastling.files import check_no_pointer, read_json_if_there
 
 
 class Tokenizer(Protocol):
@@ -27,25 +27,25 @@ class Tokenizer(Protocol):
     eos: str | None
 
     def control_id(self, token: str) -> int | None:
-        """Id of a token that only we may insert; None where the vocabulary lacks it."""
+        """Id of a control token; None if the vocabulary lacks it."""
 
     def reserve(self, tokens: Sequence[str]) -> None:
-        """Make these tokens control tokens: text that spells them stays text."""
+        """Make these tokens control tokens: `encode` then reads text that spells them as plain text."""
 
     def special_tokens(self) -> set[str]:
-        """Tokens that servers find in a rendered text: an exported tokenizer.json marks them special."""
+        """Tokens that an exported tokenizer.json marks special, so that servers find them in a text."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Plain texts -> ids, without begin or end token, each text as a run of its own."""
+        """Plain texts -> their ids, without begin or end token."""
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Ids of whole runs -> text."""
+        """Ids -> texts, for the ids of whole texts."""
 
     def normalize(self, text: str) -> str:
-        """The text as the tokenizer's own normalisation reads it; most change nothing."""
+        """The text after the tokenizer's own normalisation; most tokenizers change nothing."""
 
     def piece(self, token_id: int) -> str:
-        """The token as a reader may see it; bytes as <0xE4>."""
+        """The token as the vocabulary spells it; a single byte is spelled like <0xE4>."""
 
 
 class SentencePieceTokenizer:
@@ -64,7 +64,7 @@ class SentencePieceTokenizer:
         self.vocab_size = self.processor.vocab_size()
         self.bos = self._name(self.processor.bos_id())
         self.eos = self._name(self.processor.eos_id())
-        # A model without a normalisation map reads text as it is; asking costs a call a text.
+        # Most models do not normalise, and are then not called once for each text to find that out.
         self._changes_text = self.processor.normalize("Ａ　　b ") != "▁Ａ　　b▁"
 
     def _name(self, token_id: int) -> str | None:
@@ -138,7 +138,6 @@ class JsonTokenizer:
         self.reserved += tokens
         added = [tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens]
         self._tokenizer.add_special_tokens(added)
-        self._tokenizer.encode_special_tokens = True
 
     def special_tokens(self) -> set[str]:
         added = self._tokenizer.get_added_tokens_decoder().values()
@@ -161,10 +160,11 @@ class JsonTokenizer:
 
 
 def _without_first_space(fields: dict) -> dict:
-    """Fields that encode a run as it is encoded after a control token, and a copy that decodes it so.
+    """Change a tokenizer.json to put no space before a text, and return a copy that removes none either.
 
-    Metaspace's scheme "first" puts a space before a text only where no control token stands before it.
-    In a conversation one does, so no run has that space, in `fields` from here on, nor may lose it.
+    Metaspace's scheme "first" puts a space before a text unless a control token stands before it. In a
+    conversation one does, so no text gets that space: `fields` is changed in place, so that an export has no
+    such space either. The copy's decoder does not take a first space away, which then is the text's own.
     """
     first = [part for part in _flatten(fields.get("pre_tokenizer")) if part.get("prepend_scheme") == "first"]
     for part in first:
@@ -176,7 +176,7 @@ def _without_first_space(fields: dict) -> dict:
 
 
 def _flatten(part: dict | None) -> list[dict]:
-    """A component of a tokenizer.json -> itself and what it is made of."""
+    """A component of a tokenizer.json -> itself and all components inside it."""
     if not part:
         return []
     inner = [
@@ -186,10 +186,10 @@ def _flatten(part: dict | None) -> list[dict]:
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token and eos_token as the files beside a tokenizer.json name them; "" for none."""
+    """bos_token and eos_token as the files beside a tokenizer.json name them; "" where they say null."""
     named: dict[str, str] = {}
     for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
-        fields = read_json(path) if path.exists() else {}
+        fields = read_json_if_there(path)
         for key in {"bos_token", "eos_token"} & fields.keys():
             value = fields[key].get("content") if isinstance(fields[key], dict) else fields[key]
             if not isinstance(value, str | None):
@@ -199,7 +199,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def added_beside(tokenizer: Tokenizer) -> dict[str, int]:
-    """Tokens, with their ids, that the files beside a tokenizer add to it for other readers."""
+    """Token -> id, of tokens that files beside a tokenizer add to it for other software, but not for us."""
     listed = _fields_beside(tokenizer, "added_tokens.json")
     decoder = _fields_beside(tokenizer, "tokenizer_config.json").get("added_tokens_decoder")
     for number, fields in (decoder if isinstance(decoder, dict) else {}).items():
@@ -210,7 +210,7 @@ def added_beside(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def words_beside(tokenizer: Tokenizer) -> list[str]:
-    """Those of them that are not special: other readers see one token in a text that holds one."""
+    """Those of `added_beside` that are not special. Other software reads each as one token inside a text."""
     special = set()
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         fields = _fields_beside(tokenizer, name)
@@ -226,8 +226,7 @@ def words_beside(tokenizer: Tokenizer) -> list[str]:
 
 
 def _fields_beside(tokenizer: Tokenizer, name: str) -> dict:
-    path = tokenizer.path.with_name(name)
-    return read_json(path) if path.is_file() else {}
+    return read_json_if_there(tokenizer.path.with_name(name))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -48,9 +48,10 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) ->
 
 
 def check_doubtful_kinds(tokenizer: Tokenizer, control_tokens: Sequence[str]) -> None:
-    """Raise UserError for a SentencePiece model without exact tokenizer.json, of kinds that seldom have one.
+    """Raise UserError if a SentencePiece model of a doubtful kind has no exact tokenizer.json.
 
-    The proof takes a second, which those of other kinds are spared until they are exported.
+    Only kinds that seldom have one are tried here. The proof takes a second, which models of the usual kinds
+    do not need before they are exported.
     """
     if isinstance(tokenizer, JsonTokenizer):
         return
@@ -82,7 +83,7 @@ def _from_json(tokenizer: JsonTokenizer, control_tokens: Sequence[str]) -> token
 
 
 def adds_what_it_may(tokenizer: Tokenizer, built: tokenizers.Tokenizer) -> bool:
-    """Whether a tokenizer.json to export puts nothing around a bare text, or one begin token."""
+    """Whether a tokenizer.json for export adds nothing to a bare text, or only the begin token before it."""
     plain, found = (built.encode("a", add_special_tokens=added).ids for added in (False, True))
     may_begin = isinstance(tokenizer, JsonTokenizer) and tokenizer.bos is not None
     return found == plain or (may_begin and found == [tokenizer.control_id(tokenizer.bos), *plain])
@@ -98,7 +99,7 @@ def _from_sentencepiece(
     built = tokenizers.Tokenizer(_bpe(proto) if kind == _BPE else _unigram(proto))
     built.normalizer = _normalizer(proto.normalizer_spec)
     if kind == _UNIGRAM and proto.trainer_spec.byte_fallback:
-        # "<0x4F>" in a text is six characters, no byte; a piece that was cut at "<" is found in no list.
+        # "<0x4F>" in a text is six characters, not a byte: it is cut at "<" so that no such piece is found.
         built.pre_tokenizer = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if proto.normalizer_spec.add_dummy_prefix:
@@ -113,7 +114,7 @@ def _from_sentencepiece(
 
 
 def _bpe(proto) -> models.BPE:
-    """SentencePiece merges the pair whose joint piece scores highest; as a list, that is by score."""
+    """SentencePiece merges the pair whose joint piece scores highest, so merges are listed by that score."""
     ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     mergeable = {piece.piece for piece in proto.pieces if piece.type in (_NORMAL, _USER_DEFINED, _UNUSED)}
     merges = []
@@ -159,8 +160,8 @@ def _normalizer(spec) -> normalizers.Normalizer:
 def sentencepiece_file(tokenizer: Tokenizer) -> Path | None:
     """The SentencePiece model of a tokenizer: its own file, or the one beside its tokenizer.json.
 
-    None where there is none, and where the one beside has other pieces or reads text otherwise, as it does
-    once tokens were added to the tokenizer.json alone.
+    None if there is none, or if the one beside has other pieces or reads text differently, as it does once
+    tokens were added to the tokenizer.json alone.
     """
     if not isinstance(tokenizer, JsonTokenizer):
         return tokenizer.path
@@ -180,9 +181,9 @@ def sentencepiece_file(tokenizer: Tokenizer) -> Path | None:
 def first_difference(
     reference: Tokenizer, built: tokenizers.Tokenizer, control_tokens: Sequence[str] = ()
 ) -> str | None:
-    """The first of many probing strings that the two encode differently; None if none does.
+    """The first of many probing strings that the two encode differently; None if there is none.
 
-    Between control tokens a server must read a text as we do: as a run of its own.
+    Texts between two control tokens are compared as well: there, too, each must be encoded by itself.
     """
     special = {token.content for token in built.get_added_tokens_decoder().values() if token.special}
     texts = [text for text in probing_strings(reference) if not any(token in text for token in special)]

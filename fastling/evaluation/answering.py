@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fastling.data.conversation import Conversation, Turn
-from fastling.errors import RunError, UserError
+from fastling.errors import UserError
 from fastling.evaluation.kept_answers import Answer, KeptAnswers
 from fastling.files import check_can_be_made
 from fastling.model.decoding import Decoding
@@ -225,8 +225,7 @@ def _answer_turn(
     keep: Callable[[int, Answer], None],
 ) -> None:
     """Ask one turn of many questions; every answer is handed on by its number as soon as it is finished."""
-    import torch
-
+    from fastling.model.full_memory import full_memory_in_words
     from fastling.model.generation import generate
 
     asked = [number for number, prompt in prompts.items() if isinstance(prompt, list)]
@@ -236,7 +235,8 @@ def _answer_turn(
     def keep_completion(index, completion) -> None:
         keep(asked[index], Answer(chat.text(completion), completion.finish_reason))
 
-    try:
+    fix = "Lower --cache-gib, --beams or --max-new-tokens; what was answered is kept."
+    with full_memory_in_words("--model", fix, "the memory of the device is full"):
         generate(
             chat.model,
             [prompts[number] for number in asked],
@@ -245,9 +245,6 @@ def _answer_turn(
             on_completion=keep_completion,
             cache_bytes=int(cache_gib * 2**30),
         )
-    except torch.OutOfMemoryError:
-        fix = "Lower --cache-gib, --beams or --max-new-tokens; what was answered is kept."
-        raise RunError("--model", "the memory of the device is full", fix) from None
 
 
 def failures_of(answers: Sequence[Sequence[Answer]]) -> tuple[dict[str, int], tuple[str, ...]]:

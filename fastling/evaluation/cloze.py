@@ -22,6 +22,8 @@ MEASURES = {
     **{"厘米": "cm", "米": "m", "千米": "km", "秒": "s", "度": "°", "degree": "°", "degrees": "°"},
 }
 """Units that are not the same answer if they differ, by one spelling."""
+LONGEST_NUMBER = 1000
+"""Characters; of what a model repeats up to its limit, Python makes no number."""
 ATOM = r"(?:\\?[a-z]+\{[^{}]*\}|\\[a-z]+|[0-9.]+|[a-z])+"
 
 
@@ -44,9 +46,9 @@ def is_right(text: str, answer: str) -> bool | None:
 def _given(text: str, blanks: int) -> list[list[str]] | None:
     """What a text may be giving, as its parts: the last boxes, else behind the last announcement."""
     text = unicodedata.normalize("NFKC", text).strip()
-    boxes = _boxes(text)
+    boxes = _boxes(text, blanks)
     if boxes:
-        return [boxes[-blanks:], *_readings(boxes[-1])]
+        return [boxes, *_readings(boxes[-1])]
     announced = [match.end() for match in ANNOUNCEMENT.finditer(text)]
     if announced:
         rest = text[announced[-1] :].strip()
@@ -68,27 +70,26 @@ def _blanks(text: str) -> list[str]:
 
 
 def _split_outside_of_brackets(text: str) -> list[str]:
-    parts, depth = [""], 0
+    parts: list[list[str]] = [[]]
+    depth = 0
     for character in re.sub(r"\s+and\s+|和", ",", text):
         depth += (character in "([{") - (character in ")]}")
         if character in ",、" and depth == 0:
-            parts.append("")
+            parts.append([])
         else:
-            parts[-1] += character
-    return [part for part in parts if part.strip()]
+            parts[-1].append(character)
+    return [whole for part in parts if (whole := "".join(part)).strip()]
 
 
-def _boxes(text: str) -> list[str]:
-    """The insides of all \\boxed{...}, braces within them included."""
-    found = []
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth, stop = 1, match.end()
-        while stop < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[stop], 0)
-            stop += 1
-        if not depth:
-            found.append(text[match.end() : stop - 1])
-    return found
+def _boxes(text: str, count: int) -> list[str]:
+    """The insides of the last \\boxed{...}, braces within them included."""
+    found, opened = [], []
+    for match in re.finditer(r"(?P<box>\\boxed\s*)?\{|\}", text):
+        if match[0] != "}":
+            opened.append(match)
+        elif opened and (opening := opened.pop())["box"]:
+            found.append((opening.end(), match.start()))
+    return [text[start:stop] for start, stop in sorted(found)[-count:]]
 
 
 def normalize(text: str) -> str:
@@ -127,7 +128,9 @@ def _equal(given: str, wanted: str) -> bool:
 def _number(text: str) -> Fraction | None:
     """Of a plain number, a fraction or percents."""
     match = re.fullmatch(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?(%?)", text)
-    if not match or not (match[2] or match[3]) or (match[4] and not int(match[4])):
+    if not match or not (match[2] or match[3]) or len(text) > LONGEST_NUMBER:
+        return None
+    if match[4] and not int(match[4]):
         return None
     value = Fraction((match[2] or "0").replace(",", "") + (match[3] or ""))
     value = value / int(match[4] or 1) / (100 if match[5] else 1)

@@ -69,7 +69,8 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
     with needing("eval", "--judge-url"):
         from fastling.evaluation.judge import Pair, judge_pairs, load_prompt
         from fastling.evaluation.judge_summary import summarize
-        from fastling.remote import Server
+        from fastling.remote import Server, check_address
+    check_address(options.judge_url, "--judge")  # before hours of answers
     prompt = load_prompt(options.judge_prompts)
     questions = read_questions(options.questions)
     baseline, baseline_notes = read_answers(options.baseline, questions)

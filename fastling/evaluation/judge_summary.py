@@ -64,12 +64,12 @@ def _failure(scores: dict, failures: Failures) -> RunError | None:
         return RunError(
             "--judge-budget-tokens", what, "What was judged is kept; the same command with more goes on."
         )
-    if not scores["judged"]:
+    silent = {reason: count for reason, count in scores["excluded"].items() if UNREACHABLE.match(reason)}
+    if not scores["judged"] and silent != scores["excluded"]:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in scores["excluded"].items())
         return RunError(
             "--judge-url", f"no question could be judged: {reasons}", "Try another judge or prompt."
         )
-    silent = {reason: count for reason, count in scores["excluded"].items() if UNREACHABLE.match(reason)}
     if silent:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in silent.items())
         what = f"{sum(silent.values())} of {scores['questions']} questions had no answer: {reasons}"

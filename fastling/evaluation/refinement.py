@@ -7,7 +7,8 @@ answer, by tokens as revision.py says:
 - fix rate: errors of which the wrong tokens are gone and the right ones there, of all errors.
 - harm rate: right tokens of faulty drafts that are in no longest common subsequence with the version.
 - over-edit ratio: TER of the version / TER of the reference, both with the draft as TER's reference text, so
-  that both count edits of the same text. 1 is ideal, below 1 too little, the median is reported.
+  that both count edits of the same text; moves not where a long version is no revision. 1 is ideal, below 1
+  too little, the median is reported.
 - no-op accuracy: right drafts that come back unchanged, of all right drafts.
 - gain: mean chrF of the versions - mean chrF of the drafts, to the references; a bootstrap over dialogues,
   1,000 times, gives its 95 % interval.

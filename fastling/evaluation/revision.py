@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sacrebleu.metrics import CHRF, TER
+from sacrebleu.metrics.lib_ter import BeamEditDistance
 
 from fastling.evaluation.characters import HAN, JOINERS, KANA, MARKS, SOUTH_EAST_ASIAN
 
@@ -18,6 +19,8 @@ MOST_LEAD = 40
 """Characters of words like "Here it is:" that stand before a version on its line."""
 LIKE_THE_DRAFT = 0.5
 """Of the similarity of the most similar lines of an answer; lines below it are no version."""
+MOST_FOR_MOVES = 2500
+"""Tokens of a draft times those of another text: about a second's work for TER."""
 _ALONE = f"[{HAN}{KANA}{SOUTH_EAST_ASIAN}]"
 _LETTER = rf"(?!{_ALONE})[^\W\d_][{MARKS}{JOINERS}]*"
 _TOKEN = re.compile(rf"{_ALONE}[{MARKS}]*|\d+|(?:{_LETTER})+|\S[{MARKS}{JOINERS}]*")
@@ -97,6 +100,8 @@ def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
             raise ValueError(f"an error that changes nothing: {error.wrong!r} for {error.right!r}")
         beside = (tokens(reference[: place[0]])[-1:] or tokens(reference[place[1] :])[:1] or [""])[0]
         faults.append(Fault(error.kind, tuple(wrong), tuple(right), beside))
+    if errors and tokens(text) == tokens(reference):
+        raise ValueError("errors that together change nothing")
     outside = [
         token
         for token, start, end in ours
@@ -219,8 +224,16 @@ def common_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def edit_rate(text: str, draft: str) -> float:
-    """TER of a text, in percent of the tokens of the draft: how much editing made it of the draft."""
-    return _ter.sentence_score(" ".join(tokens(text)), [" ".join(tokens(draft))]).score
+    """TER of a text, in percent of the tokens of the draft: how much editing made it of the draft.
+
+    A long text that has not half of its tokens, or of the draft's, in common with the other is no revision:
+    its edits are counted without TER's moves, which would be looked for for minutes.
+    """
+    ours, theirs = tokens(text), tokens(draft)
+    is_other = 2 * common_length(theirs, ours) < max(len(ours), len(theirs))
+    if is_other and len(ours) * len(theirs) > MOST_FOR_MOVES:
+        return 100 * BeamEditDistance(theirs)(ours)[0] / len(theirs)
+    return _ter.sentence_score(" ".join(ours), [" ".join(theirs)]).score
 
 
 def chrf(text: str, reference: str) -> float:

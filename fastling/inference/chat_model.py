@@ -1,4 +1,4 @@
-"""A trained folder as something to talk to: conversations in, answers out, by the ids that training saw."""
+"""A model's folder as something to talk to: conversations in, answers out, with the ids that training saw."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,11 @@ from fastling.data.conversation import Conversation
 from fastling.data.encoding import Encoder
 from fastling.data.template import Template, load_template
 from fastling.data.tokenizer import Tokenizer, load_tokenizer
-from fastling.errors import RunError, UserError, first_line
+from fastling.errors import UserError, first_line
 from fastling.inference.chat_template import find_template
 from fastling.inference.streaming import TextStream
-from fastling.model.generation import Completion, Decoding, generate, stream
+from fastling.model.full_memory import full_memory_in_words
+from fastling.model.generation import Completion, Decoding, stream
 from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama import Llama
 
@@ -25,7 +26,7 @@ class ChatModel:
     def __init__(self, model: Llama, encoder: Encoder, name: str, template_origin: str = ""):
         self.model, self.encoder, self.name = model, encoder, name
         self.template_origin = template_origin
-        """In words, who says that it is this template."""
+        """In words, what says that the model has this template."""
 
     @property
     def longest_sequence(self) -> int:
@@ -34,15 +35,16 @@ class ChatModel:
 
     @property
     def stop_ids(self) -> set[int]:
+        """Ids that end an answer."""
         return set(self.encoder.stop_ids)
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """What the model is fed for the next answer: the ids that training saw before it (P1).
+        """The ids that the model is given for its next answer: those that training saw before one (P1).
 
-        Earlier answers are encoded anew from their text, as training did: the ids that were generated
-        may split that text otherwise. Raises UserError for a conversation that does not end with a
-        question, and for text that training would have refused: system text where the template has no
-        place for it, and text in which the tokenizer sees a control token whatever one does (P3).
+        Earlier answers are encoded from their text, as in training; the ids that were generated may split
+        that text differently. Raises UserError for a conversation that does not end with a question, and for
+        text that training would have refused: system text if the template has no place for it, and text in
+        which this tokenizer always finds a control token (P3).
         """
         if not conversation.turns or conversation.turns[-1].role != "user":
             raise UserError("the conversation", "must end with a message of the user")
@@ -63,26 +65,20 @@ class ChatModel:
             )
         return ids
 
-    def answer(self, conversations: Sequence[Conversation], decoding: Decoding) -> list[str]:
-        """The next answer of each. Raises UserError for a conversation longer than the model takes."""
-        prompts = [self.prompt_ids(conversation) for conversation in conversations]
-        completions = generate(self.model, prompts, decoding, stop_ids=self.stop_ids)
-        return [self.text(completion) for completion in completions]
-
     def text(self, completion: Completion) -> str:
-        """What was said, without white space around it."""
+        """The text of a completion, without white space around it."""
         return self.encoder.answer(completion.ids)
 
     def stream_ids(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[int]:
-        """Each id as soon as it is known; to close the iterator ends the generation."""
+        """Yield each id as soon as it is known. Closing the iterator ends the generation."""
         return stream(self.model, list(prompt), decoding, stop_ids=self.stop_ids)
 
 
 class StreamedAnswer:
-    """One answer in the making: iterate over it for its text, then read how it ended.
+    """One answer that is being generated: iterate over it for its text, then read `finish_reason`.
 
-    Leaving the loop early ends the generation; `text` is then what was given out, and
-    `finish_reason` None.
+    Leaving the loop early ends the generation. `text` is then what was yielded until there, and
+    `finish_reason` is None.
     """
 
     def __init__(
@@ -100,29 +96,30 @@ class StreamedAnswer:
 
     @property
     def text(self) -> str:
+        """The text that was yielded so far."""
         return self._stream.text
 
     def __iter__(self) -> Iterator[str]:
-        """A piece of text for every token, often an empty one, and the rest.
+        """Yield a piece of text for every token, which is often empty, and then the rest.
 
-        Raises RunError where the memory of the device does not hold the answer.
+        Raises RunError if the answer does not fit into the memory of the device.
         """
-        try:
-            with contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids:
-                for token_id in ids:
-                    self.num_tokens += 1
-                    yield self._stream.add(token_id)
-                    if self._stream.stopped:
-                        break
-        except torch.OutOfMemoryError:
-            fix = "Ask for a shorter answer, or begin anew: a long conversation takes more of it."
-            raise RunError("the answer", "does not fit into the memory of the device", fix) from None
+        fix = "Ask for a shorter answer, or begin anew: a long conversation takes more of it."
+        with (
+            full_memory_in_words("the answer", fix, "does not fit into the memory of the device"),
+            contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids,
+        ):
+            for token_id in ids:
+                self.num_tokens += 1
+                yield self._stream.add(token_id)
+                if self._stream.stopped:
+                    break
         rest = self._stream.end()
         self.finish_reason = "stop" if self._stream.stopped or not self._is_full() else "length"
         yield rest
 
     def _is_full(self) -> bool:
-        """Whether the last token that may be was one of text: no stop token came."""
+        """Whether the answer ended at its length limit, and not with a stop token."""
         length = len(self._prompt) + self.num_tokens
         return self.num_tokens >= self._decoding.max_new_tokens or length >= self._chat.longest_sequence
 
@@ -130,22 +127,20 @@ class StreamedAnswer:
 def load_chat_model(
     folder: Path, *, template: str | None = None, dtype: torch.dtype | None = None, device: str | None = None
 ) -> ChatModel:
-    """A folder that fastling exported, a run folder that holds one, or any Hugging Face folder.
+    """Load an export of fastling, a run folder with an export inside, or any Hugging Face folder.
 
-    The template is the one that `template` names, else the export's own, else the built-in one that
-    renders what the folder's chat template renders. Raises UserError where there is none of these, or
-    the folder holds no model.
+    The template is the one that `template` names, else the export's own, else the built-in one that renders
+    what the folder's chat template renders. Raises UserError if there is none of these, or if the folder
+    holds no model, and RunError if the model does not fit into the memory of the device.
     """
     export = folder / "export" if (folder / "export" / "config.json").is_file() else folder
-    read_config(export)  # of a delta, an adapter or a run, which say no template, it tells what they are
+    read_config(export)  # first, since its error says if the folder is a delta, an adapter or a run
     tokenizer = load_tokenizer(export)
     found, origin = _choose_template(export, template, tokenizer)
     device = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-    try:
+    with full_memory_in_words("--model", what=f"does not fit into the memory of {device}: {folder}"):
         model = load_pretrained(export, dtype=dtype, device=device)
-    except torch.OutOfMemoryError:
-        raise RunError("--model", f"does not fit into the memory of {device}: {folder}") from None
     try:
         encoder = Encoder(found, tokenizer, model.config.longest_sequence)
     except UserError as error:
@@ -167,13 +162,13 @@ def _choose_template(export: Path, named: str | None, tokenizer: Tokenizer) -> t
 
 
 def _about_option(error: UserError) -> UserError:
-    """An error about a config's `data.template`, said of the option that stands for it here."""
+    """An error about `data.template` of a config, as one about the option --template."""
     return UserError(error.where.replace("data.template", "--template"), error.what, error.fix)
 
 
 def _check_device(device: str) -> str:
     try:
-        torch.zeros(1, device=device).item()  # of the device "meta" there is nothing to read
+        torch.zeros(1, device=device).item()  # reading fails on the device "meta", which holds no values
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
         raise UserError("--device", f"cannot be used: {device}: {first_line(error)}") from None
     return device

@@ -1,4 +1,4 @@
-"""Which of the built-in templates a folder's chat template is, found out by rendering both."""
+"""Finds the built-in template that a folder's chat template is equal to, by rendering both."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from fastling.data.template import TEMPLATES, Template
 from fastling.data.tokenizer import Tokenizer
 from fastling.errors import UserError
 
-# Without white space around the messages: many chat templates trim them, which changes no other text.
+# The messages have no white space around them, since many chat templates trim it.
 SAMPLES = (
     Conversation((Turn("user", "Good morning!"),)),
     Conversation((Turn("user", "翻译：早上好"), Turn("assistant", "Good morning 😀"))),
@@ -35,9 +35,9 @@ class FoundTemplate(NamedTuple):
 
 
 def find_template(folder: Path, tokenizer: Tokenizer) -> FoundTemplate:
-    """The built-in template that says in every sample what the folder's own chat template says.
+    """The built-in template that renders every sample as the folder's own chat template does.
 
-    Raises UserError where the folder has no chat template, or none agrees.
+    Raises UserError if the folder has no chat template, or if no built-in template agrees with it.
     """
     chat_template, file = _read_chat_template(folder)
     special = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
@@ -52,7 +52,7 @@ def find_template(folder: Path, tokenizer: Tokenizer) -> FoundTemplate:
 
 
 def _read_chat_template(folder: Path) -> tuple[str, str]:
-    """(chat template, name of its file): the file of its own first, as servers do."""
+    """(chat template, name of its file): chat_template.jinja before tokenizer_config.json, as in servers."""
     try:
         path = folder / "chat_template.jinja"
         if path.is_file():
@@ -90,7 +90,7 @@ def _agrees(template: Template, tokenizer: Tokenizer, chat_template: str, specia
         expected = "".join(segment.text for segment in bound.render(conversation, for_answer=for_answer))
         try:
             rendered = render(chat_template, conversation, special, for_answer=for_answer)
-        except Exception:  # whatever somebody's template stumbles over: it does not say this
+        except Exception:  # any failure of somebody's template means that it does not render this
             return False
         if rendered != expected:
             return False
@@ -104,9 +104,10 @@ def render(
     *,
     for_answer: bool,
 ) -> str:
-    """A chat template's text for a conversation, in Jinja's sandbox, with transformers' settings.
+    """Render a conversation with a chat template, in Jinja's sandbox, with transformers' settings.
 
-    `special` has the names of tokens that the template may use, such as bos_token; ours spell them out.
+    `special` are variables that the template may use for tokens, such as bos_token; our own templates spell
+    the tokens out and need none.
     """
     messages = [{"role": role, "content": content} for role, content in conversation.turns]
     if conversation.system:

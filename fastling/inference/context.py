@@ -1,4 +1,4 @@
-"""A conversation that has grown too long -> its end, in whole turns, and the system text."""
+"""Cuts a conversation that has grown too long: its last turns and the system text stay."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,24 +12,24 @@ ROOM_FOR_AN_ANSWER = 512
 
 
 class Window(NamedTuple):
-    """What of a conversation the model is fed."""
+    """The part of a conversation that the model is given."""
 
     conversation: Conversation
     prompt: list[int]
     dropped: int
-    """Turns left out at the beginning; always questions with their answers."""
+    """Number of turns left out at the beginning; always whole pairs of question and answer."""
 
 
 def default_max_new_tokens(chat: ChatModel) -> int:
-    """Tokens of an answer where nobody said how many."""
+    """Most tokens of an answer, if the user names no limit."""
     return max(1, min(ROOM_FOR_AN_ANSWER, chat.longest_sequence // 2))
 
 
 def fit(chat: ChatModel, conversation: Conversation, max_new_tokens: int, *, dropped: int = 0) -> Window:
-    """Leave out the oldest questions with their answers until the next answer fits behind the rest.
+    """Leave out the oldest questions and answers until max_new_tokens more tokens fit after the rest.
 
-    `dropped` turns are left out already. The system text and the newest question always stay; raises
-    UserError where even they do not fit.
+    The first `dropped` turns are left out in any case. The system text and the newest question always stay;
+    raises UserError if even they do not fit.
     """
     while True:
         kept = dataclasses.replace(conversation, turns=conversation.turns[dropped:])

@@ -1,4 +1,4 @@
-"""Ids that come one by one -> text to show at once, never half a character and never taken back."""
+"""Ids that come one by one -> text to show at once: never half a character, and never taken back."""
 
 import re
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from fastling.data.encoding import Encoder
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _REPLACEMENT = "\ufffd"
 _LONGEST_WINDOW = 24
-"""Ids that are decoded again with each new one: so each costs the same, however long the answer is."""
+"""Most ids that are decoded again with each new id, so that its cost does not grow with the answer."""
 
 
 class TextStream:
     """The text of a growing list of ids.
 
-    Its pieces, joined, are `Encoder.answer(ids)` up to the first stop string: white space before and
-    after the answer is left out. Held back are bytes until the run of bytes is over (decoders read a
-    run as a whole: one wrong byte undoes them all), white space until a word follows, and what may be
-    the beginning of a stop string.
+    The pieces of text, joined, are `Encoder.answer(ids)` up to the first stop string, so without white space
+    around the answer. Three things are held back: byte tokens until the run of bytes is over, since decoders
+    read a run as a whole and one wrong byte spoils all of it; white space until a word follows; and whatever
+    may be the beginning of a stop string.
     """
 
     def __init__(self, encoder: Encoder, stop_strings: Sequence[str] = ()):
@@ -26,15 +26,15 @@ class TextStream:
         self._window: list[int] = []  # the newest ids, from one that begins with a whole character
         self._known = 0
         self.text = ""
-        """What was given out until now."""
+        """The text that was returned so far."""
         self.stopped = False
-        """A stop string came; what follows it is not text of this answer."""
+        """Whether a stop string has come; no text after it belongs to this answer."""
 
     def add(self, token_id: int) -> str:
         """Take in one id and return the text that is certain now; often nothing."""
         tokenizer = self.encoder.tokenizer
         if token_id >= tokenizer.vocab_size or token_id in self.encoder.stop_ids:
-            return ""  # a row of the embedding that no token has; a token that is no text
+            return ""  # an id that the tokenizer does not have, or a stop token: neither is text
         self._window.append(token_id)
         if _BYTE.fullmatch(tokenizer.piece(token_id)):
             return ""
@@ -51,7 +51,7 @@ class TextStream:
         return self._give(text[: len(text) - self._may_become_stop(text)].rstrip())
 
     def end(self) -> str:
-        """No id follows: return what was held back."""
+        """Call when no id follows. Returns the text that was held back."""
         if self.stopped:
             return ""
         text = self._whole().lstrip()  # a stop string may end in white space
@@ -63,8 +63,11 @@ class TextStream:
         return self._before + self.encoder.tokenizer.decode([self._window])[0][self._known :]
 
     def _move_window(self, whole: str) -> None:
-        """Begin with the newest id, if it is more than white space: what a decoder leaves out at the
-        beginning of a text is then left out of this token alone, whatever follows."""
+        """Let the window begin with the newest id, if it is more than white space.
+
+        A decoder may leave out a space at the beginning of a text. `_known` counts what it makes of this
+        token alone, so that the same characters are skipped whatever follows.
+        """
         newest = self.encoder.tokenizer.decode([self._window[-1:]])[0]
         if newest.strip():
             self._before, self._window, self._known = whole, self._window[-1:], len(newest)
@@ -79,7 +82,7 @@ class TextStream:
         return min((place for place in found if place >= 0), default=None)
 
     def _may_become_stop(self, text: str) -> int:
-        """Characters at the end of a text that a stop string begins with."""
+        """How many characters at the end of a text may be the beginning of a stop string."""
         return max(
             (
                 length

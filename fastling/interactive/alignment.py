@@ -1,7 +1,7 @@
-"""Which words render which: IBM model 1 on a sample of the corpus, both ways, and only what both agree on.
+"""Which words render which: IBM model 1 on a sample of the corpus, in both directions.
 
-Two words are linked when each gives the other a large share of its probability; everything doubtful is
-left out, because a dialogue that teaches a wrong link is worse than one that does not ask.
+Two words are linked if each of them is likely given the other one. Everything doubtful is left out, since a
+dialogue that teaches a wrong link is worse than one that does not ask.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ import numpy
 
 ROUNDS = 5
 FEWEST = 4
-"""Sentences that must hold both words."""
+"""Fewest pairs of sentences in which both words must be."""
 CONFIDENT = 0.3
-"""Least probability of a word given the other, in both directions; in one of them, of words that often go
-together."""
+"""Least probability of a word given the other one. It must hold in both directions for a link, and in one for
+words that often go together."""
 POSSIBLE = 0.02
-"""Probability, in either direction, from which a word may well be a translation of the other."""
+"""With at least this probability, in either direction, a word may be a translation of the other one."""
 MOST_EVENTS = 16_000_000
-"""Pairs of words that are looked at; more sentences are left out. Bounds memory at about 0.7 GiB."""
+"""Most pairs of words that are counted; further sentences are left out. It bounds memory at about 0.7 GiB."""
 LONGEST = 80
-"""Words of a sentence; longer ones tell little and cost much."""
+"""Most words of a sentence; longer ones cost much and say little."""
 
 Sentence = Sequence[str]
 
@@ -41,14 +41,14 @@ class Links:
         self.possible, self.likely = possible, likely
 
     def reversed(self) -> "Links":
-        """The same, from the other language."""
+        """The links from the second language to the first."""
         possible, likely = (
             {(target, source) for source, target in each} for each in (self.possible, self.likely)
         )
         return Links(self.backward, possible, frozenset(likely))
 
     def between(self, source: Sentence, target: Sentence) -> list[tuple[int, int]]:
-        """(source, target) positions of words that render each other and nothing else in these sentences."""
+        """(source, target) positions of words that render each other and no other word of the two."""
         source, target = [word.casefold() for word in source], [word.casefold() for word in target]
         at = {word: place for place, word in enumerate(target)}
         there = set(source)
@@ -67,7 +67,7 @@ class Links:
         return (source.casefold(), target.casefold()) in self.possible
 
     def often_renders(self, source: str, target: str) -> bool:
-        """Whether a word often stands for another, be it with others: this year is 今年."""
+        """Whether a word often renders another one, perhaps together with others: "this year" is 今年."""
         return (source.casefold(), target.casefold()) in self.likely
 
 
@@ -128,7 +128,11 @@ def _numbered(sentences: Sequence[Sentence]) -> tuple[list[numpy.ndarray], list[
 
 
 def _groups(shapes: numpy.ndarray, *, rows: bool) -> numpy.ndarray:
-    """For every event, the number of the word of its sentence that it shares out: by column, or by row."""
+    """For every event, the number of its column (target word), or of its row (source word), over all tables.
+
+    A pair of sentences with `height` and `width` different words has a table of height * width events;
+    `shapes` lists these tables.
+    """
     counts = shapes[:, 0 if rows else 1]
     starts = numpy.cumsum(counts) - counts
     parts = []
@@ -143,7 +147,11 @@ def _groups(shapes: numpy.ndarray, *, rows: bool) -> numpy.ndarray:
 def _probabilities(
     events: numpy.ndarray, groups: numpy.ndarray, given: numpy.ndarray, types: int
 ) -> numpy.ndarray:
-    """(types,) probability of the one word of a pair given the other, by expectation and maximisation."""
+    """(types,) probability of one word of each pair given the other, by expectation maximisation.
+
+    `events` are the pairs' numbers, `groups` those of the words that are explained in their sentence, and
+    `given` (types,) is the word that the probability is conditioned on.
+    """
     probability = numpy.ones(types)
     for _ in range(ROUNDS):
         weights = probability[events]

@@ -1,7 +1,8 @@
-"""A corpus -> a file of dialogues: streamed, on all cores, the same file whatever their number.
+"""A corpus -> a file of dialogues: streamed, on all cores, with the same result for any number of them.
 
-The main process reads lines in chunks and drops pairs that came before; workers make dialogues of a chunk,
-each from a seed of its own line; the main process writes them in order, as many as are wanted.
+The main process reads the lines in chunks and drops pairs that came before. Workers make dialogues from the
+chunks, each one with random numbers seeded by its first line. The main process writes as many as are wanted,
+in order.
 """
 
 import contextlib
@@ -28,24 +29,24 @@ from fastling.workers import ahead, start_workers
 
 LINES_PER_CHUNK = 1000
 FEW_CHUNKS = 6
-"""With fewer, starting processes would take longer than the work."""
+"""With fewer chunks than this, starting processes would take longer than the work."""
 RESERVE = 1.3
-"""How many more dialogues a chunk makes than its share, for chunks that have too few."""
+"""A chunk makes this many times its share of the dialogues, to make up for chunks that have too few."""
 LINES = (5, 3, 1.5, 0.5)
 LINES_WHERE_TWO = (0, 5, 3, 2)
-"""How often a dialogue has one, two, three and four lines; of kinds that need a second one."""
+"""Weights of a dialogue with one, two, three and four lines; the second list is for kinds that need two."""
 TRIED = 300
-"""Pairs by which it is found how often a kind is possible."""
+"""How many pairs are tried to find out how often a kind is possible."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a dialogue depends on besides its lines."""
+    """Everything but its lines that a dialogue depends on."""
 
     knowledge: Knowledge
     exclusion: Exclusion
     phrasings: Mapping[str, Phrasings]
-    """By language of the user."""
+    """Language of the user -> its sentences."""
     mix: Mapping[str, float]
     """Kind -> its share of the dialogues."""
     seed: int
@@ -61,12 +62,12 @@ class Made(NamedTuple):
     row: str
     """A line of JSON, its end included."""
     requests: tuple[str, ...]
-    """What the user says, without the sentences of the corpus."""
+    """What the user says in each turn, without the sentences of the corpus."""
 
 
 @dataclass
 class Tally:
-    """What was read and what became of it."""
+    """Counts of what was read, and of the dialogues made from it."""
 
     pairs: int = 0
     kinds: Counter = field(default_factory=Counter)
@@ -78,9 +79,11 @@ class Tally:
 
     @property
     def dialogues(self) -> int:
+        """Number of dialogues."""
         return self.kinds.total()
 
     def add(self, made: Made) -> None:
+        """Count one dialogue."""
         self.kinds[made.kind] += 1
         self.steps.update(made.steps)
         self.user_languages[made.user_language] += 1
@@ -89,12 +92,12 @@ class Tally:
 
     @property
     def drafts(self) -> int:
-        """Turns that show one, right or faulty."""
+        """Number of turns in which the user shows a draft, good or faulty."""
         return sum(self.steps[step] for step in ("no_change", *SENDING_DRAFTS))
 
     @property
     def right_drafts(self) -> float:
-        """Share of drafts that need no change."""
+        """Share of the drafts that need no change."""
         return self.steps["no_change"] / self.drafts if self.drafts else 0.0
 
 
@@ -102,7 +105,7 @@ class Tally:
 
 
 class Slot(NamedTuple):
-    """Neighbouring lines for one dialogue."""
+    """The neighbouring lines of one dialogue, and what is drawn for it."""
 
     pairs: Sequence[Pair]
     kinds: Sequence[str]
@@ -112,7 +115,7 @@ class Slot(NamedTuple):
 
 
 def make_dialogue(recipe: Recipe, slot: Slot, rejects: Counter) -> Made | None:
-    """A dialogue that opens with the first pair: of the first kind that is possible."""
+    """A dialogue that begins with the first pair, of the first possible kind; None if no kind is possible."""
     pairs, kinds, choose = slot
     user_language = choose.choice(sorted(recipe.phrasings))
     origin = choose.choice(recipe.knowledge.corpus.languages)
@@ -156,7 +159,7 @@ def _made(recipe: Recipe, kind: str, dialogue: Dialogue, user_language: str) -> 
 
 
 def even_mix(recipe: Recipe, sample: Sequence[Sequence[Pair]]) -> dict[str, float]:
-    """The mix, with more weight for kinds that are seldom possible, so that their share is what was asked."""
+    """The recipe's mix, with more weight for kinds that are seldom possible, so that they get their share."""
     knowledge, choose = recipe.knowledge, random.Random(recipe.seed)
     phrasings = recipe.phrasings[min(recipe.phrasings)]
     good = [
@@ -183,7 +186,7 @@ def even_mix(recipe: Recipe, sample: Sequence[Sequence[Pair]]) -> dict[str, floa
 
 
 def make_chunk(recipe: Recipe, pairs: Sequence[Pair], most: int | None) -> tuple[list[Made], Counter]:
-    """Dialogues of some lines, in a random order if fewer are wanted than there could be."""
+    """(dialogues of some lines, counts of rejects); in a random order if at most `most` are wanted."""
     rejects: Counter = Counter()
     slots = list(_slots(recipe, pairs))
     if most is not None and pairs:
@@ -208,7 +211,7 @@ def make_chunk(recipe: Recipe, pairs: Sequence[Pair], most: int | None) -> tuple
 
 
 def _with_good_third(pair: Pair, knowledge: Knowledge, rejects: Counter) -> Pair:
-    """The pair, without its third text where that is not good: the other two are used all the same."""
+    """The pair, without its third text if that is not good enough; the other two are used all the same."""
     if not knowledge.corpus.third or not (reason := check_third(pair, knowledge)):
         return pair
     rejects[f"third-{reason}"] += 1
@@ -216,7 +219,7 @@ def _with_good_third(pair: Pair, knowledge: Knowledge, rejects: Counter) -> Pair
 
 
 def _slots(recipe: Recipe, pairs: Sequence[Pair]) -> Iterator[Slot]:
-    """Neighbouring lines for one dialogue each; every line is in one."""
+    """Divide lines into runs of neighbours, one for each dialogue; every line is in one of them."""
     at = 0
     while at < len(pairs):
         choose = random.Random(f"{recipe.seed} {pairs[at].line}")
@@ -238,15 +241,15 @@ def write_dialogues(
     workers: int = 1,
     progress: Callable[[int], None] = lambda lines: None,
 ) -> Tally:
-    """Write a file of dialogues, whole or not at all: at most `count`, spread evenly over the lines.
+    """Write a file of dialogues, whole or not at all: at most `count`, spread evenly over the `total` lines.
 
-    Raises RunError where there would be none in it.
+    `progress` is called with the number of lines read so far. Raises RunError if no dialogue could be made.
     """
     tally = Tally()
     with whole_or_absent(out) as file:
         for lines, made, rejects in _chunks_made(recipe, tally, total, count, workers):
             tally.rejects += rejects
-            # By now, as large a share of the dialogues is due as of the lines is read.
+            # The share of the dialogues that is due by now is the share of the lines that are read.
             due = None if count is None else -(-count * lines // total) - tally.dialogues
             for each in made[:due]:
                 tally.add(each)
@@ -257,7 +260,7 @@ def write_dialogues(
 
 
 def check_some_built(dialogues: int, pairs: int, rejects: Counter, unasked: int = 0) -> None:
-    """Raises RunError, with the reasons, where nothing was built: nobody trains on an empty file."""
+    """Raise RunError, with the reasons, if no dialogue was built: nobody wants to train on an empty file."""
     if not dialogues:
         why = [f"{reason} {number:,}" for reason, number in rejects.most_common(5)]
         why += [f"left unasked by the budget {unasked:,}"] if unasked else []
@@ -267,9 +270,9 @@ def check_some_built(dialogues: int, pairs: int, rejects: Counter, unasked: int 
 
 @contextlib.contextmanager
 def whole_or_absent(path: Path) -> Iterator[TextIO]:
-    """A file to write to that takes its name when it is finished, and is gone if it never is.
+    """Yield a file to write to. It gets its name when the block ends, and is deleted after an error.
 
-    Raises UserError where another process is writing it, until that ends.
+    Raises UserError while another process is writing the same file.
     """
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "a", encoding="utf-8") as file:
@@ -305,7 +308,7 @@ def _chunks_made(
 
 
 def distinct_pairs(corpus: Corpus, tally: Tally) -> Iterator[tuple[int, list[Pair]]]:
-    """(lines read so far, pairs that did not come before) of every so many lines."""
+    """Yield (lines read so far, their pairs that did not come before) for every LINES_PER_CHUNK lines."""
     seen: set[bytes] = set()
     chunk: list[Pair] = []
     for number, lines in corpus.lines():

@@ -1,4 +1,4 @@
-"""What a user can ask of a translation that its reference is known to meet, and what it means there."""
+"""What a user can ask of a translation so that the reference is known to meet it: words, names, numbers."""
 
 import random
 import re
@@ -9,23 +9,23 @@ from fastling.interactive.languages import HAN, Word, is_stop_word
 from fastling.interactive.pairs import Direction
 
 MOST_WORDS = 3
-"""Words of one wish."""
+"""Most words in one wish."""
 _NUMBER = r"(?<![\w.,:/-])(?<!\d\s)\d{2,}(?![\w,:/-]|\.\d|\s\d{3}(?!\d))"
 _JOINED = r"(?:& |(?:of|for|the|de|la|le|les|des|du|del|di|da|von|van|der|den|al|bin) )*"
-"""What stands inside a name in small letters: half of Jardín de la Unión is no name."""
+"""Words in small letters inside a name: Jardín de la Unión is one name, and half of it is none."""
 _NAME = rf"(?<![\w&.-])[A-ZÀ-Þ][\w'’]*(?:[ -]{_JOINED}[A-ZÀ-Þ][\w'’]*)*(?![\w&-])"
 _NUMBER_BY_CHINESE = r"(?<![A-Za-z0-9.,:/-])\d{2,}(?![A-Za-z0-9,:/%-]|\.\d|[万亿千百十])"
 _CANDIDATE = re.compile(f"{_NAME}|{_NUMBER}")
 _FRENCH_JOINTS = frozenset(("de", "du", "des", "d"))
 _MONTHS = frozenset(("april", "august", "september", "november"))
-"""Written alike in English and German, and no names for all that."""
+"""Written alike in English and German, but not names."""
 _TITLE = re.compile(r"^(?:Mr|Mrs|Ms|Dr|Sir|Mme|Mlle|MM?|Herr|Frau)\.? ")
-"""What is translated before a name."""
+"""Titles before a name, which are translated."""
 _MID_SENTENCE = re.compile(r"(?:[\w,;)]|\b(?:Mr|Mrs|Ms|Dr|MM?)\.) $")
 
 
 def renderings(pair: Direction, knowledge: Knowledge) -> list[tuple[str, str]]:
-    """(word of the text, word of the reference): sure links between words that can be named by themselves."""
+    """(word of the text, word of the reference), for sure links of words that make sense by themselves."""
     found, links = [], knowledge.links_of(pair)
     for source, target in links:
         if source.text.casefold() == target.text.casefold():
@@ -44,8 +44,10 @@ def renderings(pair: Direction, knowledge: Knowledge) -> list[tuple[str, str]]:
 def _renders_more(
     source: Word, target: Word, pair: Direction, knowledge: Knowledge, links: Sequence[tuple[Word, Word]]
 ) -> bool:
-    """Whether a word beside one of the two may belong to the link: 景区 is not scenic, but scenic area, and
-    今年 is this year; but Freitag is Friday, because "on" before it is "am".
+    """Whether a word beside one of the two may belong to the link as well.
+
+    So 景区 is not scenic, but scenic area, and 今年 is not year, but this year. Freitag is Friday, since the
+    words before them, "am" and "on", render each other.
     """
     linked = {word for link in links for word in link}
     by_source, by_target = (
@@ -69,7 +71,7 @@ def _renders_more(
 
 
 def _neighbours(text: str, language: str, word: Word, knowledge: Knowledge) -> list[Word]:
-    """The words right before and after one, and in French what 'de' joins to it: mot de passe."""
+    """The words right before and after a word; in French also the word beyond a "de", as in mot de passe."""
     words = knowledge.cut(text, language)
     at = words.index(word)
     before, after = words[max(0, at - 2) : at][::-1], words[at + 1 : at + 3]
@@ -90,7 +92,7 @@ def words_to_include(pair: Direction, knowledge: Knowledge, choose: random.Rando
 
 
 def items_to_keep(pair: Direction) -> list[str]:
-    """Names and numbers that stand in text and reference alike."""
+    """Names and numbers that are the same in text and reference."""
     return [
         item
         for item in dict.fromkeys(
@@ -101,7 +103,7 @@ def items_to_keep(pair: Direction) -> list[str]:
 
 
 def _latin_side(pair: Direction) -> str:
-    """The side whose capitals tell names: not Chinese, and not German where nouns have them."""
+    """The text whose capital letters tell names: never Chinese, and German, with its nouns, only last."""
     return min(
         ((pair.origin, pair.text), (pair.target, pair.reference)),
         key=lambda side: ("en", "fr", "de", "zh").index(side[0]),
@@ -113,7 +115,7 @@ def _is_worth_keeping(item: str, pair: Direction) -> bool:
     if not all(_count_whole(item, text) == 1 for text in (pair.text, pair.reference)):
         return False
     if _in_brackets(item, pair.reference) and not _in_brackets(item, pair.text):
-        return False  # 罗斯 (Ross) renders it, and only adds how it was written
+        return False  # the reference renders it, and adds the original in brackets: 罗斯 (Ross)
     if item[0].isdigit():
         return True
     latin = {pair.origin, pair.target} - {"zh"}
@@ -128,7 +130,7 @@ def _in_brackets(item: str, text: str) -> bool:
 
 
 def _count_whole(item: str, text: str) -> int:
-    """Occurrences that are no part of something longer."""
+    """Occurrences of an item that are not part of a longer word or number."""
     if re.search(f"[{HAN}]", text) and item[0].isdigit():
         return sum(match[0] == item for match in re.finditer(_NUMBER_BY_CHINESE, text))
     before, after = r"(?<![A-Za-zÀ-ÿ0-9.,&-])", r"(?![A-Za-zÀ-ÿ0-9&-]|[.,]\d)"
@@ -136,5 +138,5 @@ def _count_whole(item: str, text: str) -> int:
 
 
 def is_meant(word: str, pair: Direction, knowledge: Knowledge) -> bool:
-    """Whether a word of the reference can be named by itself, and renders a word of the text."""
+    """Whether a word of the reference makes sense by itself, and renders a word of the text."""
     return any(word == target for _, target in renderings(pair, knowledge))

@@ -1,4 +1,4 @@
-"""A dialogue as it is written: its turns, and what each of them promises, so that gates can check it."""
+"""A dialogue that is being written: its turns, and what each of them promises, for gates to check."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SENDING_DRAFTS = ("correct_draft", "which_better")
 
 
 class Wish(NamedTuple):
-    """Words that every translation of a line must hold, from a turn on."""
+    """Words that every translation of a line must contain from a turn on."""
 
     turn: int
     line: int
@@ -39,40 +39,43 @@ class Dialogue:
     turns: list[tuple[str, str]] = field(default_factory=list)
     """(what the user says, what the assistant answers)"""
     steps: list[str] = field(default_factory=list)
-    """What each turn is."""
+    """The kind of each turn."""
     pairs: list[Direction] = field(default_factory=list)
     wishes: list[Wish] = field(default_factory=list)
     versions: list[Version] = field(default_factory=list)
     drafts: list[Draft] = field(default_factory=list)
     pointed: list[tuple[Draft, str, str]] = field(default_factory=list)
-    """(draft, span that the user calls wrong, what the user wants in its place or nothing)"""
+    """(draft, the words that the user calls wrong, what the user wants in their place, or "")"""
     said: set[str] = field(default_factory=set)
-    """Sentences of the phrasings that were used: nobody puts two requests in the same words."""
+    """Sentences of the phrasings that were used: no two requests of a dialogue have the same words."""
 
     def say(self, key: str, **values: str | Sequence[str]) -> str:
+        """A sentence of the phrasings, as `Phrasings.say` draws it."""
         return self.phrasings.say(self.choose, key, self.said, **values)
 
     def add(self, step: str, requests: Sequence[str], answer: str) -> None:
-        """A turn of the user, one request a line, and its answer."""
+        """Add a turn: the user's requests, one on each line, and the answer."""
         self.turns.append(("\n".join(requests), answer))
         self.steps.append(step)
 
     def add_version(self, step: str, requests: Sequence[str], pair: Direction, lead: str = "") -> None:
-        """A turn that is answered by the reference, after a word or two."""
+        """Add a turn that is answered by the pair's reference, below a line with `lead` if there is one."""
         self.versions.append(Version(len(self.turns), pair))
         if pair not in self.pairs:
             self.pairs.append(pair)
         self.add(step, requests, f"{lead}\n{pair.reference}" if lead else pair.reference)
 
     def wish(self, pair: Direction, words: Sequence[str]) -> None:
-        """Bind the turn that comes next, and all later translations of the pair's line."""
+        """Bind the turn that is added next, and all later translations of the pair's line, to these words."""
         self.wishes += [Wish(len(self.turns), pair.line, each) for each in words]
 
     @property
     def lines(self) -> list[int]:
+        """Numbers of the lines that the dialogue uses, each once."""
         return list(dict.fromkeys(pair.line for pair in self.pairs))
 
     def messages(self) -> list[dict[str, str]]:
+        """The turns as OpenAI's messages."""
         return [
             {"role": role, "content": content}
             for turn in self.turns
@@ -80,11 +83,11 @@ class Dialogue:
         ]
 
     def record(self) -> list[dict | None]:
-        """What is known of each turn, so that other answers can be scored; None where no text is translated.
+        """What is known of each turn, to score other answers by; None for a turn that translates nothing.
 
-        line, language: of the text that is asked for, which is the answer without its lead and a line feed.
-        errors, where the user sends a draft: what to put in place of what in the reference to get the draft;
-        `start` in characters. constraints: words that the text must hold, since which turn, and as what step.
+        line, language: those of the text that is asked for, which is the answer without its lead and a line
+        feed. errors, if the user sends a draft: the places in which it differs from the reference; `start`
+        counts characters. constraints: words that the text must contain, since which turn, and by which step.
         """
         senders = [turn for turn, step in enumerate(self.steps) if step in SENDING_DRAFTS]
         drafts = dict(zip(senders, self.drafts, strict=True))

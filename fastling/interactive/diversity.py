@@ -1,8 +1,8 @@
-"""How varied the users of dialogues speak: distinct-3, the share of runs of three words that differ.
+"""How varied the users' requests are: distinct-3, the share of runs of three words that are distinct.
 
-Li et al. 2016, arXiv 1510.03055: the number of distinct runs of three words over the number of all. It falls
-with the size of what it is counted on, so it is counted on the first dialogues of each type, as many of every
-file; and the sentences of the corpus, which differ anyway, are left out: what is left is the phrasings.
+The measure is from Li et al. 2016, arXiv 1510.03055. It falls as more text is counted, so it is computed on
+the same number of dialogues for every file, the first ones of each type. The sentences of the corpus, which
+differ anyway, are left out, so that only the phrasings count.
 """
 
 import re
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from fastling.interactive.languages import HAN
 
 COUNTED = 200
-"""Dialogues of each type on which it is counted."""
+"""Dialogues of each type that are counted."""
 _WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 
 
 class Diversity:
-    """Counts as dialogues come by; holds no more than the runs of the first ones of each type."""
+    """Counts runs of three words while dialogues are made, in the first COUNTED dialogues of each type."""
 
     def __init__(self) -> None:
         self.dialogues: Counter[str] = Counter()
@@ -41,7 +41,7 @@ class Diversity:
 
 
 def own_words(request: str, texts: Sequence[str]) -> str:
-    """A request without the sentences of the corpus that stand in it; the longest one first."""
+    """A request without the sentences of the corpus in it."""
     for text in sorted(texts, key=len, reverse=True):
         request = request.replace(text, " ")
     return request

@@ -1,19 +1,20 @@
 """Faulty drafts of a good translation: one fault of a known kind, at a known place.
 
-Each maker returns a draft or None where a text has no place for its fault. Only faults are made that no
-reader would take for another good translation.
+Each maker takes a sentence and returns where its fault goes, or None where the sentence has no place for it.
+Only faults are made that no reader would take for another good translation.
 """
 
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.languages import AND, Word, is_stop_word
 from fastling.interactive.pairs import Direction
 
-# Words that never follow what they belong to.
+# Words that never come after the word that they belong to.
 _LEADING = {
     "en": frozenset("the a an of in for with from to at by into between".split()),
     "de": frozenset("der die das den dem des ein eine einen einem einer mit von für zur zum bei aus".split()),
@@ -32,57 +33,57 @@ _WEIGHTS = {
 _MARK = re.compile(r"[\"“”„«»「」()（）《》]")
 _HALF_WIDTH = str.maketrans("。？", ".?")
 MOST_OMITTED = 8
-"""Words that a draft that breaks off may lack."""
+"""Most words that are missing in a draft that ends too early."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A text that differs from its reference at one place only."""
+    """A text that differs from its reference in one place."""
 
     kind: str
     reference: str
     start: int
     wrong: str
-    """What stands there in the draft."""
+    """The draft's text in that place."""
     right: str
-    """What stands there in the reference."""
+    """The reference's text in that place."""
 
     @property
     def text(self) -> str:
+        """The draft."""
         end = self.start + len(self.right)
         return self.reference[: self.start] + self.wrong + self.reference[end:]
 
     @property
     def span(self) -> str:
-        """The words that a reason names: those that are wrong, are missing, or stand twice."""
+        """The words that an answer names as the reason: those that are wrong, missing, or there twice."""
         return (self.right if self.kind in ("omission", "repetition") else self.wrong).strip()
 
     def record(self) -> dict:
-        """The fault, as a row of dialogues keeps it."""
+        """The fault as a row of the dialogues' file has it; `start` counts characters of the reference."""
         return {"kind": self.kind, "start": self.start, "wrong": self.wrong, "right": self.right}
 
 
 def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> Draft | None:
-    """A draft of the pair's reference with one fault that its text has a place for."""
-    text, language = pair.reference, pair.target
-    words = knowledge.cut(text, language)
+    """A draft of the pair's reference with one fault; None if no fault that was tried fits into the text."""
+    sentence = Sentence(pair, knowledge, choose)
     for kind in drawn_order(_WEIGHTS, choose):
         for _ in range(3):
-            found = _MAKERS[kind](pair, words, knowledge, choose)
+            found = _MAKERS[kind](sentence)
             if found:
-                draft = Draft(kind, text, *found)
-                if is_sound(draft, words):
+                draft = Draft(kind, sentence.text, *found)
+                if is_sound(draft, sentence.words):
                     return draft
     return None
 
 
 def drawn_order(weights: Mapping[str, float], choose: random.Random) -> list[str]:
-    """Names as if drawn one after the other, each by its weight."""
+    """All names in a random order: as if drawn one after the other, each with its weight."""
     return sorted(weights, key=lambda name: choose.random() ** (1 / weights[name]), reverse=True)
 
 
 def is_sound(draft: Draft, words: Sequence[Word]) -> bool:
-    """Whether the fault is where it is said to be, and nowhere else can be meant."""
+    """Whether a fault is where it is said to be, and its words are in the text only once."""
     text = draft.text
     if text == draft.reference or not draft.span or len(words) < 4:
         return False
@@ -97,20 +98,83 @@ Place = tuple[int, str, str]
 """Start, wrong, right."""
 
 
-def _omission(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Place | None:
+@dataclass(frozen=True)
+class Sentence:
+    """A pair's reference, in which a fault is to be made."""
+
+    pair: Direction
+    knowledge: Knowledge
+    choose: random.Random
+
+    @property
+    def text(self) -> str:
+        return self.pair.reference
+
+    @property
+    def language(self) -> str:
+        return self.pair.target
+
+    @cached_property
+    def words(self) -> list[Word]:
+        return self.knowledge.cut(self.text, self.language)
+
+    @cached_property
+    def linked(self) -> set[int]:
+        """Where the words begin that surely render a word of the source."""
+        return {rendering.start for _, rendering in self.knowledge.links_of(self.pair)}
+
+    def run(self, length: int) -> Sequence[Word]:
+        """So many words that follow each other without punctuation, not the first one among them; or none."""
+        text, words = self.text, self.words
+        if len(words) < length + 3:
+            return ()
+        first = self.choose.randrange(1, len(words) - length + 1)
+        run = words[first : first + length]
+        gap = "" if self.language == "zh" else " "
+        if any(text[one.end : two.start] != gap for one, two in zip(run, run[1:], strict=False)):
+            return ()
+        if self.language == "zh":  # what the lexicon does not know comes in single characters, parts of words
+            return run if _solid(run[0], "zh") and _solid(run[-1], "zh") else ()
+        whole = _inside(text, run[0]) and _whole(text, run[0].start, run[-1].end)
+        return run if whole and not all(is_stop_word(word.text, self.language) for word in run) else ()
+
+    def content_word(self) -> Word | None:
+        """A word that carries meaning, and not the first; one whose source is known if there is one."""
+        text, language = self.text, self.language
+        able = [word for word in self.words[1:] if _solid(word, language) and text.count(word.text) == 1]
+        if language != "zh":
+            able = [word for word in able if _inside(text, word) and _whole(text, word.start, word.end)]
+        able = [word for word in able if word.start in self.linked] or able
+        return self.choose.choice(able) if able else None
+
+    def similar_word(self, word: Word, beside: tuple[str, str]) -> str | None:
+        """A wrong word that could stand in the place of this one, between the two beside it; or None."""
+        return self.knowledge.similar_word(word.text, self.pair, beside, self.choose)
+
+    def beside(self, word: Word) -> tuple[str, str]:
+        """The words before and after one; nothing at the edge of the text."""
+        at, words = self.words.index(word), self.words
+        return words[at - 1].text if at else "", words[at + 1].text if at + 1 < len(words) else ""
+
+    def ends_phrase(self, word: Word) -> bool:
+        """Whether punctuation or a function word follows, so that another word can be joined to this one."""
+        following = self.beside(word)[1]
+        if not following or is_stop_word(following, self.language):
+            return True
+        return bool(re.match(r"\s*[^\w\s]", self.text[word.end :]))
+
+
+def _omission(sentence: Sentence) -> Place | None:
     """Leave out one to three words; or, rarely, the end of a longer sentence."""
-    text, language = pair.reference, pair.target
-    if len(words) > 2 * MOST_OMITTED and choose.random() < 0.2:
+    text, language, choose = sentence.text, sentence.language, sentence.choose
+    if len(sentence.words) > 2 * MOST_OMITTED and choose.random() < 0.2:
         length = choose.randint(3, MOST_OMITTED)
-        run = words[-length:]
+        run = sentence.words[-length:]
     else:
-        run = _run(text, words, language, choose, choose.randint(1, 3))
+        run = sentence.run(choose.randint(1, 3))
     if not run or all(is_stop_word(word.text, language) for word in run):
         return None
-    linked = {rendering.start for _, rendering in knowledge.links_of(pair)}
-    if linked and not any(word.start in linked for word in run):
+    if sentence.linked and not any(word.start in sentence.linked for word in run):
         return None  # perhaps the source does not say it either
     start, end = run[0].start, run[-1].end
     if _MARK.search(text[start:end]):
@@ -127,50 +191,41 @@ def _omission(
     return start, "", text[start:end]
 
 
-def _addition(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Place | None:
+def _addition(sentence: Sentence) -> Place | None:
     """Join to a word another one that the source does not speak of."""
-    word = _content_word(pair, words, knowledge, choose)
-    if not word or not _ends_phrase(pair.reference, words, word, pair.target):
+    word = sentence.content_word()
+    if not word or not sentence.ends_phrase(word):
         return None
-    beside = (AND[pair.target].strip(), _beside(words, word)[1])
-    other = knowledge.similar_word(word.text, pair, beside, choose)
-    if not other:
-        return None
-    return word.end, AND[pair.target] + other, ""
+    and_ = AND[sentence.language]
+    other = sentence.similar_word(word, (and_.strip(), sentence.beside(word)[1]))
+    return (word.end, and_ + other, "") if other else None
 
 
-def _number(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Place | None:
+def _number(sentence: Sentence) -> Place | None:
     """Change one digit."""
-    numbers = [word for word in words if re.fullmatch(r"[0-9][0-9.,:\s]*", word.text)]
+    choose = sentence.choose
+    numbers = [word for word in sentence.words if re.fullmatch(r"[0-9][0-9.,:\s]*", word.text)]
     if not numbers:
         return None
     word = choose.choice(numbers)
     at = choose.choice([place for place, digit in enumerate(word.text) if digit.isdigit()])
     digit = choose.choice([each for each in "123456789" if each != word.text[at]])
     wrong = word.text[:at] + digit + word.text[at + 1 :]
-    return None if wrong in pair.text else (word.start, wrong, word.text)
+    return None if wrong in sentence.pair.text else (word.start, wrong, word.text)
 
 
-def _repetition(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Place | None:
+def _repetition(sentence: Sentence) -> Place | None:
     """Say one to three words twice."""
-    run = _run(pair.reference, words, pair.target, choose, choose.randint(1, 3))
+    run = sentence.run(sentence.choose.randint(1, 3))
     if not run:
         return None
-    right = pair.reference[run[0].start : run[-1].end]
-    return run[0].start, right + ("" if pair.target == "zh" else " ") + right, right
+    right = sentence.text[run[0].start : run[-1].end]
+    return run[0].start, right + ("" if sentence.language == "zh" else " ") + right, right
 
 
-def _order(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Place | None:
+def _order(sentence: Sentence) -> Place | None:
     """Put an article or preposition after its noun; in Chinese, turn round the sides of 的."""
-    text, language = pair.reference, pair.target
+    text, words, language = sentence.text, sentence.words, sentence.language
     found = []
     if language == "zh":
         for first, middle, last in zip(words, words[1:], words[2:], strict=False):
@@ -184,43 +239,37 @@ def _order(
                 if text[first.end : second.start] == " " and _whole(text, first.start, second.end):
                     whole = text[first.start : second.end]
                     found.append((first.start, f"{second.text} {first.text}", whole))
-    return choose.choice(found) if found else None
+    return sentence.choose.choice(found) if found else None
 
 
-def _replacement(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Place | None:
+def _replacement(sentence: Sentence) -> Place | None:
     """Put another word of the corpus, of like form and frequency, in place of one."""
-    word = _content_word(pair, words, knowledge, choose)
-    other = word and knowledge.similar_word(word.text, pair, _beside(words, word), choose)
+    word = sentence.content_word()
+    other = word and sentence.similar_word(word, sentence.beside(word))
     return (word.start, other, word.text) if other else None
 
 
-def _case(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Place | None:
+def _case(sentence: Sentence) -> Place | None:
     """Write a name, in German also a noun, in small letters: a word that is never written so."""
-    small = knowledge.small[pair.target]
-    found = [word for word in words[1:] if word.text[0].isupper() and word.text[1:].islower()]
-    found = [word for word in found if _inside(pair.reference, word) and len(word.text) > 2]
+    small = sentence.knowledge.small[sentence.language]
+    found = [word for word in sentence.words[1:] if word.text[0].isupper() and word.text[1:].islower()]
+    found = [word for word in found if _inside(sentence.text, word) and len(word.text) > 2]
     found = [word for word in found if word.text.lower() not in small]
-    if pair.target == "zh" or not found:
+    if sentence.language == "zh" or not found:
         return None
-    word = choose.choice(found)
+    word = sentence.choose.choice(found)
     return word.start, word.text.lower(), word.text
 
 
-def _punctuation(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Place | None:
+def _punctuation(sentence: Sentence) -> Place | None:
     """End a statement as a question, or a question as a statement; not as the source has it."""
-    text = pair.reference
+    text = sentence.text
     other = {".": "?", "?": ".", "。": "？", "？": "。"}.get(text[-1])
     if other is None or not text[-2].isalpha():
         return None
-    if pair.text[-1].translate(_HALF_WIDTH) == other.translate(_HALF_WIDTH):
+    if sentence.pair.text[-1].translate(_HALF_WIDTH) == other.translate(_HALF_WIDTH):
         return None
-    if pair.target == "fr" and other == "?":
+    if sentence.language == "fr" and other == "?":
         other = "\u00a0?"
     return len(text) - 1, other, text[-1]
 
@@ -235,50 +284,6 @@ _MAKERS: dict[str, Callable[..., Place | None]] = {
     "case": _case,
     "punctuation": _punctuation,
 }
-
-
-def _run(
-    text: str, words: Sequence[Word], language: str, choose: random.Random, length: int
-) -> Sequence[Word]:
-    """Words that follow each other without punctuation, not the first, or none."""
-    if len(words) < length + 3:
-        return ()
-    first = choose.randrange(1, len(words) - length + 1)
-    run = words[first : first + length]
-    gap = "" if language == "zh" else " "
-    if any(text[one.end : two.start] != gap for one, two in zip(run, run[1:], strict=False)):
-        return ()
-    if language == "zh":  # what the lexicon does not know comes in single characters, parts of words
-        return run if _solid(run[0], language) and _solid(run[-1], language) else ()
-    whole = _inside(text, run[0]) and _whole(text, run[0].start, run[-1].end)
-    return run if whole and not all(is_stop_word(word.text, language) for word in run) else ()
-
-
-def _content_word(
-    pair: Direction, words: Sequence[Word], knowledge: Knowledge, choose: random.Random
-) -> Word | None:
-    """A word that carries meaning, and not the first; one whose source is known if there is one."""
-    text, language = pair.reference, pair.target
-    linked = {rendering.start for _, rendering in knowledge.links_of(pair)}
-    able = [word for word in words[1:] if _solid(word, language) and text.count(word.text) == 1]
-    if language != "zh":
-        able = [word for word in able if _inside(text, word) and _whole(text, word.start, word.end)]
-    able = [word for word in able if word.start in linked] or able
-    return choose.choice(able) if able else None
-
-
-def _beside(words: Sequence[Word], word: Word) -> tuple[str, str]:
-    """The words before and after one; nothing at the edge of the text."""
-    at = words.index(word)
-    return words[at - 1].text if at else "", words[at + 1].text if at + 1 < len(words) else ""
-
-
-def _ends_phrase(text: str, words: Sequence[Word], word: Word, language: str) -> bool:
-    """Whether punctuation or a function word follows, so that another word can be joined to this one."""
-    following = _beside(words, word)[1]
-    if not following or is_stop_word(following, language):
-        return True
-    return bool(re.match(r"\s*[^\w\s]", text[word.end :]))
 
 
 def _solid(word: Word, language: str) -> bool:

@@ -1,4 +1,4 @@
-"""Sentences of evaluation sets, never to be trained on: the same ones, and ones with a long piece of one."""
+"""Sentences that must not be trained on: those of evaluation sets, and any with a long piece of one."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from fastling.interactive.languages import is_chinese, tidy
 from fastling.interactive.pairs import read_lines
 
 WORDS, CHARACTERS = 13, 20
-"""Length of a piece that two sentences do not share by chance: in words, or in characters of Chinese."""
+"""Length of a piece that two sentences do not share by chance: in words, or, in Chinese, in characters."""
 _NO_WORD = re.compile(r"[\W_]+")
 _LABEL = re.compile(r"^(?:[^:：]{1,40}[:：]|\(?\d+[.)）])")
-"""What a prompt says before a sentence: Original: ..., 2. ..."""
+"""What a prompt has before a sentence, such as "Original:" or "2."."""
 
 
 class Exclusion:
-    """What must not be used."""
+    """The sentences that must not be used."""
 
     def __init__(self, lines: Iterable[str] = ()):
         self.whole: set[str] = set()
@@ -30,7 +30,7 @@ class Exclusion:
                 self.pieces.update(pieces(text))
 
     def holds(self, text: str) -> bool:
-        """Whether a sentence is one of these, or has a long piece of one."""
+        """Whether a text is one of these sentences, or has a long piece of one."""
         if not self.whole:
             return False
         text = normalised(text)
@@ -38,12 +38,12 @@ class Exclusion:
 
 
 def normalised(text: str) -> str:
-    """Letters and digits only, in small letters."""
+    """The text in small letters, with one space for everything between letters and digits."""
     return _NO_WORD.sub(" ", text.casefold()).strip()
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Every piece of a normalised text that is long enough to tell it by."""
+    """Yield every piece of a normalised text that has WORDS words, or CHARACTERS characters of Chinese."""
     if is_chinese(text):
         text = text.replace(" ", "")
         yield from (text[start : start + CHARACTERS] for start in range(len(text) - CHARACTERS + 1))
@@ -53,7 +53,10 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def read_exclusion(paths: Iterable[Path]) -> Exclusion:
-    """Plain text, a sentence a line; of a file of JSON lines, every text in it. Raises UserError."""
+    """Read files of plain text, a sentence on each line, or of JSON lines, of which every text counts.
+
+    Raises UserError for a file that cannot be read as that.
+    """
     return Exclusion(text for path in paths for text in _texts(path))
 
 
@@ -66,7 +69,8 @@ def _texts(path: Path) -> Iterator[str]:
             try:
                 yield from _strings(json.loads(line))
             except (ValueError, RecursionError):
-                raise UserError(f"{path}:{number}", "is no line of JSON") from None
+                fix = "Each line holds a whole value: `jq -c .` puts JSON of several lines on one."
+                raise UserError(f"{path}:{number}", "is no line of JSON", fix) from None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""What a pair and a dialogue must pass. Each gate is one function that names nothing but its own reason.
+"""Gates: what a pair of sentences, and what a finished dialogue must pass to be used.
 
-The rules build what is true; the gates check it again, from the finished text, because a rule may be wrong.
-No gate asks a quality estimator whether the last version is better than a draft: that needs a neural model,
-and here the last version is a human one and the draft was made faulty.
+The rules should only build dialogues that are right. The gates check that again, from the finished text,
+because a rule may be wrong. No gate asks a quality estimator whether the last version is better than a draft:
+that needs a neural model, and here the last version is a human translation and the draft is faulty.
 """
 
 import re
@@ -19,18 +19,18 @@ from fastling.interactive.pairs import Corpus, Pair
 SHORTEST = {"zh": 4}
 SHORTEST_LATIN = 12
 LONGEST = 1000
-"""Characters of a sentence."""
+"""Shortest and longest sentence in characters."""
 LEAST_RATIO, MOST_RATIO = 0.5, 2.0
-"""Of the corpus's median ratio of lengths."""
+"""Bounds of a pair's ratio of lengths, relative to the median ratio of the corpus."""
 NEAR_COPY = 0.7
-"""Share of the words that a third text may have in common with one of the other two."""
+"""Largest share of words that a third text may have in common with one of the other two."""
 _UNFINISHED = frozenset(",;:，；：、(（-–—")
 _CUT_BEFORE = re.compile(r"[,;:!?，；：。！？、)）\]]|\.\s")
-"""What no line begins with, unless it is the rest of one."""
+"""Beginnings of a line that is only the rest of a sentence."""
 _SMALL_WORD = re.compile(r"[a-zß-öø-ÿ]+(?![\w.'’-])")
-"""A first word in small letters; not eBay, cctv.com."""
+"""A first word in small letters, but not one like eBay or cctv.com."""
 _BRACKETS = ((re.compile(r"(?<![:;=-])[(（]"), re.compile("[)）]")), (re.compile("《"), re.compile("》")))
-"""What opens (a face such as :( does not), and what closes."""
+"""Opening brackets (but no faces such as :( ), and those that close them."""
 _DAMAGE = re.compile(
     rf"[\x00-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd]|[{HAN}]\?[{HAN}]|[a-zà-ÿ]\?[a-zà-ÿ]|"
     r"Ã[\u0080-\u00bf\u0192\u201e\u2020\u0152\u0153\u0178]|â€|Â[\u00a1-\u00bf]"
@@ -61,8 +61,10 @@ def is_too_long(pair: Pair) -> bool:
 
 
 def is_unfinished(pair: Pair, corpus: Corpus, capital: Set[str]) -> bool:
-    """Whether a line was cut: it ends in a comma or begins with one, begins in small letters as the lines of
-    its language do not, or opens a quotation or bracket that it does not close.
+    """Whether a line is only a part of a sentence.
+
+    It ends or begins with a comma or the like, begins with a small letter in a language of `capital`, whose
+    lines begin with capital ones, or opens a quotation or bracket that it does not close.
     """
     return any(
         text[-1] in _UNFINISHED
@@ -85,7 +87,7 @@ def _quotes_match(text: str) -> bool:
 
 
 def is_damaged(pair: Pair) -> bool:
-    """Whether characters were lost: a question mark inside a word, or UTF-8 that was read as Latin-1."""
+    """Whether characters were lost: there is a question mark inside a word, or UTF-8 was read as Latin-1."""
     return any(_DAMAGE.search(_ADDRESS.sub("", text)) for text in pair.texts)
 
 
@@ -96,13 +98,13 @@ def has_other_markup(pair: Pair) -> bool:
 
 
 def has_other_years(pair: Pair) -> bool:
-    """Whether both sides name years, and none in common: lines that do not belong together, or a slip."""
+    """Whether both sides name years, but none in common: they do not belong together, or one is wrong."""
     first, second = (set(_YEAR.findall(text)) for text in pair.texts)
     return bool(first and second) and first.isdisjoint(second)
 
 
 def is_in_capitals(pair: Pair, corpus: Corpus) -> bool:
-    """Whether one side only is written in capitals; Chinese has none."""
+    """Whether only one side is written all in capital letters; Chinese has none."""
     sides = zip(pair.texts, corpus.languages, strict=True)
     loud = [language != "zh" and text == text.upper() and text != text.lower() for text, language in sides]
     return loud[0] != loud[1]
@@ -119,7 +121,7 @@ def has_odd_length(pair: Pair, median_ratio: float) -> bool:
 
 
 def check_pair(pair: Pair, knowledge: Knowledge, exclusion: Exclusion) -> str | None:
-    """Why a pair is not used, or None. A sentence held out in any of the languages is held out in all."""
+    """Why a pair is not used, or None. A line that is held out in one of its languages is held out in all."""
     if reason := _check_texts(pair, knowledge.corpus, knowledge.length_ratio, knowledge.capital):
         return reason
     return "excluded" if any(exclusion.holds(text) for text in pair[1:] if text) else None
@@ -136,7 +138,7 @@ def check_third(pair: Pair, knowledge: Knowledge) -> str | None:
 
 
 def is_near_copy(text: str, other: str) -> bool:
-    """Whether most words of a text stand in the other one as well."""
+    """Whether two texts have most of their words in common."""
     words = [Counter(word.text.casefold() for word in tokens(each)) for each in (text, other)]
     return (words[0] & words[1]).total() > NEAR_COPY * max(each.total() for each in words)
 
@@ -171,10 +173,12 @@ def _check_texts(pair: Pair, corpus: Corpus, median_ratio: float, capital: Set[s
 
 
 def ends_with_reference(dialogue: Dialogue) -> bool:
+    """Every answer that should give a translation ends with the pair's reference."""
     return all(dialogue.turns[turn][1].endswith(pair.reference) for turn, pair in dialogue.versions)
 
 
 def drafts_differ_where_declared(dialogue: Dialogue) -> bool:
+    """Every draft differs from its reference in the declared place, by the declared text."""
     for draft in dialogue.drafts:
         tail = draft.start + len(draft.right)
         if draft.text == draft.reference or draft.reference[draft.start : tail] != draft.right:
@@ -185,12 +189,13 @@ def drafts_differ_where_declared(dialogue: Dialogue) -> bool:
 
 
 def drafts_are_never_answers(dialogue: Dialogue) -> bool:
-    """A faulty draft is not what a model should learn to say."""
+    """No answer has a faulty draft on one of its lines, since a model would learn to write it."""
     faulty = {draft.text for draft in dialogue.drafts}
     return not any(line in faulty for _, answer in dialogue.turns for line in answer.split("\n"))
 
 
 def feedback_names_what_is_there(dialogue: Dialogue) -> bool:
+    """What the user calls wrong is in the draft only, and once; what the user wants is in the reference."""
     return all(
         draft.text.count(wrong) == 1 and wrong not in draft.reference and right in draft.reference
         for draft, wrong, right in dialogue.pointed
@@ -198,7 +203,7 @@ def feedback_names_what_is_there(dialogue: Dialogue) -> bool:
 
 
 def wishes_hold(dialogue: Dialogue) -> bool:
-    """In every translation of their line, however late."""
+    """Every translation of a line has the words that were wished for until then."""
     return all(
         wish.words in dialogue.turns[turn][1]
         for wish in dialogue.wishes
@@ -208,7 +213,7 @@ def wishes_hold(dialogue: Dialogue) -> bool:
 
 
 def wishes_come_from_the_source(dialogue: Dialogue) -> bool:
-    """A wish is a name or number of the source, or renders a word of it."""
+    """Every wish is a name or number of the source, or renders a word of it."""
     pairs = {pair.line: pair for pair in dialogue.pairs}
     return all(
         wish.words in pairs[wish.line].text or is_meant(wish.words, pairs[wish.line], dialogue.knowledge)
@@ -217,6 +222,7 @@ def wishes_come_from_the_source(dialogue: Dialogue) -> bool:
 
 
 def says_something(dialogue: Dialogue) -> bool:
+    """No request and no answer is empty."""
     return all(text.strip() for turn in dialogue.turns for text in turn)
 
 

@@ -1,4 +1,4 @@
-"""A corpus -> dialogues whose further turns a model writes: seeds from good pairs, a file of what passes."""
+"""A corpus -> a file of dialogues that begin with a good pair, and whose further turns a model writes."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from fastling.interactive.refinements import Counts, Seed, Writer, load_prompts
 from fastling.remote import Server
 
 MOST_USELESS = 256
-"""Dialogues begun in a row that may come to nothing: a model that writes only those is asked no more."""
+"""After so many dialogues in a row of which none could be kept, the model is asked no more."""
 
 
 def write_generated(
@@ -27,10 +27,11 @@ def write_generated(
     prompts_folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda lines, tokens: None,
 ) -> tuple[Tally, Counts, int]:
-    """Write a file of dialogues, whole or not at all; return what was read, what came of it, tokens paid.
+    """Write a file of dialogues, whole or not at all; return (what was read, what came of it, tokens paid).
 
-    Pairs are drawn, spread evenly over the lines, until `count` dialogues are kept. Raises UserError, and
-    RunError where the server cannot be used; what it has answered until then is in its cache.
+    Pairs are drawn, spread evenly over the `total` lines, until `count` dialogues are kept. `progress` is
+    called with the number of the line and the tokens paid so far. Raises UserError, and RunError if the
+    server cannot be used; its answers until then are in the cache.
     """
     draw, counts = Draw(recipe, total), Counts()
     names = recipe.phrasings[min(recipe.phrasings)].names
@@ -55,9 +56,10 @@ def write_generated(
 
 
 async def _until_enough(draw: "Draw", writer: Writer, count: int | None) -> AsyncIterator[dict]:
-    """Dialogues of as many pairs as are wanted, then of as many again as came to nothing.
+    """Yield dialogues from as many pairs as are wanted, then again from as many as could not be kept.
 
-    It ends before there are enough with the pairs, with the budget, or with a model that writes none.
+    It ends sooner when there are no pairs left, when the budget is spent, or when the model writes none that
+    can be kept.
     """
     counts = writer.counts
     while True:
@@ -72,7 +74,7 @@ async def _until_enough(draw: "Draw", writer: Writer, count: int | None) -> Asyn
 
 @dataclass
 class Draw:
-    """The first turns of dialogues, of pairs that pass every gate; no pair is drawn twice."""
+    """Draws pairs that pass every gate, for the first turns of dialogues; no pair is drawn twice."""
 
     recipe: Recipe
     total: int
@@ -80,11 +82,11 @@ class Draw:
     tally: Tally = field(default_factory=Tally)
     begun: int = 0
     line: int = 0
-    """Of the pair drawn last."""
+    """Number of the line that was drawn last."""
     _looked_at: set[int] = field(default_factory=set)
 
     def seeds(self, count: int | None) -> Iterator[Seed]:
-        """At most so many, spread evenly over the lines, of pairs that were not looked at before."""
+        """Yield at most `count` seeds, spread evenly over the lines, from pairs not looked at before."""
         drawn = 0
         # what is read again is not counted again
         tally = Tally() if self._looked_at else self.tally

@@ -1,4 +1,4 @@
-"""What the rules must know of a corpus, learned from a sample of it in seconds."""
+"""What the rules must know about a corpus, learned from a sample of it in seconds."""
 
 import itertools
 import random
@@ -15,57 +15,58 @@ from fastling.interactive.pairs import Corpus, Direction, Pair
 from fastling.interactive.words import Lexicon, learn_lexicon
 
 NEAR = 0.15
-"""How far, as a share of the words of like form, the frequency of a replacement may lie."""
+"""How far apart by frequency a word and its replacement may be, as a share of all words of the same form."""
 CAPITAL = 0.9
-"""Where so large a share of the lines begin with a capital, one that does not was cut."""
+"""If at least this share of lines begins with a capital letter, any other line is only part of a sentence."""
 TRIED = 40
-"""Words that are tried for a replacement."""
+"""How many words are tried as a replacement."""
 RUNNING_TEXT = 1.5
-"""How much more two neighbouring lines must have in common than two distant ones."""
+"""How many times as often as distant lines neighbouring lines must have words in common in a running text."""
 COMMON = 0.01
-"""Share of sentences from which a word is too common to tell what a text is about."""
+"""A word in more than this share of the sentences does not tell what a text is about."""
 _SENTENCE_START = re.compile(r"(^|[.!?:\"“”„«‘—–-]\s*)$")
 _CAPITAL_BEFORE = re.compile(r"[A-ZÀ-Þ][\w'’.-]* $")
 _CAPITAL_AFTER = re.compile(r" (of |the |de |du |von )?[A-ZÀ-Þ]")
 _NUMBER_BEFORE = re.compile(r"[\d一二两三四五六七八九十百千万亿几数] ?$")
 _OF_NUMBER = frozenset("年月日号时点级万亿")
-"""Before a Chinese word, and its first character where it belongs to a number: 9月25 日晚, 2000 亿美元."""
+"""A Chinese word that begins with one of these belongs to a number before it: 9月25 日晚, 2000 亿美元."""
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Words, links and measures of a corpus."""
+    """What is known about the words and texts of a corpus."""
 
     corpus: Corpus
     lexicons: Mapping[str, Lexicon]
     links: Links
     reverse: Links
-    """By language that is translated from: `links` from the first one, `reverse` from the second."""
+    """Links of words: `links` from the first language to the second, `reverse` the other way round."""
     alike: Mapping[str, Mapping[str, Sequence[str]]]
-    """Language -> form of a word -> the words of that form, by frequency."""
+    """Language -> form of a word -> the words of that form, the most frequent first."""
     neighbours: Mapping[str, Neighbours]
-    """Language -> beside what the words of `alike` were seen."""
+    """Language -> the neighbours of the words in `alike`."""
     small: Mapping[str, frozenset[str]]
-    """Language -> words that were seen in small letters as well as with a capital, in small letters."""
+    """Language -> words that were seen both in small letters and with a capital letter; in small letters."""
     capital: frozenset[str]
     """Languages whose lines begin with a capital letter."""
     topical: Mapping[str, frozenset[str]]
     """Language -> words that tell what a text is about."""
     length_ratio: float
-    """Characters of the second language for one of the first: the median."""
+    """Median of the number of characters in the second language for each one in the first."""
     third_ratio: float
-    """Characters of the third language for one of the first: the median."""
+    """Median of the number of characters in the third language for each one in the first."""
     running_text: bool
-    """Whether neighbouring lines belong together."""
+    """Whether neighbouring lines belong to the same text."""
 
     def cut(self, text: str, language: str) -> list[Word]:
+        """The words and numbers of a text, in order."""
         return self.lexicons[language].cut(text)
 
     def _links_from(self, language: str) -> Links:
         return self.links if language == self.corpus.first_language else self.reverse
 
     def links_of(self, pair: Direction) -> list[tuple[Word, Word]]:
-        """Words of the text and of the reference that surely render each other."""
+        """(word of the text, word of the reference), for words that surely render each other."""
         source, target = self.cut(pair.text, pair.origin), self.cut(pair.reference, pair.target)
         found = self._links_from(pair.origin).between(
             [word.text for word in source], [word.text for word in target]
@@ -76,16 +77,16 @@ class Knowledge:
         """Whether a word of a text could be rendered by one of its reference, by itself or with others."""
         links = self._links_from(pair.origin)
         by_itself = not is_stop_word(source.text, pair.origin) and not is_stop_word(target.text, pair.target)
-        # What stands in every sentence is possible for all words.
+        # For function words, which are in every sentence, being possible means nothing.
         return (links.may_render if by_itself else links.often_renders)(source.text, target.text)
 
     def similar_word(
         self, word: str, pair: Direction, beside: tuple[str, str], choose: random.Random
     ) -> str | None:
-        """A word of like form and frequency that cannot be right in the pair's reference.
+        """A word of the same form and a similar frequency that is wrong in the pair's reference; or None.
 
-        It was seen beside the words between which it is to stand, and of those that were, it is used most as
-        the right word is: a mistake that a reader could make.
+        It was seen next to the words `beside`, between which it is to stand. Among the words that were, it is
+        the one that is used most like the right word: a mistake that a translator could make.
         """
         words = self.alike[pair.target].get(form_of(word, pair.target), ())
         links = self._links_from(pair.origin)
@@ -104,7 +105,7 @@ class Knowledge:
         return max(able, key=lambda other: neighbours.likeness(word, other), default=None)
 
     def belong_together(self, before: Direction, after: Direction) -> bool:
-        """Whether two neighbouring lines speak of the same: they have words in common in both languages."""
+        """Whether two neighbouring lines have the same topic: they share words in both languages."""
         return self._share_topic(before.text, after.text, before.origin) and self._share_topic(
             before.reference, after.reference, before.target
         )
@@ -114,15 +115,16 @@ class Knowledge:
         return any(word.text.casefold() in words for word in self.cut(after, language))
 
     def stands_alone(self, text: str, word: Word, language: str) -> bool:
-        """Whether a word can be asked for by itself: whole, meaningful, there once, no part of a name."""
+        """Whether a word can be asked about by itself: it has a meaning, is in the text once, and is part of
+        no longer word, number or name."""
         if word.text[0].isdigit():
-            return False  # 10 is not how October is said
+            return False  # 10月 is October, but 10 is not
         if len(word.text) < 2 or is_stop_word(word.text, language) or text.count(word.text) > 1:
             return False
         if language == "zh":
             if word.text[0] in _OF_NUMBER and _NUMBER_BEFORE.search(text[: word.start]):
                 return False
-            # 上市公司 is two words that the other language says apart.
+            # 上市公司 is two words, which the other language renders separately.
             known = self.lexicons[language].cost
             return len(word.text) < 4 or not (word.text[:2] in known or word.text[2:] in known)
         before, after = text[: word.start], text[word.end :]
@@ -138,7 +140,7 @@ class Knowledge:
 
 
 def form_of(word: str, language: str) -> str:
-    """What a word must share with another one to stand in its place."""
+    """The form that a word in this one's place must have, too: its length, or its case and last letters."""
     if language == "zh":
         return str(len(word))
     return ("A" if word[0].isupper() else "a") + word[-2:].lower()

@@ -1,4 +1,4 @@
-"""What must be known of a language to cut its text into words, tell it apart, and put it in a sentence."""
+"""What must be known about the languages to tidy their text, cut it into words, and tell them apart."""
 
 import html
 import re
@@ -80,14 +80,14 @@ _HAN_SPACES = re.compile(
     r"\s+(?=[，。！？；：、）》」』])|(?<=[，。！？；：、（《「『])\s+"
 )
 _CSV_FIELD = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
-"""A line that a table was cut into: in quotation marks, its own ones doubled."""
+"""A line from a table in CSV: in quotation marks, with the text's own quotation marks doubled."""
 _UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _QUOTE_SPACES = re.compile(r"(?<=“)\s+|\s+(?=”)|(?<=[.,!?])\s+(?=\"$)")
 _HALF_WIDTH = re.compile(rf"(?<=[{HAN}])(?:([,;:!])\s*|(\?)(?=$|[”’》」』]))")
-"""After Chinese; a question mark between two characters is one that was lost."""
+"""Punctuation after Chinese. A question mark inside a sentence is not: it stands for a lost character."""
 _TO_FULL_WIDTH = str.maketrans(",;:!?", "，；：！？")
 _TO_NARROW = {code: code - 0xFEE0 for code in range(ord("０"), ord("ｚ") + 1) if chr(code).isalnum()}
-"""Letters and digits as wide as Chinese characters."""
+"""Full-width letters and digits -> ordinary ones."""
 _MARK_SPACES = re.compile(r"(?<=[\w)]) +(?=[.,;!?](?:\s|$))")
 _LATIN_WORD = re.compile(r"[^\W\d_]{2,}")
 _SPACES = re.compile(r"\s+")
@@ -95,26 +95,29 @@ _LETTER = re.compile(rf"[^\W\d_{HAN}]")
 
 
 class Word(NamedTuple):
-    """A word, number or run of Chinese of a text, and where it begins."""
+    """A word, a number or a run of Chinese characters in a text, and where it begins."""
 
     text: str
     start: int
 
     @property
     def end(self) -> int:
+        """Where it ends: the index after its last character."""
         return self.start + len(self.text)
 
 
 def check_language(option: str, code: str) -> None:
-    """Raises UserError, with those that are known, for a language that has no phrasings."""
+    """Raise UserError, listing the known languages, for a language that is not among them."""
     if code not in LANGUAGES:
         raise UserError(option, f"unknown language: {code}", f"Known are: {', '.join(LANGUAGES)}.")
 
 
 def tidy(text: str, language: str) -> str:
-    """One line without what only a corpus has: quotation marks of a table, entities, letters in two parts,
-    what is not seen, spaces too many, letters and digits too wide, and in Chinese the commas of another
-    script.
+    """Remove from a line what comes from files and not from writers.
+
+    That is the quotation marks of CSV, HTML entities, decomposed letters, invisible characters, superfluous
+    spaces, full-width letters and digits and, in Chinese, punctuation of another script. `language` is the
+    code of the text's language, "" if it is not known.
     """
     if '""' in text and (field := _CSV_FIELD.fullmatch(text)) and '""' in field[1]:
         text = field[1].replace('""', '"')
@@ -133,12 +136,12 @@ def tidy(text: str, language: str) -> str:
 
 
 def _no_break_space(spaces: re.Match[str]) -> str:
-    """One space for several; French has no-break spaces inside « » and numbers, and before : ; ! ?"""
+    """One space in place of several: a no-break space, as French has before : ; ! ?, if one is among them."""
     return next((space for space in spaces[0] if space in _NO_BREAK_SPACES), " ")
 
 
 def tokens(text: str, language: str = "") -> list[Word]:
-    """Words and numbers of a text; Chinese stays in runs, for a lexicon to cut; l’école is two words."""
+    """Words and numbers of a text. Runs of Chinese stay whole, for a lexicon to cut; l’école is two words."""
     if language != "fr":
         return [Word(match[0], match.start()) for match in _TOKEN.finditer(text)]
     found = []
@@ -152,19 +155,21 @@ def tokens(text: str, language: str = "") -> list[Word]:
 
 
 def is_stop_word(word: str, language: str) -> bool:
+    """Whether a word is a function word; in Chinese also if it begins or ends with a particle."""
     if word.casefold() in STOP_WORDS[language]:
         return True
     return language == "zh" and (word[0] in CHINESE_PARTICLES or word[-1] in CHINESE_PARTICLES)
 
 
 def is_chinese(text: str) -> bool:
+    """Whether a text has at least one Chinese character."""
     return bool(_HAN.search(text))
 
 
 def reads_as(text: str, language: str, other: str) -> bool:
-    """Whether a text may be in a language rather than in the other one of its pair.
+    """Whether a text may be in `language`, and not in `other`, that of its translation, or a third one.
 
-    Chinese is told by its script, the others by their stop words; a text with none of either passes.
+    Chinese is recognised by its script, the others by their stop words; a text without any stop words passes.
     """
     han, letters = len(_HAN.findall(text)), len(_LETTER.findall(text))
     if language == "zh":

@@ -1,7 +1,7 @@
-"""Which frequent words a word stands beside: what tells whether it could stand in another one's place.
+"""Which frequent words are next to a word, by which it is judged whether it could take another one's place.
 
-Without a grammar, a verb is told by "to" or "has" before it, an adjective by "very", a noun by "the". A wrong
-word that its neighbours go with is a mistake that a translator makes; any other is only noise.
+No grammar is needed: a verb has "to" or "has" before it, an adjective "very", a noun "the". A wrong word that
+fits its neighbours is a mistake that a translator could make; one that does not fit them is only noise.
 """
 
 import math
@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 FREQUENT = 300
-"""Neighbours that tell something: with rarer ones, that two words were never seen together means nothing."""
+"""How many neighbours count: that a word was never seen next to a rarer one means nothing."""
 
 
 class Neighbours:
-    """Words beside which each word was seen, as bits of a number."""
+    """The frequent words next to which each word was seen, as the bits of a number."""
 
     def __init__(self, sentences: Sequence[Sequence[str]], words: Iterable[str]):
         counts = Counter(word.casefold() for sentence in sentences for word in sentence)
@@ -30,7 +30,7 @@ class Neighbours:
                     self.after[word] |= other
 
     def likeness(self, word: str, other: str) -> float:
-        """How far two words stand beside the same ones: cosine of their neighbours, 0 to 1."""
+        """How far two words have the same neighbours: the cosine of the two sets, from 0 to 1."""
         shared = size = other_size = 0
         for seen in (self.before, self.after):
             one, two = seen.get(word, 0), seen.get(other, 0)
@@ -40,7 +40,7 @@ class Neighbours:
         return shared / math.sqrt(size * other_size) if shared else 0.0
 
     def fits(self, word: str, before: str, after: str) -> bool:
-        """Whether a word was seen after the one and before the other, as far as these are frequent."""
+        """Whether a word was seen after `before` and before `after`; of the two only frequent ones count."""
         sides = ((before, self.before), (after, self.after))
         return all(
             seen.get(word, 0) & bit for beside, seen in sides if (bit := self.bits.get(beside.casefold(), 0))

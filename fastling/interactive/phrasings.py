@@ -1,7 +1,7 @@
-"""The users' and assistants' words around the translations: one YAML file a language, checked once.
+"""What users and assistants say around the translations: a YAML file for each language, in phrasings/.
 
-The files lie in phrasings/. Each key is a list of sentences with fixed placeholders, so that no dialogue
-can be built with a hole in it.
+Each key has a list of sentences with given placeholders. The files are checked when they are read, so that no
+dialogue is built with an empty placeholder.
 """
 
 import functools
@@ -38,16 +38,16 @@ PLACEHOLDERS = {
     "rendered_by": {"span", "rendering"},
 }
 FOREIGN = ("translate", "correct_draft")
-"""Lists with more sentences for a language that is not the user's own: who is learning it, who knows none."""
+"""Keys with further sentences for a foreign target language, of users who learn it or do not know it."""
 FAULTS = ("omission", "addition", "number", "repetition", "order", "replacement", "punctuation", "case")
 ADDRESSES = ("familiar", "polite")
 VERDICTS = ("first_better", "second_better")
 OPTIONAL = {"target", "origin"}
-"""Placeholders that a sentence may use where its key has them, and need not."""
+"""Placeholders that a sentence may use if its key has them, but does not have to."""
 FEWEST = 20
-"""Sentences of a list: fewer, and a model learns the sentence, not the request."""
+"""Fewest sentences of a list: with fewer, a model would learn the sentences and not the request."""
 FEWEST_REASONS = 5
-"""Of each of the many lists of reasons."""
+"""Fewest sentences of each of the many lists of reasons."""
 
 _MARK = re.compile(r"[\"“”„«»「」‘‹›]|(?<!\w)'|'(?!\w)")
 _QUOTED = re.compile(r"([\"“„«「]\s?)\{(\w+)\}(\s?[\"”“»」])")
@@ -59,27 +59,28 @@ class Phrasings:
 
     language: str
     lists: Mapping[str, tuple[str, ...]]
-    """By key; reasons by "first_better.omission", more for a foreign language by "foreign.translate"."""
+    """Key -> sentences. Reasons have keys such as "first_better.omission", and further sentences for a
+    foreign language such as "foreign.translate"."""
     names: Mapping[str, str]
     """Language code -> its name in this language."""
     separator: str
     addresses: Mapping[str, str]
-    """Sentence -> "familiar" (du, tu, 你) or "polite" (Sie, vous, 您), of those that show it."""
+    """Sentence -> "familiar" (du, tu, 你) or "polite" (Sie, vous, 您), for sentences in which it shows."""
 
     def say(
         self, choose: random.Random, key: str, said: set[str] | None = None, **values: str | Sequence[str]
     ) -> str:
-        """One of a key's sentences with its holes filled; languages by their codes, words as a list.
+        """Draw one of a key's sentences and fill its placeholders; languages are given by their codes.
 
-        None of those that are in `said`, to which it is added, as long as there are others; and none that
-        addresses the other one differently than those do.
+        As long as there are others, it is none of the sentences in `said`, and none that addresses the other
+        person differently than those do. The sentence is added to `said`.
         """
         able = self.lists[key]
         if values.get("target", self.language) != self.language:
             able += self.lists.get(f"foreign.{key}", ())
         for name in OPTIONAL & values.keys():
             values[name] = self.names[values[name]]
-        # What has quotation marks itself is not put in quotation marks.
+        # A text that has quotation marks itself is not put into quotation marks.
         quoting = {name for name, value in values.items() if isinstance(value, str) and _MARK.search(value)}
         if quoting:
             able = tuple(text for text in able if not quoting & _quoted_holes(text)) or able
@@ -109,9 +110,9 @@ def _quoted_holes(text: str) -> frozenset[str]:
 
 @functools.cache
 def load_phrasings(language: str, folder: Path = FOLDER, fewest: int = FEWEST) -> Phrasings:
-    """Read and check the sentences of a language.
+    """Read and check the sentences of a language; `fewest` is how many each list must have.
 
-    Raises UserError, naming file, key and the offending text.
+    Raises UserError, naming file, key and sentence, if something is wrong with them.
     """
     path = folder / f"{language}.yaml"
     try:
@@ -145,7 +146,7 @@ def load_phrasings(language: str, folder: Path = FOLDER, fewest: int = FEWEST) -
 
 
 def _addresses(path: Path, patterns: Any, lists: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """How a sentence addresses the other one, where a pattern of the file's "address" finds it."""
+    """Sentence -> how it addresses the other person, if one of the patterns under "address" finds that."""
     where = f"{path}: address"
     if not isinstance(patterns, dict) or not set(patterns) <= set(ADDRESSES):
         raise UserError(where, f"must be a mapping of {' and '.join(ADDRESSES)} to a pattern")

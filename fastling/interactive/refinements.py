@@ -1,8 +1,8 @@
-"""Refinements that need a writer: style, grammar, length, suggestions, and a user played by a model.
+"""Refinements that a model has to write: style, grammar, length, suggestions, and a simulated user.
 
-A dialogue begins with a translation from the corpus. Each further turn is written by a model behind a
-server, from a prompt that is a file anyone can edit, and is kept only if it passes every check; a
-dialogue keeps the turns before the first that does not, and is dropped if none does.
+A dialogue begins with a translation from the corpus. Each further turn is written by a model behind a server,
+from a prompt that is a file anyone can edit. A dialogue keeps its turns up to the first that fails a check,
+and is dropped if that is the first turn written.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ MOST_TOKENS = 700
 
 @dataclass
 class Counts:
-    """What came of all seeds."""
+    """Counts of what came of the seeds."""
 
     kept: Counter = field(default_factory=Counter)  # dialogues, by kind
     rejected: Counter = field(default_factory=Counter)  # turns, by reason
@@ -50,7 +50,7 @@ def load_prompts(folder: Path | None) -> dict[str, Template]:
 
 @dataclass
 class Writer:
-    """What grows dialogues from seeds."""
+    """Writes dialogues from seeds, by asking a server."""
 
     server: Server
     prompts: dict[str, Template]
@@ -59,10 +59,10 @@ class Writer:
     seed: int
     turns: tuple[int, int] = (1, 3)
     window: int = 256
-    """Dialogues that are at work at a time."""
+    """How many dialogues are written at a time."""
 
     async def dialogues(self, seeds: Iterable[Seed]) -> AsyncIterator[dict]:
-        """Those of the seeds, in their order."""
+        """Yield the dialogues of the seeds that could be kept, in the order of the seeds."""
         seeds = iter(seeds)
         while batch := list(islice(seeds, self.window)):
             for row in await asyncio.gather(*map(self.write, batch)):
@@ -70,7 +70,7 @@ class Writer:
                     yield row
 
     async def write(self, start: Seed) -> dict | None:
-        """The dialogue of one seed, or None."""
+        """The dialogue of one seed, as a row; None if no turn of it could be kept."""
         chance = random.Random(f"{self.seed} {start.number}")
         kind = chance.choice(KINDS)
         messages = [
@@ -121,8 +121,9 @@ class Writer:
 
 
 def parse_turn(text: str) -> dict:
-    """{"request": str, "answer": str} out of what a model wrote, with words around it, and behind what it
-    thought aloud. Raises Rejected.
+    """{"request": str, "answer": str} from a model's text, which may have words around it.
+
+    Raises Rejected if there is no such object in it.
     """
     text = text.rpartition("</think>")[2]
     if not text.strip():

@@ -1,8 +1,8 @@
-"""The kinds of dialogue, each a small function: what is asked, and why the answer is known to be right.
+"""The kinds of dialogue, each a small function that knows what to ask so that the right answer is known.
 
-A builder writes the turns that make its kind and returns whether its pairs allowed them. Afterwards
-`follow_up` goes on with the lines that are left. A faulty draft stands in a user's turn only, so that no
-model learns to write one.
+A builder adds the turns that make a dialogue its kind, and returns whether its pairs allowed that. Afterwards
+`follow_up` goes on with the remaining lines. Faulty drafts are only in turns of the user, so that no model
+learns to write them.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from fastling.interactive.constraints import items_to_keep, renderings, words_to_include
 from fastling.interactive.dialogue import Dialogue
 from fastling.interactive.drafts import Draft, make_draft
-from fastling.interactive.pairs import Corpus, Direction
+from fastling.interactive.pairs import Corpus, Direction, Pair
 
 MOST_TURNS = 4
 WHICH_WORDS_AGAIN, WISH_AGAIN, DRAFT_AGAIN, POINTING = 0.25, 0.3, 0.25, 0.5
-"""How often a dialogue asks about words of its last answer, wishes again, sends a draft of a sentence that
-a wish is about, and says where a draft is wrong."""
+"""Probabilities that a dialogue asks about words of its last answer, that a later sentence comes with a wish
+again, that a draft is sent of a sentence with a wish, and that the user says where a draft is wrong."""
 
 SAY_ANEW = ("correct_draft", "no_change", "which_better", "switch_target")
-"""Steps after which "and this one?" would not say what is to be done."""
+"""Steps after which a request such as "and this one?" would not be clear."""
 
 Builder = Callable[[Dialogue, Sequence[Direction]], bool]
 
@@ -52,7 +52,7 @@ def correct_draft(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
 def no_change(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
     pair = pairs[0]
     if not dialogue.knowledge.links_of(pair):
-        return False  # perhaps the one does not say what the other does
+        return False  # the two may not say the same
     request = dialogue.say("correct_draft", target=pair.target, text=pair.text, draft=pair.reference)
     dialogue.add_version("no_change", [request], pair, lead=dialogue.say("no_change"))
     return True
@@ -74,7 +74,7 @@ def which_better(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
 
 
 def continue_text(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
-    """Neighbouring lines, one after the other, as long as they speak of the same."""
+    """Neighbouring lines, one after the other, as long as they are about the same topic."""
     knowledge, last = dialogue.knowledge, pairs[0]
     _ask(dialogue, "translate", last)
     if not knowledge.running_text:
@@ -130,13 +130,14 @@ NEEDS_TWO = frozenset({"continue_text", "switch_direction"})
 
 
 def opposite(pair: Direction) -> Direction:
+    """The same pair, translated in the other direction."""
     return Direction(pair.line, pair.target, pair.origin, pair.reference, pair.text)
 
 
 def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
-    """Go on: perhaps about words of the last answer, then with the lines that are not used yet."""
+    """Go on, perhaps with a question about words of the last answer, then with the remaining lines."""
     choose = dialogue.choose
-    # Of which of two drafts would be asked, and nothing is known of the words of a third language.
+    # It would not be clear which of two drafts is meant, and nothing is known of words in a third language.
     no_words = dialogue.steps[-1] in ("which_better", "switch_target")
     if not no_words and "which_words" not in dialogue.steps and choose.random() < WHICH_WORDS_AGAIN:
         _ask_which_words(dialogue, 1)
@@ -145,8 +146,8 @@ def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
             continue
         last = dialogue.pairs[-1]
         pair = pair if pair.origin == last.origin else opposite(pair)
-        # Who compared or corrected drafts, or asked for another language, has to say anew what is wanted,
-        # after a question about words as well.
+        # After drafts or another target language the user has to say again what is wanted, also if a question
+        # about words came in between.
         last_step = next(step for step in reversed(dialogue.steps) if step != "which_words")
         translated = last_step not in SAY_ANEW
         how = "next_sentence" if translated else "translate"
@@ -157,7 +158,7 @@ def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
 
 
 def _ask(dialogue: Dialogue, how: str, pair: Direction, *, words: bool = False, item: bool = False) -> bool:
-    """Ask for a translation, with wishes that must be possible, else nothing is asked."""
+    """Ask for a translation, if wanted with a wish. Adds nothing and returns False if none is possible."""
     choose = dialogue.choose
     named = {"target": pair.target} if how in ("translate", "switch_direction") else {}
     requests, wishes = [dialogue.say(how, text=pair.text, **named)], []
@@ -180,7 +181,7 @@ def _ask(dialogue: Dialogue, how: str, pair: Direction, *, words: bool = False, 
 
 
 def _send_draft(dialogue: Dialogue, pair: Direction, draft: Draft) -> None:
-    """Send a faulty draft to be corrected; half of the time saying where it is wrong."""
+    """Send a faulty draft to be corrected, and in half of the cases say where it is wrong."""
     choose = dialogue.choose
     requests = [dialogue.say("correct_draft", target=pair.target, text=pair.text, draft=draft.text)]
     wrong, right = draft.wrong.strip(), draft.right.strip()
@@ -196,7 +197,7 @@ def _send_draft(dialogue: Dialogue, pair: Direction, draft: Draft) -> None:
 
 
 def _ask_which_words(dialogue: Dialogue, count: int) -> bool:
-    """Ask how words of the last sentence were rendered; whether any could be asked about."""
+    """Ask how up to `count` words of the last sentence were rendered; return whether there were any."""
     able = renderings(dialogue.pairs[-1], dialogue.knowledge)
     for span, rendering in dialogue.choose.sample(able, min(count, len(able))):
         if len(dialogue.turns) < MOST_TURNS:
@@ -207,5 +208,6 @@ def _ask_which_words(dialogue: Dialogue, count: int) -> bool:
     return bool(able)
 
 
-def directed(corpus: Corpus, pairs: Sequence, origin: str) -> list[Direction]:
+def directed(corpus: Corpus, pairs: Sequence[Pair], origin: str) -> list[Direction]:
+    """The pairs as translations from one of the corpus's two languages."""
     return [corpus.directed(pair, origin) for pair in pairs]

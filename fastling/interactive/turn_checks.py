@@ -1,4 +1,4 @@
-"""Whether a turn that a model wrote is what it says: in its languages, a translation alone, of this text."""
+"""Checks a turn that a model wrote: right languages, nothing but a translation, and of this text."""
 
 import re
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from fastling.interactive.languages import is_chinese, is_stop_word, reads_as, t
 from fastling.remote import Message
 
 LENGTH_RATIO = (0.3, 3.0)
-"""Of an answer to the translation before it, where length is not the wish."""
+"""Bounds of an answer's length over that of the answer before it, unless the user asks for a length."""
 LEAST_IN_COMMON = 0.15
-"""Share of its pieces that an answer has from an earlier version; with less it is about something else."""
+"""Least share of an answer's pieces that an earlier version has; with less it is about something else."""
 
 
 def _any(*parts: str) -> re.Pattern[str]:
-    """A pattern of alternatives, whatever their letters' case."""
+    """A pattern of alternatives that ignores case."""
     return re.compile("|".join(parts), re.IGNORECASE)
 
 
 _ROLE = _any(r"(?:user|request|assistant|用户|nutzer|benutzer|utilisateur)\s*[:：]")
-# What a model says to its user, at the beginning of what should be a translation.
+# What a model may say to its user at the beginning of what should be only a translation.
 _ENGLISH = (
     r"(?:sure|certainly|of course|as an ai|as a language model|sorry|here(?: is|['’]s| are))\b",
     r"i(?:['’]m| am) (?:very |so )?(?:sorry|unable|not able)\b|i can(?:no|['’])t\b",
@@ -39,7 +39,7 @@ _FRENCH = (
 _OPENING = re.compile(rf"\W*(?:{'|'.join((*_ENGLISH, *_CHINESE, *_GERMAN, *_FRENCH))})", re.IGNORECASE)
 _MARKDOWN = re.compile(r"\*\*|__|```|^#")
 _QUOTES = "\"'“”„«»「」‘’"
-# Of a request for a length: what is counted, what asks for no upper bound, and what means one less.
+# For requests for a length: what is counted, what asks for no upper bound, and what means one less.
 _UNIT = _any(
     r"\d+\s*(?:%|％|(?:words?|characters?|letters?|percent)\b|个?[字词]|prozent|wört|worte|zeichen|buchstaben)",
     r"\d+\s*(?:mots?|caractères?|signes?|lettres?|pour cent)\b",
@@ -62,12 +62,12 @@ _BELOW = _any(
 
 
 class Rejected(Exception):
-    """A turn that is not kept; the text is the reason it is counted under."""
+    """A turn that is not kept. The message is the reason under which it is counted."""
 
 
 @dataclass(frozen=True)
 class Seed:
-    """What a dialogue grows from: the first turn, asked and answered, and where it comes from."""
+    """What a dialogue begins with: a request for a translation, its answer, and where they come from."""
 
     number: int
     source: str
@@ -80,7 +80,7 @@ class Seed:
 
 
 def check_turn(written: dict, kind: str, start: Seed, messages: list[Message]) -> None:
-    """Raises Rejected unless a turn says what it should, in the right languages, and something new."""
+    """Raise Rejected unless a turn is in the right languages, new, and only a translation of this text."""
     request, answer, before = written["request"], written["answer"], messages[-1]["content"]
     if not _plain(request):
         raise Rejected("request without words")
@@ -111,7 +111,8 @@ def check_turn(written: dict, kind: str, start: Seed, messages: list[Message]) -
 
 
 def _says_more(answer: str, start: Seed) -> bool:
-    """Whether a refusal, a word to the user, quotation marks, Markdown or the source stand around it."""
+    """Whether an answer has more than a translation: a refusal, a word to the user, quotation marks,
+    Markdown, or the source. What the seed's translation has, too, does not count."""
     first = start.translation
     if _OPENING.match(answer) and not _OPENING.match(first):
         return True
@@ -123,14 +124,15 @@ def _says_more(answer: str, start: Seed) -> bool:
 
 
 def _numbers(text: str) -> set[str]:
-    """Numbers of two digits and more, 1,000 and 1.000 alike."""
+    """The numbers of two or more digits, as digits alone, so that 1,000 and 1.000 are the same."""
     digits = (re.sub(r"\D", "", match) for match in re.findall(r"\d+(?:[.,\s]\d{3})*", text))
     return {number for number in digits if len(number) > 1}
 
 
 def _in_common(text: str, other: str, language: str) -> float:
-    """Share of the pieces of a text that are in the other one: of pairs of Chinese characters, or of the
-    beginnings of words that mean something.
+    """Share of a text's pieces that are in the other one, too; 1.0 if either has none.
+
+    Pieces are pairs of Chinese characters, or the first four letters of each word that is no function word.
     """
     one, two = (_pieces(each, language) for each in (text, other))
     return len(one & two) / len(one) if one and two else 1.0
@@ -145,7 +147,7 @@ def _pieces(text: str, language: str) -> set[str]:
 
 
 def _check_length(written: dict, language: str) -> None:
-    """The bound is the number in the request itself, so that nobody has to believe the writer."""
+    """Raise Rejected unless the answer keeps to the length that the request asks for by its only number."""
     request, answer = written["request"], written["answer"]
     numbers = [int(number) for number in re.findall(r"\d{1,9}", request)]  # one without end is several
     if len(numbers) != 1 or _NO_BOUND.search(_NOT_MORE.sub("", request)):
@@ -162,7 +164,7 @@ def _length(text: str, language: str) -> int:
 
 
 def _plain(text: str) -> str:
-    """What is left of a text when copies should look alike."""
+    """A text without punctuation, spaces and case, by which copies are recognised."""
     return re.sub(r"[\W_]+", "", text).casefold()
 
 

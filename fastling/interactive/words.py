@@ -1,7 +1,7 @@
-"""Chinese words from the corpus itself: characters that keep together while their neighbours vary.
+"""Finds Chinese words in the corpus itself: characters that stay together while their neighbours vary.
 
-No dictionary is needed for what the words are used for, to align and to ask for: a word that is missed
-is never asked for, and what is not bounded freely on both sides is not taken for a word.
+The words are used to align sentences and to ask about, for which no dictionary is needed: a word that is not
+found is not asked about, and characters without varying neighbours on both sides are not taken for a word.
 """
 
 import math
@@ -14,13 +14,13 @@ from fastling.interactive.languages import HAN, NO_WORD_EDGES, Word, is_chinese,
 LONGEST = 4
 RECENT = 64
 FEWEST = 6
-"""Occurrences below which statistics say nothing."""
+"""Fewest occurrences of a word; below that, statistics say nothing."""
 COHESION, COHESION_OF_FREQUENT = 40.0, 6.0
-"""How much more often characters stand together than chance would put them."""
+"""How many times as often as by chance characters must be together; the second is for frequent words."""
 FREQUENT = 30
-"""Occurrences from which a smaller excess is as sure."""
+"""Occurrences from which a word is frequent, so that a smaller excess over chance is enough."""
 FREEDOM = 1.2
-"""Entropy, in nats, of the neighbours on each side."""
+"""Least entropy, in nats, of the neighbours on each side."""
 _RUN = re.compile(f"[{HAN}]+")
 
 
@@ -34,7 +34,7 @@ class Lexicon:
         self.cost = {word: total - math.log(count) for word, count in counts.items()}
         self.unknown = total + 1.0
         self.recent: dict[str, list[Word]] = {}
-        """The texts of one dialogue are cut again and again."""
+        """A cache: the texts of one dialogue are cut again and again."""
 
     def cut(self, text: str) -> list[Word]:
         """The words and numbers of a text, in order."""
@@ -100,7 +100,7 @@ def _coheres(gram: str, counts: Counter[str], characters: int) -> bool:
 
 
 def _bounded_freely(runs: Iterable[str], candidates: set[str]) -> list[str]:
-    """Candidates with many different neighbours on both sides; an edge of a run is a neighbour of its own."""
+    """Candidates whose neighbours vary on both sides; each edge of a run counts as another neighbour."""
     before: dict[str, Counter] = defaultdict(Counter)
     after: dict[str, Counter] = defaultdict(Counter)
     for number, run in enumerate(runs):

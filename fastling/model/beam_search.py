@@ -77,7 +77,7 @@ class BeamSearch:
         """Begin a prompt in the next slot, with room for `room` new tokens."""
         if self.seen:
             self.seen.begin(len(self.searches) * self.width, prompt, self.width)
-        nobody = [_Beam(NEVER, [])] * (self.width - 1)  # all beams are the prompt: only one may be continued
+        nobody = [_Beam(NEVER, [])] * (self.width - 1)  # all beams are the same prompt: only one is continued
         self.searches.append(_Search(room, [_Beam(0.0, []), *nobody]))
 
     def leave(self, slot: int) -> None:
@@ -111,7 +111,7 @@ class BeamSearch:
         return Advance(tokens, parents, completions)
 
     def _rank(self, scores_RV: Tensor) -> list[list[_Continuation]]:
-        """Of each slot, the best continuations of its beams, best first."""
+        """For each slot, the best continuations of its beams, best first."""
         scores_RV = scores_RV.log_softmax(-1)
         if self.seen:
             scores_RV = self.seen.penalise(scores_RV)

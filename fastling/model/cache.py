@@ -1,7 +1,7 @@
-"""Keys and values of tokens that a model has read, so that the next token costs one token of forward.
+"""Keys and values of the tokens that a model has read, so that each new token costs a forward of one token.
 
-A sequence has a row of the cache. Rows in use are always the first ones, so that a step attends over one
-plain slice of it, without a copy.
+Each sequence has a row of the cache. Rows in use are always the first ones, so that a step attends over a
+plain slice of the cache, without a copy.
 Shapes: T tokens of a step, R rows that go on, P positions of a row, L positions in use, N heads,
 K kv heads, G = N / K, D head dim.
 """
@@ -23,7 +23,7 @@ def bytes_per_token(config: LlamaConfig, element_size: int) -> int:
 class KVCache:
     """`rows` sequences of at most `positions` tokens: rows * positions * bytes_per_token bytes.
 
-    Allocated when the first keys come, in their dtype: under FSDP the weights are kept in another.
+    It is allocated when the first keys come, in their dtype: under FSDP the weights have another one.
     """
 
     def __init__(self, config: LlamaConfig, rows: int, positions: int):
@@ -33,9 +33,10 @@ class KVCache:
         self._cleaned = 0
 
     def reach(self, length: int, like_TKD: Tensor) -> None:
-        """Have `length` positions ready, before anything is written to the last of them.
+        """Make the first `length` positions ready to be written, by setting new ones to 0.
 
-        They must be finite, not any old memory: what a mask hides is still multiplied by 0.
+        Uninitialised memory may hold NaN or infinity, and the positions that a mask hides are still
+        multiplied by 0. The cache is allocated at the first call, like `like_TKD`.
         """
         if self.storage is None:
             shape = (self.num_layers, 2, self.rows, self.num_kv_heads, self.positions, self.head_dim)
@@ -46,7 +47,7 @@ class KVCache:
             self._cleaned = upto
 
     def copy_rows(self, sources: list[int], targets: list[int], start: int, stop: int) -> None:
-        """Make rows `targets` what rows `sources` are, from position `start` to `stop`."""
+        """Copy rows `sources` into rows `targets`, positions `start` to `stop`."""
         device = self.storage.device
         sources_R, targets_R = (torch.tensor(rows, device=device) for rows in (sources, targets))
         for layer in self.storage:  # one by one: what is copied exists twice meanwhile
@@ -54,7 +55,10 @@ class KVCache:
             part[:, targets_R] = part[:, sources_R]
 
     def move_rows(self, source: int, target: int, count: int, stop: int) -> None:
-        """Move `count` rows from `source` to `target`, of them `stop` positions; the two do not overlap."""
+        """Copy `count` rows from row `source` on to row `target` on, the first `stop` positions of each.
+
+        The two ranges of rows must not overlap.
+        """
         moved = self.storage[:, :, source : source + count, :, :stop]
         self.storage[:, :, target : target + count, :, :stop] = moved
 
@@ -90,7 +94,7 @@ class CacheStep:
         max_seqlen: int,
         lengths: list[int] | None,
     ) -> Tensor:
-        """Keep the tokens' keys and values; return what their queries find, (T, N, D).
+        """Store the tokens' keys and values in the cache; return the attention of their queries, (T, N, D).
 
         The last three arguments are of the new documents, as in `ops.attention`.
         """
@@ -108,7 +112,8 @@ class CacheStep:
         return torch.cat([self._go_on(q_TND[:rows], keys, values), begun_TND])
 
     def _go_on(self, q_RND: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(R, N, D). The G query heads of a kv head go as G queries, which need no copies of it."""
+        """Attention (R, N, D) of rows that are continued. The G query heads of a kv head are passed as G
+        queries of one head, so that keys and values are not copied."""
         keys_RKLD, values_RKLD = (x[: self.num_rows, :, : self.longest] for x in (keys, values))
         q_RKGD = q_RND.unflatten(1, (keys_RKLD.shape[1], -1))
         if self.beyond_R11L is not None and self._mask_R11L is None:  # once for all layers

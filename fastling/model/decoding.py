@@ -1,4 +1,4 @@
-"""What decides the next token, and what comes out: settings and results of generation."""
+"""The settings of generation (how the next token is chosen), and its result."""
 
 import math
 from dataclasses import dataclass, fields
@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 from fastling.errors import UserError
 
 LEAST_PENALTY = 0.01
-"""Or 1 / that: far beyond, scores leave float32, and nothing can be drawn of them."""
+"""The largest is 1 / this. Far beyond these bounds scores overflow float32, and no token can be drawn."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the next token is chosen; the defaults are greedy. Raises UserError for what makes no sense."""
+    """How the next token is chosen, by default greedily. Raises UserError for settings that make no sense."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -24,11 +24,11 @@ class Decoding:
     repetition_penalty: float = 1.0
     """Scores of tokens that prompt or answer hold are divided by it if > 0, else multiplied with it."""
     beams: int = 1
-    """Answers kept in parallel by beam search; 1 for no search."""
+    """Beams of beam search; 1 for no beam search."""
     length_penalty: float = 1.0
-    """Of beam search: an answer's score is its log-probability / length ** length_penalty."""
+    """In beam search an answer's score is its log-probability / length ** length_penalty."""
     seed: int = 0
-    """Of the draws, together with the prompt's number."""
+    """Seed of the draws; each prompt draws from this seed and its own index."""
 
     def __post_init__(self):
         for each in fields(self):
@@ -61,7 +61,7 @@ class Decoding:
 
 
 class Completion(NamedTuple):
-    """What a model said."""
+    """What a model generated for one prompt."""
 
     ids: list[int]
     """Without the stop id that ended it."""

@@ -1,6 +1,6 @@
-"""SHA-256 of tensors: taken from memory before they are written, compared with what the disk gives back.
+"""SHA-256 of tensors, taken from memory before they are written, to compare with what the disk gives back.
 
-And of a folder's weights, to know them again.
+And a digest by which the weights of a folder are recognised.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from torch import Tensor
 from fastling.model.safetensors_folder import SafetensorsFolder
 
 MARK_PLACES, MARK_BYTES = 64, 2**14
-"""Of each file, spread over it, and bytes from each of them on: a model tuned from another may share its
-embedding, and all of its shapes."""
+"""Samples of each file, spread over it, and bytes of each sample: a model tuned from another one may have the
+same embedding, and has the same shapes."""
 
 
 def digest(name: str, tensor: Tensor) -> str:
-    """Of a tensor's name, dtype, shape and bytes."""
+    """SHA-256, in hexadecimal, of a tensor's name, dtype, shape and bytes; the tensor must be on the CPU."""
     found = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
     found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()
@@ -28,7 +28,7 @@ def digest(name: str, tensor: Tensor) -> str:
 def digested(
     named_tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype, digests: dict[str, str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Pass tensors on in `dtype`, and note what each one is before it is written."""
+    """Yield the tensors in `dtype`, and put the digest of each one into `digests` before it is written."""
     for name, tensor in named_tensors:
         tensor = tensor.to(dtype)
         digests[name] = digest(name, tensor)
@@ -36,7 +36,7 @@ def digested(
 
 
 def misread(folder: Path, digests: Mapping[str, str]) -> str | None:
-    """In words, how the tensors of a folder are not those that were written; None if they are."""
+    """How the tensors of a folder differ from those that were written, in words; None if they do not."""
     with closing(SafetensorsFolder(folder)) as source:
         if source.shapes.keys() != digests.keys():
             return "other tensors are in the files than were written"
@@ -47,7 +47,7 @@ def misread(folder: Path, digests: Mapping[str, str]) -> str | None:
 
 
 def mark_of_weights(folder: Path) -> str:
-    """A digest of samples of a folder's weights: moved it keeps it, and another model has another one."""
+    """A digest of samples of a folder's weights. It stays the same when the folder is moved."""
     found = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("consolidated.*.pth")]):
         size = path.stat().st_size

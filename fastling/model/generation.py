@@ -1,7 +1,7 @@
-"""Continuations of prompts: batched, with a cache of keys and values, packed, no padding.
+"""Continuations of prompts: in batches, with a cache of keys and values, packed without padding.
 
-Each step is one forward over a stream that holds one token of every answer under way and, whole, the
-prompts that take the places of finished ones. Shapes: R rows, T tokens of a step, V vocab.
+Each step is one forward over a stream of one token of every unfinished answer, followed by the whole prompts
+that take the places of finished answers. Shapes: R rows, T tokens of a step, V vocab.
 """
 
 from collections import deque
@@ -23,16 +23,16 @@ from fastling.model.sampling import Sampler, SeenTokens
 
 CACHE_BYTES = 2 * 2**30
 PREFILL_TOKENS = 4096
-"""Of prompts in one step; a longer prompt goes in alone."""
+"""Most tokens of prompts in one step; a prompt that is longer has a step of its own."""
 MOST_ROWS = 256
-"""Answers under way at once, whatever the cache could hold: each has logits over the vocabulary."""
+"""Most answers at once, however many the cache could hold: each has logits over the whole vocabulary."""
 
 
 def stream(model: Llama, prompt: list[int], decoding: Decoding, *, stop_ids: set[int]) -> Iterator[int]:
-    """Each id of one completion as soon as it is known, without the stop id.
+    """Yield each id of one completion as soon as it is known, without the stop id.
 
-    The ids are those of `generate`; beam search knows them only at its end. Closing the iterator frees
-    all that it held. Raises UserError as `generate` does, at once.
+    The ids are those that `generate` returns; with beam search they are known only at the end. Closing the
+    iterator frees the cache. Raises UserError as `generate` does, already when it is called.
     """
     generation = _Generation(model, [prompt], decoding, stop_ids, CACHE_BYTES)
     return _ids(generation)
@@ -56,16 +56,16 @@ def generate(
     on_completion: Callable[[int, Completion], None] | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> list[Completion]:
-    """Continue each prompt; `on_completion(prompt's number, completion)` is told as each is done.
+    """Continue each prompt; `on_completion(index of the prompt, completion)` is called as each one is done.
 
-    A continuation ends before a stop id, after max_new_tokens, or where the model's longest sequence
-    does. A sequence in flight takes 2 * layers * kv_heads * head_dim * bytes * (prompt + max_new_tokens)
-    bytes of cache (times beams): as many are in flight as `cache_bytes` hold, at least one, at most 256
-    rows. Beside that memory goes to logits (rows, vocab) and to one step of at most 4096 tokens of
-    prompts, or the longest prompt.
-    Prompts may differ between the ranks of a sharded model: all ranks make the same number of forward
-    calls. Raises UserError for a prompt that is empty, too long, or no tokens of the model's, and RunError
-    where its scores are no numbers.
+    A continuation ends before a stop id, after max_new_tokens, or at the model's longest sequence.
+    A sequence in flight takes 2 * layers * kv_heads * head_dim * bytes * (prompt + max_new_tokens) bytes of
+    cache, times beams. As many are in flight as fit into `cache_bytes`, at least one, and at most 256 rows.
+    Further memory is needed for logits (rows, vocab) and for the activations of a step, which has at most
+    4096 tokens of prompts, or one longer prompt.
+    Prompts may differ between the ranks of a sharded model, which all make the same number of forward calls.
+    Raises UserError for a prompt that is empty, too long, or has ids that the model does not have, and
+    RunError if the model's scores are not finite numbers.
     """
     generation = _Generation(model, prompts, decoding, stop_ids, cache_bytes)
     completions: list[Completion | None] = [None] * len(prompts)
@@ -80,7 +80,7 @@ def generate(
 
 @dataclass
 class _Slot:
-    """A prompt under way: its number, and how many of its tokens are in the cache."""
+    """A sequence in flight: the index of its prompt, and how many of its tokens are in the cache."""
 
     index: int
     length: int
@@ -88,7 +88,7 @@ class _Slot:
 
 @dataclass
 class _Wave:
-    """Prompts that share a cache of `slots` times `positions`."""
+    """Prompts that share a cache with room for `slots` sequences of `positions` tokens."""
 
     indices: deque[int]
     slots: int
@@ -115,7 +115,8 @@ class _Generation:
         self.tokens: list[int] = []  # one for each row: the last that was chosen
 
     def steps(self) -> Iterator[list[tuple[int, list[int], Completion | None]]]:
-        """After each forward, of all prompts under way: number, what is certain so far, and the end."""
+        """Yield after each forward, for each sequence in flight: (index of its prompt, the ids that are
+        certain so far, its completion if it has ended)."""
         if self.full:
             yield [(index, [], Completion([], "length")) for index in self.full]
         try:
@@ -134,8 +135,11 @@ class _Generation:
         return min(len(self.prompts[index]) + room, self.model.config.longest_sequence)
 
     def _waves(self, cache_bytes: int) -> deque[_Wave]:
-        """Short prompts first. A wave's longest sequence is at most twice its shortest, so that rows of one
-        length waste less than half, unless the cache holds all prompts anyhow."""
+        """Put the prompts into waves, the short ones first.
+
+        All rows of a wave's cache have one length, so its longest sequence is at most twice as long as its
+        shortest: less than half of the cache is wasted. If all prompts fit at once, there is one wave.
+        """
         with_room = set(range(len(self.prompts))) - set(self.full)
         ordered = sorted(with_room, key=lambda index: (len(self.prompts[index]), index))
         element_size = next(self.model.parameters()).element_size()
@@ -207,7 +211,7 @@ class _Generation:
         return said
 
     def _logits(self, going_on: int, admitted: list[list[int]]) -> Tensor:
-        """One forward: of the rows that go on their last token, of prompts all; (R, V) of all rows."""
+        """Logits (R, V) of all rows, by one forward of each continued row's last token and whole prompts."""
         width = self.search.width
         num_rows = going_on * width
         lengths = [len(prompt) for prompt in admitted]
@@ -239,7 +243,7 @@ class _Generation:
         return torch.cat([logits_RV[:num_rows], logits_RV[num_rows:].repeat_interleave(width, 0)])
 
     def _continue_parents(self, parents: list[int] | None) -> None:
-        """Rows become what they continue. All rows of a slot have its prompt: that is not copied."""
+        """Copy each row's parent into the row, without the prompt, which all rows of a slot share."""
         moved = [(parent, row) for row, parent in enumerate(parents or []) if parent != row]
         if moved:
             start = min(len(self.prompts[slot.index]) for slot in self.slots)
@@ -280,9 +284,9 @@ def _check(model: Llama, prompts: list[list[int]], decoding: Decoding, cache_byt
 
 
 def _check_scores(model: Llama, logits_RV: Tensor) -> None:
-    """Raise RunError where they are no numbers: the likeliest is then token 0, and one drawn is none at all.
+    """Raise RunError if scores are not finite: greedy decoding would take token 0, and sampling none.
 
-    Not for a sharded model: where one rank ended, the others would wait for it.
+    A sharded model is not checked: if one rank ended, the others would wait for it.
     """
     if is_sharded(model) or logits_RV.isfinite().all():
         return
@@ -292,7 +296,7 @@ def _check_scores(model: Llama, logits_RV: Tensor) -> None:
 
 
 def _without_compiling(model: Llama):
-    """Steps differ in shape more than compiled layers of training have graphs for."""
+    """Run layers that were compiled for training without their graphs: the shapes of steps vary too much."""
     compiled = any(layer._compiled_call_impl is not None for layer in model.model.layers)
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 

@@ -1,6 +1,6 @@
-"""Models in and out of folders: Hugging Face's safetensors and config.json (Meta's read as well).
+"""Models from and to folders: Hugging Face's safetensors and config.json; Meta's format is read as well.
 
-Weights stream: each rank reads only the rows that it owns, straight into its own parameters, and an
+Weights are streamed: each rank reads only the rows that it owns, straight into its own parameters, and an
 export holds one shard in memory.
 """
 
@@ -80,15 +80,15 @@ def load_pretrained(
 def read_config(folder: str | Path, *, may_be_delta: bool = False) -> LlamaConfig:
     """Return the shape that a folder's config.json (or Meta's params.json) describes.
 
-    Reads the spellings of transformers 4 and 5. Raises UserError for what cannot be trained here, and
-    for a delta, which looks like a model and is none, unless it may be one.
+    Reads the spellings of transformers 4 and 5. Raises UserError for a model that cannot be trained here and,
+    unless `may_be_delta`, for the folder of a delta, which looks like a model.
     """
     folder = Path(folder)
     if not may_be_delta and (folder / DELTA_RECORD).is_file():
         fix = f"fastling delta apply --base BASE --delta {folder} --out DIR makes the model."
         raise UserError(str(folder), "holds differences from a base, not a model", fix)
     adapter = next(filter(Path.is_file, map(folder.joinpath, _ADAPTER)), None)
-    if adapter:  # transformers adds it to weights beside it
+    if adapter:  # transformers would add it to weights in the same folder
         fix = "Merge it into the model (PEFT's merge_and_unload), or move it to another folder."
         raise UserError(str(adapter), "is an adapter, which is not read", fix)
     if _is_meta_folder(folder):
@@ -135,14 +135,14 @@ def read_config(folder: str | Path, *, may_be_delta: bool = False) -> LlamaConfi
 
 
 def _shared_names(model_type: str) -> list[str]:
-    """Those of a family; what it does not have counts for nothing, whatever its config.json says."""
+    """The shared names that a family has; it ignores others, whatever its config.json says of them."""
     return [name for name in _REQUIRED + _OPTIONAL if name not in FOREIGN[model_type]]
 
 
 def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:
-    """Return (theta, scaling): in one dict `rope_parameters` (5) or in two keys (4).
+    """Return (theta, scaling) from one dict, `rope_parameters` (transformers 5), or from two keys (4).
 
-    Where both are there they must agree: versions of transformers take one or the other.
+    Where a config has both they must agree, since some versions of transformers read one and some the other.
     """
     given = [raw[name] for name in ("rope_parameters", "rope_scaling") if raw.get(name)]
     if any(each.get("partial_rotary_factor") not in (None, 1) for each in (*given, raw)):
@@ -173,14 +173,15 @@ def _check_same(file: Path, name: str, values: list) -> None:
 
 
 def _scaling(given: dict) -> dict | None:
-    """One of the two dicts, without theta, in the newer spelling; None where nothing is scaled."""
+    """The scaling that one of the two dicts says, in the newer spelling; None if nothing is scaled."""
     scaling = {name: value for name, value in given.items() if name not in ("rope_theta", "type")}
     scaling.setdefault("rope_type", given.get("type", "default"))
     return None if scaling["rope_type"] == "default" else scaling
 
 
 def _read_window(raw: dict) -> dict[str, int | None]:
-    """Mistral's window is on all layers; Qwen's, if it is used, on those from max_window_layers (28) on."""
+    """The settings of a sliding window: Mistral has it on all layers, Qwen, if it uses one, from layer
+    max_window_layers (28) on."""
     if raw["model_type"] == "mistral":
         return {"sliding_window": raw["sliding_window"]}
     used = raw["model_type"] != "llama" and raw.get("use_sliding_window")
@@ -235,7 +236,7 @@ def config_json(
 
 
 def _older_spelling(scaling: dict | None) -> dict | None:
-    """As every transformers 4 reads it: before 4.43, which knew no llama3, a type and a factor, no more."""
+    """rope_scaling as every transformers 4 reads it: before 4.43 it could only be a type and a factor."""
     if scaling is None or scaling["rope_type"] != "linear":
         return scaling
     others = {name: value for name, value in scaling.items() if name != "rope_type"}
@@ -285,7 +286,7 @@ def _fill(model: Llama, source: SafetensorsFolder | MetaFolder, folder: Path) ->
 
 
 def check_tied(embedding: Tensor, head: Tensor, folder: Path) -> None:
-    """Raise UserError where a head that should be the embedding is another matrix; it would be lost."""
+    """Raise UserError if a head that is said to be the embedding is another matrix, which would be lost."""
     if not torch.equal(embedding, head.to(embedding.dtype)):
         raise UserError(
             str(folder),
@@ -310,11 +311,7 @@ def _pieces(name: str, num_rows: int, config: LlamaConfig) -> list[tuple[str, in
 
 def check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path) -> None:
     """Raise one UserError that names every missing, unexpected or misshapen tensor of a folder."""
-    wanted = {
-        piece: (rows, *parameter.shape[1:])
-        for name, parameter in model.named_parameters()
-        for piece, rows in _pieces(name, parameter.shape[0], model.config)
-    }
+    wanted = hf_shapes(model)
     unexpected = {
         name
         for name in found.keys() - wanted.keys()
@@ -334,11 +331,20 @@ def check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path) 
         raise UserError(str(folder), what)
 
 
+def hf_shapes(model: Llama) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight by Hugging Face's names, in the model's order."""
+    return {
+        piece: (rows, *parameter.shape[1:])
+        for name, parameter in model.named_parameters()
+        for piece, rows in _pieces(name, parameter.shape[0], model.config)
+    }
+
+
 def hf_tensors(model: Llama, *, wanted: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face's name, whole tensor on the CPU) for every weight.
 
-    Gathers one parameter at a time where the model is sharded, so all ranks must iterate together; where
-    none is `wanted`, that is all.
+    Of a sharded model one parameter is gathered at a time, so all ranks must iterate together. A rank that
+    has not `wanted` the weights takes part in that and is given none.
     """
     reshard(model)
     for name, parameter in model.named_parameters():

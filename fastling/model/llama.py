@@ -23,7 +23,7 @@ from fastling.model.rotary import rotary_tables
 # would make a new graph for each number of lengths.
 @dataclass
 class Documents:
-    """How the stream is divided, with the rotary tables, which stay float32."""
+    """The borders of the documents in the stream, and the rotary tables, which stay float32."""
 
     positions_T: Tensor
     cu_seqlens: Tensor
@@ -32,7 +32,7 @@ class Documents:
     cos: Tensor
     sin: Tensor
     cache: CacheStep | None = None
-    """In generation: what earlier tokens left behind. Then the documents are those that begin here."""
+    """In generation: keys and values of earlier tokens. The borders above are then only of new documents."""
 
 
 class Linear(nn.Linear):
@@ -69,7 +69,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(self, hidden_TH: Tensor, documents: Documents, rows_S: Tensor | None = None) -> Tensor:
-        """Return (S, H) of the wanted rows, or of all; every row is attended to all the same."""
+        """Return (S, H) for the rows wanted, or (T, H) for all; attention sees all rows in either case."""
         qkv_TMD = self.qkv_proj(hidden_TH).unflatten(-1, (-1, self.head_dim))
         tables = (documents.cos, documents.sin, documents.positions_T)
         if self.qk_norm:
@@ -107,7 +107,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, hidden_TH: Tensor, documents: Documents, rows_S: Tensor | None = None) -> Tensor:
-        """Return (T, H), or (S, H) of the wanted rows where nobody asks for the others."""
+        """Return (T, H), or (S, H) if only the rows `rows_S` are wanted."""
         attended_SH = self.self_attn(self.input_layernorm(hidden_TH), documents, rows_S)
         residual_SH = take_rows(hidden_TH, rows_S)
         normed_SH, residual_SH = self.post_attention_layernorm.after_add(attended_SH, residual_SH)
@@ -119,23 +119,23 @@ def take_rows(x_TH: Tensor, rows_S: Tensor | None) -> Tensor:
 
 
 class Llama(nn.Module):
-    """The whole model. Everything runs inside `forward`, so that FSDP has gathered the weights.
+    """The whole model. Everything runs inside `forward`, where FSDP has gathered the weights.
 
-    Built by `on_meta` it wants `to_empty`, then weights or `reset_parameters`; built on a real device it
-    is initialised at once.
+    A model built by `on_meta` needs `to_empty` and then weights or `reset_parameters`; one built on a real
+    device is initialised at once.
     """
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
-        """Of activations and products; None: that of the weights as they are."""
+        """Dtype of activations and products; None for that of the weights."""
         device = torch.get_default_device()
         with torch.device("meta"):  # nn.Linear would draw random numbers that nobody wants
             embeddings = torch.empty(config.vocab_size, config.hidden_size)
             self.model = nn.ModuleDict(
                 {
-                    # Else it would draw even there, and import PyTorch's compiler for that.
+                    # nn.Embedding(...) would draw even on meta, and import PyTorch's compiler for that.
                     "embed_tokens": nn.Embedding.from_pretrained(embeddings, freeze=False),
                     "layers": nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers)),
                     "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
@@ -152,13 +152,13 @@ class Llama(nn.Module):
 
     @classmethod
     def on_meta(cls, config: LlamaConfig) -> "Llama":
-        """Return the model without memory: its names and shapes."""
+        """Return the model on the meta device: names and shapes without memory."""
         with torch.device("meta"):
             return cls(config)
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, H), the embedding's own where the two are tied."""
+        """The head's weight (V, H); it is the embedding's where the two are tied."""
         head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         return head.weight
 
@@ -215,12 +215,13 @@ class Llama(nn.Module):
     def loss(self, batch) -> Tensor:
         """Return the float32 loss () of a batch, such as data/batches.py makes.
 
-        Its fields are those of `forward`, but `labels` are of all tokens (T,), and `lengths` may be missing.
+        Its fields are the arguments of `forward`, except that `labels` (T,) are of all tokens and that
+        `lengths` may be missing.
         """
         return self.loss_and_nll(batch)[0]
 
     def loss_and_nll(self, batch) -> tuple[Tensor, Tensor]:
-        """Return the loss () and the negative log-likelihood (S,), detached, of each row."""
+        """Return the float32 loss () and, detached, the negative log-likelihood (S,) of each row."""
         if batch.labels.shape != batch.tokens.shape:
             shapes = f"{tuple(batch.tokens.shape)}: {tuple(batch.labels.shape)}"
             raise ValueError(f"loss: labels must be of all tokens, {shapes}")
@@ -249,13 +250,13 @@ class Llama(nn.Module):
         return Documents(positions, cu_seqlens, max_seqlen, lengths, *tables, cache)
 
     def reset_rotary(self) -> None:
-        """Fill the rotary tables (P, D/2), in float32 on the model's device."""
+        """Compute the rotary tables (P, D/2), in float32 on the model's device."""
         device = self.rotary_cos.device
         self.rotary_cos, self.rotary_sin = (table.to(device) for table in rotary_tables(self.config))
 
     def _apply(self, fn, recurse=True):
-        """Every move or cast of a module ends here: the tables must outlive `to_empty` and stay
-        float32 under `.to(torch.bfloat16)`."""
+        """PyTorch calls this for every move or cast of a module. The tables are computed anew, since they
+        must survive `to_empty` and stay float32 under `.to(torch.bfloat16)`."""
         super()._apply(fn, recurse)
         self.reset_rotary()
         return self
@@ -279,7 +280,10 @@ class Llama(nn.Module):
 
 
 def _check_stream(tokens: Tensor, cu_seqlens: Tensor, vocab_size: int) -> None:
-    """A device sync, which `forward` is spared: what training gives it is made with its borders."""
+    """Raise ValueError for tokens or borders that are wrong.
+
+    This waits for the device, so `forward` does not do it: training makes tokens and borders together.
+    """
     if tokens.dim() != 1:
         shape = tuple(tokens.shape)
         raise ValueError(f"logits: tokens must be one stream (T,), with no batch dimension: {shape}")
@@ -296,10 +300,11 @@ def _check_stream(tokens: Tensor, cu_seqlens: Tensor, vocab_size: int) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Give every parameter of an FSDP model back to its shards; nothing for other models.
+    """Free the gathered weights of an FSDP model, so that its parameters are the shards again.
 
-    FSDP leaves the root's weights gathered after a forward without backward: until resharded,
-    `parameters()` shows copies rounded to the compute dtype, and what is written to them is lost.
+    After a forward without backward FSDP leaves the root's weights gathered. Until they are resharded,
+    `parameters()` shows copies rounded to the compute dtype, and what is written to them is lost. Other
+    models are left alone.
     """
     for module in model.modules():
         if is_sharded(module):
@@ -307,12 +312,12 @@ def reshard(model: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP has changed it. Asking for its class would import all of FSDP, mostly to no end."""
+    """Whether FSDP has wrapped a module; told without its class, which would import all of FSDP."""
     return hasattr(module, "reshard")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All rows of a tensor, gathered where it is sharded; all ranks must ask together."""
+    """The whole of a tensor. A sharded one is gathered, so all ranks must call this together."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -321,7 +326,7 @@ def local_rows(parameter: Tensor) -> tuple[Tensor, int, int]:
 
     FSDP shards rows as torch.chunk does, and ranks past the end hold none. Call under no_grad.
     """
-    if not hasattr(parameter, "placements"):  # only FSDP's have some
+    if not hasattr(parameter, "placements"):  # only a sharded tensor has them
         return parameter, 0, parameter.shape[0]
     start, stop = 0, parameter.shape[0]
     mesh = parameter.device_mesh

@@ -1,4 +1,4 @@
-"""The shape of a model in Hugging Face's names, checked: what cannot be trained here is refused."""
+"""The shape of a model, in Hugging Face's names. A shape that cannot be trained here is refused."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ FOREIGN = {
     "qwen2": ("attention_bias", "mlp_bias"),
     "qwen3": ("mlp_bias",),
 }
-"""Of each family that can be trained, the settings that it does not have."""
+"""Family of models that can be trained -> the settings that it does not have."""
 MODEL_TYPES = tuple(FOREIGN)
 _SCALING_KEYS = {
     "linear": {"factor"},
@@ -23,7 +23,7 @@ _SCALING_KEYS = {
         "original_max_position_embeddings",
     },
 }
-# More is a mistake, and would not end: layers are built one by one.
+# The largest plausible sizes. Larger ones are a mistake, and would take for ever to build.
 _MOST, _MOST_LAYERS = 2**24, 10_000
 
 _EXPECTED = {
@@ -32,7 +32,7 @@ _EXPECTED = {
 
 
 def wrong_type(kind: type, value: object) -> str | None:
-    """What a value from a file must be, if it is not: true is no number, and neither is NaN."""
+    """What is wrong with the type of a value from a file; None if nothing is. true and NaN are no numbers."""
     fits = type(value) is kind or (kind is float and type(value) is int)
     if fits and (type(value) is not float or math.isfinite(value)):
         return None
@@ -40,7 +40,7 @@ def wrong_type(kind: type, value: object) -> str | None:
 
 
 def wrong_size(kind: type, value: object) -> str | None:
-    """The same for numbers that must be above 0."""
+    """`wrong_type`, for numbers that must be above 0."""
     return wrong_type(kind, value) or (f"must be > 0: {value}" if value <= 0 else None)
 
 
@@ -127,17 +127,18 @@ class LlamaConfig:
 
     @property
     def qkv_bias(self) -> bool:
-        """Qwen2 always has biases on q, k and v; `attention_bias` adds them on o as well."""
+        """Whether q, k and v have biases: always in Qwen2, else with `attention_bias`, as o then has, too."""
         return self.attention_bias or self.model_type == "qwen2"
 
     @property
     def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised, head by head, as in Qwen3."""
         return self.model_type == "qwen3"
 
     @property
     def longest_sequence(self) -> int:
-        """Tokens a document may have. Within the window, sliding and full attention are the same;
-        windowed attention itself is not implemented."""
+        """Most tokens of a document. Attention with a sliding window is not implemented, so documents may be
+        no longer than the window: up to there it is the same as full attention."""
         return min(self.max_position_embeddings, self.sliding_window or math.inf)
 
     def check_sequence_length(self, length: int) -> None:

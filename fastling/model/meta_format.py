@@ -78,7 +78,7 @@ class MetaFolder:
         return whole[start:stop]
 
     def close(self) -> None:
-        """Nothing: what is memory-mapped is let go with the last tensor of it."""
+        """Do nothing: the memory maps end with their last tensors."""
 
     def _translate(self, meta_name: str) -> tuple[str, int | None]:
         if meta_name == "tok_embeddings.weight":
@@ -103,7 +103,8 @@ class MetaFolder:
         return tuple(shape)
 
     def _check_whole(self) -> None:
-        """Raise UserError where the last files are missing: each holds some of every matrix."""
+        """Raise UserError if the last files are missing, which shows in the rows: each file has some of every
+        matrix."""
         rows, _ = self.shapes.get("model.layers.0.self_attn.q_proj.weight", (self._params["dim"], 0))
         if rows != self._params["dim"]:
             what = (
@@ -112,7 +113,7 @@ class MetaFolder:
             raise UserError(str(self._path), what, "Copy all of the model's files, and no others.")
 
     def _read_config(self) -> LlamaConfig:
-        """params.json leaves out what Meta's code derives; the tensors themselves tell."""
+        """The config. What params.json leaves out, as Meta's code derives it, is read from the tensors."""
         params = self._params
         ffn_size, _ = self.shapes.get("model.layers.0.mlp.gate_proj.weight", (0, 0))
         vocab_size, _ = self.shapes.get("model.embed_tokens.weight", (0, 0))
@@ -134,7 +135,7 @@ class MetaFolder:
 
 
 def _numbered_files(folder: Path) -> list[Path]:
-    """consolidated.00.pth and on, in the order of their numbers."""
+    """consolidated.00.pth, consolidated.01.pth, ... in order. Raises UserError if one is missing or twice."""
     files = {}
     for file in sorted(folder.glob("consolidated.*.pth")):
         match = re.fullmatch(r"consolidated\.(\d{1,4})\.pth", file.name)
@@ -168,7 +169,7 @@ def _load(file: Path) -> dict[str, Tensor]:
         held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch each have errors of their own
         said = first_line(error)
-        if said.startswith("Weights only"):  # torch goes on to advise to load it all the same
+        if said.startswith("Weights only"):  # torch's own message advises to load the file all the same
             said = "it holds more than tensors, which could run code"
         raise UserError(str(file), f"cannot be read as a plain file of tensors: {said}") from None
     if not isinstance(held, dict):
@@ -189,7 +190,8 @@ def _half_split_rows(num_rows: int, head_dim: int) -> Tensor:
 
 
 def _longest_sequence(rope_theta: float, scaled: bool, norm_eps: float) -> int:
-    """Not in params.json, where LLaMA 1 and 2 differ by norm_eps alone (and the 65B not at all)."""
+    """Longest sequence in tokens, which params.json does not say: LLaMA 1 and 2 are told apart by norm_eps
+    alone, in which their largest models do not differ."""
     if scaled:
         return 131072
     if rope_theta >= 1e6:  # Code Llama

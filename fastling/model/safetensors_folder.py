@@ -39,7 +39,7 @@ class SafetensorsFolder:
         if not file.is_file():
             raise UserError(str(file), "is missing", f"{_INDEX} names it: copy the whole folder.")
         files.check_no_pointer(file)
-        open(file, "rb").close()  # safetensors says of one that may not be read that there is none
+        open(file, "rb").close()  # without permission to read, safetensors says that there is no such file
         try:
             tensors = self._open_files.enter_context(safe_open(file, framework="pt"))
         except SafetensorError as error:
@@ -63,7 +63,7 @@ class SafetensorsFolder:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """Return the files of a model; all that they hold is its weights, as to transformers."""
+    """Return the files of a model. As in transformers, all tensors in them are its weights."""
     whole = folder / "model.safetensors"
     if (folder / _INDEX).is_file():
         found: list[Path] = []

@@ -14,17 +14,19 @@ from torch import Tensor
 from fastling.model.decoding import Completion, Decoding
 
 LEAST_TEMPERATURE = 1e-6
-"""What is colder is as cold: the likeliest token has all probability, and scores would leave float32."""
+"""Lower temperatures act like this one, where the likeliest token has all probability: scores divided by less
+would overflow float32."""
 
 
 class Advance(NamedTuple):
-    """What a step decided, for rows in order."""
+    """What one step has decided."""
 
     tokens: list[int]
+    """The next token of each row."""
     parents: list[int] | None
     """The row that each row continues; None where each continues itself."""
     completions: dict[int, Completion]
-    """Of the slots that are done."""
+    """Slot -> its completion, for the slots that are done."""
 
 
 class SeenTokens:
@@ -35,13 +37,16 @@ class SeenTokens:
         self.seen_RV = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
 
     def begin(self, row: int, prompt: list[int], width: int = 1) -> None:
+        """Begin anew with the tokens of a prompt, in `width` rows from `row` on."""
         self.seen_RV[row : row + width] = False
         self.seen_RV[row : row + width, prompt] = True
 
     def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy rows `sources` into rows `targets`."""
         self.seen_RV[targets] = self.seen_RV[sources]
 
     def add(self, tokens: list[int]) -> None:
+        """Add the next token of each of the first rows."""
         rows = torch.arange(len(tokens), device=self.seen_RV.device)
         self.seen_RV[rows, torch.tensor(tokens, device=self.seen_RV.device)] = True
 
@@ -52,10 +57,10 @@ class SeenTokens:
 
 
 def probabilities(scores_RV: Tensor, decoding: Decoding) -> Tensor:
-    """(R, V) float32: softmax of what temperature, top-k and top-p leave; 0 for the rest.
+    """Probabilities (R, V) float32: the softmax over tokens that top-k and top-p leave; 0 for the others.
 
-    top-k keeps all that tie with the k-th. top-p drops the least likely tokens as long as they add up to
-    no more than 1 - top_p, and keeps at least one.
+    top-k keeps all tokens that tie with the k-th. top-p drops the least likely tokens whose probabilities sum
+    to at most 1 - top_p, and keeps at least one token.
     """
     scores_RV = scores_RV / max(decoding.temperature, LEAST_TEMPERATURE)
     if decoding.top_k:
@@ -70,9 +75,9 @@ def probabilities(scores_RV: Tensor, decoding: Decoding) -> Tensor:
 
 
 def draw(probabilities_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    """(R,) tokens by the inverse of the cumulative distribution; uniform (R,) float64 in [0, 1).
+    """Draw tokens (R,) int64 by the inverse of the cumulative distribution, never one of probability 0.
 
-    Never one of probability 0.
+    `uniform_R` (R,) float64 are random numbers in [0, 1).
     """
     cumulative_RV = probabilities_RV.double().cumsum(-1)
     total_R = cumulative_RV[:, -1]
@@ -114,7 +119,7 @@ class Sampler:
                 self.seen.move([len(self.answers)], [slot])
 
     def said(self, slot: int) -> list[int]:
-        """What is certain so far."""
+        """The ids of a slot's answer that are certain so far."""
         return self.answers[slot].ids
 
     def advance(self, logits_RV: Tensor) -> Advance:

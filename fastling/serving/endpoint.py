@@ -1,4 +1,4 @@
-"""The application: OpenAI's models and chat completions over one model, and the page."""
+"""The web application: OpenAI's models and chat completions for one model, and the page."""
 
 import asyncio
 import contextlib
@@ -21,24 +21,24 @@ from fastling.serving.worker import Busy, Ending, Failed, Job, Worker
 
 PAGE = Path(__file__).parent / "page"
 LARGEST_BODY = 4 * 2**20
-"""Bytes."""
+"""Largest body of a request in bytes."""
 LARGEST_DISCARDED, DISCARD_S = 8 * LARGEST_BODY, 1.0
-"""Of a body that is too large, read and thrown away: who hangs up on it resets the connection, and the
-answer is lost on the way."""
+"""Bytes and seconds for which a body that is too large is still read and thrown away. If the connection were
+closed at once, it would be reset, and the client would not get the error response."""
 BODY_TIMEOUT_S = 15.0
-"""For the whole body of a request."""
+"""Seconds in which the whole body of a request must arrive."""
 LOOK_FOR_CLIENT_S = 0.25
-"""How often it is seen whether somebody still waits for a whole answer."""
+"""Seconds after which it is checked again whether the client still waits for a whole answer."""
 RETRY_AFTER_S = 2
 
 
 class Endpoint:
-    """One model and what it takes to answer for it over HTTP."""
+    """Answers requests to one model over HTTP."""
 
     def __init__(self, chat: ChatModel, defaults: Decoding, worker: Worker):
         self.chat, self.defaults, self.worker = chat, defaults, worker
         self.created = int(time.time())
-        # Reading and encoding a large body takes a second of a core: outside the event loop, one at a time.
+        # Parsing and encoding a large body takes a second of one core: outside the event loop, one at a time.
         self._encoding = asyncio.Semaphore(1)
 
     def model(self) -> dict:
@@ -53,6 +53,7 @@ class Endpoint:
         }
 
     def check_name(self, name: str) -> None:
+        """Raise ApiError 404 for the name of another model."""
         if name != self.chat.name:
             message = f"there is no model {name[:80]!r}; this server has {self.chat.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -100,7 +101,7 @@ class Endpoint:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events of a job; whichever way the response ends, so does the job."""
+    """The server-sent events of a job, which is cancelled however the response ends."""
 
     def __init__(self, job: Job, events: AsyncIterator[str]):
         super().__init__(events, media_type="text/event-stream")
@@ -114,7 +115,7 @@ class _EventStream(StreamingResponse):
 
 
 async def _events(job: Job, head: dict, asked: ChatRequest, prompt_length: int) -> AsyncIterator[str]:
-    """The chunks of an answer: its role, its text as it comes, its end, and what it cost if asked for."""
+    """Yield an answer's events: its role, its text as it comes, its end and, if asked for, its tokens."""
     usage = {"usage": None} if asked.include_usage else {}
 
     def chunk(choices: list[dict], usage: dict = usage) -> str:
@@ -141,7 +142,7 @@ def _event(content: dict) -> str:
 
 
 async def _whole(job: Job, request: Request) -> str:
-    """The whole text of an answer. Raises ApiError where the model fails, or where nobody waits any more."""
+    """The whole text of an answer. Raises ApiError if the model fails, the server ends or the client left."""
 
     async def gather() -> str:
         return "".join([piece async for piece in job.pieces()])
@@ -167,16 +168,16 @@ def _usage(prompt_length: int, num_tokens: int) -> dict[str, int]:
 
 
 async def read_body(request: Request) -> bytes:
-    """A body of bounded size in bounded time; raises ApiError 413 or 408 as soon as it is neither.
+    """Read a request's body, bounded in size and time.
 
-    And 400 where the sender leaves, which then nobody hears.
+    Raises ApiError: 413 if it is too large, 408 if it takes too long, and 400 if the client disconnects.
     """
     announced = request.headers.get("content-length", "0")
     too_large = ApiError(
         413,
         f"the body is larger than {LARGEST_BODY} bytes",
         code="request_too_large",
-        headers={"connection": "close"},  # what is still to come is not read
+        headers={"connection": "close"},  # since the rest of the body is not read
     )
     parts = request.stream()
     if not announced.isdigit() or int(announced) > LARGEST_BODY:
@@ -199,7 +200,7 @@ async def read_body(request: Request) -> bytes:
 
 
 async def _discard(parts: AsyncIterator[bytes]) -> None:
-    """Read what is left of a body, up to a bound."""
+    """Read the rest of a body, within LARGEST_DISCARDED and DISCARD_S, and throw it away."""
     left = LARGEST_DISCARDED
     with contextlib.suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DISCARD_S):
@@ -210,7 +211,7 @@ async def _discard(parts: AsyncIterator[bytes]) -> None:
 
 
 def make_application(chat: ChatModel, defaults: Decoding, worker: Worker) -> FastAPI:
-    """The routes; without FastAPI's own pages, which load scripts from elsewhere."""
+    """The application with its routes, without FastAPI's own pages, which load scripts from other sites."""
     endpoint = Endpoint(chat, defaults, worker)
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _handle_errors(application)
@@ -241,7 +242,7 @@ def _file_route(path: Path):
 
 
 def _handle_errors(application: FastAPI) -> None:
-    """Every error in OpenAI's shape; of one in this code the client learns nothing but that it was."""
+    """Send every error in OpenAI's format. Of an error in this code it only says that there was one."""
 
     @application.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:

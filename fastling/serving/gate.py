@@ -1,8 +1,8 @@
-"""Who may speak to the server: asked of every request before anything else is read of it.
+"""Decides which requests the server answers, before anything else of a request is read.
 
-A page of somebody else's, open in the user's browser, can send requests to this machine. The Host
-header keeps out a name that was pointed at this machine afterwards (DNS rebinding), the Origin header
-pages of other places; the token, where there is one, everybody who does not know it.
+Any page that is open in the user's browser can send requests to this machine. Checking the Host header keeps
+out names that somebody has pointed at this machine (DNS rebinding); checking the Origin header keeps out
+pages of other sites; and the token, if there is one, keeps out everybody who does not know it.
 """
 
 import hmac
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 PUBLIC_PATHS = frozenset({"/", "/chat.css", "/chat.js"})
-"""The page itself holds no secret, and a browser opens it without a token."""
+"""Paths that need no token: the page holds no secret, and a browser opens it without one."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -23,7 +23,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-"""Of every response."""
+"""Headers of every response."""
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict]]
@@ -51,13 +51,13 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _name_of(host_header: str) -> str:
-    """The Host header without its port; a forwarded port is another one than ours."""
+    """The Host header without its port, which with port forwarding is not ours."""
     name, colon, port = host_header.rpartition(":")
     return (name if colon and (port.isdigit() or not port) else host_header).lower()
 
 
 class Gate:
-    """An ASGI application in front of another."""
+    """An ASGI application in front of another one, which it protects."""
 
     def __init__(self, application: Callable, host: str, token: str | None):
         self.application, self.host = application, host.lower()
@@ -65,7 +65,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return  # there is nothing else here
+            return  # the server has nothing else, such as WebSockets
 
         async def send_with_headers(message: dict) -> None:
             if message["type"] == "http.response.start":
@@ -80,7 +80,7 @@ class Gate:
             await self.application(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> tuple[int, dict] | None:
-        """(status, error) of a request that is not let in."""
+        """(status, error) for a request that is refused; None for one that is let in."""
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         if not self._is_ours(_name_of(host)):
@@ -97,14 +97,14 @@ class Gate:
         return None
 
     def _is_ours(self, name: str) -> bool:
-        """A name that can only mean this machine. An address can: only names are pointed elsewhere."""
+        """Whether a host can only mean this machine. An address can: only names can be pointed elsewhere."""
         if is_loopback(name) or name == self.host:
             return True
         return not is_loopback(self.host) and (_address(name) is not None or name == platform.node().lower())
 
 
 async def _respond(send: Send, status: int, body: dict) -> None:
-    """Answer without reading the request, and hang up: its body may be endless."""
+    """Answer without reading the request's body, which may be endless, and close the connection."""
     content = json.dumps(body).encode()
     headers = [
         (b"content-type", b"application/json"),

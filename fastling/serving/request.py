@@ -1,7 +1,7 @@
-"""A request for a chat completion, as OpenAI's clients send it -> a conversation and how to answer it.
+"""A request for a chat completion, as OpenAI's clients send it -> a conversation, and how to answer it.
 
-What this server cannot do is refused, never ignored: a client that asks for JSON, tools or two
-choices would otherwise take what comes for it.
+What this server cannot do is refused and never ignored: otherwise a client that asks for JSON, tools or two
+choices would take any answer for that.
 """
 
 import secrets
@@ -19,7 +19,7 @@ from fastling.serving.gate import error_body
 IGNORED = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key parallel_tool_calls".split()
 )
-"""They change nothing of the answer."""
+"""Parameters that are accepted and ignored, since they do not change the answer."""
 NEUTRAL = {
     "n": (1,),
     "presence_penalty": (0,),
@@ -33,7 +33,7 @@ NEUTRAL = {
     "functions": ([],),
     "modalities": (["text"],),
 }
-"""Of what this server does not do, the values that ask for nothing; null does so of whatever name."""
+"""Parameters for what this server does not do -> the values, beside null, that ask for nothing."""
 MOST_STOP_STRINGS, LONGEST_STOP_STRING = 4, 200
 STOP_STRINGS = (
     f"stop must be a text of 1 to {LONGEST_STOP_STRING} characters, or up to {MOST_STOP_STRINGS} of them"
@@ -42,7 +42,7 @@ STOP_STRINGS = (
 
 @dataclass
 class ApiError(Exception):
-    """An answer that says what is wrong with a request."""
+    """An error response: HTTP status, message and what else OpenAI's format has."""
 
     status: int
     message: str
@@ -53,6 +53,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict:
+        """The body of the response."""
         return error_body(self.message, self.kind, self.param, self.code)
 
 
@@ -79,7 +80,7 @@ _Stops = Annotated[list[_Stop], pydantic.Field(max_length=MOST_STOP_STRINGS)]
 
 
 class ChatRequest(_Strict):
-    """The body of POST /v1/chat/completions; `top_k` and `repetition_penalty` as vLLM has them."""
+    """The body of POST /v1/chat/completions; `top_k` and `repetition_penalty` are vLLM's."""
 
     model: str
     messages: list[_Message]
@@ -96,15 +97,17 @@ class ChatRequest(_Strict):
 
     @property
     def stop_strings(self) -> list[str]:
+        """`stop` as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def include_usage(self) -> bool:
+        """Whether the stream should end with the numbers of tokens."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """Raises ApiError 400 for what is no JSON, has a value of a wrong kind, or asks for too much."""
+    """Parse a body. Raises ApiError 400 for invalid JSON, wrong types, and values that are not supported."""
     try:
         request = ChatRequest.model_validate_json(body)
     except pydantic.ValidationError as problems:
@@ -126,12 +129,12 @@ def read_request(body: bytes) -> ChatRequest:
 
 
 def _is_among(value: Any, neutral: tuple) -> bool:
-    """Whether a value is one of those, and a number where they are: in Python, True equals 1."""
+    """Whether a value is one of the neutral ones. True is not 1 here, although they are equal in Python."""
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral)
 
 
 def _dotted(location: tuple[str | int, ...]) -> str | None:
-    """("messages", 0, "content", "str") -> messages[0].content: the last part may be a kind of a union."""
+    """("messages", 0, "content", "str") -> messages[0].content; the name of a union's type is left out."""
     shown = ""
     for part in location[:4]:
         if isinstance(part, int):
@@ -142,7 +145,7 @@ def _dotted(location: tuple[str | int, ...]) -> str | None:
 
 
 def to_conversation(request: ChatRequest) -> Conversation:
-    """Raises ApiError 400 for messages that no training has seen in this order or of this kind."""
+    """The messages as a conversation. Raises ApiError 400 for roles, orders or contents unlike training's."""
     system, turns = "", []
     for number, message in enumerate(request.messages):
         where = f"messages[{number}]"
@@ -181,7 +184,7 @@ def _text(message: _Message, where: str) -> str:
 
 
 def to_prompt(chat: ChatModel, request: ChatRequest) -> list[int]:
-    """The ids that the model is fed. Raises ApiError 400 where training would have refused the text."""
+    """The ids that the model is given. Raises ApiError 400 for text that training would have refused."""
     try:
         return chat.prompt_ids(to_conversation(request))
     except UserError as error:
@@ -189,9 +192,11 @@ def to_prompt(chat: ChatModel, request: ChatRequest) -> list[int]:
 
 
 def to_decoding(request: ChatRequest, defaults: Decoding, prompt_length: int, longest: int) -> Decoding:
-    """How to answer; what the request leaves open is as the server was started.
+    """The settings of an answer; `defaults`, with which the server was started, fill in what the request
+    leaves open.
 
-    Raises ApiError 400, context_length_exceeded, where prompt and answer are longer than the model takes.
+    `prompt_length` and `longest`, the model's longest sequence, are in tokens. Raises ApiError 400,
+    context_length_exceeded, if prompt and answer together are longer than that.
     """
     asked = request.max_completion_tokens or request.max_tokens
     max_new_tokens = asked or min(defaults.max_new_tokens, max(1, longest - prompt_length))
@@ -210,7 +215,7 @@ def to_decoding(request: ChatRequest, defaults: Decoding, prompt_length: int, lo
         return getattr(defaults, name) if value is None else value
 
     drawn = {}
-    if given("temperature"):  # elsewhere nothing is drawn, and these say nothing
+    if given("temperature"):  # without one nothing is drawn, and these have no effect
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed % 2**62
         drawn = {"top_p": given("top_p"), "top_k": given("top_k"), "seed": seed}
     return Decoding(

@@ -1,4 +1,4 @@
-"""uvicorn around the application: where it listens, whom it waits for, and how it ends."""
+"""Runs the application by uvicorn: how it listens, for how long it waits for clients, and how it ends."""
 
 import asyncio
 import contextlib
@@ -18,14 +18,14 @@ from fastling.serving.gate import Gate
 from fastling.serving.worker import Worker
 
 HEADERS_TIMEOUT_S = 10.0
-"""From the first byte of a connection, or of a further request on it, to the end of its headers."""
+"""Seconds in which a request's headers must arrive, from the connection's start or their first byte."""
 STALLED_READER_TIMEOUT_S = 20.0
-"""For a client that takes nothing of what was sent."""
+"""Seconds after which a client that takes nothing of the response is disconnected."""
 MOST_CONNECTIONS = 128
 
 
 class Protocol(H11Protocol):
-    """HTTP that hangs up on who keeps a connection without using it."""
+    """HTTP that closes the connections of clients that do not use them."""
 
     _waiting: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
@@ -63,7 +63,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Says when it listens, and lets no answer hold up its end."""
+    """Reports when it listens, and at the end does not wait for answers."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, ready: Callable[[str], None]):
         super().__init__(config)
@@ -88,7 +88,7 @@ def make_server(
     token: str | None,
     ready: Callable[[str], None],
 ) -> Server:
-    """A server that is not started yet; `ready` is told its url once it listens."""
+    """A server that is not started yet. `ready` is called with its URL once it listens."""
     config = uvicorn.Config(
         Gate(make_application(chat, defaults, worker), host, token),
         http=Protocol,
@@ -105,7 +105,7 @@ def make_server(
 
 @contextlib.contextmanager
 def listen(host: str, port: int) -> Iterator[Any]:
-    """A bound socket, before anything slow is done. Raises RunError where there can be none."""
+    """Yield a bound socket. Raises RunError for a port that is taken, before anything slow is done."""
     said = logging.getLogger("uvicorn.error")
     said.disabled = True
     try:

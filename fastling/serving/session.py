@@ -1,4 +1,4 @@
-"""One person's conversation with a model, as the terminal keeps it."""
+"""One person's conversation with a model, for the terminal."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,37 +13,37 @@ from fastling.model.generation import Decoding
 
 
 class Session:
-    """Questions and their answers, in turn. `decoding.seed` is of the first answer; each has the next."""
+    """A conversation of questions and answers. `decoding.seed` is the first answer's; each has the next."""
 
     def __init__(self, chat: ChatModel, decoding: Decoding, system: str = ""):
         self.chat, self.decoding, self.system = chat, decoding, system
         self.turns: list[Turn] = []
         self.finish_reasons: list[str] = []
-        """Of each answer: stop, length, or interrupted."""
+        """For each answer: stop, length, or interrupted."""
         self.dropped = 0
-        """Turns at the beginning that the model is no longer fed."""
+        """Number of turns at the beginning that the model is no longer given."""
         self._asked = 0
         self._written: set[Path] = set()  # files of this conversation
 
     def set_system(self, system: str) -> None:
-        """Blank text is none, as in training.
+        """Set the system text; blank text removes it, as in training.
 
-        Raises UserError where the template has no place for it; the system text then stays.
+        Raises UserError if the template has no place for it; the system text then stays as it was.
         """
         system = system if system.strip() else ""
         self.chat.prompt_ids(Conversation((Turn("user", "?"),), system))
         self.system = system
 
     def reset(self) -> None:
-        """Forget what was said; the system text stays."""
+        """Forget the conversation; the system text stays."""
         self.turns, self.finish_reasons, self.dropped = [], [], 0
-        self._written.clear()  # what was saved is nowhere else from here on
+        self._written.clear()  # the saved files are now the only copies, so they must not be overwritten
 
     def ask(self, question: str) -> Iterator[str]:
-        """Pieces of the answer, as they come. To close the iterator ends the answer.
+        """Yield pieces of the answer as they come. Closing the iterator ends the answer.
 
-        What was said until then is kept; where nothing was, neither is the question. Raises UserError
-        for a question that does not fit; everything then stays as it was.
+        The text until then is kept; if there is none, the question is not kept either. Raises UserError for a
+        question that does not fit; everything then stays as it was.
         """
         conversation = Conversation((*self.turns, Turn("user", question)), self.system)
         dropped_before = self.dropped
@@ -64,9 +64,9 @@ class Session:
                 self.dropped = dropped_before
 
     def ask_again(self) -> Iterator[str]:
-        """Take back the newest answer and ask its question again; where nothing comes, it stays.
+        """Ask the newest question again, and replace its answer unless the new one is empty; yields as `ask`.
 
-        Raises UserError where there is no question yet.
+        Raises UserError if there is no question yet.
         """
         if not self.turns:
             raise UserError("/retry", "there is no question yet")
@@ -81,14 +81,14 @@ class Session:
                 self.finish_reasons.append(reason)
 
     def messages(self) -> list[dict[str, str]]:
-        """The whole conversation as OpenAI's messages, also what the model is no longer fed."""
+        """The whole conversation as OpenAI's messages, including turns that the model is no longer given."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return system + [{"role": role, "content": content} for role, content in self.turns]
 
     def save(self, path: Path) -> None:
         """Write the conversation as a row that `fastling prepare` reads.
 
-        Raises UserError where there is nothing to write, or a file of somebody else's.
+        Raises UserError if there is nothing to write, or if the file exists and is not from this session.
         """
         if not self.turns:
             raise UserError("/save", "nothing was said yet")

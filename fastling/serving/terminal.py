@@ -24,16 +24,16 @@ Ctrl-C stops an answer. To send a text that begins with /, write // there."""
 
 
 class Chat:
-    """Carries out what is typed, one entry at a time; answers go to stdout, words to the console."""
+    """Carries out what is typed, one entry at a time. Answers go to `write`, all else to the console."""
 
     def __init__(self, session: Session, console: Console, write: Callable[[str], object]):
         self.session, self.console, self.write = session, console, write
         self._told_of_dropped = False
         self.failures = 0
-        """Entries that could not be carried out."""
+        """Number of entries that could not be carried out."""
 
     def enter(self, entry: str) -> bool:
-        """Carry out an entry. False where it was to leave. What is wrong with it is said, not raised."""
+        """Carry out an entry; return False if it was /quit. Errors are shown on the console, not raised."""
         try:
             if entry.startswith("/") and not entry.startswith("//"):
                 return self._command(*_split(entry))
@@ -111,7 +111,7 @@ def _split(entry: str) -> tuple[str, str]:
 
 
 def _checked(text: str) -> str:
-    """Raises UserError for what is no text: bytes of another encoding, as a terminal hands them on."""
+    """Return the text; raise UserError if it has bytes of another encoding, which a terminal passes on."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -121,7 +121,7 @@ def _checked(text: str) -> str:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C once sets what this yields; twice, it interrupts as usual."""
+    """Yield a function that says whether Ctrl-C was pressed; pressed twice, it interrupts as usual."""
     came = []
 
     def note(number: int, frame: object) -> None:
@@ -137,7 +137,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def write_to_stdout(text: str) -> None:
-    """Write and flush. A person's terminal must not be steered by it (colours, cursor, title, clipboard)."""
+    """Write to stdout and flush; on a terminal with control characters spelled out, which could steer it."""
     sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -154,9 +154,9 @@ def talk_by_lines(chat: Chat) -> None:
 
 
 def make_prompt() -> Callable[[], str]:
-    """What reads an entry from the keyboard, with editing and history, by prompt_toolkit.
+    """Return a function that reads an entry from the keyboard, with editing and history, by prompt_toolkit.
 
-    Raises UserError where that package is not installed.
+    Raises UserError if that package is not installed.
     """
     with needing("chat", "fastling chat"):
         from prompt_toolkit import PromptSession

@@ -1,4 +1,4 @@
-"""One thread that generates, one answer at a time, and a short line of those who wait for it."""
+"""A thread that generates one answer at a time, and a short queue of answers that wait for it."""
 
 import asyncio
 import collections
@@ -10,32 +10,32 @@ from fastling.errors import UserError, kind_and_line, visible
 from fastling.inference.chat_model import StreamedAnswer
 
 LOG = logging.getLogger(__name__)
-"""As uvicorn's own errors, to stderr; one that is closed ends nothing."""
+"""Errors go to stderr, as uvicorn's own do."""
 MOST_WAITING = 64
-"""Answers that may wait for the one that is generated."""
+"""Most answers that may wait for the one being generated."""
 
 
 class Busy(Exception):
-    """Too many wait already."""
+    """Too many answers are waiting already."""
 
 
 class Ending(Exception):
-    """The server ends, and with it the answer."""
+    """The server is ending, so the answer ends, too."""
 
 
 class Failed(Exception):
-    """The model failed: what a client is told of it.
+    """The model failed. The message is what the client is told.
 
-    Not the error itself: its traceback holds all that the answer held, its cache too, and errors that go
-    through an event loop are freed only when Python looks for garbage. The next answer needs that memory.
+    The original error is not passed on: its traceback refers to the answer and its cache, and an error that
+    went through an event loop is freed only by the garbage collector. The next answer needs that memory.
     """
 
 
 class Job:
-    """An answer that is waited for in an event loop and generated in the worker's thread.
+    """An answer that is generated in the worker's thread and awaited in an event loop.
 
-    Its text is held until it is read: an answer is bounded by its tokens, so a reader who is slow
-    costs a few kilobytes, and never stops the thread.
+    Its text is kept until it is read, so that a slow reader never stops the thread. Since the tokens of an
+    answer are bounded, that takes a few kilobytes at most.
     """
 
     def __init__(self, answer: StreamedAnswer):
@@ -45,27 +45,28 @@ class Job:
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Nobody reads on: end the generation at the next token."""
+        """Call when nobody reads on: the generation ends at the next token."""
         self._cancelled.set()
 
     def end(self) -> None:
-        """End the generation and tell who reads on."""
+        """End the generation; whoever reads the answer gets Ending."""
         self.cancel()
         self._put(Ending("the server is ending"))
 
     @property
     def is_cancelled(self) -> bool:
+        """Whether the generation is to end, or not to begin."""
         return self._cancelled.is_set()
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The text as it comes. Raises Failed, or Ending."""
+        """Yield the text as it comes. Raises Failed if the model fails, and Ending if the server ends."""
         while (piece := await self._pieces.get()) is not None:
             if isinstance(piece, Exception):
                 raise piece
             yield piece
 
     def run(self) -> None:
-        """In the worker's thread: generate until the end, or until nobody reads on."""
+        """Generate until the end, or until the job is cancelled. Called in the worker's thread."""
         pieces = iter(self.answer)
         try:
             for piece in pieces:
@@ -74,7 +75,7 @@ class Job:
                 if piece:
                     self._put(piece)
             self._put(None)
-        except Exception as error:  # of the model, out of memory too: it ends this answer only
+        except Exception as error:  # any failure of the model, also out of memory, ends only this answer
             LOG.error("an answer failed: %s", visible(kind_and_line(error)))
             self._put(Failed(f"the model failed: {in_words(error)}"))
         finally:
@@ -88,7 +89,7 @@ class Job:
 
 
 class Worker:
-    """Runs jobs in turn, in a thread of its own."""
+    """Runs jobs one after another in a thread of its own."""
 
     def __init__(self, most_waiting: int = MOST_WAITING):
         self.most_waiting = most_waiting
@@ -100,7 +101,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Raises Busy where too many wait already; those who have left are not counted."""
+        """Queue a job. Raises Busy if too many are waiting; those that were cancelled are not counted."""
         with self._changed:
             still = [each for each in self._waiting if not each.is_cancelled]
             self._waiting = collections.deque(still)
@@ -110,7 +111,7 @@ class Worker:
             self._changed.notify()
 
     def end(self) -> None:
-        """End what is generated and what waits; the thread ends after the token that it is at."""
+        """End the job that runs and those that wait; the thread ends after its present token."""
         with self._changed:
             self._ended = True
             for job in (*self._waiting, *([self._running] if self._running else [])):
@@ -120,7 +121,7 @@ class Worker:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is generated and nobody waits."""
+        """Whether no job runs and none waits."""
         with self._changed:
             return self._running is None and all(job.is_cancelled for job in self._waiting)
 
@@ -138,5 +139,5 @@ class Worker:
 
 
 def in_words(error: Exception) -> str:
-    """What a user may know of an error in the thread, and no more."""
+    """What a client is told of an error in the thread: no more than its kind, unless it is a UserError."""
     return f"{error.where} {error.what}" if isinstance(error, UserError) else type(error).__name__

@@ -3,11 +3,11 @@
 difference = target - base in float32, stored in half precision. Rows that the target's embeddings have
 beyond the base's (added tokens) are stored as they are, as FastChat's deltas do.
 
-What is exact: where a weight and its base have one half-precision dtype, the difference is stored in
-it, and they have one sign and differ by no more than a factor of two (so nearly all weights of a
-fine-tuned model), the difference is a number of that dtype (Sterbenz), and the applied weight is the
-target's bit for bit. Elsewhere the difference is rounded once to the stored dtype, and the sum once to
-the target's. `make` applies what it stores and writes down how far that is from the target, at most.
+What is exact: if a weight and its base have the same half-precision dtype, in which the difference is stored,
+and have the same sign and differ by no more than a factor of two, as nearly all weights of a fine-tuned model
+do, then the difference can be stored exactly (Sterbenz), and the applied weight is the target's bit for bit.
+Otherwise the difference is rounded once to the stored dtype, and the sum once to the target's. `make` applies
+what it stores, and records the largest error.
 
 Memory: one written shard (1 GiB, or one tensor that is larger) and about five times the largest tensor
 in float32.
@@ -42,7 +42,7 @@ FORMAT = "fastling-delta-1"
 
 @dataclass
 class Record:
-    """delta.json: what a delta fits, and what comes out. Digests are SHA-256 of name, dtype, shape, bytes."""
+    """delta.json: which base a delta fits, and what comes out. Digests are those of model/digests.py."""
 
     format: str = FORMAT
     base: dict[str, str] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Record:
     rows_beyond_base: dict[str, int] = field(default_factory=dict)
 
     def facts(self) -> dict:
-        """What a person or a program wants to know of it."""
+        """The record without the digests of single tensors and files, for --json."""
         lists = ("base", "delta", "files")
         return {"exact": self.exact} | {key: value for key, value in asdict(self).items() if key not in lists}
 
@@ -70,9 +70,10 @@ class Record:
 
 
 def make_delta(base_folder: Path, target_folder: Path, out: Path, dtype: torch.dtype | None) -> Record:
-    """Write the folder of differences. `dtype` None: the target's own where that is half, else float16.
+    """Write the folder of differences, in `dtype`; None is the target's own if that is half precision, else
+    float16.
 
-    Raises UserError when the models do not fit, or a difference overflows `dtype`.
+    Raises UserError if the models do not fit each other, or if a difference overflows `dtype`.
     """
     with ExitStack() as stack:
         base = stack.enter_context(Weights(base_folder))
@@ -97,7 +98,7 @@ def make_delta(base_folder: Path, target_folder: Path, out: Path, dtype: torch.d
 def _differences(
     base: Weights, target: Weights, dtype: torch.dtype, record: Record, advance: Callable[[int], None]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, difference in `dtype`), and note digests and what becomes of each when applied."""
+    """Yield (name, difference in `dtype`), and record the digests and what comes of applying each."""
     targets, results = {}, {}
     result_dtype = target.dtype
     for name in target.shapes:
@@ -128,9 +129,10 @@ def _sum(name: str, before: Tensor, stored: Tensor, dtype: torch.dtype, where: P
 def apply_delta(
     base_folder: Path, delta_folder: Path, out: Path, warn: Callable[[str], None]
 ) -> Record | None:
-    """Write the target's folder. Returns what `make` wrote down; None for a delta of other software.
+    """Write the target's folder. Returns the delta's record; None for a delta of other software.
 
-    Raises UserError for another base than the delta's, and for a damaged or incomplete delta.
+    Raises UserError for another base than the delta's and for a damaged or incomplete delta, and RunError if
+    the result is not what it was when the delta was made.
     """
     record = _read_record(delta_folder)
     with ExitStack() as stack:

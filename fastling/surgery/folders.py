@@ -1,6 +1,6 @@
-"""Model folders as surgery needs them: read tensor by tensor, written aside, read back, then named.
+"""Model folders for surgery: read tensor by tensor, written under another name, read back, then renamed.
 
-Whatever goes wrong, nothing lies at the wanted place but a whole folder, and nothing is overwritten.
+Whatever goes wrong, there is never half a folder in the wanted place, and nothing is overwritten.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from fastling.model.meta_format import MetaFolder
 from fastling.model.safetensors_folder import save_weights
 
 SHARD_BYTES = 2**30
-"""Of a written shard, which is held in memory; a larger tensor is a shard of its own."""
+"""Largest shard that is written, which is held in memory; a larger tensor is a shard of its own."""
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 """The tensors that have a row for each token."""
 SMALL_FILES = (
@@ -32,7 +32,7 @@ SMALL_FILES = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
     "chat_template.json", "template.yaml", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
 )  # fmt: skip
-"""What makes a folder of weights a model; other files of a folder are not taken along."""
+"""Files that are copied together with the weights; other files of a folder are not."""
 HALF_DTYPES = {name: DTYPES[name] for name in ("bf16", "fp16")}
 _UNFINISHED = ".unfinished"
 
@@ -40,9 +40,8 @@ _UNFINISHED = ".unfinished"
 class Weights:
     """The tensors of a Hugging Face or Meta folder, in Hugging Face's names. Use as a context.
 
-    Left out is what other software does not agree on storing: rotary frequencies, and the head of a
-    tied model. Raises UserError for a folder that holds no model of a supported kind, or not the whole
-    of what its config says.
+    Rotary frequencies and the head of a tied model, which only some software stores, are left out. Raises
+    UserError for a folder that holds no model of a supported kind, or not all tensors that its config needs.
     """
 
     def __init__(self, folder: Path, *, may_be_delta: bool = False):
@@ -68,12 +67,12 @@ class Weights:
         self._source.close()
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU in the dtype of the file; not to be written to: it may be the file."""
+        """One tensor, on the CPU in the dtype of the file. It may be the mapped file: do not write to it."""
         return self._source.read(name, 0, self.shapes[name][0])
 
     @property
     def dtype(self) -> torch.dtype:
-        """What holds every tensor of the folder; where they differ, the widest."""
+        """The dtype of the tensors; if they differ, the narrowest that holds all of them."""
         dtypes = {self._source.read(name, 0, 0).dtype for name in self.shapes}
         widest = dtypes.pop()
         for dtype in dtypes:
@@ -82,17 +81,18 @@ class Weights:
 
     @property
     def num_weights(self) -> int:
+        """Number of weights in all tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def refuse_meta(self, fix: str) -> None:
-        """Raise UserError for Meta's original format, which has no small files to take along."""
+        """Raise UserError for Meta's original format, which has no small files to copy."""
         if isinstance(self._source, MetaFolder):
             raise UserError(str(self.folder), "is no Hugging Face folder", fix)
 
     def mismatches(self, other: "Weights") -> list[str]:
-        """How the names and shapes of another folder differ from these, in words.
+        """How the names and shapes of another folder's tensors differ from these, in words.
 
-        The other's embeddings may have more rows.
+        The other folder's embeddings may have more rows.
         """
         found = [f"{name} {shape} is only in {self.folder}" for name, shape in _without(self, other)]
         found += [f"{name} {shape} is only in {other.folder}" for name, shape in _without(other, self)]
@@ -109,12 +109,12 @@ def _without(one: Weights, other: Weights) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def joint_digest(digests: Mapping[str, str]) -> str:
-    """One digest for many tensors, in whatever files and order they lie."""
+    """One digest for many tensors, whatever their files and order."""
     return hashlib.sha256("\n".join(sorted(digests.values())).encode()).hexdigest()
 
 
 def narrowed(name: str, exact: Tensor, dtype: torch.dtype, where: Path) -> Tensor:
-    """A float32 tensor in `dtype`. Raises UserError where that makes it infinite, or it is no number."""
+    """A float32 tensor in `dtype`. Raises UserError if it is not finite, or overflows `dtype`."""
     found = exact.to(dtype)
     if found.isfinite().all():
         return found
@@ -129,7 +129,7 @@ def narrowed(name: str, exact: Tensor, dtype: torch.dtype, where: Path) -> Tenso
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:
-    """What every verb has that writes a folder by `new_folder`."""
+    """Add the options of every verb that writes a folder by `new_folder`."""
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder to write; must not exist, or be empty")
     add("--json", action="store_true", help="print what was done as one JSON object on stdout")
@@ -137,10 +137,10 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
-    """Give a folder to write into, and rename it to `path` in the end; after an error it is gone.
+    """Yield a folder to write into, which is renamed to `path` at the end; after an error it is deleted.
 
-    Raises UserError where something lies at `path`, another process is writing it or the disk has not
-    `num_bytes` free, and RunError when the disk refuses.
+    Raises UserError if there is something at `path`, if another process is writing it, or if the disk has
+    fewer than `num_bytes` bytes free.
     """
     path = Path(os.path.abspath(path))
     aside = path.with_name(path.name + ".tmp")
@@ -148,7 +148,8 @@ def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
     with closing(_hold(aside, path)):
         _take_over(aside)
         try:
-            # Inside, so that it is never there without the mark, and gets its name without it.
+            # The folder is inside the marked one: so it is never there without the mark, and is renamed
+            # without it.
             unfinished = aside / path.name
             unfinished.mkdir()
             files.check_disk(aside, num_bytes, f"--out {path}", "the weights need")
@@ -160,7 +161,7 @@ def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
 
 
 def _hold(aside: Path, path: Path) -> files.Hold:
-    """Keep other processes from `path`, by the folder beside it."""
+    """Lock `aside`, the folder beside `path`, so that no other process writes `path`."""
     try:
         return files.Hold(aside)
     except BlockingIOError:
@@ -173,7 +174,7 @@ def _hold(aside: Path, path: Path) -> files.Hold:
 
 
 def _take_over(aside: Path) -> None:
-    """Mark the folder as ours, and remove what a run that was killed has left in it."""
+    """Mark the folder as ours, and remove what a killed run has left in it."""
     mark = aside / _UNFINISHED
     if any(aside.iterdir()) and not mark.is_file():
         raise _taken(aside)
@@ -195,7 +196,7 @@ def _refuse_if_taken(path: Path) -> None:
 
 
 def copy_small_files(source: Path, into: Path, names: Iterable[str] = SMALL_FILES) -> list[str]:
-    """Copy what makes a folder of weights a model; return the names that were there."""
+    """Copy the small files of a model; return the names of those that were there."""
     found = [name for name in names if (source / name).is_file()]
     for name in found:
         shutil.copyfile(source / name, into / name)
@@ -205,9 +206,9 @@ def copy_small_files(source: Path, into: Path, names: Iterable[str] = SMALL_FILE
 def write_weights(
     named_tensors: Iterator[tuple[str, Tensor]], folder: Path, dtype: torch.dtype
 ) -> dict[str, str]:
-    """Write tensors that are in `dtype` as shards, read them back, and return the digest of each.
+    """Write tensors that are in `dtype` as shards, read them back, and return name -> digest.
 
-    Raises RunError where the disk gives back something else.
+    Raises RunError if what is read back is not what was written.
     """
     digests: dict[str, str] = {}
     save_weights(digested(named_tensors, dtype, digests), folder, max_shard_bytes=SHARD_BYTES, dtype=dtype)

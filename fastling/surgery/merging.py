@@ -28,12 +28,12 @@ from fastling.surgery.folders import Weights, copy_small_files, narrowed, new_fo
 from fastling.surgery.progress import progress_over
 
 PROOF_STRINGS = 2000
-"""On which tokenizers must agree."""
+"""Number of texts on which the tokenizers must agree."""
 _HARMLESS = ("initializer_range", "max_position_embeddings")
 
 
 def average(tensors: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_t w_t * W_t / sum_t w_t, float32. The weights are divided by their sum before."""
+    """sum_t w_t * W_t / sum_t w_t in float32, for tensors W_t of one shape."""
     total = None
     for tensor, weight in zip(tensors, weights, strict=True):
         share = tensor.to(torch.float32) * (weight / sum(weights))
@@ -59,7 +59,7 @@ def trimmed(delta: Tensor, density: float) -> Tensor:
 def ties(
     base: Tensor, tensors: Iterator[Tensor], weights: Sequence[float], density: float, scale: float
 ) -> Tensor:
-    """TIES of one tensor, in float32; see the head of this file."""
+    """TIES of one tensor, in float32, as described at the top of this file."""
     base = base.to(torch.float32)
     deltas = [trimmed(tensor.to(torch.float32) - base, density) for tensor in tensors]
     total = torch.zeros_like(base)
@@ -85,9 +85,10 @@ def merge_models(
     density: float = 1.0,
     scale: float = 1.0,
 ) -> dict:
-    """Write the merged model, with the first one's config, tokenizer and dtype; TIES if there is a base.
+    """Write the merged model, with the config, tokenizer and dtype of the first one. With a base, by TIES.
 
-    Raises UserError for models of different shapes, settings or tokenizers.
+    `warn` is called with what cannot be checked. Raises UserError for models with different shapes, settings
+    or tokenizers.
     """
     with ExitStack() as stack:
         models = [stack.enter_context(Weights(folder)) for folder in folders]
@@ -127,7 +128,7 @@ def _finite(model: Weights, name: str) -> Tensor:
 
 
 def _refuse_difference(first: Weights, other: Weights) -> None:
-    """Raise UserError where two models are not of one kind, in the words of what differs."""
+    """Raise UserError, saying what differs, unless two models have the same settings."""
     for setting in fields(first.config):
         mine, theirs = getattr(first.config, setting.name), getattr(other.config, setting.name)
         if mine != theirs and setting.name not in _HARMLESS:
@@ -136,7 +137,7 @@ def _refuse_difference(first: Weights, other: Weights) -> None:
 
 
 def _check_tokenizers(folders: list[Path], rows: int, warn: Callable[[str], None]) -> None:
-    """Raise UserError where two differ; say which folders hold none."""
+    """Raise UserError if two tokenizers differ; warn of folders that have none."""
     names = ("tokenizer.json", "tokenizer.model")
     holding = [folder for folder in folders if any((folder / name).is_file() for name in names)]
     bare = [str(folder) for folder in folders if folder not in holding]
@@ -147,7 +148,7 @@ def _check_tokenizers(folders: list[Path], rows: int, warn: Callable[[str], None
 
 
 def _refuse_other_tokens(first: Path, other: Path, rows: int) -> None:
-    """Of tokens that no row of an embedding is for, it does not matter what they are."""
+    """Raise UserError if two tokenizers differ; tokens beyond the `rows` of the embedding do not matter."""
     mine, theirs = load_tokenizer(first), load_tokenizer(other)
     refusal = f"cannot be merged with {first}: their tokenizers differ"
     if mine.vocab_size != theirs.vocab_size:

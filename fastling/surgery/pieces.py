@@ -1,8 +1,8 @@
-"""Pieces of a SentencePiece BPE model: more of them, and what a list of words needs to be merged at all.
+"""Adds pieces to a SentencePiece BPE model, with the further pieces that are needed to merge them.
 
-BPE makes a piece by merging two pieces at a time, of letters first. A word of three old pieces is never
-made unless two of them are a piece, too: their joint. A letter that is no piece is made of bytes, which
-merge with nothing.
+BPE makes a piece by merging two pieces at a time, starting from letters. A word of three old pieces is only
+made if two of them form a piece as well, which is called their joint. A letter that is not a piece is encoded
+as bytes, which never merge.
 """
 
 import copy
@@ -14,9 +14,9 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 from fastling.errors import UserError
 
 BPE, NORMAL = 2, 1
-"""Kinds of a model and of a piece."""
+"""SentencePiece's numbers for a BPE model and an ordinary piece."""
 MOST_ROUNDS = 64
-"""Of adding a joint to each piece that lacks one; a piece of as many parts takes as many."""
+"""Most rounds of adding a joint to each piece that needs one; a piece of n parts needs about n rounds."""
 _SHOWN = 3
 
 
@@ -29,14 +29,14 @@ def error_of_all(where: str, problems: Sequence[str], fix: str) -> UserError:
 
 
 def parse_model(serialized: bytes) -> sentencepiece_model.ModelProto:
-    """A model as a message whose pieces can be read and added to."""
+    """A model as a protobuf message, whose pieces can be read and added to."""
     model = sentencepiece_model.ModelProto()
     model.ParseFromString(serialized)
     return model
 
 
 def as_inside_a_text(model: sentencepiece_model.ModelProto) -> sentencepiece.SentencePieceProcessor:
-    """Encodes a piece as it stands inside a text: without the space before a first word."""
+    """A processor that encodes text as if it were inside a longer text: it puts no space before it."""
     model = copy.deepcopy(model)
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
@@ -46,10 +46,10 @@ def as_inside_a_text(model: sentencepiece_model.ModelProto) -> sentencepiece.Sen
 def with_pieces(
     model: sentencepiece_model.ModelProto, pieces: Sequence[str]
 ) -> sentencepiece_model.ModelProto:
-    """A model with more pieces, of lower score than all it had, so that old merges come first."""
+    """The model with further pieces, of lower scores than all old ones, so that old merges come first."""
     extended = copy.deepcopy(model)
     lowest = min((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
-    # Scores are float32, and LLaMA's lowest is -1e9, beside which 1 is nothing: equal ones have no order.
+    # Scores are float32 and must differ. LLaMA's lowest is -1e9, to which a step of 1 makes no difference.
     step = max(1.0, abs(lowest) * 2**-22)
     for number, piece in enumerate(pieces, 1):
         extended.pieces.add(piece=piece, score=lowest - number * step, type=NORMAL)
@@ -58,7 +58,7 @@ def with_pieces(
 
 
 def unreached_pieces(model: sentencepiece_model.ModelProto, pieces: Sequence[str]) -> list[str]:
-    """The pieces that do not come out of their own text."""
+    """The pieces whose own text is not encoded as the piece."""
     found = as_inside_a_text(model).encode(list(pieces), out_type=str)
     return [piece for piece, parts in zip(pieces, found, strict=True) if parts != [piece]]
 
@@ -66,10 +66,11 @@ def unreached_pieces(model: sentencepiece_model.ModelProto, pieces: Sequence[str
 def extended_to_reach(
     model: sentencepiece_model.ModelProto, pieces: Sequence[str]
 ) -> tuple[sentencepiece_model.ModelProto, list[str]]:
-    """A model with more pieces, each of which comes out of its own text; and what that took besides.
+    """(the model with further pieces, each of which its own text is encoded as; the helper pieces that this
+    took).
 
-    Those are the letters of theirs that the model lacks, and joints of two parts of a piece. Raises
-    UserError for pieces whose text the model reads as another.
+    Helpers are letters of the pieces that the model lacks, and joints of two parts of a piece. Raises
+    UserError for pieces whose text the model reads as another text.
     """
     held = {piece.piece for piece in model.pieces} | set(pieces)
     letters = dict.fromkeys(letter for piece in pieces for letter in piece if letter not in held)

@@ -1,4 +1,4 @@
-"""How far the work on weights has come: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of work on weights: a bar on a terminal, a line now and then elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress_over(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that takes how many of `total` weights were done since it was last called."""
+    """Yield a function to call with the number of weights, of `total`, done since the last call."""
     console = make_console()
     columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,9 +1,9 @@
-"""New tokens in a folder's tokenizer, with every old id kept, proved before anything is written.
+"""Adds tokens to a folder's tokenizer. Every old id is kept, which is proved before anything is written.
 
-SentencePiece BPE (LLaMA 1 and 2): the tokens become pieces of the model itself, of lower score than all
-old ones, and tokenizer.json is built anew and proved equal to it. Merges only make pieces that occur in
-the text, so text that contains no new token keeps its ids. Added tokens would not do here: after each of
-them such a tokenizer reads a space that is not there.
+SentencePiece BPE (LLaMA 1 and 2): the tokens become pieces of the model itself, with a lower score than all
+old ones, and tokenizer.json is built anew and proved equal to it. BPE only merges into pieces that are in the
+text, so text without new tokens keeps its ids. Added tokens would not work here, since after each of them
+such a tokenizer reads a space that is not there.
 
 Byte-level tokenizer.json (Llama 3, Qwen): the tokens become added tokens, matched as plain content.
 """
@@ -27,7 +27,7 @@ from fastling.data.tokenizer import (
 )
 from fastling.data.tokenizer_export import exact_tokenizer_json, first_difference, probing_strings
 from fastling.errors import UserError
-from fastling.files import json_text, read_json
+from fastling.files import json_text, read_json, read_json_if_there
 from fastling.surgery.pieces import (
     BPE,
     NORMAL,
@@ -40,32 +40,33 @@ from fastling.surgery.pieces import (
 )
 
 PROOF_STRINGS = 2000
-"""On which a tokenizer.json with added tokens is compared with itself before."""
+"""Number of texts on which a tokenizer.json with added tokens is compared with the one without."""
 
 
 @dataclass(frozen=True)
 class NewTokens:
-    """Tokens for a vocabulary: their text, the files that know them, and what they were made of before."""
+    """Tokens to add to a vocabulary: their texts, the files that have them, and their encoding before."""
 
     old: Tokenizer
     texts: list[str]
     parts: list[list[int]]
-    """Old ids of the pieces that each token's text was until now."""
+    """For each token the old ids of its text."""
     unreached: list[str]
-    """Pieces that their own text does not come out as; other text still may."""
+    """Pieces whose own text is not encoded as that piece; inside other text they may still be used."""
     files: dict[str, str | bytes]
     """Name -> content of the tokenizer files that change."""
     known: list[str] = field(default_factory=list)
-    """What was given and is in the vocabulary already."""
+    """Tokens that were given, but are in the vocabulary already."""
     helpers: list[str] = field(default_factory=list)
-    """Those of `texts`, the last ones, that were not given and that the given ones are merged from."""
+    """The last ones of `texts`, which were not given: pieces from which the given ones are merged."""
 
     @property
     def first_id(self) -> int:
+        """Id of the first new token."""
         return self.old.vocab_size
 
     def byte_parts(self) -> list[list[int]]:
-        """Old ids of the single UTF-8 bytes of each token's text. Raises UserError where there are none."""
+        """For each token the old ids of its text's UTF-8 bytes. Raises UserError if bytes have no ids."""
         spellings = [f"<0x{byte:02X}>" for byte in range(256)]
         if isinstance(self.old, JsonTokenizer) and _is_byte_level(self.old):
             spellings = _byte_level_letters()
@@ -89,9 +90,9 @@ def _byte_level_letters() -> list[str]:
 
 
 def read_token_file(path: Path) -> list[str]:
-    """One token a line, blanks included; empty lines are skipped, and what was given before.
+    """Read one token from each line, including its blanks. Empty lines and repeated tokens are skipped.
 
-    Raises UserError for what is none.
+    Raises UserError if the file has no token, or one that is only blanks.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -109,9 +110,9 @@ def read_token_file(path: Path) -> list[str]:
 
 
 def add_tokens(folder: Path, texts: Sequence[str]) -> NewTokens:
-    """Tokens given as text, those passed over that the vocabulary has.
+    """Add tokens that are given as text; those that the vocabulary has are passed over.
 
-    Raises UserError where it has all, or for those that cannot become tokens.
+    Raises UserError if it has all of them, or for texts that cannot become tokens.
     """
     model = _sentencepiece_model(folder)
     if model is None:
@@ -137,7 +138,10 @@ def _as_texts(pieces: Sequence[str]) -> list[str]:
 
 
 def add_pieces(folder: Path, pieces_file: Path) -> NewTokens:
-    """The ordinary pieces of another SentencePiece BPE model that a folder's own lacks, in its order."""
+    """Add the ordinary pieces of another SentencePiece BPE model that the folder's own lacks, in their order.
+
+    Raises UserError if the tokenizers are not such models, or if there are no such pieces.
+    """
     model = _sentencepiece_model(folder)
     if model is None:
         fix = "Such a vocabulary takes --tokens."
@@ -154,7 +158,7 @@ def add_pieces(folder: Path, pieces_file: Path) -> NewTokens:
 
 
 def _sentencepiece_model(folder: Path):
-    """A folder's tokenizer.model as a message; None where its tokenizer.json is all that counts."""
+    """The protobuf message of a folder's tokenizer.model; None if only its tokenizer.json counts."""
     path = folder / "tokenizer.model"
     if not path.is_file():
         return None
@@ -176,7 +180,7 @@ def _sentencepiece_model(folder: Path):
 
 
 def _refuse_added_beside(old: Tokenizer) -> None:
-    """Raise UserError where files beside a tokenizer give its next ids to tokens of their own."""
+    """Raise UserError if files beside the tokenizer already give its next ids to other tokens."""
     if added := added_beside(old):
         token, number = next(iter(added.items()))
         what = f"lacks {token!r}, which added_tokens.json or tokenizer_config.json adds as token {number}"
@@ -202,7 +206,7 @@ def _into_sentencepiece(folder: Path, model, extended, unreached: list[str], pie
 def _json_files(folder: Path, extended: SentencePieceTokenizer, texts: list[str]) -> dict[str, str | bytes]:
     """tokenizer.json for an extended model: the folder's own with new pieces and merges, or a new one.
 
-    Raises UserError where it does not read text as the model does.
+    Raises UserError if it encodes text differently from the model.
     """
     fields = json.loads(exact_tokenizer_json(extended, ()))
     path, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
@@ -210,12 +214,12 @@ def _json_files(folder: Path, extended: SentencePieceTokenizer, texts: list[str]
     if path.is_file():
         fields = read_json(path) | {"model": fields["model"]}
     else:
-        config = _fields_of(config_file)
+        config = read_json_if_there(config_file)
         if extended.bos and config.get("add_bos_token", True):
             fields["post_processor"] = _begin_token(extended)
         special = {"bos_token": extended.bos, "eos_token": extended.eos, "unk_token": _unknown(extended)}
         special = {name: token for name, token in special.items() if token}
-        # transformers 5 takes a LlamaTokenizer apart and reads spaces at the beginning otherwise.
+        # For LlamaTokenizer, transformers 5 builds a tokenizer that reads leading spaces differently.
         as_it_is = {"tokenizer_class": "PreTrainedTokenizerFast"}
         made = {"clean_up_tokenization_spaces": False}
         changed[config_file.name] = json_text(made | special | config | as_it_is)
@@ -236,7 +240,7 @@ def _unknown(tokenizer: SentencePieceTokenizer) -> str:
 
 
 def _begin_token(tokenizer: SentencePieceTokenizer) -> dict:
-    """What puts the begin token before a text, as transformers does for a tokenizer.model by itself."""
+    """A post-processor that adds the begin token, as transformers does for a tokenizer.model."""
     begin = tokenizer.bos
     first, second = (
         [{"SpecialToken": {"id": begin, "type_id": kind}}, {"Sequence": {"id": name, "type_id": kind}}]
@@ -252,7 +256,7 @@ def _begin_token(tokenizer: SentencePieceTokenizer) -> dict:
 
 
 def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
-    """Added tokens in tokenizer.json and in the files beside it that list such."""
+    """Add tokens to tokenizer.json, and to those files beside it that list added tokens."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(str(folder), "holds neither tokenizer.json nor tokenizer.model")
@@ -275,19 +279,19 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
     ]
     files: dict[str, str | bytes] = {"tokenizer.json": json_text(fields)}
     _prove_added(old, json_text(fields), ids)
-    if "added_tokens_decoder" in (config := _fields_of(folder / "tokenizer_config.json")):
+    if "added_tokens_decoder" in (config := read_json_if_there(folder / "tokenizer_config.json")):
         decoder = {str(number): {"content": text, **plain} for text, number in ids.items()}
         config["added_tokens_decoder"] |= decoder
         files["tokenizer_config.json"] = json_text(config)
-    if listed := _fields_of(folder / "added_tokens.json"):
+    if listed := read_json_if_there(folder / "added_tokens.json"):
         files["added_tokens.json"] = json_text(listed | ids)
     return NewTokens(old, texts, [parts[text] for text in texts], unreached=[], files=files, known=known)
 
 
 def _refuse_hiding(texts: Sequence[str], special: Collection[str]) -> None:
-    """Raise UserError for what would be found in a rendered conversation in place of a control token.
+    """Raise UserError for tokens that would be found in a rendered conversation in place of a control token.
 
-    Of added tokens the leftmost is taken: with "x<|", no "<|im_end|>" is seen behind an x.
+    A tokenizer takes the leftmost added token: with "x<|" added, it does not find "<|im_end|>" after an x.
     """
     problems = [
         f"{text!r} would hide {token} behind it"
@@ -300,7 +304,7 @@ def _refuse_hiding(texts: Sequence[str], special: Collection[str]) -> None:
 
 
 def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> None:
-    """Raise UserError unless each token is one id, wherever it stands, and all other text is unharmed."""
+    """Raise UserError unless each token is everywhere encoded as its one id, and other text as before."""
     before, after = tokenizers.Tokenizer.from_file(str(old.path)), _built(old.path, text_of_json)
     for tokenizer in (before, after):
         tokenizer.encode_special_tokens = True
@@ -339,11 +343,6 @@ def _built(path: Path, text: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise UserError(str(path), f"takes no new tokens: {str(error)[:200]}") from None
-
-
-def _fields_of(path: Path) -> dict:
-    """What a JSON file beside a tokenizer says; nothing where there is none."""
-    return read_json(path) if path.is_file() else {}
 
 
 def _back_and_forth(tokenizer: tokenizers.Tokenizer, text: str) -> str:

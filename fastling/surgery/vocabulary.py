@@ -1,8 +1,8 @@
-"""A model with a longer vocabulary: rows for new tokens, made from the rows of old ones.
+"""Extends the vocabulary of a model with rows for new tokens, made from the rows of old ones.
 
-Old ids and the rows of old tokens stay as they are, bit for bit, and so do the logits of old tokens on
-text without new ones. New tokens take the ids after the tokenizer's last; where the embedding already has
-rows there (padding), these are written over.
+Old ids and the rows of old tokens stay the same, bit for bit, and so do the logits of old tokens for text
+without new ones. New tokens get the ids after the tokenizer's last one. If the embedding already has rows
+there, as padding, they are overwritten.
 
 Memory: one written shard (1 GiB, or one tensor that is larger) and two embeddings.
 """
@@ -33,9 +33,9 @@ INITS = ("mean-of-pieces", "mean", "zip-tie-approximation", "copy:TOKEN")
 
 
 def row_sources(added: NewTokens, init: str) -> list[list[int]] | None:
-    """The old ids whose rows' mean each new row is; None for the mean of all.
+    """For each new token the old ids whose rows' mean is the new row; None for the mean of all rows.
 
-    Raises UserError for an unknown `init`, or a token that is not there to copy.
+    Raises UserError for an unknown `init`, or if the rows that it asks for are not there.
     """
     if init == "mean-of-pieces":
         for text, parts in zip(added.texts, added.parts, strict=True):
@@ -58,15 +58,15 @@ def row_sources(added: NewTokens, init: str) -> list[list[int]] | None:
 
 
 def num_rows(old_rows: int, added: NewTokens, multiple: int) -> int:
-    """Rows of the new embedding: as many as there are ids, at least as many as before."""
+    """Rows of the new embedding: enough for all ids, not fewer than before, and a multiple of `multiple`."""
     needed = max(old_rows, added.first_id + len(added.texts))
     return -(-needed // multiple) * multiple
 
 
 def extended_rows(table: Tensor, added: NewTokens, sources: list[list[int]] | None, rows: int) -> Tensor:
-    """Embedding or head (old rows, H) -> (rows, H) in its dtype. Means are taken in float64.
+    """Embedding or head (old rows, H) -> (rows, H) in its dtype. Means are computed in float64.
 
-    Rows beyond the last token are the mean of all old ones, so that they are never the likeliest.
+    Rows beyond the last token are the mean of all old rows, so that their logits are never the highest.
     """
     mean = table[: added.first_id].mean(0, dtype=torch.float64).to(table.dtype)
     longer = mean.repeat(rows, 1)

@@ -1,4 +1,4 @@
-"""From a config to the model and the loader of one rank."""
+"""Makes the model and the loader of one rank from a config."""
 
 import torch
 
@@ -14,14 +14,14 @@ from fastling.model.llama_config import LlamaConfig
 from fastling.training.parallel import World, shard
 
 CPU_SIZES = 64
-"""On a CPU tokens and supervised rows of a micro-batch are multiples of this. oneDNN compiles half-precision
-products for each size anew and keeps a thousand of them, half a MiB each."""
+"""On a CPU the numbers of tokens and supervised rows of a micro-batch are rounded up to multiples of this.
+oneDNN compiles half-precision products for each size anew, and keeps a thousand of them, half a MiB each."""
 
 
 def model_config(config: Config, encoder: Encoder) -> LlamaConfig:
-    """The shape of the model: read from its folder, or put together from the settings.
+    """The shape of the model, read from its folder or made from the settings.
 
-    Raises UserError when tokenizer or sequence length do not fit it.
+    Raises UserError if it is not fully given, or if the tokenizer or the sequence length do not fit it.
     """
     needed = encoder.tokenizer.vocab_size
     if config.model.pretrained:
@@ -46,10 +46,10 @@ def model_config(config: Config, encoder: Encoder) -> LlamaConfig:
 
 
 def build_model(config: Config, shape: LlamaConfig, world: World, *, load: bool = True) -> Llama:
-    """A sharded model on its device; weights from the pretrained folder or from the seed.
+    """A sharded model on its device, with weights from the pretrained folder or drawn from the seed.
 
-    Nothing is held twice: the model is laid out without memory, sharded, and then each rank fills in
-    its own rows. Without `load`, weights are left for a checkpoint to fill.
+    No weight is held twice: the model is made without memory and sharded, and then each rank fills in its own
+    rows. Without `load` the weights are left uninitialised, for a checkpoint to fill.
     """
     model = Llama.on_meta(shape)
     shard(model, config, world)
@@ -63,7 +63,7 @@ def build_model(config: Config, shape: LlamaConfig, world: World, *, load: bool 
 
 
 def share_of_step(config: Config, processes: int, *, evenly: bool = True) -> tuple[int, int]:
-    """(micro-batches of each process in a step, packs of each micro-batch): the fewest that fit.
+    """(micro-batches of each process in a step, packs of each micro-batch), with the fewest micro-batches.
 
     Raises UserError when a pack is larger than a micro-batch or, `evenly`, when some processes would get
     fewer packs than others.
@@ -98,7 +98,7 @@ def make_loader(config: Config, world: World, store: Store, plan: Plan, *, evenl
 def loader_of_rank(
     world: World, store: Store, plan: Plan, *, global_packs: int, micro_batches: int, loss: str
 ) -> Loader:
-    """The loader of this rank, with batches such as its device wants."""
+    """The loader of this rank: with pinned memory for a GPU, and with rounded sizes on a CPU."""
     return Loader(
         store,
         plan,

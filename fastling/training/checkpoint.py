@@ -35,11 +35,11 @@ from fastling.errors import RunError, kind_and_line
 from fastling.model.llama import local_rows
 
 BYTES_OF_A_WEIGHT = 12
-"""The weight and two moments, in float32."""
+"""Bytes in a checkpoint of each weight: the weight and two moments, in float32."""
 EMPTY = hashlib.sha256(b"").hexdigest()
-"""Of the rows of a rank that has none."""
+"""Digest of the rows of a rank that has none."""
 HOST_COPIES = 2
-"""Of what a process writes, in its memory meanwhile: tensors off the device, and the bytes of the file."""
+"""Copies of what a process writes that are in its memory then: tensors on the CPU, and the file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Found:
 
 
 class Digest(NamedTuple):
-    """What a file must hold of a tensor: a rank's rows, whole."""
+    """What a file must hold of a tensor: the digest and the place of all rows that one rank has."""
 
     sha256: str
     dtype: str
     shape: tuple[int, ...]
     offsets: tuple[int, ...]
-    """Of its first value in the whole tensor."""
+    """Position of its first value in the whole tensor."""
 
 
 class _DamagedFile(Exception):
@@ -65,11 +65,12 @@ class _DamagedFile(Exception):
 
 
 def step_folder(folder: Path, step: int) -> Path:
+    """The folder of a step's checkpoint, inside the folder of all checkpoints."""
     return folder / f"step-{step:08d}"
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All tensors of a run under stable names; optimizer moments are made if there are none yet."""
+    """Name -> tensor, of all weights and moments; moments that are not there yet are created, as zeros."""
     tensors = {}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
@@ -92,10 +93,10 @@ def save(
     keep_last: int,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Write one checkpoint from all ranks together; then keep it and the `keep_last` - 1 before it.
+    """Write one checkpoint from all ranks together; then delete all but it and the `keep_last` - 1 before it.
 
-    In `group`, of all of them, they wait for who writes slowly. Raises RunError (disk full, no permission)
-    with the earlier checkpoints untouched.
+    The ranks wait for the slowest in `group`, which has all of them. Raises RunError (disk full, no
+    permission) and leaves the earlier checkpoints as they were.
     """
     rank = dist.get_rank()
     final = step_folder(folder, step)
@@ -117,24 +118,24 @@ def save(
     dist.barrier(group)
     if rank == 0:
         files.publish(aside, final)
-        # A later one can only be damaged, or this run would have begun there: it does not count.
+        # A later checkpoint must be damaged, since this run would have begun there; it is not counted.
         good = [path for path in sorted(folder.glob("step-????????")) if path.name <= final.name]
         for old in good[:-keep_last]:
-            # Not under its name: a kill in the midst would leave half a checkpoint there.
+            # Renamed first: a kill during the deletion would else leave half a checkpoint under its name.
             shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
     dist.barrier(group)
     return final
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Writes the digests of this rank's rows as well, where all ranks hear of it when one cannot."""
+    """Also writes the digests of this rank's rows. All ranks learn of it if one rank cannot write them."""
 
     def __init__(self, folder: Path, step: int, digests: dict[str, Digest]):
         super().__init__(str(folder), save_distributed=True)
         self._file, self._step, self._digests = _digests_file(folder, dist.get_rank()), step, digests
         self._is_shared = folder.is_dir()  # rank 0 has made it; asked before torch makes one of its own
-        # What is copied ahead off a GPU lies in pinned memory, in blocks of powers of two in bytes, which
-        # PyTorch keeps for as long as the process lives.
+        # No tensors are copied ahead from a GPU: they would go to pinned memory, in blocks whose sizes are
+        # powers of two, which PyTorch keeps for the life of the process.
         self.per_thread_copy_ahead = 0
 
     def write_data(self, plan, planner):
@@ -148,9 +149,9 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def newest_step(folder: Path, report=print) -> int:
-    """Step of the newest checkpoint that is whole and undamaged, 0 without any; reports damaged ones.
+    """Step of the newest undamaged checkpoint, 0 if there are no checkpoints; damaged ones are reported.
 
-    Raises RunError when there are checkpoints but none is good. The run that they are of may go on.
+    Raises RunError if there are checkpoints and all are damaged. Their run may be going on meanwhile.
     """
     candidates = sorted(folder.glob("step-????????"), reverse=True)
     for candidate in candidates:
@@ -168,24 +169,25 @@ def newest_step(folder: Path, report=print) -> int:
 
 
 def open_checkpoint(folder: Path, step: int) -> Found:
-    """A checkpoint that `newest_step` found good."""
+    """The folder and state of a checkpoint that `newest_step` found undamaged."""
     found = step_folder(folder, step)
     return Found(found, _read_state(found))
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what saves that were killed have left, begun or half deleted; none may be at work."""
+    """Remove what killed saves have left, half written or half deleted. No save may be under way."""
     for aside in folder.glob("step-????????.tmp"):
         shutil.rmtree(aside)
 
 
 def copies_at_once(config: Checkpoint, steps: int) -> int:
-    """Checkpoints that lie on the disk when most do, of so many steps: one is written before one goes."""
+    """Most checkpoints on the disk at once in `steps` steps: one is written before an old one is deleted."""
     return min(-(-steps // config.every_steps), config.keep_last + 1)
 
 
 def check_room(folder: Path, num_weights: int, *, copies: int, other_bytes: int) -> None:
-    """Raise UserError if the disk cannot take so many checkpoints, and other files, beside what is there."""
+    """Raise UserError if the disk has no room for `copies` checkpoints, less those already there, and for
+    `other_bytes` of other files."""
     there = sum(path.stat().st_size for path in folder.glob("step-????????/*"))
     needed = max(0, copies * BYTES_OF_A_WEIGHT * num_weights - there) + other_bytes
     what = f"{copies} checkpoints and the export, less what is there, need"
@@ -196,8 +198,8 @@ def check_room(folder: Path, num_weights: int, *, copies: int, other_bytes: int)
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, naming file and tensor; None if nothing is.
 
-    Reads every byte of every tensor and compares it with the digests of what was in memory. Replicas
-    are written by one of their ranks only, so a rank's tensor may lie in another rank's file.
+    Reads every byte of every tensor and compares it with the digests of what was in memory. With replicas,
+    only one of the ranks with equal rows writes them, so a rank's tensor may be in another rank's file.
     """
     try:
         saved = [
@@ -225,7 +227,7 @@ def damage(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def _as_damage(path: Path):
-    """Say of whatever is raised while reading a file, which may hold anything, that it is that file's."""
+    """Turn whatever is raised while reading a file, which may hold anything, into a _DamagedFile."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
@@ -233,7 +235,7 @@ def _as_damage(path: Path):
 
 
 def _stored(path: Path) -> list[tuple[str, Digest]]:
-    """What lies in a file, each tensor read through."""
+    """(name, digest) of each tensor in a file, all of which is read."""
     with _as_damage(path), safe_open(path, framework="pt") as file:
         places = json.loads(file.metadata()["DCP_SHARDING_INFO"])
         return [(name, _digest(file.get_tensor(name), places[name]["saved_offsets"])) for name in file.keys()]
@@ -244,7 +246,7 @@ def _digests_file(folder: Path, rank: int) -> Path:
 
 
 def _read_digests(folder: Path, rank: int) -> list[tuple[str, Digest, str | None]]:
-    """Of a rank: name, digest and, unless another rank wrote it, file of each tensor."""
+    """(name, digest, file) of each tensor of a rank; the file is None if another rank wrote it."""
     tensors = _read_sealed(_digests_file(folder, rank))["tensors"]
     return [
         (name, Digest(sha256, dtype, tuple(shape), tuple(offsets)), file)
@@ -257,13 +259,14 @@ def _step_of(folder: Path) -> int:
 
 
 def _sealed(content: dict) -> str:
-    """Text of a JSON file: the content, and a digest of it."""
+    """Text of a JSON file with this content and a digest of it."""
     seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": seal}, indent=1)
 
 
 def _read_sealed(path: Path) -> dict:
-    """Raises _DamagedFile where it is not, to the letter, what was written for this step."""
+    """The content of a file that `_sealed` made. Raises _DamagedFile if a character of it has changed, or if
+    it was written for another step."""
     with _as_damage(path):
         text = path.read_text()
         content = json.loads(text)
@@ -282,7 +285,7 @@ def _read_state(folder: Path) -> dict:
 def load(folder: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Fill `tensors` in place, each rank its own rows, at any number of ranks; they wait in `group`.
 
-    Raises RunError where it is not, or no longer, what `newest_step` has read.
+    Raises RunError if the checkpoint cannot be read, because it has changed since `newest_step` read it.
     """
     try:
         with _quiet():
@@ -292,9 +295,10 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGrou
 
 
 def load_newest(folder: Path, tensors: dict[str, torch.Tensor], report=print) -> int:
-    """Fill `tensors` from the newest good checkpoint, of a run that may go on; its step, 0 without any.
+    """Fill `tensors` from the newest undamaged checkpoint; return its step, 0 if there are no checkpoints.
 
-    Raises RunError when there are checkpoints but none is good.
+    The run may be going on, and delete the checkpoint meanwhile: then a newer one is read. Raises RunError if
+    there are checkpoints and all are damaged.
     """
     while step := newest_step(folder, report):
         try:
@@ -313,7 +317,7 @@ def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
 
 
 def _digest_of_rows(tensor: torch.Tensor) -> Digest:
-    """Of this rank's rows."""
+    """Digest of this rank's rows of a tensor."""
     local, first_row, _ = local_rows(tensor)
     return _digest(local, (first_row, *[0] * (local.dim() - 1)))
 
@@ -324,7 +328,7 @@ def _digest(tensor: torch.Tensor, offsets: tuple[int, ...] | list[int]) -> Diges
 
 
 def _cause(error: Exception) -> str:
-    """The innermost reason, in one line."""
+    """The innermost cause of an error, in one line."""
     if isinstance(error, dcp.api.CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     return kind_and_line(error)
@@ -332,7 +336,7 @@ def _cause(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """torch.distributed.checkpoint warns on every call of things that are as we want them."""
+    """Silence torch.distributed.checkpoint, which warns on every call of things that are intended here."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,8 @@
-"""One order of addition on a GPU, so that a resumed run comes out the same bit for bit (P10).
+"""A fixed order of additions on a GPU, so that a resumed run gives the same results bit for bit (P10).
 
 FlashAttention's backward adds up the gradients of queries with atomics, in whatever order they come, unless
-it is told not to. All else in a step adds in one order anyway; PyTorch then sees to it that cuBLAS does.
+it is told not to. Everything else in a step adds in a fixed order anyway, and cuBLAS does when PyTorch asks
+for it.
 """
 
 import os
@@ -13,17 +14,17 @@ import torch
 from fastling import ops
 
 CAN_ADD_IN_ONE_ORDER = ("flash3", "flash2", "torch")
-"""Attention backends; PyTorch refuses the backward of others when it is asked for one order."""
+"""Attention backends. When PyTorch is asked for a fixed order, it refuses the backward of all others."""
 
 
 def prepare_device() -> None:
-    """Before CUDA starts: what cuBLAS needs for one order, and what it takes on Hopper by itself."""
+    """Set the workspace that cuBLAS needs for a fixed order (Hopper's default). Call before CUDA starts."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
 def one_order(wanted: bool, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Forward and backward within add in one order where `wanted`, on a GPU, and possible."""
+    """Make forward and backward in the block add in a fixed order, if `wanted`, on a GPU, and possible."""
     if not (wanted and device.type == "cuda" and ops.picked_attention(device, dtype) in CAN_ADD_IN_ONE_ORDER):
         yield
         return

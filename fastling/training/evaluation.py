@@ -22,7 +22,7 @@ from fastling.training.parallel import World
 
 @dataclass(frozen=True)
 class Answer:
-    """A held-out question, what the model says, and what the data says."""
+    """A held-out question, the model's answer, and the answer in the data."""
 
     question: str
     answer: str
@@ -30,7 +30,7 @@ class Answer:
 
 
 class HeldOut:
-    """Held-out data of a run, ready to be evaluated again and again."""
+    """The held-out data of a run, on which the model is evaluated again and again."""
 
     def __init__(self, config: Config, world: World, store: Store, encoder: Encoder):
         self.config, self.world, self.store, self.encoder = config, world, store, encoder
@@ -50,7 +50,10 @@ class HeldOut:
 
     @torch.no_grad()
     def losses(self, model: Llama) -> dict[str, float]:
-        """eval_loss over all held-out tokens, eval_loss_<source>, eval_loss_<pair>. All ranks together."""
+        """Mean losses by name: eval_loss over all supervised tokens, eval_loss_<source>, eval_loss_<pair>.
+
+        All ranks must call this together.
+        """
         names = [*self.store.source_names, *self.store.pair_names]
         num_sources, num_pairs = len(self.store.source_names), len(self.store.pair_names)
         sums = torch.zeros(2 * (num_sources + num_pairs + 1), device=self.world.device)
@@ -68,7 +71,7 @@ class HeldOut:
         }
 
     def answers(self, model: Llama) -> list[Answer]:
-        """Greedy answers to a few held-out questions. All ranks together."""
+        """Greedy answers to a few held-out questions. All ranks must call this together."""
         if not self.questions:
             return []
         generated = generate(
@@ -84,7 +87,7 @@ class HeldOut:
 
 
 def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversation, str]]:
-    """(opening question, its reference answer) of conversations spread over the files' first 1000 rows."""
+    """(a conversation up to its first question, the answer), spread over the first 1000 rows of each file."""
     found = []
     room = config.data.sequence_length - config.evaluate.sample_tokens
     for source in config.data.validation if config.evaluate.samples else ():
@@ -103,24 +106,24 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
 
 
 def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """(2 * num_groups,) sum and count of the values in each group; those beyond `groups` (S,) are padding.
+    """Sum and count of the values in each group, (2 * num_groups,): sum 0, count 0, sum 1, count 1, ...
 
-    A product with the membership matrix, so that the order of addition, and the result, is the same
-    every time.
+    `groups` (S,) int64 says the group of each of the first S values; further values are padding. A product
+    with the membership matrix has one order of additions, so that the result is always the same.
     """
     member = torch.nn.functional.one_hot(groups, num_groups).to(values.dtype)
     return torch.stack([values[: len(groups)] @ member, member.sum(0)], dim=1).flatten()
 
 
 def forget_answers(path: Path, after_step: int) -> None:
-    """Drop what a run wrote after the checkpoint that it resumes from; it will be written again."""
+    """Drop the lines that a run wrote after the checkpoint it resumes from: they will be written again."""
     if path.exists():
         kept = [line for line in files.read_json_lines(path) if line["step"] <= after_step]
         files.write_text(path, "".join(map(files.json_line, kept)))
 
 
 def keep_answers(answers: list[Answer], path: Path, step: int) -> None:
-    """Append answers to samples.jsonl."""
+    """Append answers to `path`, which is samples.jsonl of a run."""
     with files.naming(path), open(path, "a", encoding="utf-8") as file:
         for answer in answers:
             file.write(files.json_line({"step": step, **vars(answer)}))

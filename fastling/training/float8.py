@@ -1,8 +1,8 @@
 """float8 for the layers' matrix products (Micikevicius et al. 2022), by torchao.
 
-The linear layers round their inputs, weights and gradients to float8 with one scale a row, on the way into
-each product, whose sums stay float32; everything else is as in bf16: weights and optimizer float32, the
-embedding, the head and the norms untouched. Parameters keep their names and shapes.
+The linear layers round inputs, weights and gradients to float8, with one scale for each row, only for their
+products, whose sums stay float32. Everything else is as in bf16: weights and optimizer state are float32, and
+the embedding, the head and the norms are not changed. Parameters keep their names and shapes.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ import torch
 from fastling.errors import UserError
 from fastling.model.llama import Llama
 
-# Such products came with Ada and Hopper.
+# Float8 products came with Ada and Hopper.
 FIRST_CAPABILITY = (8, 9)
 MULTIPLE = 16
 """Both sizes of a weight must be multiples of this; the number of tokens is padded to one."""
 
 
 def check_float8(device: torch.device) -> None:
-    """Raises UserError where there are no such products, or no torchao."""
+    """Raise UserError if the device has no float8 products, or torchao is not installed."""
     where = "train.precision"
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         raise UserError(where, "fp8 needs a GPU of compute capability 8.9 or newer", "Use bf16.")
@@ -29,10 +29,10 @@ def check_float8(device: torch.device) -> None:
 
 
 def use_float8(model: Llama, *, emulate: bool = False) -> None:
-    """Exchange the layers' linear modules, in place, before they are compiled and sharded.
+    """Replace the linear modules of the model's layers, in place; call before compiling and sharding.
 
-    `emulate` rounds as the GPU would and multiplies in the wide type, on any device. Raises UserError for a
-    model whose sizes have no float8 products.
+    With `emulate` values are rounded as on a GPU, but multiplied in the wide type, which works on any device.
+    Raises UserError if the model's sizes allow no float8 products.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # optional
 

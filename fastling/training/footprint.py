@@ -1,8 +1,10 @@
-"""What a training run holds in the memory of each GPU, by arithmetic; nothing here has met a GPU yet.
+"""How much memory a training run needs on each GPU, by arithmetic; it was never compared with a GPU.
 
-Weights, two moments and, in the end, gradients are float32 and sharded. What is gathered, kept for backward
-or on its way to be reduced comes and goes: of the points at which most of it is there, the fullest counts.
-tests/training/test_whole_step.py counts the same as steps allocate it, on tensors without memory.
+Weights, two moments and, at the end of a step, gradients are float32 and sharded. Beside them there are
+weights that are gathered, activations that are kept for the backward, and gradients that are being reduced.
+These come and go, so each point of a step at which there may be most of them is counted, and the largest sum
+is the result. tests/training/test_whole_step.py compares this with what steps allocate, on tensors without
+memory.
 """
 
 import os
@@ -21,13 +23,13 @@ from fastling.training.parallel import is_alone, recomputes
 
 GIB = 2**30
 KEPT_BYTES = 12
-"""Of a weight between steps: itself and two moments, in float32."""
+"""Bytes kept of a weight between steps: the weight and two moments, in float32."""
 GRADIENT_BYTES = 4
-"""Beside it where gradients of micro-batches add up, and when it is updated."""
+"""Bytes of its gradient, while gradients of micro-batches are added up and during the update."""
 OTHER_BYTES = 2 * GIB
-"""CUDA, NCCL and cuBLAS: assumed."""
+"""Assumed for CUDA, NCCL and cuBLAS."""
 OTHER_SHARE = 0.05
-"""Gaps in the allocator's blocks: assumed, of all the rest."""
+"""Share of everything else that is assumed for gaps in the allocator's blocks."""
 ASSUMED = "CUDA, NCCL, gaps (assumed)"
 
 
@@ -39,26 +41,28 @@ class Footprint:
 
     @property
     def total(self) -> int:
+        """Bytes in all."""
         return sum(self.parts.values())
 
     @property
     def counted(self) -> int:
-        """Without what is assumed: in less it cannot fit."""
+        """Bytes without those that are assumed: in less memory the run cannot fit."""
         return self.total - self.parts[ASSUMED]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How many a model has."""
+    """Numbers of weights of a model."""
 
     layer: int
-    """Of one layer."""
+    """In one layer."""
     rest: int
-    """Embedding, last norm, and the head where it is not the embedding."""
+    """In the embedding, the last norm, and the head if it is not the embedding."""
     total: int
 
     @classmethod
     def of(cls, shape: LlamaConfig) -> "Weights":
+        """Count the weights of a model of this shape."""
         model = Llama.on_meta(replace(shape, num_hidden_layers=1))
         layer = sum(each.numel() for each in model.model.layers.parameters())
         rest = sum(each.numel() for each in model.parameters()) - layer
@@ -66,11 +70,12 @@ class Weights:
 
 
 def kept_by_layer(shape: LlamaConfig, value_bytes: int, tokens: int, wanted: int | None = None) -> int:
-    """Bytes that a layer's forward on so many tokens keeps for its backward, through the Triton kernels.
+    """Bytes that a layer's forward on `tokens` tokens keeps for its backward, with the Triton kernels.
 
-    Two norms each keep input and output; attention its queries, keys, values and output; the MLP gate, up and
-    their product. Float32: a norm's inverse root mean square, attention's log-sum-exp of each head. In the
-    last layer only the `wanted` rows go on after attention, whose output is then kept of those as well.
+    Each of the two norms keeps its input and output; attention its queries, keys, values and output; the MLP
+    gate, up and their product. In float32 there are each norm's inverse root mean square and attention's
+    log-sum-exp of each head. In the last layer only the `wanted` rows go on after attention, and attention's
+    output is kept once more for them.
     """
     heads, kv_heads, head_dim = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
     values = 2 * shape.hidden_size + 2 * (heads + kv_heads) * head_dim
@@ -84,9 +89,10 @@ def kept_by_layer(shape: LlamaConfig, value_bytes: int, tokens: int, wanted: int
 
 
 def working_in_layer(shape: LlamaConfig, value_bytes: int, rows: int) -> int:
-    """Bytes that come and go in a layer's backward, at its fullest, when SwiGLU's gradient is formed.
+    """Bytes of gradients in a layer's backward at its fullest point, when SwiGLU's gradient is computed.
 
-    The gradients of gate, up and, twice, of the residual stream; that of their product takes its place.
+    These are the gradients of gate and up and, twice, that of the residual stream; the gradient of the
+    product of gate and up takes that product's place.
     """
     return 2 * (shape.intermediate_size + shape.hidden_size) * value_bytes * rows
 
@@ -101,10 +107,10 @@ def footprint(
     micro_batches: int,
     gpu_memory: int,
 ) -> Footprint:
-    """Of a micro-batch of so many tokens, with each model sharded over `shards` GPUs of so many bytes.
+    """The memory of a micro-batch of `tokens` tokens, with each copy of the model sharded over `shards` GPUs.
 
-    `supervised` of them are trained on: in the micro-batch with the most of them. A step of each GPU has so
-    many `micro_batches`.
+    `supervised` is the largest number of supervised tokens in a micro-batch, `micro_batches` how many of them
+    each GPU has in a step, and `gpu_memory` the bytes of a GPU.
     """
     kind = _Alone if is_alone(config, shards * config.parallel.replicate) else _Sharded
     adds_up = micro_batches > 1
@@ -117,7 +123,7 @@ def footprint(
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """What there is at each point of a micro-batch, beside weights and moments."""
+    """Bytes, by part, at each point of a micro-batch that may be the fullest; without weights and moments."""
 
     config: Config
     shape: LlamaConfig
@@ -126,7 +132,7 @@ class _MicroBatch:
     tokens: int
     supervised: int
     adds_up: bool
-    """Whether gradients of other micro-batches are there."""
+    """Whether gradients of earlier micro-batches of the step are there as well."""
     gpu_memory: int
 
     def points(self) -> Iterator[dict[str, int]]:
@@ -145,11 +151,11 @@ class _MicroBatch:
 
     @property
     def head(self) -> int:
-        """Values of the head, or of the embedding."""
+        """Number of weights of the head, and of the embedding."""
         return self.shape.vocab_size * self.shape.hidden_size
 
     def at_loss(self) -> dict[str, int]:
-        # The last norm's input and output, and the gradient that is formed of them.
+        # The last norm's input and output, and its gradient.
         rows = 3 * self.supervised * self.shape.hidden_size
         logits = head_and_loss(self.shape, self.value_bytes, self.supervised, self.gpu_memory)
         return {
@@ -159,7 +165,7 @@ class _MicroBatch:
         }
 
     def gradients(self, layers: int, more: int = 0) -> dict[str, int]:
-        """With those of so many layers done, and more bytes on their way."""
+        """Bytes of gradients when those of `layers` layers are done, with `more` bytes of others."""
         there = self.weights.total if self.adds_up else layers * self.weights.layer
         return {"gradients": GRADIENT_BYTES * there // self.shards + more}
 
@@ -168,12 +174,12 @@ class _MicroBatch:
         return working_in_layer(self.shape, self.value_bytes, rows)
 
     def whole(self, layer: int) -> int:
-        """Activations of a layer when it is not recomputed, or has been."""
+        """Bytes of activations of a layer that is not recomputed, or has just been recomputed."""
         wanted = self.supervised if layer == self.last else None
         return kept_by_layer(self.shape, self.value_bytes, self.tokens, wanted)
 
     def kept_before(self, layer: int) -> int:
-        """Activations of the layers before it, until their backward."""
+        """Bytes of activations that the layers before this one keep until their backward."""
         return sum(map(self._kept_of, range(layer)))
 
     def _kept_of(self, layer: int) -> int:
@@ -189,9 +195,9 @@ class _Sharded(_MicroBatch):
         return {**self.gathered(self.gathered_by(self.last)), **super().at_loss()}
 
     def in_backward_of(self, layer: int) -> Iterator[dict[str, int]]:
-        """When SwiGLU's gradient is formed, and when all of the layer's are copied into float32."""
+        """When SwiGLU's gradient is computed, and when all gradients of the layer are copied into float32."""
         of_head = self.value_bytes * self.head
-        # On their way are those of the layer that came before, and down_proj's.
+        # Those of the layer whose backward came before are being reduced, and down_proj's is computed.
         before = 4 * self.weights.layer if layer < self.last else 0
         down = self.value_bytes * self.shape.hidden_size * self.shape.intermediate_size
         yield {
@@ -207,8 +213,8 @@ class _Sharded(_MicroBatch):
         }
 
     def at_embedding(self) -> Iterator[dict[str, int]]:
-        """When its gradient is formed, copied into float32, and reduced."""
-        # Beside the head's; where they are one weight, their sum is made as well.
+        """When its gradient is computed, when it is copied into float32, and when it is reduced."""
+        # The head's gradient is there, too; if head and embedding are one weight, so is their sum.
         of_both = (3 if self.shape.tie_word_embeddings else 2) * self.value_bytes * self.head
         layers, rest = self.last + 1, self.weights.rest
         yield self.gathered(0) | self.gradients(layers, 4 * self.weights.layer + of_both)
@@ -219,20 +225,21 @@ class _Sharded(_MicroBatch):
         return {"gathered weights": self.value_bytes * (self.weights.rest + layers * self.weights.layer)}
 
     def gathered_by(self, layer: int) -> int:
-        """Layers that are there whole while one is at work: with it the next, or all that are to come."""
+        """Number of layers whose weights are gathered during the backward of this one: this one and the next,
+        or, if gathered weights are kept, all whose backward is still to come."""
         return layer + 2 if self.config.parallel.shard == "gradients" else min(layer + 1, 2)
 
 
 class _Alone(_MicroBatch):
-    """Without FSDP: a weight is rounded for its product, and gradients are float32 from the first."""
+    """Without FSDP: each weight is rounded to bf16 only for its product, and gradients are always float32."""
 
     def at_loss(self) -> dict[str, int]:
         return {**self.rounded(self.head), **super().at_loss()}
 
     def in_backward_of(self, layer: int) -> Iterator[dict[str, int]]:
-        """When SwiGLU's gradient is formed, and when the weight of gate and up is rounded after it."""
+        """When SwiGLU's gradient is computed, and when the weight of gate and up is rounded after that."""
         matrix = self.shape.hidden_size * self.shape.intermediate_size
-        # The head's waits for the embedding's where they are one weight, and else is among those that add up.
+        # The head's gradient waits for the embedding's if they are one weight; else it is added up.
         of_head = 0 if self.adds_up and not self.shape.tie_word_embeddings else self.head
         down = 0 if self.adds_up else matrix
         done = self.gradients(self.last - layer, GRADIENT_BYTES * (of_head + down))
@@ -243,8 +250,8 @@ class _Alone(_MicroBatch):
         yield {**self.rounded(2 * matrix), **done, "activations": there - gate_and_up}
 
     def at_embedding(self) -> Iterator[dict[str, int]]:
-        """When its gradient is formed: whole, before it is added."""
-        # Where the head is the same weight, its gradient waits for it, and their sum is made.
+        """When the embedding's gradient is computed: in a tensor of its own, before it is added."""
+        # If the head is the same weight, there are the head's gradient and the sum of the two as well.
         of_both = 3 if self.shape.tie_word_embeddings else 1 + (not self.adds_up)
         of_rows = (self.value_bytes + GRADIENT_BYTES) * self.tokens * self.shape.hidden_size
         yield self.gradients(self.last + 1, of_both * GRADIENT_BYTES * self.head + of_rows)
@@ -254,15 +261,15 @@ class _Alone(_MicroBatch):
 
 
 def head_and_loss(shape: LlamaConfig, value_bytes: int, supervised: int, gpu_memory: int) -> int:
-    """Bytes that the loss of so many rows takes, beside the gradient of the head."""
-    # Beside half-precision gradients lie float32 logits, and a float32 total unless all rows fit at once.
+    """Bytes that the loss of `supervised` rows takes, without the gradient of the head's weight."""
+    # In half precision: gradients beside float32 logits, and a float32 sum unless all rows fit at once.
     of_logits, of_total = (4, 0) if value_bytes == 4 else (6, 4 * shape.vocab_size * shape.hidden_size)
     most = min(GPU_CHUNK_BYTES, gpu_memory // GPU_MEMORY_SHARE) + of_total
     return min(most, of_logits * supervised * shape.vocab_size)
 
 
 def check_memory(shape: LlamaConfig, shards: int, device: torch.device) -> None:
-    """Raise UserError where not even weights, gradients and moments fit; a CPU's swap does not count."""
+    """Raise UserError if not even weights, gradients and moments fit; swap does not count as memory."""
     needed = (KEPT_BYTES + GRADIENT_BYTES) * -(-Weights.of(shape).total // shards)
     if device.type == "cuda":
         holder, there = "each GPU", runtime.total_memory(device)

@@ -14,7 +14,10 @@ from fastling.training.parallel import compute_dtype
 def add_gradients(
     model: Llama, batches: Sequence[Batch], config: Config, device: torch.device
 ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
-    """Add up the gradients of a sharded model; yield each batch on the device, its loss () and nll (S,)."""
+    """Run forward and backward of each batch, adding up the gradients of a model, sharded or not.
+
+    Yields each batch on the device, its float32 loss () and the negative log-likelihood (S,), both detached.
+    """
     for number, batch in enumerate(batches, start=1):
         # Copies of the model add up their gradients once a step, not once a micro-batch.
         if is_sharded(model):

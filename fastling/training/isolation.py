@@ -1,13 +1,14 @@
 """The proof, at start-up, that no document of a pack sees another (P5).
 
-Whole training runs have been lost to attention paths that ignored document borders without an error,
-so the path that this run will take is tried, on its device and in its numbers, before it is used.
+Whole training runs have been lost to attention that ignored document borders without an error. So the backend
+that this run will use is tried first, on the run's device and in its dtype.
 """
 
 import torch
 
 from fastling import ops
 from fastling.errors import RunError, UserError, first_line
+from fastling.model.full_memory import said_of_full_memory
 from fastling.model.llama_config import LlamaConfig
 
 LENGTHS = [37, 1, 90, 64]
@@ -17,14 +18,14 @@ CHOOSE_ANOTHER = "Choose another backend, for example --model.attention sdpa."
 def prove_isolation(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Change one document and look at the others; take gradients of one and look at the others.
 
-    Raises RunError when anything crosses a border, UserError when the backend fails on such heads.
-    Leaves no trace in the random state.
+    Raises RunError if anything crosses a border, and UserError if the backend fails on heads of this shape.
+    The state of torch's random generators stays as it was.
     """
     try:
         _look_across_borders(config, device, dtype)
-    except torch.OutOfMemoryError:
-        raise
     except (ValueError, RuntimeError) as error:
+        if said_of_full_memory(error):
+            raise
         heads = f"{config.num_attention_heads} heads of {config.head_dim}"
         what = f"fails on {heads} in {dtype}: {first_line(error)[:200]}"
         raise UserError("model.attention", what, CHOOSE_ANOTHER) from error

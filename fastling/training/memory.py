@@ -1,18 +1,18 @@
-"""What becomes of freed memory: it is kept for the next step, which needs about as much again."""
+"""Keeps freed memory for the next step, which needs about as much again."""
 
 import ctypes
 import os
 
-# Of glibc's malloc.h.
+# Options of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 GROWTH_BYTES = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep what is freed, in place of giving it back; whether it can be told so.
+    """Have the C library keep freed memory instead of giving it back to the kernel; return whether it does.
 
-    glibc gives large blocks back to the kernel at once, and every step then waits while the kernel clears
-    them anew: a fifth of a step's time. PyTorch keeps a GPU's memory in the same way.
+    glibc gives large blocks back at once, and in every step the kernel then has to clear new ones, which
+    takes a fifth of the step's time. PyTorch keeps a GPU's memory in the same way.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -24,9 +24,9 @@ def keep_freed_memory() -> bool:
 
 
 def let_blocks_grow() -> None:
-    """Before CUDA starts: PyTorch's blocks of a GPU's memory grow, unless the user has set what they do.
+    """Let PyTorch's blocks of GPU memory grow, unless the user has configured them. Call before CUDA starts.
 
-    The sizes of a step's tensors change with its packs, and would leave holes in blocks of fixed sizes.
+    The sizes of tensors change from step to step, which would leave holes in blocks of fixed sizes.
     """
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl always, W&B when asked, a loss plot, and honest speed (P14)."""
+"""The metrics of a run: metrics.jsonl, W&B if asked for, a plot of the loss, and honest speed (P14)."""
 
 import dataclasses
 import json
@@ -24,8 +24,8 @@ from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.training.parallel import World
 
-# Dense bf16 matrix rate in FLOP/s without sparsity, from NVIDIA's data sheets, by a part of the name: the
-# first that fits, so kinds of a GPU with a rate of their own come before the others.
+# Dense bf16 matrix rate in FLOP/s, without sparsity, from NVIDIA's data sheets, by a part of the GPU's name.
+# The first that matches counts, so variants with a rate of their own come before the general name.
 PEAK_FLOPS = {
     "H100 PCIe": 7.56e14, "H100 NVL": 8.35e14, "H200 NVL": 8.35e14, "H100": 9.89e14, "H200": 9.89e14,
     "GB200": 2.5e15, "B200": 2.25e15, "A100": 3.12e14, "L40S": 3.62e14,
@@ -46,12 +46,12 @@ WANDB_NAMES = {
 
 
 class Work:
-    """FLOPs that a step needs, forward and backward, counted once (no recomputation).
+    """FLOPs of a step, forward and backward, without recomputation.
 
-    A weight matrix of n elements costs 6 n per token; the head, and in the last layer what follows
-    attention, only on supervised tokens; causal attention 12 * heads * head_dim per pair of tokens
-    that see each other, of which a document of n tokens has about n^2 / 2. The usual count takes all
-    matrices on all tokens, and attention as if every token saw a whole sequence.
+    A weight matrix of n elements costs 6 n for each token; the head, and in the last layer all that follows
+    attention, only for each supervised token. Causal attention costs 12 * heads * head_dim in each layer for
+    each pair of tokens that see each other; a document of n tokens has about n^2 / 2 such pairs. The usual
+    count takes all matrices for all tokens, and attention as if every token saw a whole sequence.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -63,6 +63,7 @@ class Work:
         self.attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
 
     def needed(self, tokens: int, supervised_tokens: int, squared_tokens: int) -> float:
+        """FLOPs that a step needs; `squared_tokens` is the sum of its documents' squared lengths."""
         return (
             6.0 * (self.layer_weights - self.last_weights) * tokens
             + 6.0 * (self.head_weights + self.last_weights) * supervised_tokens
@@ -70,6 +71,7 @@ class Work:
         )
 
     def usual_count(self, tokens: int, sequence_length: int) -> float:
+        """FLOPs of a step as they are usually counted, which are more."""
         per_token = 6.0 * (self.layer_weights + self.head_weights) + self.attention * sequence_length
         return per_token * tokens
 
@@ -79,7 +81,7 @@ def _in_matrices(module: nn.Module) -> int:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's rate, None where it is not known (a CPU, another GPU)."""
+    """The device's bf16 matrix rate in FLOP/s; None if it is not known (a CPU, or a GPU not in the list)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -87,7 +89,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Most memory this process has held so far: of the GPU, or resident."""
+    """Peak memory of this process in GiB: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -96,30 +98,30 @@ def memory_gib(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """A step whose results may still be on their way from the device: they are there when it is finished."""
+    """A step whose `numbers` may still be on their way from the device; `wait` waits for them."""
 
     number: int
     step: Step
     lr: float
     numbers: torch.Tensor
-    """(3 + 2 sources,) on the CPU: the gradient's norm, the loss, then sum and count of negative
+    """(3 + 2 * sources,) float32 on the CPU: the gradient's norm, the loss, sum and count of the negative
     log-likelihoods of each source, and how many processes were told to end."""
     finished: "Mark"
 
     def wait(self) -> tuple[float, float, list[float]]:
-        """(the gradient's norm, the loss, sums and counts of each source), once they are there."""
+        """Wait for the device; return the gradient's norm, the loss, and sum and count of each source."""
         self.finished.wait()
         grad_norm, loss, *by_source, _ = self.numbers.tolist()
         return grad_norm, loss, by_source
 
     def stops(self) -> bool:
-        """Whether any process was told to end: of one step, all of them answer alike."""
+        """Wait for the device; return whether any process was told to end, the same on all processes."""
         self.finished.wait()
         return self.numbers[-1].item() > 0
 
 
 class Mark:
-    """A point in the device's work; asking how far apart two are waits for the later one."""
+    """A point in the device's work, to measure the time between two of them."""
 
     def __init__(self, device: torch.device):
         self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
@@ -128,10 +130,12 @@ class Mark:
         self.host_seconds = time.perf_counter()
 
     def wait(self) -> None:
+        """Wait until the device has reached this point."""
         if self.event:
             self.event.synchronize()
 
     def seconds_since(self, earlier: "Mark") -> float:
+        """Seconds between an earlier point and this one, for which it waits."""
         self.wait()
         if self.event:
             return earlier.event.elapsed_time(self.event) / 1000
@@ -147,7 +151,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Start the clock again, after something that is not training."""
+        """Start the clock again, after something that was not training."""
         self.last = Mark(self.device)
 
     def line(self, measured: Measured, sequence_length: int) -> dict:
@@ -187,7 +191,7 @@ class Meter:
 
 
 def check_finite(step: int, numbers: Mapping[str, float]) -> None:
-    """Raise RunError for numbers that are none, which no later step mends. Step 0 is before the first."""
+    """Raise RunError if a number is NaN or infinite: no later step mends that. Step 0 is before the first."""
     if not all(map(math.isfinite, numbers.values())):
         shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
         fix = "A lower optimizer.lr may help, in another run_dir: a run keeps the one it began with."
@@ -197,9 +201,10 @@ def check_finite(step: int, numbers: Mapping[str, float]) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl of a run, and W&B beside it. A resumed run drops what came after its checkpoint.
+    """metrics.jsonl of a run, and W&B if asked for. Lines after `first_step` are dropped: they come again.
 
-    Use as a context: of a run that fails, W&B would lose the last steps, and not be told that it has failed.
+    Use as a context manager: otherwise W&B would lose the last steps of a run that fails, and not learn that
+    it has failed.
     """
 
     def __init__(self, run_dir: Path, config: Config, first_step: int):
@@ -210,6 +215,7 @@ class MetricsLog:
         self.file = open(self.path, "a", encoding="utf-8")
 
     def write(self, line: dict) -> None:
+        """Append the metrics of one step."""
         with files.naming(self.path):
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
@@ -233,7 +239,7 @@ def _wandb_name(key: str) -> str:
 
 
 def check_wandb(config: Config) -> None:
-    """Raise UserError before anything else is done when W&B is asked for and not there."""
+    """Raise UserError if W&B is asked for and not installed. Called before anything else is done."""
     if config.log.wandb:
         try:  # a leftover ./wandb folder makes `import wandb` succeed without the package
             metadata.version("wandb")
@@ -265,8 +271,10 @@ def _start_wandb(run_dir: Path, config: Config):
 
 
 def plot_loss(run_dir: Path, loss_per: str) -> Path:
-    """loss.png from metrics.jsonl: training loss, by token, turn or sample, its running mean, and held-out
-    loss, which is by token always."""
+    """Draw loss.png from metrics.jsonl: training loss, its running mean and held-out loss; return its path.
+
+    `loss_per` is train.loss: token, turn or sample. The held-out loss is always by token.
+    """
     from matplotlib.figure import Figure  # half a second, which no run waits for at its start
 
     lines = files.read_json_lines(run_dir / "metrics.jsonl")
@@ -283,7 +291,7 @@ def plot_loss(run_dir: Path, loss_per: str) -> Path:
         name = "held out, per token"
         axes.plot(*zip(*held_out, strict=True), color="#d94801", marker="o", markersize=4, label=name)
     axes.set(xlabel="step", ylabel="loss (nats)")
-    if run_dir.name.isascii():  # its fonts have no Chinese, of which it would warn for every letter
+    if run_dir.name.isascii():  # matplotlib's fonts have no Chinese, and it would warn of every letter
         axes.set_title(run_dir.name, parse_math=False)  # $ begins a formula there
     axes.grid(alpha=0.3)
     if train or held_out:

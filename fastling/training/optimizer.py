@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter 2019), torch's fused one, clipping, and the course of the learning rate."""
+"""torch's fused AdamW (Loshchilov and Hutter 2019), clipping, and the schedule of the learning rate."""
 
 import math
 
@@ -12,7 +12,7 @@ from fastling.model.llama import whole
 
 
 def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
-    """Weight decay applies to matrices, not to norms or biases."""
+    """torch's fused AdamW, with weight decay on matrices but not on norms or biases."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [
@@ -25,10 +25,10 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
 
 
 def clip(optimizer: torch.optim.AdamW, clip_norm: float) -> torch.Tensor:
-    """Have the next step divide gradients down to a global norm of clip_norm; return their norm () before.
+    """Have the next step scale the gradients to a global norm of at most clip_norm; return their norm ().
 
-    The division happens inside torch's fused update (its `grad_scale`, on the device), which also writes the
-    divided gradients back: of its own, clipping only reads them once, for the norm.
+    The scaling happens inside torch's fused update, by its `grad_scale` on the device. So clipping itself
+    only reads the gradients once, for the norm.
     """
     gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
     norm = get_total_norm(gradient for gradient in gradients if gradient is not None)
@@ -47,7 +47,7 @@ def learning_rate(config: Optimizer, step: int, total_steps: int) -> float:
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps
     steps_left, course = total_steps - step, total_steps - warmup_steps
-    left = 1.0  # of the way down
+    left = 1.0  # of the way from lr down to the lowest learning rate
     if config.schedule == "cosine":
         left = 0.5 * (1 + math.cos(math.pi * (1 - steps_left / course)))
     elif config.schedule == "linear":

@@ -1,7 +1,7 @@
-"""Processes and how the model lies on them: FSDP2; of one process, its weights as they are.
+"""The processes of a run, and how the model is laid out on them: by FSDP2, or without it in a single process.
 
-Weights and optimizer are float32 and sharded by rows; forward and backward run in bf16 (or float32);
-gradients are summed, not averaged, in float32: the batches carry weights that add up to 1 already.
+Weights and optimizer state are float32 and sharded by rows; forward and backward run in bf16 (or float32).
+Gradients are summed in float32 and not averaged, since the weights of a step's tokens already add up to 1.
 """
 
 import os
@@ -23,14 +23,16 @@ from fastling import ops
 from fastling.config import Config
 from fastling.errors import RunError, UserError
 from fastling.kernels.attention import ASK_FOR_LENGTHS
+from fastling.model.full_memory import full_memory_in_words
 from fastling.model.llama import Llama
 from fastling.training.determinism import prepare_device
 from fastling.training.float8 import check_float8, use_float8
 from fastling.training.memory import keep_freed_memory, let_blocks_grow
 
+IN_LESS_MEMORY = "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs."
 PATIENCE = timedelta(days=1)
-"""Of processes for one of another machine that prepares its data, and for rank 0 while it reads a checkpoint
-through or writes an export; gloo's own is half an hour, NCCL's ten minutes."""
+"""How long processes wait for one another while a machine prepares its data, or while rank 0 verifies a
+checkpoint or writes an export. By default gloo waits for half an hour, NCCL for ten minutes."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +44,30 @@ class World:
     device: torch.device
     mesh: DeviceMesh
     patient: dist.ProcessGroup | None = None
-    """All of them, on the CPU by gloo, where each waits for the others as long as they need."""
+    """A gloo group of all processes, on the CPU, whose collectives wait for PATIENCE."""
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over all ranks, in place."""
+        """Sum a tensor over all ranks, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def from_main(self, number: int) -> int:
-        """Rank 0's number, on all ranks, when all of them have come here, however late one is."""
+        """Return rank 0's number on all ranks. Waits until all ranks have called this, up to PATIENCE."""
         value = torch.tensor(number if self.is_main else 0)
         if self.size > 1:
             dist.all_reduce(value, group=self.patient)
         return int(value)
 
     def on_main(self, action: Callable[[], int | None]) -> int:
-        """Do something on rank 0 and tell all ranks its number (0 for none).
+        """Call `action` on rank 0 and return its number (0 for None) on all ranks; it must not be negative.
 
-        When it raises UserError there, every rank stops, and rank 0 says why.
+        If `action` raises UserError, every rank raises one, and rank 0's says why.
         """
         number, error = 0, None
         if self.is_main:
@@ -80,9 +83,9 @@ class World:
 
 @contextmanager
 def open_world(config: Config):
-    """Join the processes that torchrun started, or be the only one.
+    """Join the processes that torchrun started, or be the only process; yields the World.
 
-    Raises UserError for what the config asks of a device that has it not.
+    Raises UserError if the config asks for something that the device cannot do.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if not launched:
@@ -102,12 +105,12 @@ def open_world(config: Config):
     else:
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
     try:
-        with _out_of_memory_in_words(device):
+        with full_memory_in_words(str(device), IN_LESS_MEMORY):
             mesh, patient = _mesh(config, device), dist.new_group(backend="gloo", timeout=PATIENCE)
             yield World(dist.get_rank(), dist.get_world_size(), device, mesh, patient)
     except BaseException as error:
-        # Others may wait for this process in a collective operation. To take NCCL's groups apart is to wait
-        # for them, and what is wrong would not be said; torchrun ends them when this process has ended.
+        # Other processes may wait for this one in a collective operation. Destroying NCCL's groups would wait
+        # for them, and the error would never be shown; torchrun ends them once this process has ended.
         if dist.get_world_size() == 1:
             dist.destroy_process_group()
         elif isinstance(error, RuntimeError) and (meant := _meant_of_others(str(error))):
@@ -118,14 +121,14 @@ def open_world(config: Config):
 
 
 def _meant_of_others(said: str) -> str | None:
-    """What an error of gloo's means, if it is about another process."""
+    """What an error message of gloo means, if it is about another process; else None."""
     if "by peer" in said:
         return "has stopped"
     return "does not answer" if "Timed out" in said else None
 
 
 def _check_alone() -> None:
-    """Raise UserError where srun started several: each would train the whole run, over what others write."""
+    """Raise UserError if srun started several processes that would all train the same run in one folder."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks != "1":
         fix = "Have srun start torchrun, one on each node: README.md, Several nodes."
@@ -133,10 +136,11 @@ def _check_alone() -> None:
 
 
 def _join(backend: str) -> None:
-    """Join the others, also in a run that torchrun starts again after a process of it has died.
+    """Join the other processes, also if torchrun has started them again because one of them died.
 
-    torch 2.13 leaves in torchrun's store where the processes were before, and who is early looks for them
-    there. On several nodes they may not agree how often they were started, so nothing is done there.
+    torch 2.13 leaves the old processes' addresses in torchrun's store, where a new process that is early
+    would look for them. So each restart has a prefix of its own in the store. On several nodes the processes
+    may not agree on the number of restarts, so there the store is used as it is.
     """
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
@@ -148,28 +152,13 @@ def _join(backend: str) -> None:
 
 
 def _leave_with(launcher: int) -> None:
-    """End when torchrun is gone: killed, it tells nobody, and its processes would train on unseen."""
+    """End this process when torchrun is gone: if it is killed, its processes would train on unnoticed."""
     while os.getppid() == launcher:
         time.sleep(1)
     try:
         print(f"error: rank {os.environ['RANK']}: torchrun was killed", file=sys.stderr, flush=True)
     finally:  # who read stderr may be gone, too
         os._exit(1)
-
-
-@contextmanager
-def _out_of_memory_in_words(device: torch.device):
-    try:
-        yield
-    except RuntimeError as error:
-        _, of_cpu, what = str(error).partition("DefaultCPUAllocator: ")  # which has no type of its own
-        if not (of_cpu or isinstance(error, torch.OutOfMemoryError)):
-            raise
-        raise RunError(
-            str(device),
-            ". ".join((what or str(error)).split(". ")[:2]),  # that it is full, and how much was wanted
-            "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs.",
-        ) from None
 
 
 def _device(local_rank: int) -> torch.device:
@@ -204,7 +193,7 @@ def shard(model: Llama, config: Config, world: World) -> Llama:
     """
     if config.train.compile:
         _check_one_graph(ops.picked_attention(world.device, compute_dtype(config)))
-        # Else sizes that are equal by chance in the first pack, tokens and hidden ones, must be so in all.
+        # Otherwise two sizes that happen to be equal in the first pack would have to be equal in all packs.
         torch.fx.experimental._config.use_duck_shape = False
     if config.train.precision == "fp8":
         use_float8(model)
@@ -235,8 +224,8 @@ def shard(model: Llama, config: Config, world: World) -> Llama:
 
 
 def is_alone(config: Config, processes: int) -> bool:
-    """Whether a process trains without FSDP, which copies every weight twice and every gradient three times
-    though nobody shares them. float8's products want weights of one type with what they multiply.
+    """Whether a single process trains without FSDP, which would copy every weight twice and every gradient
+    three times for nothing. Not with float8, whose products need weights in the type of the activations.
     """
     return processes == 1 and config.train.precision != "fp8"
 
@@ -251,16 +240,17 @@ def _check_one_graph(attention: str) -> None:
 
 
 def compute_dtype(config: Config) -> torch.dtype:
-    """Of activations, and of weights while they are gathered."""
+    """Dtype of activations, and of weights while they are gathered."""
     return torch.float32 if config.train.precision == "fp32" else torch.bfloat16
 
 
 def recomputes(mode: str, layer_number: int) -> bool:
+    """Whether a layer is recomputed in the backward under this train.activation_checkpointing."""
     return mode == "full" or (mode == "selective" and layer_number % 2 == 0)
 
 
 def _checkpoint_layer(layer: torch.nn.Module) -> None:
-    """Keep a layer's input only and run it again in backward; nothing in it is random."""
+    """Keep only a layer's input and run the layer again in the backward; nothing in it is random."""
     forward = layer.forward
 
     def recomputed(*inputs):

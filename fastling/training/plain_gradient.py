@@ -1,8 +1,8 @@
-"""The gradient of a step the plain way, and how far training's is from it (P7).
+"""The gradient of a step computed the plain way, and how far training's gradient is from it (P7).
 
-Plain is one conversation at a time, neither packed nor padded, logits of every token, in one process, by
-PyTorch's own operations. In float32 that is what training must give; in a shorter type it tells what the
-type alone costs, and training's may be twice as far off.
+The plain way is one conversation at a time, neither packed nor padded, with logits of every token, in one
+process, by PyTorch's own operations. In float32 training must give the same gradient. In a shorter type the
+plain gradient shows the error of the type alone, and training's may be twice as large.
 """
 
 import math
@@ -23,24 +23,28 @@ from fastling.training.gradient import add_gradients
 from fastling.training.parallel import World, compute_dtype
 
 LAYERS = 2
-"""Of the model that is compared: of two, one is recomputed under selective checkpointing, and one is last."""
+"""Layers of the model that is compared: selective checkpointing recomputes one of them, not the last."""
 PACKS = 2
-"""Of each process, each a micro-batch."""
+"""Packs of each process, each of which is a micro-batch."""
 ALLOWED_IN_FLOAT32 = 1e-4
 TIMES_PLAIN = {"bf16": 2.0, "fp8": 2.0 * 2**4}
-"""float8 keeps 4 bits less than bfloat16."""
+"""By train.precision: how many times the plain error is allowed. float8 has 4 bits less than bfloat16."""
 ALLOWED_LOSS = 5e-4
-"""In a shorter type, times the above, at least: one number may be near the exact one by luck."""
+"""In a shorter type the loss may always be off by this, times the above: the plain loss, a single number, may
+be near the exact one by luck."""
 
 MOST_ALLOWED = 0.5
-"""However far the plain one is off: a gradient of zeros is off by 1."""
+"""Largest error that is ever allowed, however large the plain one's is; a gradient of zeros has error 1."""
 
 Gradients = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Distance:
-    """||training's - plain|| / ||plain|| of the loss or of a parameter's gradient, and what is allowed."""
+    """The error of the loss or of one parameter's gradient, and the largest allowed.
+
+    The error is ||training's - plain|| / ||plain||, where plain is in float32.
+    """
 
     name: str
     error: float
@@ -50,9 +54,10 @@ class Distance:
 def compare_gradients(
     config: Config, shape: LlamaConfig, store: Store, plan: Plan, world: World
 ) -> list[Distance]:
-    """Take the gradient of a small step both ways; of each part, how far they are apart (on rank 0).
+    """Compute the gradient of a small step both ways; return the Distance of each part, on rank 0.
 
-    The model has the config's widths, two layers and random weights; the step, two packs of each process.
+    The model has the widths of `shape`, two layers and random weights; the step has two packs of each
+    process. All ranks must call this together.
     """
     shape = replace(shape, num_hidden_layers=min(LAYERS, shape.num_hidden_layers))
     length, packs = config.data.sequence_length, PACKS * world.size
@@ -71,7 +76,7 @@ def compare_gradients(
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative; infinite where anything is not finite, so that no maximum passes over it."""
+    """||found - expected|| / ||expected||; infinite if a value is not finite, so that a maximum shows it."""
     smallest = torch.finfo(torch.float32).tiny
     error = float((found.float() - expected).norm() / expected.norm().clamp(min=smallest))
     return error if math.isfinite(error) else math.inf
@@ -80,7 +85,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 def _expected(
     config: Config, shape: LlamaConfig, store: Store, documents: list[int], device: torch.device
 ) -> tuple[Gradients, dict[str, float]]:
-    """The plain gradient in float32, and how far training's may be from it."""
+    """The plain gradient in float32, and the largest error allowed of each part."""
     ops.configure("reference", "sdpa", device=device)
     torch.manual_seed(config.seed)
     with device:
@@ -95,7 +100,7 @@ def _expected(
 
 
 def plain_gradient(model: Llama, store: Store, documents: list[int], loss: str) -> Gradients:
-    """Gradients in float32 by parameter, and the "loss", of documents taken one at a time."""
+    """Name of a parameter -> its gradient in float32, and "loss" -> the loss, of documents one at a time."""
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(each, dtype=torch.float32) for name, each in parameters.items()}
     total["loss"], units = torch.zeros((), device=model.head_weight.device), 0
@@ -118,7 +123,7 @@ def plain_gradient(model: Llama, store: Store, documents: list[int], loss: str) 
 
 
 def _sum_of(turns: list[torch.Tensor], loss: str) -> tuple[torch.Tensor, int]:
-    """A document's losses, summed over its units (tokens, turns, or itself), and how many they are."""
+    """A document's loss summed over its units (tokens, turns, or the document itself), and their number."""
     if loss == "turn":
         return torch.stack([turn.mean() for turn in turns]).sum(), len(turns)
     tokens = torch.cat(turns)
@@ -128,7 +133,7 @@ def _sum_of(turns: list[torch.Tensor], loss: str) -> tuple[torch.Tensor, int]:
 def training_gradient(
     config: Config, shape: LlamaConfig, store: Store, plan: Plan, world: World
 ) -> Iterable[tuple[str, torch.Tensor]]:
-    """The "loss" and gradients of the first step as training makes them, whole, on every rank."""
+    """Yield ("loss", loss) and (name, whole gradient) of training's first step, on every rank."""
     ops.configure(
         config.model.kernels, config.model.attention, device=world.device, dtype=compute_dtype(config)
     )

@@ -1,4 +1,4 @@
-"""What a person sees of a running training: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a training run: a bar on a terminal, a line now and then elsewhere."""
 
 import time
 
@@ -16,12 +16,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def loss_units(loss_per: str) -> tuple[str, str]:
-    """What to say behind training's loss and the held-out one, which is by token whatever the other is."""
+    """What to write after training's loss and after the held-out loss, which is always by token."""
     return ("", "") if loss_per == "token" else (f" per {loss_per}", " per token")
 
 
 class TrainingProgress:
-    """Shows each step's loss, by token, turn or sample, and speed. Use as a context."""
+    """Shows each step's loss and speed. Use as a context manager.
+
+    `loss_per` is train.loss: token, turn or sample.
+    """
 
     def __init__(self, console: Console, total_steps: int, first_step: int, loss_per: str):
         self.console, self.total_steps = console, total_steps

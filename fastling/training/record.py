@@ -1,4 +1,4 @@
-"""What a run folder records of a run: its config, where everything came from, what it may resume."""
+"""What a run folder records: its config, where everything came from, and what must stay when it resumes."""
 
 import contextlib
 import hashlib
@@ -34,14 +34,14 @@ PACKAGES = (
 )
 
 IN_WORDS = {"data": "data (rows, names or pairs of the sources, tokenizer, template or sequence_length)"}
-"""Of an identity's entries whose values tell a reader nothing."""
+"""Words for those entries of an identity whose values, which are digests, tell a reader nothing."""
 
 SECONDS_UNTIL_SEEN = 30
-"""After which a file that one node has written is there for another, over whatever network."""
+"""By then, a file that one node has written is visible to the others on any shared disk."""
 
 
 def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
-    """What must stay when a run goes on: all that its last weights depend on, wherever it lies."""
+    """What must stay the same when a run resumes: all that its final weights depend on, but no paths."""
     train, pretrained = config.train, config.model.pretrained
     first = mark_of_weights(resolve(pretrained, "model.pretrained")) if pretrained else None
     return {
@@ -72,7 +72,7 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
 
 
 def check_agreed(config: Config, prepared: Prepared, identity: dict, world: World) -> None:
-    """Raise UserError, on all ranks, unless they would train alike: each node may have files of its own."""
+    """Raise UserError on all ranks if their configs or data differ: each node may have files of its own."""
     sections = ("train", "parallel", "checkpoint", "evaluate")
     settings = {
         f"{section}.{name}": value
@@ -83,7 +83,7 @@ def check_agreed(config: Config, prepared: Prepared, identity: dict, world: Worl
     values = identity | settings | {"data.validation": held_out}
     digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
     marks = torch.tensor([int.from_bytes(digest[:4]) for digest in digests])
-    world.from_main(0)  # which waits for those that still prepare their data, for hours perhaps
+    world.from_main(0)  # wait for processes that still prepare their data, perhaps for hours
     sums = world.sum(marks.clone())
     for name, mark, total in zip(values, marks.tolist(), sums.tolist(), strict=True):
         if total != world.size * mark:
@@ -92,9 +92,9 @@ def check_agreed(config: Config, prepared: Prepared, identity: dict, world: Worl
 
 
 class RunLock:
-    """Keeps a second run out of a folder for as long as it lives; the kernel frees it after a kill.
+    """A lock that keeps a second run out of a run folder, until this object or the process ends.
 
-    Not where the disk knows no locks: better such a run than none.
+    A disk without locks keeps nobody out: the run goes on all the same.
     """
 
     def __init__(self, path: Path):
@@ -103,7 +103,7 @@ class RunLock:
         if not files.takes(self._file.fileno(), path):
             raise BlockingIOError
         self.number = secrets.randbelow(2**62) + 1
-        """Of this run, in the file, for other processes to see that the folder is theirs too."""
+        """A random number in the lock file, by which other processes see that the file is this one."""
         self._file.truncate(0)
         self._file.write(str(self.number))
         self._file.flush()
@@ -115,7 +115,7 @@ class RunLock:
 
 
 def lock_run_dir(run_dir: Path) -> RunLock:
-    """Make the run folder and take it; UserError when another run holds it or it cannot be written."""
+    """Make the run folder and lock it. Raises UserError if another run holds it, or it cannot be written."""
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         return RunLock(run_dir / "lock")
@@ -128,7 +128,7 @@ def lock_run_dir(run_dir: Path) -> RunLock:
 
 
 def check_shared(run_dir: Path, number: int) -> None:
-    """Raise UserError unless this process sees the lock of rank 0: each writes its share in there."""
+    """Raise UserError unless this process sees rank 0's lock file: all processes write to run_dir."""
     path, found = run_dir / "lock", ""
     for _ in range(SECONDS_UNTIL_SEEN):
         with contextlib.suppress(OSError):
@@ -145,13 +145,13 @@ def check_shared(run_dir: Path, number: int) -> None:
 
 
 def evaluated_on_other(run_dir: Path, prepared: Prepared) -> bool:
-    """Whether a run that goes on had other held-out data until now; asked before its records are written."""
+    """Whether a run that resumes had other held-out data before. Call it before `write_records`."""
     before, validation = read_manifest(run_dir).get("validation_store"), prepared.validation
     return before is not None and validation is not None and before != validation.folder.name
 
 
 def check_as_trained(run_dir: Path, encoder: Encoder, shape: LlamaConfig) -> None:
-    """Raise UserError where the files that a run's config names are no longer those it was trained with."""
+    """Raise UserError if the files that a run's config names are no longer those it was trained with."""
     recorded = read_manifest(run_dir)
     for name, value in _made_with(encoder, shape).items():
         if name in recorded and recorded[name] != json.loads(json.dumps(value)):
@@ -163,7 +163,7 @@ def check_as_trained(run_dir: Path, encoder: Encoder, shape: LlamaConfig) -> Non
 
 
 def _made_with(encoder: Encoder, shape: LlamaConfig) -> dict:
-    """All that makes an export of a run's weights."""
+    """All that an export depends on besides the weights."""
     template = encoder.template.jinja()
     return {
         "template": encoder.template.name,

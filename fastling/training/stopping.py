@@ -1,4 +1,4 @@
-"""SIGTERM, as of a cluster that wants its machines back: the step is made, saved, and the run ends (P10)."""
+"""SIGTERM, by which clusters take their machines back: the run finishes its step, saves and ends (P10)."""
 
 import contextlib
 import signal
@@ -10,16 +10,16 @@ STATUS = 128 + signal.SIGTERM
 
 
 class Stopped(RunError):
-    """A run that was told to end, and can go on where it was."""
+    """The run was told to end, and has saved a checkpoint to go on from."""
 
     exit_status = STATUS
 
 
 @contextlib.contextmanager
 def told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether this process was sent SIGTERM within: it ends nothing there, however often it comes.
+    """Yield a function that says whether SIGTERM has come; in the block the signal does not end the process.
 
-    Slurm sends it to torchrun and to the processes, which torchrun sends it once more.
+    It may come several times: Slurm sends it to torchrun and to the processes, and torchrun sends it on.
     """
     came = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))

@@ -16,21 +16,21 @@ from fastling.training.parallel import World
 
 @dataclass(frozen=True)
 class Updater:
-    """A model with all that it takes to train it, step by step."""
+    """Makes the optimizer steps of a model."""
 
     config: Config
     world: World
     model: Llama
     optimizer: torch.optim.AdamW
     num_sources: int
-    """Of the data, whose losses are told apart."""
+    """Number of sources of the data, whose losses are summed separately."""
     num_steps: int
-    """Of the whole run, by which the learning rate takes its course."""
+    """Steps of the whole run, on which the learning rate's schedule depends."""
 
     def update(self, step: Step, number: int, *, stops: bool = False) -> Measured:
-        """Make the step of this number, counted from 1. Asks the device nothing.
+        """Make the step with this number, counted from 1, without waiting for the device.
 
-        `stops` is whether this process was told to end; all processes learn of it with the step's numbers.
+        `stops` says whether this process was told to end; with the step's numbers all processes learn of it.
         """
         config, device = self.config, self.world.device
         sums = torch.zeros(1 + 2 * self.num_sources + 1, device=device)
@@ -44,5 +44,5 @@ class Updater:
         self.optimizer.step()
         self.optimizer.zero_grad()
         numbers = torch.cat([grad_norm.view(1), self.world.sum(sums)])
-        # On their way at once: asked for later, they would wait for all that is queued by then.
+        # Copied now: a copy that is asked for later would wait for all work that is queued until then.
         return Measured(number, step, lr, numbers.to("cpu", non_blocking=True), finished=Mark(device))

@@ -33,7 +33,7 @@ def zeros(request, tmp_path, monkeypatch):
         monkeypatch.setattr(startup, "SHARD_BYTES", 10_000)
     startup.write_zeros(SMALL, tmp_path / "model")
     assert (
-        len(list((tmp_path / "model").glob("*.safetensors"))) == {"one file": 1, "shards": 7}[request.param]
+        len(list((tmp_path / "model").glob("*.safetensors"))) == {"one file": 1, "shards": 6}[request.param]
     )
     return tmp_path / "model"
 

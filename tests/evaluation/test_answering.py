@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from fastling import evaluate
 from fastling.data.conversation import Conversation, Turn
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.evaluation.answering import (
     Answer,
     Question,
@@ -21,7 +22,7 @@ from fastling.evaluation.answering import (
 )
 from fastling.evaluation.kept_answers import KeptAnswers
 from fastling.inference.chat_model import load_chat_model
-from fastling.model.generation import Decoding
+from fastling.model.generation import Decoding, generate
 from fastling.settings import Parser
 from fastling.terminal import make_console
 
@@ -64,8 +65,9 @@ def test_every_turn_is_answered_with_the_answers_before_it_as_history(options, t
         turns = list(question.history)
         for text, answer in zip(question.turns, given, strict=True):
             turns.append(Turn("user", text))
-            alone = chat.answer([Conversation(tuple(turns), question.system)], Decoding(max_new_tokens=12))
-            assert answer.text == alone[0] and answer.finish_reason in ("stop", "length")
+            prompt = chat.prompt_ids(Conversation(tuple(turns), question.system))
+            [alone] = generate(chat.model, [prompt], Decoding(max_new_tokens=12), stop_ids=chat.stop_ids)
+            assert answer.text == chat.text(alone) and answer.finish_reason in ("stop", "length")
             turns.append(Turn("assistant", answer.text))
 
 
@@ -271,6 +273,15 @@ def test_answers_that_find_no_room_name_their_file_and_those_before_are_kept(tmp
     again = KeptAnswers(path, {}, [1, 1])
     assert (again.get(0, 0), again.get(1, 0)) == (answers[0], None)
     again.close()
+
+
+def test_memory_that_is_full_is_told_in_words_with_what_helps(options, monkeypatch):
+    def fill(*_, **__):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("fastling.model.generation.generate", fill)
+    with pytest.raises(RunError, match="--model: the memory of the device is full\n  Lower --cache-gib"):
+        ask(options())
 
 
 def test_two_processes_do_not_keep_answers_in_one_file(tmp_path):

@@ -262,6 +262,20 @@ def test_a_run_that_would_go_on_where_the_server_fell_silent_is_not_done(reason,
     assert re.search(failure, str(found.failure)) if failure else found.failure is None
 
 
+@pytest.mark.parametrize(
+    ("reasons", "failure"),
+    [
+        (("no connection",) * 2, "2 of 2 questions had no answer: no connection"),
+        (("no connection", "no scores"), "no question could be judged"),
+    ],
+)
+def test_another_judge_is_advised_only_where_one_answered(reasons, failure):
+    pairs = [Pair(key, "none", ("Hi?",), ("x",), ("y",)) for key in "12"]
+    excluded = dict(zip("12", reasons, strict=True))
+    found = summarize(pairs, {}, Failures(excluded=excluded), judge="m", tokens=0).failure
+    assert failure in str(found) and ("another judge" in str(found)) == ("no scores" in reasons)
+
+
 def test_a_server_that_refuses_from_the_start_is_an_error_without_a_result(tmp_path, capsys):
     questions, ours, baseline, _ = drawn(2)
     files = [
@@ -441,6 +455,7 @@ def test_no_question_at_all_is_an_error(tmp_path):
         (["--answers", "{a}", "--judge-prompts", "{folder}"], "--judge-prompts: holds no dialogue.txt"),
         (["--answers", "{folder}/none.jsonl"], "none.jsonl: no such file"),
         (["--answers", "{a}", "--judge-url", "127.0.0.1:8000"], "--judge-url: is no address: 127.0.0.1:8000"),
+        (["--model", "{folder}/none", "--judge-url", "http://x:65536"], "--judge-url: is no address"),
         (["--answers", "{a}", "--judge-cache", "{a}"], "--judge-cache: cannot be used"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,6 +1,7 @@
 """Exams: what is counted as right, as wrong and as no answer; and rows that are no questions."""
 
 import json
+import time
 
 import pytest
 
@@ -192,3 +193,20 @@ CLOZES = [
 @pytest.mark.parametrize(("answer", "text", "right"), CLOZES)
 def test_a_cloze_is_right_where_it_is_equal_after_normalisation(answer, text, right):
     assert is_right(text, answer) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("The answer is " + "9" * 5000, False), ("1 " * 5000, False), ("9" * 5000 + ".", True)],
+    ids=["digits", "digits in a row", "the answer"],
+)
+def test_a_number_that_a_model_repeats_without_end_is_a_text(text, right):
+    assert is_right(text, "9" * 5000 if right else "3") is right
+
+
+def test_what_a_model_repeats_without_end_takes_no_time():
+    begun = time.monotonic()
+    assert is_right("x" * 1_000_000, "3") is False
+    assert is_right("\\boxed{" * 9000, "3") is False
+    assert is_right("\\boxed{" * 9000 + "3" + "}" * 9000, "3") is True
+    assert time.monotonic() - begun < 8

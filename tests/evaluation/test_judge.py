@@ -418,11 +418,35 @@ def test_a_server_that_tells_no_sensible_usage_is_counted_by_length(judge, usage
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "ftp://x/v1", "http://", "http://[x/v1", "http://a b/v1", ""]
+    "url",
+    ["localhost:8000/v1", "ftp://x/v1", "http://", "http://[x/v1", "http://a b/v1", "http://x:65536/v1", ""],
 )
 def test_what_is_no_address_is_refused(tmp_path, url):
     with pytest.raises(UserError, match="--judge-url: is no address"):
         Server(url, "m", tmp_path / "cache.sqlite", option="--judge")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("ALL_PROXY", "socks://127.0.0.1:7891", "the environment's proxy or certificates: Unknown scheme"),
+        ("ALL_PROXY", "http://a:b:c", "the environment's proxy or certificates: Invalid port"),
+        ("SSL_CERT_FILE", "/nowhere.pem", "the environment's proxy or certificates: .*No such file"),
+        ("OPENAI_API_KEY", "sk-…", "OPENAI_API_KEY: holds what no key has"),
+    ],
+)
+def test_an_environment_that_allows_no_client_is_told_in_words(tmp_path, monkeypatch, name, value, what):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=what):
+        Server("http://127.0.0.1:1/v1", "m", tmp_path / "cache.sqlite", option="--judge")
+
+
+def test_the_end_of_a_keys_line_is_no_part_of_it(judge, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key\r\n")
+    with serving(fair) as server:
+        assert judge(server, [pair(0)])[0]
 
 
 def test_a_cache_that_is_another_programs_database_is_refused(tmp_path):

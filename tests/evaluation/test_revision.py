@@ -99,6 +99,7 @@ def test_errors_within_a_word_are_about_the_word():
         ([Error("a", -3, "x", "ay.")], "is not at -3"),
         ([Error("a", 8, "cat", "cat")], "changes nothing"),
         ([Error("a", 7, "  ", " ")], "changes nothing"),
+        ([Error("a", 4, "", "old "), Error("b", 8, "old ", "")], "together change nothing"),
         ([Error("a", 8, "k", "c"), Error("b", 10, "p", "t")], "two errors are in one word"),
     ],
 )
@@ -317,3 +318,19 @@ def test_a_version_is_unchanged_up_to_spaces_and_the_encoding_of_accents(version
 )
 def test_words_are_held_as_whole_tokens(text, words, any_case, found):
     assert holds(text, words, any_case=any_case) is found
+
+
+def test_of_a_long_text_that_is_no_revision_no_moves_are_looked_for():
+    """Of these two TER alone would look for minutes."""
+    begun = time.monotonic()
+    text = [chr(0x4E00 + 79 * place % 300) for place in range(999)]
+    draft = [chr(0x4E00 + place) for place in range(300)]
+    rate = edit_rate("".join(text), "".join(draft))
+    assert 100 * (999 - common_length(draft, text)) / 300 <= rate <= 100 * 999 / 300
+    assert time.monotonic() - begun < 10
+
+
+def test_in_a_long_revision_a_move_is_one_edit():
+    draft = "".join(chr(0x4E00 + place) for place in range(300))
+    text = draft[:10] + draft[15:20] + draft[10:15] + draft[20:]
+    assert edit_rate(text, draft) == pytest.approx(100 / 300)

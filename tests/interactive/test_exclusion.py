@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from fastling.errors import UserError
 from fastling.interactive.exclusion import Exclusion, read_exclusion
 
 
@@ -29,3 +32,12 @@ def test_sentences_on_lines_of_a_prompt_are_known(tmp_path):
     for sentence in ("Es ging gut.", "It went well.", "情况很好。", "It is late.", "Which is better?"):
         assert exclusion.holds(sentence), sentence
     assert not exclusion.holds("It is late, all right.") and not exclusion.holds("Source")
+
+
+def test_json_of_several_lines_is_refused_with_what_puts_it_on_one(tmp_path):
+    path = tmp_path / "held.json"
+    path.write_text(json.dumps([{"text": "Es ging gut."}], indent=2))
+    with pytest.raises(UserError, match=r"held.json:1: is no line of JSON\n  .*`jq -c .`"):
+        read_exclusion([path])
+    path.write_text(json.dumps([{"text": "Es ging gut."}]))
+    assert read_exclusion([path]).holds("Es ging gut.")

@@ -157,11 +157,18 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said():
     assert len(typed.answers) == 2
 
 
-def test_an_answer_that_memory_does_not_hold_is_told_in_words_and_the_conversation_goes_on():
+def fill_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def fill_a_cpu():
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("fill", [fill_a_gpu, fill_a_cpu])
+def test_an_answer_that_memory_does_not_hold_is_told_in_words_and_the_conversation_goes_on(fill):
     def says(question):
-        if question == "long":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return "fine"
+        return fill() if question == "long" else "fine"
 
     typed = Typed(Parrot(says))
     said = typed.enter("x", "long", "y")

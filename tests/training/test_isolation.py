@@ -59,3 +59,9 @@ def test_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     prove_isolation(CONFIG, torch.device("cpu"), torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_memory_that_is_full_is_no_fault_of_the_backend(monkeypatch):
+    monkeypatch.setattr(ops, "attention", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="allocate"):
+        prove_isolation(CONFIG, torch.device("cpu"), torch.float32)

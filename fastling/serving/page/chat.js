@@ -120,7 +120,7 @@ async function ask(text) {
   say("");
   const asked = show("user", text);
   messages.push({ role: "user", content: text });
-  const mine = messages; // another list after a reset
+  const mine = messages, before = leftOut; // another list after a reset
   request = new AbortController();
   busy(true);
   let item = null, said = "", remark = "";
@@ -150,6 +150,8 @@ async function ask(text) {
     messages.pop();
     asked.remove();
     item?.remove();
+    leftOut = before; // what made room for it is seen again
+    if (!leftOut) log.querySelector(".note")?.remove();
     $("empty").hidden = messages.length > 0;
     if (!question.value) question.value = text;
     resize();
