@@ -360,3 +360,11 @@ def test_steps_on_the_command_line_stand_in_place_of_epochs_in_the_file(read):
     assert (config.train.steps, config.train.epochs) == (5, None)
     config = read("train: {steps: 3}", "--train.epochs", "2")
     assert (config.train.steps, config.train.epochs) == (None, 2)
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", ""])
+def test_null_on_the_command_line_stands_in_place_of_nothing_else(nothing, read):
+    config = read("train: {epochs: 2}", "--train.steps", nothing)
+    assert (config.train.steps, config.train.epochs) == (None, 2)
+    config = read("train: {steps: 100}", "--train.epochs", nothing)
+    assert (config.train.steps, config.train.epochs) == (100, None)
