@@ -340,10 +340,12 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Na
     settings = Settings(Config, OTHER_NAMES)
     for path in options.config or [str(DEMO_CONFIG)]:
         settings.read_file(resolve(path, "--config"))
-    for name, other in (("train.steps", "train.epochs"), ("train.epochs", "train.steps")):
-        if name in vars(options) and other not in vars(options):
-            settings.forget(other)  # one on the command line stands in place of the other in a file
     settings.read_options(vars(options))
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        # One on the command line replaces the other in a file; null only takes back its own.
+        if f"train.{name}" in vars(options) and settings.tree["train"][name] is not None:
+            if f"train.{other}" not in vars(options):
+                settings.forget(f"train.{other}")
     if "data.validation" in vars(options) and not settings.tree["data"]["validation"]:
         for setting in dataclasses.fields(Evaluate):  # so does no held-out data in place of its evaluation
             if f"evaluate.{setting.name}" not in vars(options):

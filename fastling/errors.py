@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from fastling import garbage, streams
@@ -142,5 +142,6 @@ def _tell_torchrun(message: str) -> None:
     """Have torchrun's final report name the mistake, in place of a page about tracebacks."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        with open(path, "w", encoding="utf-8") as file:
+        # On a full disk, which may be the mistake, there is no such report.
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
             json.dump({"message": message, "timestamp": int(time.time())}, file)

@@ -179,8 +179,9 @@ def check_no_pointer(path: Path) -> None:
 
 
 def json_text(content: dict) -> str:
-    """Return an object as indented JSON, the form of the JSON files in a model's folder."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    r"""Return an object as indented JSON; what is no UTF-8 (in a file's name) is escaped as \udce9."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def json_line(content: object) -> str:

@@ -3,7 +3,6 @@
 What it builds is kept: training with the same config starts from it at once.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -242,10 +241,9 @@ def _open(config: Config, sources: Sequence[Source], label: str) -> Store:
 
 def keep_records(prepared: Prepared, run_dir: Path) -> None:
     """Put the ledger and all refused rows into the run folder. Raises UserError if it cannot be written."""
-    ledger = json.dumps(summary(prepared), indent=1, ensure_ascii=False)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        files.write_text(run_dir / "ledger.json", ledger)
+        files.write_text(run_dir / "ledger.json", files.json_text(summary(prepared)))
         stores = [prepared.training, *([prepared.validation] if prepared.validation else [])]
         refused = "".join(files.json_line(each) for store in stores for each in store.refused())
         files.write_text(run_dir / "refused.jsonl", refused)

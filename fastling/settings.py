@@ -68,7 +68,7 @@ def settings_of(cls: type, prefix: str = "") -> tuple[Setting, ...]:
 
 def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> str:
     """The fix for an unknown name: a sentence that suggests the valid name most likely meant."""
-    name = name.lower().replace("-", "_")
+    name, valid = name.lower().replace("-", "_"), list(dict.fromkeys(valid))
     last = name.rpartition(".")[2]
     found = [each for each in valid if each.rpartition(".")[2] == last][:3]
     if not found and last in other_names:
@@ -208,7 +208,7 @@ class Settings:
         for setting in settings_of(self.cls):
             if setting.name in options:
                 location = tuple(setting.name.split("."))
-                value = _typed(setting.kind, options[setting.name])
+                value = _typed(setting.name, setting.kind, options[setting.name])
                 for name in reversed(location):
                     value = {name: value}
                 _merge(self.tree, value)
@@ -295,13 +295,20 @@ def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
             tree[name] = value
 
 
-def _typed(kind: Any, text: str) -> Any:
-    """A value from the command line: read as YAML, but left as it is where the setting is text."""
+def _typed(name: str, kind: Any, text: str) -> Any:
+    """A value from the command line: read as YAML, but left as it is where the setting is text.
+
+    Raises UserError for bytes that are not UTF-8, which no config could keep.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--{name}", f"is not UTF-8 at character {error.start}: {text}") from None
     if _without_none(kind) is str and (kind is str or text != "null"):
         return text
     try:
         return yaml_file.parse(text)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # ValueError: an impossible date
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return text
 
 

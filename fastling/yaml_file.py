@@ -27,6 +27,13 @@ class _Loader(yaml.SafeLoader):
                     name.tag = _TEXT
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):  # of a date, or of a tag
+            what = f"found {node.value!s:.40}, which is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
+
     def construct_text(self, node: yaml.Node) -> str:
         text = self.construct_scalar(node)
         try:
@@ -66,8 +73,8 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
 def parse(text: str) -> Any:
     """A value as it is typed on a command line.
 
-    Raises PyYAML's own errors, ValueError for an impossible date, and UserError for a name that is given
-    twice or a value that contains itself.
+    Raises PyYAML's own errors, ValueError or OverflowError for a character that does not exist, and UserError
+    for a name that is given twice or a value that contains itself.
     """
     loader = _Loader(text)
     node = loader.get_single_node()
@@ -98,7 +105,7 @@ def read(path: Path, fix: str) -> tuple[Any, dict[Location, int]]:
         raise UserError(str(path), f"is not UTF-8: byte {error.start}", "Save it as UTF-8.") from None
     except RecursionError:
         raise UserError(str(path), "is not valid YAML: nested too deep", fix) from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # also: an impossible date, a list as key
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two of "\U00110000"
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(where, f"is not valid YAML: {problem or first_line(error)}", fix) from None

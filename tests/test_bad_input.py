@@ -412,6 +412,18 @@ def test_how_a_verb_ends(problem, status, said, capsys):
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize("file", ["/dev/full", "gone/error.json"])
+def test_a_mistake_that_torchrun_cannot_be_told_is_said_all_the_same(file, monkeypatch, capsys):
+    """Its file lies in the folder for temporary files, whose disk may be the full one."""
+
+    def fail(arguments):
+        raise OSError(28, "No space left on device", "runs/mine/x")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
+    assert run_command(fail, []) == 1
+    assert capsys.readouterr().err == "error: runs/mine/x: No space left on device\n"
+
+
 def test_one_rank_speaks_for_all(monkeypatch, capsys):
     """The others wait until torchrun ends them; tests/test_errors.py does that for real."""
 

@@ -120,6 +120,13 @@ def test_nothing_is_made_into_another_type(read, text):
         read(text)
 
 
+@pytest.mark.parametrize("name", ["run_dir", "data.tokenizer", "data.sources"])
+def test_bytes_on_the_command_line_that_are_no_utf_8_are_refused_in_words(name, read):
+    """As a file's name may have them."""
+    with pytest.raises(UserError, match=f"^--{name}: is not UTF-8 at character 2: Gr\udcfcn"):
+        read("seed: 1", f"--{name}", "Gr\udcfcn")
+
+
 def test_null_takes_back_what_a_file_says(read):
     text = "train: {steps: 5}\ndata: {tokenizer: x}\n"
     found = read(text, "--train.steps", "null", "--data.tokenizer", "null", "--train.epochs", "2")
@@ -353,3 +360,11 @@ def test_steps_on_the_command_line_stand_in_place_of_epochs_in_the_file(read):
     assert (config.train.steps, config.train.epochs) == (5, None)
     config = read("train: {steps: 3}", "--train.epochs", "2")
     assert (config.train.steps, config.train.epochs) == (None, 2)
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", ""])
+def test_null_on_the_command_line_stands_in_place_of_nothing_else(nothing, read):
+    config = read("train: {epochs: 2}", "--train.steps", nothing)
+    assert (config.train.steps, config.train.epochs) == (None, 2)
+    config = read("train: {steps: 100}", "--train.epochs", nothing)
+    assert (config.train.steps, config.train.epochs) == (100, None)

@@ -98,6 +98,7 @@ def test_json_is_one_line_for_every_reader_and_its_text_comes_back(text):
     line = files.json_line({"text": text})
     assert line.splitlines() == [line[:-1]]
     assert json.loads(line.encode()) == {"text": text}
+    assert json.loads(files.json_text({"text": text}).encode()) == {"text": text}
 
 
 def test_text_stays_readable_in_json():

@@ -11,6 +11,7 @@ import sentencepiece
 from conftest import DEMO, tiny_settings
 
 from fastling import prepare
+from fastling.config import build_parser, parse
 from fastling.data import store
 from fastling.data.encoding import Encoder
 from fastling.errors import UserError, run_command
@@ -364,6 +365,16 @@ def test_the_default_store_is_in_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store.default_store() == tmp_path / ".cache/fastling"
+
+
+def test_a_cache_folder_whose_name_is_no_utf_8_is_kept_in_the_ledger(monkeypatch, tmp_path, tiny_run):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caf\udce9"))
+    arguments = ["--config", str(tiny_run()), "--data.store", "null"]
+    prepared = prepare.prepare_data(parse(build_parser("test", ""), arguments)[0])
+    prepare.keep_records(prepared, tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "ledger.json").read_text(encoding="utf-8"))
+    assert kept["store"] == str(prepared.training.folder)
+    assert "/caf\udce9/" in kept["store"]
 
 
 def test_who_has_no_home_folder_is_told_what_to_name(monkeypatch):

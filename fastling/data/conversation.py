@@ -7,6 +7,7 @@ with content that none of these formats would read is refused, since that conten
 import json
 from dataclasses import dataclass, replace
 from itertools import cycle
+from numbers import Number
 from typing import Any, NamedTuple
 
 from fastling.data.rows import parse_json
@@ -110,10 +111,10 @@ def _check_beside(record: dict) -> None:
     """Raise Refused if other keys of the row say that its text must not be trained on, or not alone."""
     _check_is_text(record, "beside the text")
     for key, trained in TRAINED.items():
-        if isinstance(record.get(key), bool | int | float) and record[key] == 1 - trained:
+        if isinstance(record.get(key), Number) and record[key] == 1 - trained:  # Decimal, in a table, is one
             raise Refused("nothing-to-train-on", f"{key} of the row is {record[key]!r}")
     weight = record.get("weight")
-    if isinstance(weight, int | float) and weight == weight and weight not in (0, 1):  # NaN is a table's null
+    if isinstance(weight, Number) and weight == weight and weight not in (0, 1):  # NaN is a table's null
         raise Refused("unknown-weight", f"weight of the row must be 0 or 1: {weight!r:.40}")
     for key in ("label", "kto_tag"):
         if record.get(key) is False:

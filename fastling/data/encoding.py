@@ -237,5 +237,6 @@ class Encoder:
 
 
 def _first_difference(text: str, decoded: str) -> str:
-    same = next((i for i, (a, b) in enumerate(zip(text, decoded, strict=False)) if a != b), 0)
+    shorter = min(len(text), len(decoded))
+    same = next((i for i in range(shorter) if text[i] != decoded[i]), shorter)
     return f"{text[same : same + 20]!r} came back as {decoded[same : same + 20]!r}"

@@ -54,7 +54,7 @@ def read_rows(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
 
 def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
     try:
-        index, file = 0, pyarrow.parquet.ParquetFile(path)
+        index, file = 0, pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         names = file.schema_arrow.names
         wanted = [name for name in names if keys is None or name in keys]
         if len(set(wanted)) < len(wanted):

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -301,6 +302,8 @@ REFUSED = [
     ({"prompt": "Hi", "completion": "x", "weight": 0}, "nothing-to-train-on", "weight of the row is 0"),
     ({"prompt": "Hi", "completion": "x", "weight": 0.5}, "unknown-weight", "weight of the row must be 0 or 1: 0.5"),
     ({"messages": messages("Hi", "x"), "masked": True}, "nothing-to-train-on", "masked of the row is True"),
+    ({"prompt": "Hi", "completion": "x", "weight": Decimal("0.0")}, "nothing-to-train-on", "weight of the row is"),
+    ({"messages": messages("Hi", "x"), "weight": Decimal("0.5")}, "unknown-weight", "weight of the row must be 0 or 1"),
     ({"prompt": "a", "history": [["b", "c"]], "completion": "d"}, "unread-input", "history beside a prompt"),
     ({"messages": weighted({"weight": 0.5}, {})}, "unknown-weight", "message 2: weight must be 0 or 1: 0.5"),
     ({"messages": weighted({}, {"train": "no"})}, "unknown-weight", "message 4: train must be 0 or 1: 'no'"),

@@ -282,6 +282,16 @@ def test_text_that_does_not_come_back_is_refused(kinds, tmp_path, sentencepiece_
     assert unknown.reason == "does-not-decode"
 
 
+def test_an_end_that_does_not_come_back_is_shown(kinds, tmp_path):
+    """A token that swallows the blanks behind it, in a text that is otherwise the same."""
+    built = tokenizers.Tokenizer.from_file(str(kinds["byte-level"].path))
+    built.add_tokens([tokenizers.AddedToken("<tool>", special=False, normalized=False, rstrip=True)])
+    built.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder(TEMPLATES["llama3"], load_tokenizer(tmp_path), 99)
+    (result,) = encoder.encode([conversation("", ["Which tool?", "This one: <tool> \n"])])
+    assert (result.reason, result.detail) == ("does-not-decode", "' \\n' came back as ''")
+
+
 @pytest.mark.parametrize("rules", [{"add_dummy_prefix": False}, {"normalization_rule_name": "nmt_nfkc"}])
 def test_the_letter_that_stands_for_a_space_is_refused_whatever_a_model_does_to_text(
     rules, tmp_path, sentencepiece_model

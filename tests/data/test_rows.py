@@ -143,6 +143,15 @@ def test_a_file_cut_anywhere_is_refused_never_read_in_part(pack, tmp_path):
             list(read_rows(path))
 
 
+def checked_parquet() -> bytes:
+    """Plain text with checksums, as Spark writes them."""
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"text": ["Once upon a time"]})
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pyarrow.parquet.write_table(table, sink, write_page_checksum=True, **plain)
+    return sink.getvalue().to_pybytes()
+
+
 BROKEN = {
     "flipped.jsonl.gz": (
         gzip.compress(lines())[:100] + b"\xff" * 50 + gzip.compress(lines())[150:],
@@ -162,6 +171,7 @@ BROKEN = {
     "two-arrays.json": (b"[]\n[]", "broken JSON: Extra data"),
     "text.parquet": (b"PAR1 but no parquet", "cannot be read as parquet"),
     "cut.parquet": (parquet()[:-20], "cannot be read as parquet"),
+    "flipped.parquet": (checked_parquet().replace(b"Once", b"Nonc"), "parquet: .*CRC checksum"),
     "rows.csv": (b"a,b", "unknown kind of file"),
 }
 
