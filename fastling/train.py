@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
@@ -88,6 +88,7 @@ class Run:
         held_out = self.prepared.validation
         self.held_out = HeldOut(config, world, held_out, self.prepared.encoder) if held_out else None
         self.answers: list[Answer] = []
+        self.unwritten: set[str] = set()
         self.log: MetricsLog | None = None
         world.on_main(self._open_records)
         self._describe(choices)
@@ -184,7 +185,18 @@ class Run:
             self.log.write(line)
             self.extra = {}
             if evaluates:
-                plot_loss(self.run_dir, self.config.train.loss)
+                self._write_for_people(lambda: plot_loss(self.run_dir, self.config.train.loss))
+
+    def _write_for_people(self, write: Callable[[], object]) -> None:
+        """Write what no run goes on from; where it cannot be, say so once, and lose no training for it."""
+        try:
+            write()
+        except OSError as error:
+            where = str(error.filename)
+            if where not in self.unwritten:
+                said = f"{where}: cannot be written: {error.strerror or error}; the run goes on without"
+                self.console.print(said, style="yellow", soft_wrap=True)
+            self.unwritten.add(where)
 
     def _stop(self, number: int) -> NoReturn:
         """End after a step that is saved; rank 0 says so, and the others wait until it has ended."""
@@ -207,7 +219,8 @@ class Run:
         self.answers = self.held_out.answers(self.model)
         reshard(self.model)  # a forward without backward leaves the root's weights gathered
         if self.world.is_main:
-            keep_answers(self.answers, self.run_dir / "samples.jsonl", number)
+            path = self.run_dir / "samples.jsonl"
+            self._write_for_people(lambda: keep_answers(self.answers, path, number))
         return losses
 
     def _save(self, number: int) -> None:
@@ -229,7 +242,7 @@ class Run:
         self.world.from_main(0)  # the others stay until rank 0 has written and checked
         if not self.world.is_main:
             return {}
-        plot_loss(self.run_dir, self.config.train.loss)
+        self._write_for_people(lambda: plot_loss(self.run_dir, self.config.train.loss))
         lines = files.read_json_lines(self.run_dir / "metrics.jsonl")
         done = summarise(lines, self.config)
         print_summary(done, self.answers, self.console)

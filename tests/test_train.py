@@ -1,5 +1,6 @@
 """The main job over real processes: train, kill, resume, export."""
 
+import errno
 import fcntl
 import json
 import shutil
@@ -340,6 +341,22 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(tiny_run, tmp
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     train_main(arguments)
     assert words in capsys.readouterr().err
+
+
+def test_a_plot_and_samples_that_find_no_room_do_not_keep_a_run_from_its_checkpoint(
+    tiny_run, tmp_path, monkeypatch, capsys
+):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fastling.training.evaluation.files.json_line", full)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    train_main(["--config", str(tiny_run())])
+    said = capsys.readouterr().err
+    for name in ("samples.jsonl", "loss.png"):
+        words = f"{name}: cannot be written: No space left on device; the run goes on without"
+        assert said.count(words) == 1, name
+    assert (tmp_path / "run/checkpoints/step-00000006").is_dir()
 
 
 def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path, capsys):
