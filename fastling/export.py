@@ -49,6 +49,8 @@ _WRITTEN = re.compile(
     r"\.tmp\w{6}"
 )
 """Names of files that an export writes, also of one that was killed (the last is safetensors' own)."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?", re.ASCII)
+"""Of models on the Hugging Face hub, which takes no card whose base model cannot be one of them."""
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 
@@ -238,13 +240,14 @@ class Export:
         """README.md with the front matter that the Hugging Face hub reads."""
         config = self.config
         base = config.model.pretrained
+        base_on_hub = base if base and _HUB_NAME.fullmatch(base) else None
         pairs = {part for source in config.data.sources if source.pair for part in source.pair.split("-")}
         front = {
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
             "language": sorted(pairs & LANGUAGES) or None,
-            "base_model": base,
-            "base_model_relation": "finetune" if base else None,
+            "base_model": base_on_hub,
+            "base_model_relation": "finetune" if base_on_hub else None,
             "tags": ["text-generation-inference", "conversational", "fastling", "sft"],
         }
         header = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False)
