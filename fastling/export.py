@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,12 +142,15 @@ class Export:
         if self.model_file:
             shutil.copyfile(self.model_file, self.aside / "tokenizer.model")
 
-    def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
-        """Add the weights, check the folder, and give it its name. All ranks call it together.
+    def write(
+        self, model: Llama, *, is_main: bool = True, wait: Callable[[], object] | None = None
+    ) -> list[Check]:
+        """Add the weights, check the folder, and give it its name. All ranks call it together, and `wait` for
+        the one that writes, however slowly.
 
         Raises RunError when it fails a check, UserError when the folder is no export now; it stays as it is.
         """
-        tensors = hf_tensors(model, wanted=is_main)
+        tensors = hf_tensors(model, wanted=is_main, wait=wait)
         if not is_main:
             for _ in tensors:  # gathering takes every rank
                 pass

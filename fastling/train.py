@@ -238,9 +238,10 @@ class Run:
 
     def finish(self) -> dict:
         """Export, and say what was done."""
-        checks = self.export.write(self.model, is_main=self.world.is_main)
-        self.world.from_main(0)  # the others stay until rank 0 has written and checked
-        if not self.world.is_main:
+        world = self.world
+        checks = self.export.write(self.model, is_main=world.is_main, wait=lambda: world.from_main(0))
+        world.from_main(0)  # the others stay until rank 0 has written and checked
+        if not world.is_main:
             return {}
         self._write_for_people(lambda: plot_loss(self.run_dir, self.config.train.loss))
         lines = files.read_json_lines(self.run_dir / "metrics.jsonl")

@@ -275,6 +275,36 @@ def test_export_from_a_checkpoint_equals_the_run_s_own(finished, tmp_path, capsy
     assert mine.read_bytes() == theirs.read_bytes()
 
 
+SLOW_DISK = """
+import datetime, time
+import torch.distributed as dist
+from fastling import export, train
+from fastling.errors import leave, run_program
+
+def slowly(tensors, *others, digested=export.digested):
+    for each in digested(tensors, *others):
+        time.sleep(3 * (each[0] == "model.layers.0.mlp.up_proj.weight"))
+        yield each
+
+def finish(run, finish=train.Run.finish):
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=1), dist.group.WORLD)
+    return finish(run)
+
+export.digested, train.Run.finish = slowly, finish
+leave(run_program(train.main))
+"""
+
+
+def test_processes_wait_for_the_one_that_writes_the_export_on_a_slow_disk(tiny_run, tmp_path):
+    """For longer than the time in which they must have gathered a weight: NCCL's is ten minutes, for all of them."""
+    script = tmp_path / "slow_disk.py"
+    script.write_text(SLOW_DISK)
+    config = tiny_run(train={"steps": 1}, data={"validation": []})
+    done = run_python(script, "--config", config, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/export/model.safetensors").exists()
+
+
 def test_a_pretrained_folder_is_fine_tuned(finished, tmp_path):
     """From the export of one run into another, in bf16, with everything switched on."""
     _, run_dir, _ = finished

@@ -4,7 +4,7 @@ Weights stream: each rank reads only the rows that it owns, straight into its ow
 export holds one shard in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -334,14 +334,18 @@ def check_shapes(model: Llama, found: dict[str, tuple[int, ...]], folder: Path) 
         raise UserError(str(folder), what)
 
 
-def hf_tensors(model: Llama, *, wanted: bool = True) -> Iterator[tuple[str, Tensor]]:
+def hf_tensors(
+    model: Llama, *, wanted: bool = True, wait: Callable[[], object] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face's name, whole tensor on the CPU) for every weight.
 
-    Gathers one parameter at a time where the model is sharded, so all ranks must iterate together; where
-    none is `wanted`, that is all.
+    Gathers one parameter at a time where the model is sharded, so all ranks must iterate together, and `wait`
+    for one that is slow with what it got; where none is `wanted`, that is all.
     """
     reshard(model)
     for name, parameter in model.named_parameters():
+        if wait:
+            wait()
         tensor = whole(parameter.detach())
         if not wanted:
             continue
