@@ -101,11 +101,11 @@ class Run:
     def _check_disk(self) -> None:
         """Rehearse the export, and look for room for all that will lie there at once."""
         self.export.rehearse()
-        steps = len(self.loader) - self.first_step
         checkpoint.check_room(
             self.run_dir / "checkpoints",
             self.export.num_weights,
-            copies=checkpoint.copies_at_once(self.config.checkpoint, steps),
+            self.config.checkpoint,
+            len(self.loader) - self.first_step,
             other_bytes=self.export.num_bytes,
         )
 

@@ -179,14 +179,17 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(aside)
 
 
-def copies_at_once(config: Checkpoint, steps: int) -> int:
-    """Checkpoints that lie on the disk when most do, of so many steps: one is written before one goes."""
-    return min(-(-steps // config.every_steps), config.keep_last + 1)
+def copies_at_once(config: Checkpoint, steps: int, already: int = 0) -> int:
+    """Checkpoints that lie on the disk when most do, in so many steps: one is written before one goes."""
+    saves = -(-steps // config.every_steps)
+    return max(min(already + saves, config.keep_last + 1), already + min(saves, 1))
 
 
-def check_room(folder: Path, num_weights: int, *, copies: int, other_bytes: int) -> None:
-    """Raise UserError if the disk cannot take so many checkpoints, and other files, beside what is there."""
+def check_room(folder: Path, num_weights: int, config: Checkpoint, steps: int, *, other_bytes: int) -> None:
+    """Raise UserError if the disk cannot take the checkpoints of so many steps, and other files, beside what
+    is there."""
     there = sum(path.stat().st_size for path in folder.glob("step-????????/*"))
+    copies = copies_at_once(config, steps, already=len(list(folder.glob("step-????????"))))
     needed = max(0, copies * BYTES_OF_A_WEIGHT * num_weights - there) + other_bytes
     what = f"{copies} checkpoints and the export, less what is there, need"
     fix = "Make room, name a run_dir on another disk, or lower checkpoint.keep_last."

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import filesystem
 
+from fastling.config import Checkpoint
 from fastling.errors import RunError, UserError
 from fastling.training import checkpoint
 from fastling.training.parallel import open_world
@@ -237,12 +238,26 @@ def test_what_killed_saves_left_is_removed(process_group, tmp_path):
 def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, tmp_path, monkeypatch):
     disk = SimpleNamespace(free=35_000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: disk)
-    checkpoint.check_room(tmp_path, 1000, copies=2, other_bytes=11_000)  # 24,000 and 11,000
+    each = Checkpoint(every_steps=1)
+    checkpoint.check_room(tmp_path, 1000, each, 2, other_bytes=11_000)  # 24,000 and 11,000
     with pytest.raises(UserError, match="3 checkpoints and the export, less what is there, need 0.000"):
-        checkpoint.check_room(tmp_path, 1000, copies=3, other_bytes=0)
+        checkpoint.check_room(tmp_path, 1000, each, 3, other_bytes=0)
     folder = save(tmp_path, 1, *model_and_optimizer())
     (folder / "padding").write_bytes(bytes(12_000))  # room that is already taken
-    checkpoint.check_room(tmp_path, 1000, copies=3, other_bytes=10_000)
+    checkpoint.check_room(tmp_path, 1000, each, 2, other_bytes=10_000)
+    disk.free = 1_000
+    with pytest.raises(UserError, match="2 checkpoints and the export"):  # beside that one, which stays
+        checkpoint.check_room(tmp_path, 1000, each, 1, other_bytes=0)
+    checkpoint.check_room(tmp_path, 1000, each, 0, other_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "steps", "already", "most"),
+    [(3, 1, 0, 1), (3, 9, 0, 4), (3, 1, 2, 3), (3, 9, 2, 4), (3, 9, 3, 4), (1, 9, 3, 4), (3, 0, 2, 2)],
+)
+def test_one_is_written_before_one_goes(keep_last, steps, already, most):
+    config = Checkpoint(every_steps=1, keep_last=keep_last)
+    assert checkpoint.copies_at_once(config, steps, already) == most
 
 
 def test_without_a_good_one_it_says_so(process_group, tmp_path):
