@@ -115,7 +115,7 @@ def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torc
 def forget_answers(path: Path, after_step: int) -> None:
     """Drop what a run wrote after the checkpoint that it resumes from; it will be written again."""
     if path.exists():
-        kept = [line for line in files.read_json_lines(path) if line["step"] <= after_step]
+        kept = files.read_steps(path, after_step)
         files.write_text(path, "".join(map(files.json_line, kept)))
 
 
