@@ -120,8 +120,9 @@ def save(
         # A later one can only be damaged, or this run would have begun there: it does not count.
         good = [path for path in sorted(folder.glob("step-????????")) if path.name <= final.name]
         for old in good[:-keep_last]:
-            # Not under its name: a kill in the midst would leave half a checkpoint there.
-            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
+            # Not under its name: a kill in the midst would leave half a checkpoint there. Over NFS a file
+            # that an export still reads keeps its folder; no reason to end: the next start removes it.
+            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
     dist.barrier(group)
     return final
 

@@ -1,6 +1,8 @@
 """P11, P13: a checkpoint is whole or absent; damage is found and named; the one before is used."""
 
+import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -83,6 +85,22 @@ def test_one_that_is_being_deleted_is_none_when_the_run_is_killed(process_group,
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2, model, optimizer, keep_last=1)
     assert [path.name for path in tmp_path.glob("step-????????")] == ["step-00000002"]
+    monkeypatch.undo()
+    checkpoint.clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_an_old_one_that_cannot_be_deleted_ends_no_run(process_group, tmp_path, monkeypatch):
+    """Over NFS a folder stays as long as a file in it is read."""
+
+    def busy(*_, **__):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    model, optimizer = model_and_optimizer()
+    save(tmp_path, 1, model, optimizer)
+    monkeypatch.setattr(os, "rmdir", busy)
+    save(tmp_path, 2, model, optimizer, keep_last=1)
+    assert checkpoint.newest_step(tmp_path, lambda text: None) == 2
     monkeypatch.undo()
     checkpoint.clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
