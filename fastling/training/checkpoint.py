@@ -169,9 +169,12 @@ def newest_step(folder: Path, report=print) -> int:
 
 
 def open_checkpoint(folder: Path, step: int) -> Found:
-    """A checkpoint that `newest_step` found good."""
+    """A checkpoint that `newest_step` found good, in whichever process. Raises RunError where it is not."""
     found = step_folder(folder, step)
-    return Found(found, _read_state(found))
+    try:
+        return Found(found, _read_state(found))
+    except _DamagedFile as error:
+        raise RunError(str(found), f"was found good, and cannot be read now: {error}") from None
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -315,6 +315,9 @@ def test_one_that_fails_after_it_was_found_good_is_told_in_words(process_group, 
     next(folder.glob("*.safetensors")).write_bytes(b"\0" * 64)
     with pytest.raises(RunError, match="step-00000001: the checkpoint could not be read: "):
         checkpoint.load(folder, checkpoint.training_tensors(model, optimizer))
+    (folder / "state.json").unlink()
+    with pytest.raises(RunError, match="step-00000001: was found good, and cannot be read now: state.json"):
+        checkpoint.open_checkpoint(tmp_path, 1)
 
 
 def test_an_unfinished_one_is_not_seen(process_group, tmp_path):
