@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from fastling import files, ops
 from fastling.config import Config, build_parser, parse
-from fastling.errors import RunError, leave, run_program, visible
+from fastling.errors import RunError, kind_and_line, leave, run_program, visible
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
@@ -88,7 +89,7 @@ class Run:
         held_out = self.prepared.validation
         self.held_out = HeldOut(config, world, held_out, self.prepared.encoder) if held_out else None
         self.answers: list[Answer] = []
-        self.unwritten: set[str] = set()
+        self.unwritten: set[Path] = set()
         self.log: MetricsLog | None = None
         world.on_main(self._open_records)
         self._describe(choices)
@@ -185,18 +186,21 @@ class Run:
             self.log.write(line)
             self.extra = {}
             if evaluates:
-                self._write_for_people(lambda: plot_loss(self.run_dir, self.config.train.loss))
+                self._plot()
 
-    def _write_for_people(self, write: Callable[[], object]) -> None:
+    def _write_for_people(self, path: Path, write: Callable[[], object]) -> None:
         """Write what no run goes on from; where it cannot be, say so once, and lose no training for it."""
         try:
             write()
-        except OSError as error:
-            where = str(error.filename)
-            if where not in self.unwritten:
-                said = f"{where}: cannot be written: {error.strerror or error}; the run goes on without"
+        except Exception as error:  # of matplotlib's as well, which only now is imported
+            if path not in self.unwritten:
+                said = f"{path}: cannot be written: {kind_and_line(error)}; the run goes on without"
                 self.console.print(said, style="yellow", soft_wrap=True)
-            self.unwritten.add(where)
+            self.unwritten.add(path)
+
+    def _plot(self) -> None:
+        write = functools.partial(plot_loss, self.run_dir, self.config.train.loss)
+        self._write_for_people(self.run_dir / "loss.png", write)
 
     def _stop(self, number: int) -> NoReturn:
         """End after a step that is saved; rank 0 says so, and the others wait until it has ended."""
@@ -220,7 +224,7 @@ class Run:
         reshard(self.model)  # a forward without backward leaves the root's weights gathered
         if self.world.is_main:
             path = self.run_dir / "samples.jsonl"
-            self._write_for_people(lambda: keep_answers(self.answers, path, number))
+            self._write_for_people(path, lambda: keep_answers(self.answers, path, number))
         return losses
 
     def _save(self, number: int) -> None:
@@ -243,7 +247,7 @@ class Run:
         world.from_main(0)  # the others stay until rank 0 has written and checked
         if not world.is_main:
             return {}
-        self._write_for_people(lambda: plot_loss(self.run_dir, self.config.train.loss))
+        self._plot()
         lines = files.read_json_lines(self.run_dir / "metrics.jsonl")
         done = summarise(lines, self.config)
         print_summary(done, self.answers, self.console)

@@ -373,19 +373,24 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(tiny_run, tmp
     assert words in capsys.readouterr().err
 
 
-def test_a_plot_and_samples_that_find_no_room_do_not_keep_a_run_from_its_checkpoint(
+def test_a_plot_and_samples_that_cannot_be_written_do_not_keep_a_run_from_its_checkpoint(
     tiny_run, tmp_path, monkeypatch, capsys
 ):
-    def full(*_, **__):
+    """For want of room, or because of what matplotlib finds in the environment."""
+
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def without(*_, **__):
+        raise ValueError("'nonsense' is not a valid value for backend")
+
     monkeypatch.setattr("fastling.training.evaluation.files.json_line", full)
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", without)
     train_main(["--config", str(tiny_run())])
     said = capsys.readouterr().err
-    for name in ("samples.jsonl", "loss.png"):
-        words = f"{name}: cannot be written: No space left on device; the run goes on without"
-        assert said.count(words) == 1, name
+    assert said.count("samples.jsonl: cannot be written: OSError: [Errno 28] No space left on device") == 1
+    words = "ValueError: 'nonsense' is not a valid value for backend; the run goes on without"
+    assert said.count(f"loss.png: cannot be written: {words}") == 1
     assert (tmp_path / "run/checkpoints/step-00000006").is_dir()
 
 
