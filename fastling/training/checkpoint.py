@@ -179,8 +179,8 @@ def open_checkpoint(folder: Path, step: int) -> Found:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what saves that were killed have left, begun or half deleted; none may be at work."""
-    for aside in folder.glob("step-????????.tmp"):
-        shutil.rmtree(aside)
+    for left in (*folder.glob("step-????????.tmp"), *folder.glob(".step-????????.replaced")):
+        shutil.rmtree(left)
 
 
 def copies_at_once(config: Checkpoint, steps: int, already: int = 0) -> int:

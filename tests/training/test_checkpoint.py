@@ -248,7 +248,8 @@ def test_a_checkpoint_under_another_step_s_name_is_none(process_group, tmp_path)
 
 def test_what_killed_saves_left_is_removed(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
-    shutil.copytree(folder, tmp_path / "step-00000002.tmp")
+    for name in ("step-00000002.tmp", ".step-00000003.replaced"):  # the latter was damaged, and is made anew
+        shutil.copytree(folder, tmp_path / name)
     checkpoint.clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
