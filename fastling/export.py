@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,8 @@ _WRITTEN = re.compile(
     r"\.tmp\w{6}"
 )
 """Names of all files that an export writes, also while it is at work (the last one is safetensors' own)."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?", re.ASCII)
+"""Names of models on the Hugging Face hub, which refuses a card whose base model cannot be one of them."""
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 
@@ -142,13 +144,17 @@ class Export:
         if self.model_file:
             shutil.copyfile(self.model_file, self.aside / "tokenizer.model")
 
-    def write(self, model: Llama, *, is_main: bool = True) -> list[Check]:
+    def write(
+        self, model: Llama, *, is_main: bool = True, wait: Callable[[], object] | None = None
+    ) -> list[Check]:
         """Add the weights, check the folder, and give it its name. All ranks must call this together.
+
+        They call `wait` before each weight, so that the rank that writes may be slow.
 
         Returns the checks, on the main rank. Raises RunError if one fails, and UserError if the folder of
         that name is something else by now, which is left as it is.
         """
-        tensors = hf_tensors(model, wanted=is_main)
+        tensors = hf_tensors(model, wanted=is_main, wait=wait)
         if not is_main:
             for _ in tensors:  # gathering takes every rank
                 pass
@@ -241,13 +247,14 @@ class Export:
         """Text of README.md, with the front matter that the Hugging Face hub reads."""
         config = self.config
         base = config.model.pretrained
+        base_on_hub = base if base and _HUB_NAME.fullmatch(base) else None
         pairs = {part for source in config.data.sources if source.pair for part in source.pair.split("-")}
         front = {
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
             "language": sorted(pairs & LANGUAGES) or None,
-            "base_model": base,
-            "base_model_relation": "finetune" if base else None,
+            "base_model": base_on_hub,
+            "base_model_relation": "finetune" if base_on_hub else None,
             "tags": ["text-generation-inference", "conversational", "fastling", "sft"],
         }
         header = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False)

@@ -211,6 +211,12 @@ def read_json_lines(path: Path) -> list[dict]:
     return lines
 
 
+def read_steps(path: Path, last: int) -> list[dict]:
+    """Of such a file, what was written of the steps up to this one."""
+    lines = [(line.get("step"), line) for line in read_json_lines(path)]
+    return [line for step, line in lines if isinstance(step, int) and step <= last]
+
+
 def read_json(file: Path) -> dict:
     """Return the object that a JSON file holds. Raises UserError, naming the file, if it holds none."""
     try:

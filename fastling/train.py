@@ -9,7 +9,8 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from fastling import files, ops
 from fastling.config import Config, build_parser, parse
-from fastling.errors import RunError, leave, run_program, visible
+from fastling.errors import RunError, kind_and_line, leave, run_program, visible
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
@@ -88,6 +89,7 @@ class Run:
         held_out = self.prepared.validation
         self.held_out = HeldOut(config, world, held_out, self.prepared.encoder) if held_out else None
         self.answers: list[Answer] = []
+        self.unwritten: set[Path] = set()
         self.log: MetricsLog | None = None
         world.on_main(self._open_records)
         self._describe(choices)
@@ -100,11 +102,11 @@ class Run:
     def _check_disk(self) -> None:
         """Rehearse the export, and check that the disk has room for it and for the checkpoints."""
         self.export.rehearse()
-        steps = len(self.loader) - self.first_step
         checkpoint.check_room(
             self.run_dir / "checkpoints",
             self.export.num_weights,
-            copies=checkpoint.copies_at_once(self.config.checkpoint, steps),
+            self.config.checkpoint,
+            len(self.loader) - self.first_step,
             other_bytes=self.export.num_bytes,
         )
 
@@ -184,7 +186,21 @@ class Run:
             self.log.write(line)
             self.extra = {}
             if evaluates:
-                plot_loss(self.run_dir, self.config.train.loss)
+                self._plot()
+
+    def _write_for_people(self, path: Path, write: Callable[[], object]) -> None:
+        """Write what no run goes on from; where it cannot be, say so once, and lose no training for it."""
+        try:
+            write()
+        except Exception as error:  # of matplotlib's as well, which only now is imported
+            if path not in self.unwritten:
+                said = f"{path}: cannot be written: {kind_and_line(error)}; the run goes on without"
+                self.console.print(said, style="yellow", soft_wrap=True)
+            self.unwritten.add(path)
+
+    def _plot(self) -> None:
+        write = functools.partial(plot_loss, self.run_dir, self.config.train.loss)
+        self._write_for_people(self.run_dir / "loss.png", write)
 
     def _stop(self, number: int) -> NoReturn:
         """End the process after a saved step. Rank 0 raises Stopped; the others wait until it has ended."""
@@ -207,7 +223,8 @@ class Run:
         self.answers = self.held_out.answers(self.model)
         reshard(self.model)  # a forward without backward leaves the root's weights gathered
         if self.world.is_main:
-            keep_answers(self.answers, self.run_dir / "samples.jsonl", number)
+            path = self.run_dir / "samples.jsonl"
+            self._write_for_people(path, lambda: keep_answers(self.answers, path, number))
         return losses
 
     def _save(self, number: int) -> None:
@@ -225,11 +242,12 @@ class Run:
 
     def finish(self) -> dict:
         """Export the model and print a summary; return it on rank 0, {} elsewhere."""
-        checks = self.export.write(self.model, is_main=self.world.is_main)
-        self.world.from_main(0)  # the other ranks wait until rank 0 has written and checked the export
-        if not self.world.is_main:
+        world = self.world
+        checks = self.export.write(self.model, is_main=world.is_main, wait=lambda: world.from_main(0))
+        world.from_main(0)  # the other ranks wait until rank 0 has written and checked the export
+        if not world.is_main:
             return {}
-        plot_loss(self.run_dir, self.config.train.loss)
+        self._plot()
         lines = files.read_json_lines(self.run_dir / "metrics.jsonl")
         done = summarise(lines, self.config)
         print_summary(done, self.answers, self.console)

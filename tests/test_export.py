@@ -316,6 +316,17 @@ def test_the_model_card_names_the_base_model(case):
     assert "Fine-tuned from models/llama-7b" in body
 
 
+@pytest.mark.parametrize(
+    "path", ["/data/models/llama-7b", "../llama-7b", "~/llama", "a/b/c", "llama 7b", "m/"]
+)
+def test_a_base_model_that_no_hub_can_have_is_named_in_words_alone(case, path):
+    """The hub refuses a whole upload whose card has such a one in its front matter."""
+    config = replace(case.export.config, model=Model(pretrained=path))
+    _, front, body = replace(case.export, config=config).model_card().split("---\n", 2)
+    assert not {"base_model", "base_model_relation"} & yaml.safe_load(front).keys()
+    assert f"Fine-tuned from {path}" in body
+
+
 # The tokens -----------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The main job over real processes: train, kill, resume, export."""
 
+import errno
 import fcntl
 import json
 import shutil
@@ -274,6 +275,36 @@ def test_export_from_a_checkpoint_equals_the_run_s_own(finished, tmp_path, capsy
     assert mine.read_bytes() == theirs.read_bytes()
 
 
+SLOW_DISK = """
+import datetime, time
+import torch.distributed as dist
+from fastling import export, train
+from fastling.errors import leave, run_program
+
+def slowly(tensors, *others, digested=export.digested):
+    for each in digested(tensors, *others):
+        time.sleep(3 * (each[0] == "model.layers.0.mlp.up_proj.weight"))
+        yield each
+
+def finish(run, finish=train.Run.finish):
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=1), dist.group.WORLD)
+    return finish(run)
+
+export.digested, train.Run.finish = slowly, finish
+leave(run_program(train.main))
+"""
+
+
+def test_processes_wait_for_the_one_that_writes_the_export_on_a_slow_disk(tiny_run, tmp_path):
+    """For longer than the time in which they must have gathered a weight: NCCL's is ten minutes, for all of them."""
+    script = tmp_path / "slow_disk.py"
+    script.write_text(SLOW_DISK)
+    config = tiny_run(train={"steps": 1}, data={"validation": []})
+    done = run_python(script, "--config", config, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/export/model.safetensors").exists()
+
+
 def test_a_pretrained_folder_is_fine_tuned(finished, tmp_path):
     """From the export of one run into another, in bf16, with everything switched on."""
     _, run_dir, _ = finished
@@ -340,6 +371,27 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(tiny_run, tmp
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     train_main(arguments)
     assert words in capsys.readouterr().err
+
+
+def test_a_plot_and_samples_that_cannot_be_written_do_not_keep_a_run_from_its_checkpoint(
+    tiny_run, tmp_path, monkeypatch, capsys
+):
+    """For want of room, or because of what matplotlib finds in the environment."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def without(*_, **__):
+        raise ValueError("'nonsense' is not a valid value for backend")
+
+    monkeypatch.setattr("fastling.training.evaluation.files.json_line", full)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", without)
+    train_main(["--config", str(tiny_run())])
+    said = capsys.readouterr().err
+    assert said.count("samples.jsonl: cannot be written: OSError: [Errno 28] No space left on device") == 1
+    words = "ValueError: 'nonsense' is not a valid value for backend; the run goes on without"
+    assert said.count(f"loss.png: cannot be written: {words}") == 1
+    assert (tmp_path / "run/checkpoints/step-00000006").is_dir()
 
 
 def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path, capsys):

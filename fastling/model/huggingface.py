@@ -4,7 +4,7 @@ Weights are streamed: each rank reads only the rows that it owns, straight into 
 export holds one shard in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -340,14 +340,19 @@ def hf_shapes(model: Llama) -> dict[str, tuple[int, ...]]:
     }
 
 
-def hf_tensors(model: Llama, *, wanted: bool = True) -> Iterator[tuple[str, Tensor]]:
+def hf_tensors(
+    model: Llama, *, wanted: bool = True, wait: Callable[[], object] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face's name, whole tensor on the CPU) for every weight.
 
-    Of a sharded model one parameter is gathered at a time, so all ranks must iterate together. A rank that
-    has not `wanted` the weights takes part in that and is given none.
+    Of a sharded model one parameter is gathered at a time, so all ranks must iterate together. They call
+    `wait` before each, for a rank that is slow with the one before. A rank that has not `wanted` the weights
+    takes part in that and is given none.
     """
     reshard(model)
     for name, parameter in model.named_parameters():
+        if wait:
+            wait()
         tensor = whole(parameter.detach())
         if not wanted:
             continue

@@ -122,7 +122,8 @@ def save(
         good = [path for path in sorted(folder.glob("step-????????")) if path.name <= final.name]
         for old in good[:-keep_last]:
             # Renamed first: a kill during the deletion would else leave half a checkpoint under its name.
-            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
+            # Over NFS the folder of a file that is being read stays; the next start removes it.
+            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
     dist.barrier(group)
     return final
 
@@ -169,26 +170,35 @@ def newest_step(folder: Path, report=print) -> int:
 
 
 def open_checkpoint(folder: Path, step: int) -> Found:
-    """The folder and state of a checkpoint that `newest_step` found undamaged."""
+    """The folder and state of a checkpoint that `newest_step` found undamaged, perhaps in another process.
+
+    Raises RunError if this process cannot read it.
+    """
     found = step_folder(folder, step)
-    return Found(found, _read_state(found))
+    try:
+        return Found(found, _read_state(found))
+    except _DamagedFile as error:
+        raise RunError(str(found), f"was found good, and cannot be read now: {error}") from None
 
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what killed saves have left, half written or half deleted. No save may be under way."""
-    for aside in folder.glob("step-????????.tmp"):
-        shutil.rmtree(aside)
+    for left in (*folder.glob("step-????????.tmp"), *folder.glob(".step-????????.replaced")):
+        shutil.rmtree(left)
 
 
-def copies_at_once(config: Checkpoint, steps: int) -> int:
-    """Most checkpoints on the disk at once in `steps` steps: one is written before an old one is deleted."""
-    return min(-(-steps // config.every_steps), config.keep_last + 1)
+def copies_at_once(config: Checkpoint, steps: int, already: int = 0) -> int:
+    """Most checkpoints on the disk at once in `steps` steps, with those that are `already` there: one is
+    written before an old one is deleted."""
+    saves = -(-steps // config.every_steps)
+    return max(min(already + saves, config.keep_last + 1), already + min(saves, 1))
 
 
-def check_room(folder: Path, num_weights: int, *, copies: int, other_bytes: int) -> None:
-    """Raise UserError if the disk has no room for `copies` checkpoints, less those already there, and for
-    `other_bytes` of other files."""
+def check_room(folder: Path, num_weights: int, config: Checkpoint, steps: int, *, other_bytes: int) -> None:
+    """Raise UserError if the disk has no room for the checkpoints of `steps` more steps, beside those that
+    are there, and for `other_bytes` of other files."""
     there = sum(path.stat().st_size for path in folder.glob("step-????????/*"))
+    copies = copies_at_once(config, steps, already=len(list(folder.glob("step-????????"))))
     needed = max(0, copies * BYTES_OF_A_WEIGHT * num_weights - there) + other_bytes
     what = f"{copies} checkpoints and the export, less what is there, need"
     fix = "Make room, name a run_dir on another disk, or lower checkpoint.keep_last."

@@ -118,7 +118,7 @@ def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torc
 def forget_answers(path: Path, after_step: int) -> None:
     """Drop the lines that a run wrote after the checkpoint it resumes from: they will be written again."""
     if path.exists():
-        kept = [line for line in files.read_json_lines(path) if line["step"] <= after_step]
+        kept = files.read_steps(path, after_step)
         files.write_text(path, "".join(map(files.json_line, kept)))
 
 

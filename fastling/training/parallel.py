@@ -88,7 +88,9 @@ def open_world(config: Config):
     Raises UserError if the config asks for something that the device cannot do.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if not launched:
+    if launched:
+        _check_launched()
+    else:
         _check_alone()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
@@ -125,6 +127,14 @@ def _meant_of_others(said: str) -> str | None:
     if "by peer" in said:
         return "has stopped"
     return "does not answer" if "Timed out" in said else None
+
+
+def _check_launched() -> None:
+    """Raise UserError where a cluster names the processes, but not where they are to meet."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        fix = "Start it by torchrun, which sets all of them; or unset these for one process."
+        raise UserError("RANK and WORLD_SIZE", f"are set, and {' and '.join(missing)} not", fix)
 
 
 def _check_alone() -> None:

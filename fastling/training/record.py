@@ -46,8 +46,8 @@ def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
     first = mark_of_weights(resolve(pretrained, "model.pretrained")) if pretrained else None
     return {
         "model.pretrained, by its weights": first,
+        "data": prepared.training.folder.name,  # before a shape that is made for it
         **{f"model.{name}": value for name, value in vars(shape).items()},
-        "data": prepared.training.folder.name,
         "data.sources weights": [source.weight for source in config.data.sources],
         "seed": config.seed,
         "train.global_batch_tokens": train.global_batch_tokens,  # before what else it changes

@@ -1,6 +1,8 @@
 """P11, P13: a checkpoint is whole or absent; damage is found and named; the one before is used."""
 
+import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import filesystem
 
+from fastling.config import Checkpoint
 from fastling.errors import RunError, UserError
 from fastling.training import checkpoint
 from fastling.training.parallel import open_world
@@ -82,6 +85,22 @@ def test_one_that_is_being_deleted_is_none_when_the_run_is_killed(process_group,
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2, model, optimizer, keep_last=1)
     assert [path.name for path in tmp_path.glob("step-????????")] == ["step-00000002"]
+    monkeypatch.undo()
+    checkpoint.clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_an_old_one_that_cannot_be_deleted_ends_no_run(process_group, tmp_path, monkeypatch):
+    """Over NFS a folder stays as long as a file in it is read."""
+
+    def busy(*_, **__):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    model, optimizer = model_and_optimizer()
+    save(tmp_path, 1, model, optimizer)
+    monkeypatch.setattr(os, "rmdir", busy)
+    save(tmp_path, 2, model, optimizer, keep_last=1)
+    assert checkpoint.newest_step(tmp_path, lambda text: None) == 2
     monkeypatch.undo()
     checkpoint.clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
@@ -229,7 +248,8 @@ def test_a_checkpoint_under_another_step_s_name_is_none(process_group, tmp_path)
 
 def test_what_killed_saves_left_is_removed(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
-    shutil.copytree(folder, tmp_path / "step-00000002.tmp")
+    for name in ("step-00000002.tmp", ".step-00000003.replaced"):  # the latter was damaged, and is made anew
+        shutil.copytree(folder, tmp_path / name)
     checkpoint.clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -237,12 +257,26 @@ def test_what_killed_saves_left_is_removed(process_group, tmp_path):
 def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, tmp_path, monkeypatch):
     disk = SimpleNamespace(free=35_000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: disk)
-    checkpoint.check_room(tmp_path, 1000, copies=2, other_bytes=11_000)  # 24,000 and 11,000
+    each = Checkpoint(every_steps=1)
+    checkpoint.check_room(tmp_path, 1000, each, 2, other_bytes=11_000)  # 24,000 and 11,000
     with pytest.raises(UserError, match="3 checkpoints and the export, less what is there, need 0.000"):
-        checkpoint.check_room(tmp_path, 1000, copies=3, other_bytes=0)
+        checkpoint.check_room(tmp_path, 1000, each, 3, other_bytes=0)
     folder = save(tmp_path, 1, *model_and_optimizer())
     (folder / "padding").write_bytes(bytes(12_000))  # room that is already taken
-    checkpoint.check_room(tmp_path, 1000, copies=3, other_bytes=10_000)
+    checkpoint.check_room(tmp_path, 1000, each, 2, other_bytes=10_000)
+    disk.free = 1_000
+    with pytest.raises(UserError, match="2 checkpoints and the export"):  # beside that one, which stays
+        checkpoint.check_room(tmp_path, 1000, each, 1, other_bytes=0)
+    checkpoint.check_room(tmp_path, 1000, each, 0, other_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "steps", "already", "most"),
+    [(3, 1, 0, 1), (3, 9, 0, 4), (3, 1, 2, 3), (3, 9, 2, 4), (3, 9, 3, 4), (1, 9, 3, 4), (3, 0, 2, 2)],
+)
+def test_one_is_written_before_one_goes(keep_last, steps, already, most):
+    config = Checkpoint(every_steps=1, keep_last=keep_last)
+    assert checkpoint.copies_at_once(config, steps, already) == most
 
 
 def test_without_a_good_one_it_says_so(process_group, tmp_path):
@@ -282,6 +316,9 @@ def test_one_that_fails_after_it_was_found_good_is_told_in_words(process_group, 
     next(folder.glob("*.safetensors")).write_bytes(b"\0" * 64)
     with pytest.raises(RunError, match="step-00000001: the checkpoint could not be read: "):
         checkpoint.load(folder, checkpoint.training_tensors(model, optimizer))
+    (folder / "state.json").unlink()
+    with pytest.raises(RunError, match="step-00000001: was found good, and cannot be read now: state.json"):
+        checkpoint.open_checkpoint(tmp_path, 1)
 
 
 def test_an_unfinished_one_is_not_seen(process_group, tmp_path):

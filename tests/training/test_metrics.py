@@ -18,7 +18,7 @@ from fastling.errors import RunError, UserError
 from fastling.files import read_json_lines
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.training import metrics
-from fastling.training.evaluation import sums_by
+from fastling.training.evaluation import forget_answers, sums_by
 from fastling.training.metrics import (
     Mark,
     Measured,
@@ -127,6 +127,17 @@ def test_what_a_kill_has_spoilt_is_left_out(tmp_path, rest):
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + rest + b'\n{"step": 3}\n')
     assert read_json_lines(path) == [{"step": 1, "loss": 2.0}, {"step": 3}]
     assert read_json_lines(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("other", ['{"loss": 1.0}', '{"step": null}', '{"step": "2"}'])
+def test_what_others_have_written_there_does_not_keep_a_run_from_going_on(tmp_path, other):
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (tmp_path / name).write_text(f'{{"step": 2}}\n{other}\n{{"step": 3}}\n')
+    with MetricsLog(tmp_path, Config(), 2):
+        pass
+    forget_answers(tmp_path / "samples.jsonl", 2)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert read_json_lines(tmp_path / name) == [{"step": 2}]
 
 
 def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):

@@ -39,6 +39,16 @@ def test_processes_that_srun_started_without_torchrun_are_refused(monkeypatch):
             pass
 
 
+def test_processes_that_are_numbered_but_not_told_where_to_meet_are_refused(monkeypatch):
+    """As on a cluster that sets some variables of torchrun's, or in a shell where they were left."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(UserError, match="^RANK and WORLD_SIZE: are set, and MASTER_PORT not"):
+        with open_world(Config()):
+            pass
+
+
 BUSY = """
 import os, time
 from fastling.config import Config

@@ -100,6 +100,20 @@ def test_as_many_steps_over_more_packs_are_another_run(tmp_path):
         record.check_identity(tmp_path, *found[1:])
 
 
+def test_another_sequence_length_is_not_told_as_another_shape(tmp_path):
+    """Of a new model, whose shape the user has not set in full: its longest sequence is that of the data."""
+    found = []
+    for length in (256, 128):
+        settings = tiny_settings(tmp_path / "run")
+        settings["data"]["sequence_length"] = length
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+        prepared = prepare_data(config)
+        found.append(record.identity(config, prepared, model_config(config, prepared.encoder)))
+    with pytest.raises(UserError, match=r"another data \(.* or sequence_length\)"):
+        record.check_identity(tmp_path, *found)
+
+
 def test_of_other_data_it_is_said_what_may_differ(tmp_path):
     """The two values are digests."""
     with pytest.raises(UserError, match=r"another data \(rows, .*, template or sequence_length\): 12; .* 34"):
