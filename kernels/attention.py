@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastling.kernels import accept
 from fastling.kernels.tiled_attention import lengths_between, tiled_attention
 
-# These read the documents' lengths when traced: torch.compile would make a graph for each number of lengths.
+# These read document lengths when traced: torch.compile would make a graph for each number of documents.
 ASK_FOR_LENGTHS = ("xformers", "sdpa")
 
 

@@ -160,7 +160,7 @@ def language_of(text: str) -> str | None:
     """The code of the language of most of a text, or None for a text without letters.
 
     The detector takes capitals for other languages, so it is given lower case. It takes short Chinese for
-    Korean, so a text that `is_east_asian` without kana and hangul is called Chinese here.
+    Korean, so an East Asian text without kana and hangul counts as Chinese.
     """
     if is_east_asian(text) and not re.search(f"[{KANA}{HANGUL}]", text):
         return "zh"
