@@ -16,12 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import fastling
 from fastling import files
 from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
@@ -34,6 +32,7 @@ from fastling.model.huggingface import DTYPES, config_json, hf_tensors
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import save_weights
+from fastling.model_card import model_card
 from fastling.prepare import make_encoder
 from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
@@ -49,9 +48,6 @@ _WRITTEN = re.compile(
     r"\.tmp\w{6}"
 )
 """Names of all files that an export writes, also while it is at work (the last one is safetensors' own)."""
-_HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?", re.ASCII)
-"""Names of models on the Hugging Face hub, which refuses a card whose base model cannot be one of them."""
-LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 
 @dataclass
@@ -233,7 +229,7 @@ class Export:
             "chat_template": chat_template,
         }
         return {
-            CARD: self.model_card(),
+            CARD: model_card(self.config, self.encoder.template.name),
             "config.json": files.json_text(config),
             "generation_config.json": files.json_text(generation),
             "tokenizer.json": self.tokenizer_json,
@@ -242,44 +238,6 @@ class Export:
             "chat_template.jinja": chat_template,
             "template.yaml": template.template.as_yaml(),
         }
-
-    def model_card(self) -> str:
-        """Text of README.md, with the front matter that the Hugging Face hub reads."""
-        config = self.config
-        base = config.model.pretrained
-        base_on_hub = base if base and _HUB_NAME.fullmatch(base) else None
-        pairs = {part for source in config.data.sources if source.pair for part in source.pair.split("-")}
-        front = {
-            "library_name": "transformers",
-            "pipeline_tag": "text-generation",
-            "language": sorted(pairs & LANGUAGES) or None,
-            "base_model": base_on_hub,
-            "base_model_relation": "finetune" if base_on_hub else None,
-            "tags": ["text-generation-inference", "conversational", "fastling", "sft"],
-        }
-        header = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False)
-        sources = "\n".join(f"- {source.name}, weight {source.weight:g}" for source in config.data.sources)
-        return (
-            f"---\n{header}---\n\n# {config.run_folder.resolve().name}\n\n"
-            f"{'Fine-tuned from ' + base if base else 'Trained from scratch'} with fastling "
-            f"{fastling.__version__} on conversations, with loss on the assistant's turns only.\n\n"
-            f"Data:\n{sources}\n\n"
-            f"Template: {self.encoder.template.name}; use the chat template of this folder. It writes all "
-            "control tokens: tokenize what it renders with `add_special_tokens=False`.\n\n"
-            "```python\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'tokenizer = AutoTokenizer.from_pretrained(".")\n'
-            'model = AutoModelForCausalLM.from_pretrained(".")\n'
-            'messages = [{"role": "user", "content": "Hello"}]\n'
-            "inputs = tokenizer.apply_chat_template(\n"
-            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
-            ")\n"
-            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n"
-            "```\n\n"
-            f"Sequence length in training: {config.data.sequence_length} tokens. "
-            f"Loss normalised by {config.train.loss}, learning rate {config.optimizer.lr:g}, "
-            f"seed {config.seed}.\n"
-        )
 
 
 def make_export(

@@ -32,6 +32,7 @@ from fastling.export_check import check_export, check_small_files
 from fastling.model.digests import digested
 from fastling.model.huggingface import DTYPES, config_json, hf_tensors
 from fastling.model.llama import Llama, LlamaConfig
+from fastling.model_card import model_card
 
 SHAPE = LlamaConfig(
     vocab_size=2048,  # more than the tokenizers have: the rows beyond are padding
@@ -310,7 +311,7 @@ def test_the_model_card_is_read_by_the_hub(case):
 
 def test_the_model_card_names_the_base_model(case):
     config = replace(case.export.config, model=Model(pretrained="models/llama-7b"))
-    _, front, body = replace(case.export, config=config).model_card().split("---\n", 2)
+    _, front, body = model_card(config, case.template).split("---\n", 2)
     card = yaml.safe_load(front)
     assert (card["base_model"], card["base_model_relation"]) == ("models/llama-7b", "finetune")
     assert "Fine-tuned from models/llama-7b" in body
@@ -322,7 +323,7 @@ def test_the_model_card_names_the_base_model(case):
 def test_a_base_model_that_no_hub_can_have_is_named_in_words_alone(case, path):
     """The hub refuses a whole upload whose card has such a one in its front matter."""
     config = replace(case.export.config, model=Model(pretrained=path))
-    _, front, body = replace(case.export, config=config).model_card().split("---\n", 2)
+    _, front, body = model_card(config, case.template).split("---\n", 2)
     assert not {"base_model", "base_model_relation"} & yaml.safe_load(front).keys()
     assert f"Fine-tuned from {path}" in body
 

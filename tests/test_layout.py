@@ -61,15 +61,16 @@ LAYERS = {
         ("numpy", "rich", "safetensors", "sentencepiece", "tokenizers", "torch"),
     ),
     "export_check": (("data", "errors", "inference", "model"), ("tokenizers", "torch", "transformers")),
+    "model_card": (("config",), ("yaml",)),
     # the other verbs, which join them
     "dialogues": (("errors", "files", "interactive", "remote", "settings", "terminal", "workers"), ("rich",)),
     "preview": (("config", "data", "errors", "files", "prepare", "terminal"), ("numpy", "rich")),
     "export": (
         (
-            "config", "data", "errors", "export_check", "files", "model", "prepare", "settings", "terminal",
-            "training",
+            "config", "data", "errors", "export_check", "files", "model", "model_card", "prepare", "settings",
+            "terminal", "training",
         ),
-        ("rich", "torch", "yaml"),
+        ("rich", "torch"),
     ),
     "evaluate": (("errors", "evaluation", "files", "settings", "terminal"), ("rich",)),
     "chat": (("errors", "inference", "model", "serving", "settings", "terminal"), ("rich",)),
