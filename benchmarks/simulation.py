@@ -2,7 +2,7 @@
 
 Nothing here is measured but the step of one GPU: it is read from a row of benchmarks.train (--results), or
 given (--milliseconds-a-step, --tokens-a-step). Every GPU makes the same micro-batches as that one. What the
-network adds is by the bytes that benchmarks.ranks has found equal to those counted, over stated bandwidths.
+network adds is counted bytes over stated bandwidths; benchmarks.ranks has found that as many are sent.
 The assumptions are printed with the table and written into every row.
 """
 
@@ -30,7 +30,7 @@ GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
 NODE = 8
 """GPUs of a node."""
 FORWARD = 1 / 3
-"""Share of the forward in a layer's work: the backward has two matrix products for each of its own."""
+"""Share of the forward in a layer's work: for each matrix product of it, the backward has two."""
 ASSUMPTIONS = (
     "Simulated: only the step of one GPU was measured, and nothing on more than one.",
     "Every GPU makes the micro-batches of the measured step, each as fast as it did: none waits for another.",
@@ -130,16 +130,16 @@ def copy_group(layout: Layout) -> Group:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Seconds of one layer, or of all that lies in none, in one micro-batch."""
+    """Seconds of one layer, or of all that is in no layer, in one micro-batch."""
 
     forward: float
     backward: float
     gather: float
     reduce: float
     gather_again: float
-    """Of the gather for the backward."""
+    """The gather for the backward; 0 if gathered weights are kept."""
     sum_copies: float = 0.0
-    """Once a step, after the last reduction."""
+    """The sum over copies of the model, once a step, after the last reduction."""
 
     def of_last_micro_batch(self) -> "Part":
         """The same in the last micro-batch of a step, where copies are summed as well."""
@@ -189,7 +189,7 @@ class Simulated:
     seconds: float
     linear_seconds: float
     hidden_tokens: float
-    """Tokens of a micro-batch with which the layers hide all communication that can run beside them."""
+    """Tokens of a micro-batch from which on the layers hide all communication that can run beside them."""
 
 
 def simulate(config: LlamaConfig, measured: Measured, layout: Layout, links: Links) -> Simulated:
@@ -210,7 +210,7 @@ def simulate(config: LlamaConfig, measured: Measured, layout: Layout, links: Lin
 
 
 def read_measured(path: Path, size: str, provider: str) -> Measured:
-    """The step of the last such row of benchmarks.train. Raises UserError if there is none of a GPU."""
+    """The step of the last row of this size and provider. Raises UserError if there is none of a GPU."""
     wanted = {"bench": "train", "case": size, "provider": provider, "status": "measured"}
     found = [(row, where) for where, row in read_records(path) if wanted.items() <= row.items()]
     if not found:

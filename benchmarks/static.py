@@ -1,7 +1,7 @@
 """What the compiler makes of the kernels, on a machine without a GPU: registers, spills, widths, offsets.
 
-`table` calls each op forward and backward on meta tensors, which have shapes and no values, and has every
-kernel that the launchers would launch compiled for a GPU that is not there. Three things are judged.
+`table` calls each op forward and backward, mostly on meta tensors, which have shapes and no values, and has
+every kernel that would be launched compiled for a GPU that is not there. Three things are judged.
 
 - Registers must not spill to local memory, and a block's shared memory must fit.
 - At least 80 % of the bytes of the main streams, loads and stores apart, must move by accesses of 128 bits.
@@ -69,7 +69,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """In words; empty when all is well."""
+        """What is wrong, in words; empty if nothing is."""
         found = []
         if self.spills or self.local_bytes:
             found.append(f"{self.spills} spill instructions, {self.local_bytes} bytes of local memory")
@@ -91,7 +91,7 @@ def table(
     """Compile the kernels of every op at every case; what several cases share is reported with the first.
 
     On "meta" no tensor has memory, so shapes may be the real ones. An op that looks at values needs "cpu",
-    and few tokens. Raises RuntimeError where kernels cannot be compiled.
+    and few tokens. Raises RuntimeError if kernels are interpreted; errors of the compiler name op and case.
     """
     reports: dict[str, Report] = {}  # by the hash of a specialisation
     for op, shape, dtype in product(ops, shapes, dtypes):
@@ -110,7 +110,7 @@ def table(
 
 
 def _call(op: Op, inputs: Inputs) -> None:
-    """Forward and, where something is differentiable, backward."""
+    """Call an op and, if an output is differentiable, its backward."""
     result = op.kernel(**inputs)
     outputs = result if isinstance(result, tuple) else (result,)
     outputs = [output for output in outputs if output is not None and output.requires_grad]
@@ -145,7 +145,10 @@ def _report(kernel: CompiledKernel, op: Op, shape: Shape, case: str, arch: int) 
 
 @contextmanager
 def compile_only(arch: int) -> Iterator[list[CompiledKernel]]:
-    """Within, a launch compiles for sm_`arch`, runs nothing, and appends the kernel to the list given."""
+    """In the block a launch compiles for sm_`arch`, runs nothing, and appends the kernel to the yielded list.
+
+    Raises RuntimeError if kernels are interpreted in this process.
+    """
     if runtime.INTERPRETED:
         raise RuntimeError("kernels are interpreted in this process: unset TRITON_INTERPRET to compile them")
     compiled, run = [], JITFunction.run
@@ -236,7 +239,7 @@ class Value(NamedTuple):
 def narrow_offsets(ttir: str) -> tuple[str, ...]:
     """The places of products in 32 bits that reach an address and can pass 2^31."""
     guards, carried = {}, frozenset()
-    for _ in range(3):  # the first reading finds the masks, and the second what loops carry because of them
+    for _ in range(3):  # first to find the masks, then what loops carry because of them, then with both
         found, guards, carried = _read(ttir, guards, carried)
     return tuple(sorted(found))
 

@@ -1,4 +1,4 @@
-"""`fastling evaluate`: scores outputs that are given, or that a model makes first; and the report of all."""
+"""`fastling evaluate`: scores outputs that are given or that a model makes first, and reports results."""
 
 import argparse
 import importlib
@@ -21,11 +21,11 @@ from fastling.terminal import make_console, print_result
 
 
 class Kind(NamedTuple):
-    """A kind of evaluation: fastling/evaluation/<name>.py holds it, and report_page.py the report of all."""
+    """A kind of evaluation, which is in fastling/evaluation/<name>.py; `report` is in report_page.py."""
 
     summary: str
     usage: str
-    """The options that it cannot go without, as --help shows them."""
+    """The options that it needs, as --help shows them."""
 
 
 KINDS = {
@@ -113,7 +113,7 @@ def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.
 
 
 def _check_replaces_none(option: str, options: argparse.Namespace) -> None:
-    """Raise UserError where a result would take the place of a file that another option names."""
+    """Raise UserError if a result would replace a file that another option names."""
     written = getattr(options, option)
     for name, given in vars(options).items():
         paths = [path for path in (given if isinstance(given, list) else [given]) if isinstance(path, Path)]
@@ -123,7 +123,10 @@ def _check_replaces_none(option: str, options: argparse.Namespace) -> None:
 
 
 def _deliver(result: Result, options: argparse.Namespace, console: Console) -> None:
-    """Words to stderr; the numbers to stdout and into the files that were asked for."""
+    """Print tables and notes to stderr; write the files, and with --json the scores to stdout.
+
+    Raises the result's `failure`, if it has one, at the end.
+    """
     for table in result.tables:
         console.print(_as_rich(table))
     for note in result.notes:
@@ -147,7 +150,7 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
 def _as_rich(data: TableData) -> Table:
     table = Table(title=Text(visible(data.title)), title_justify="left")
     for number, name in enumerate(data.columns):
-        # Folded where there is no room: 10… may be 100.0, and a signature is there to be copied.
+        # Folded if there is no room, not cut: 10… may be 100.0, and a signature is there to be copied.
         table.add_column(Text(visible(name)), justify="right" if number else "left", overflow="fold")
     for row in data.rows:
         table.add_row(*(Text(visible(cell)) for cell in row))

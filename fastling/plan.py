@@ -1,9 +1,9 @@
-"""`fastling plan`: what a config will take, before a GPU is rented: memory, steps, tokens and time.
+"""`fastling plan`: works out what a config will take, before a GPU is rented: memory, steps, tokens, time.
 
     fastling plan --config configs/bayling-7b.yaml --gpus 8 --gpu-memory-gib 80
 
-The data is prepared as for training, so that steps and work are counted. Memory is arithmetic
-(training/footprint.py); time is the work over a rate that is stated.
+The data is prepared as for training, so steps and work are exact counts. Memory is calculated
+(training/footprint.py); time is the work divided by a rate that the user states.
 """
 
 import sys
@@ -30,7 +30,7 @@ RECOMPUTING = ("none", "selective", "full")  # the faster first
 
 
 class Planner:
-    """A config on so many GPUs. Raises UserError for what could not be trained so."""
+    """Works out what a config takes on `gpus` GPUs. Raises UserError if it could not be trained so."""
 
     def __init__(self, config: Config, gpus: int, gpu_memory_gib: float):
         self.config, self.gpus, self.gpu_memory = config, gpus, int(gpu_memory_gib * GIB)
@@ -45,7 +45,7 @@ class Planner:
         self.most_supervised = self.prepared.plan.most_in_packs(supervised, config.global_packs)
 
     def memory(self, **changes: object) -> Footprint:
-        """With other settings of `train`, or other `gpus`."""
+        """The memory of each GPU; `changes` are other settings of `train`, or another number of `gpus`."""
         gpus = changes.pop("gpus", self.gpus)
         config = replace(self.config, train=replace(self.config.train, **changes))
         tokens = changes.get("micro_batch_tokens", self.micro_batch_tokens)
@@ -71,21 +71,21 @@ class Planner:
         return memory.total <= self.gpu_memory
 
     def packs_of_a_micro_batch(self) -> list[int]:
-        """All of a process's, and half as often as they can be halved."""
+        """Sizes to try, in packs: all packs of a process in a step, half of them, and so on down to one."""
         packs = [self.config.global_packs // self.gpus]
         while packs[-1] > 1:
             packs.append(-(-packs[-1] // 2))
         return packs
 
     def choices(self) -> Iterator[tuple[str, int, Footprint]]:
-        """(activation checkpointing, tokens of a micro-batch, memory), the fastest first."""
+        """Yield (activation checkpointing, tokens of a micro-batch, memory), the fastest first."""
         for mode in RECOMPUTING:
             for packs in self.packs_of_a_micro_batch():
                 tokens = packs * self.config.data.sequence_length
                 yield mode, tokens, self.memory(activation_checkpointing=mode, micro_batch_tokens=tokens)
 
     def fix(self) -> str:
-        """What to change where the config does not fit."""
+        """A sentence that says what to change if the config does not fit."""
         for mode, tokens, memory in self.choices():
             if self.fits(memory):
                 return f"--train.micro_batch_tokens {tokens} --train.activation_checkpointing {mode} fits."
@@ -101,7 +101,7 @@ class Planner:
 
 
 def work_of(prepared: Prepared, shape: LlamaConfig) -> dict[str, int | float]:
-    """All steps together; FLOPs are those that forward and backward need, nothing counted twice."""
+    """Totals over all steps. `flops` are those that forward and backward need, without recomputation."""
     documents = prepared.plan.documents
     lengths = prepared.training.document_tokens[documents].astype("int64")
     tokens, squared_tokens = int(lengths.sum()), int((lengths**2).sum())
@@ -144,7 +144,7 @@ def make_parser() -> Parser:
 
 
 def check_options(options: Namespace) -> None:
-    """Raises UserError for the first that cannot be."""
+    """Raise UserError for the first option with an impossible value."""
     if options.gpus < 1:
         raise UserError("--gpus", f"must be at least 1: {options.gpus}")
     for name, most in (("gpu_memory_gib", 1e6), ("gpu_tflops", 1e6), ("mfu", 1)):

@@ -25,12 +25,12 @@ from fastling.terminal import print_result
 
 TRAINED, MASKED, CONTROL = "black on green3", "dim", "bold magenta"
 OPEN, CLOSE = "[[", "]]"
-"""Around what is trained on, where there are no colours to show it."""
+"""Marks around what is trained on, for terminals without colours."""
 
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """What became of one row."""
+    """A row of a source, and what encoding made of it."""
 
     row: int
     source: str
@@ -51,7 +51,7 @@ class PreviewRow:
         return "; ".join(cuts) or None
 
     def turns(self) -> numpy.ndarray:
-        """(tokens,) assistant turn that a token is supervised in, -1 for none."""
+        """(tokens,) number of the assistant turn in which each token is supervised, -1 for none."""
         turns = numpy.full(len(self.result.tokens), -1)
         for number, (start, stop) in zip(self.result.turns, self.result.spans, strict=True):
             turns[start:stop] = number
@@ -86,7 +86,7 @@ def preview_rows(
 
 
 class _Console(Console):
-    """Leaves it to run_command that nobody reads on; rich would call it a failure."""
+    """Lets run_command handle a reader that is gone, as of `| head`; rich would exit with an error."""
 
     def __init__(self, *, beside_a_page: bool):
         super().__init__(soft_wrap=True)
@@ -95,13 +95,13 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         if not self.beside_a_page:
             raise BrokenPipeError
-        self.quiet = True  # the page was asked for all the same
+        self.quiet = True  # print no more, but go on for the page
 
 
 def show(row: PreviewRow, encoder: Encoder, *, brackets: bool = False) -> Text:
     """A row for the terminal: trained tokens on green, the rest dim, control tokens in magenta.
 
-    With `brackets`, for a reader without colours, trained tokens stand between them.
+    With `brackets`, for terminals without colours, trained tokens are in double brackets.
     """
     title = f"{row.source} row {row.row}: {row.status}"
     if isinstance(row.result, Encoded):
@@ -124,7 +124,7 @@ def show(row: PreviewRow, encoder: Encoder, *, brackets: bool = False) -> Text:
 
 
 def _stretches(row: PreviewRow, encoder: Encoder) -> Iterator[tuple[list[int], bool, bool]]:
-    """(ids, supervised, control) of neighbouring tokens that look alike."""
+    """Yield (ids, supervised, control) of neighbouring tokens that look alike; control tokens come singly."""
     held: list[int] = []
     state = None
     for token, turn in zip(row.result.tokens.tolist(), row.turns().tolist(), strict=True):
@@ -139,11 +139,12 @@ def _stretches(row: PreviewRow, encoder: Encoder) -> Iterator[tuple[list[int], b
 
 
 def _readable(ids: list[int], control: bool, begins: bool, encoder: Encoder) -> str:
-    """Text of a stretch; `begins` where it stands first in its run, whose first space is not the text's."""
+    """The text of a stretch. `begins`: it is first or after a control token, so SentencePiece has put a space
+    before it, which is left out."""
     if control:
         return encoder.tokenizer.piece(ids[0])
     text = encoder.tokenizer.decode([ids])[0]
-    if not begins:  # SentencePiece takes the first space of a stretch for that one
+    if not begins:  # decoding leaves the first space out here, too, where it is the text's own
         pieces = "".join(map(encoder.tokenizer.piece, ids))
         marks, spaces = len(pieces) - len(pieces.lstrip("▁")), len(text) - len(text.lstrip(" "))
         text = " " * (marks - spaces) + text
@@ -158,7 +159,7 @@ def _parse_rows(text: str) -> tuple[int, int]:
 
 
 def _show_all(rows: Iterable[PreviewRow], encoder: Encoder, html: str | None) -> None:
-    """Rows with a legend on stdout, and on a page of that name."""
+    """Print a legend and the rows to stdout, and write them to the page `html`, if there is to be one."""
     console = _Console(beside_a_page=bool(html))
     page = Console(record=True, soft_wrap=True, file=io.StringIO()) if html else None
     brackets = console.no_color or console.color_system is None
@@ -180,7 +181,7 @@ def _show_all(rows: Iterable[PreviewRow], encoder: Encoder, html: str | None) ->
 
 
 def _write_page(page: Console, path: Path) -> None:
-    """Whole, in place of an older one; into a pipe or a device, which nothing may replace, as it comes."""
+    """Replace a file as a whole; write into a pipe or a device, which must not be replaced."""
     if path.is_file() or not path.exists():
         files.write_text(path, page.export_html())
     else:

@@ -1,8 +1,8 @@
-"""A model behind an OpenAI-compatible server: many requests in flight, answers kept, a budget of tokens.
+"""Asks a model behind an OpenAI-compatible server: many requests in flight, a cache, a budget of tokens.
 
-Retries with growing pauses (429, 5xx, lost connections, time-outs) are the openai client's own. Every
-answer is written to the cache before it is used, so that a run that is stopped pays nothing twice: asked
-the same again of the same address, the file answers.
+The openai client itself repeats requests, with growing pauses, after 429, 5xx, lost connections and
+time-outs. Every answer is written to the cache before it is used, so that no answer is paid twice: if the
+same is asked of the same address again, the answer is read from the cache.
 """
 
 import asyncio
@@ -24,34 +24,36 @@ from fastling.errors import RunError, UserError, first_line
 from fastling.files import takes
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
-BYTES_PER_TOKEN = 3  # for a server that does not tell its usage
+BYTES_PER_TOKEN = 3  # assumed for a server that does not report its usage
 ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/\S*)?")
 MOST_PORT = 65535
 FEWEST_FAILURES = 3
-"""In a row, of a server that has never answered: nobody listens there, or it takes hours to say so."""
+"""A server that has never answered is given up after so many requests in a row that found it UNREACHABLE."""
 UNREACHABLE = re.compile("no connection|too slow|status (?:429|5..)")
 PATIENCE = 3
-"""Time-outs that a request with all its retries may take, if their pauses alone may not take longer."""
+"""A request with all its retries may last so many time-outs, or as long as its pauses may, if longer."""
 LONGEST_PAUSE = 60.0
-"""Seconds: the openai client waits no longer, whatever a server asks for."""
+"""Seconds that the openai client waits at most before a retry, whatever a server asks for."""
 CUT_OFF = ("length", "content_filter")
-"""Reasons for which an answer ends too early, and would again if it were asked for again."""
+"""Finish reasons of an answer that ends too early, and would again if it were asked for again."""
 BROKEN_OFF = ("error", "abort", "insufficient_system_resource")
-"""Reasons of a server that failed midway and still said 200 (OpenRouter, vLLM, DeepSeek): it is no answer."""
+"""Finish reasons of a server that failed midway after it sent 200 (OpenRouter, vLLM, DeepSeek): no answer."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
-"""Where a model refuses a parameter by name: what is sent in its place."""
+"""A parameter that some models refuse -> the name under which its value is sent instead; None: not at all."""
 
 
 class BudgetSpent(Exception):
-    """No request is sent once the answers so far have cost what they may."""
+    """Raised instead of sending a request once the answers so far have used up the budget."""
 
 
 class NoAnswer(Exception):
-    """The server gave no whole answer to one request; the text says why, in a word or two."""
+    """Raised if the server gave no whole answer to one request; the message says why, in a word or two."""
 
 
 @dataclass(frozen=True)
 class Answer:
+    """The text of an answer, and its cost."""
+
     text: str
     tokens: int  # of prompt and completion, paid for
 
@@ -61,12 +63,12 @@ class Server:
 
     Args:
         url: up to and including "/v1"; the key is the environment's OPENAI_API_KEY, if it is set.
-        option: how the verb's options about the server begin, for its errors.
+        option: the beginning of the verb's options about the server, such as "--judge", for errors.
         cache: a SQLite file, made if it is not there.
-        budget_tokens: of all answers in the cache, those of earlier runs included; None for no bound.
+        budget_tokens: most tokens of all answers in the cache, with those of earlier runs; None for no limit.
 
-    Raises UserError if the address is none, the environment allows no client, the cache cannot be used, or
-    another process uses it: both would pay for the same answers, and neither count the other's.
+    Raises UserError if the address cannot be one, the environment allows no client, the cache cannot be used,
+    or another process uses it: both would pay for the same answers, and neither would count the other's.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Server:
         self.model, self.budget_tokens, self.url, self._option = model, budget_tokens, url, option
         check_address(url, option)
         self._failures, self._most_failures, self._has_answered = 0, 2 * requests_in_flight, False
-        self._names: dict[str, str | None] = {}  # of parameters that this model refuses, the other ones
+        self._names: dict[str, str | None] = {}  # a parameter that this model refuses -> what is sent instead
         self._client = _client(url, max_retries=retries, timeout=timeout_seconds)
         self._longest_seconds = max(PATIENCE * timeout_seconds, retries * LONGEST_PAUSE)
         self._in_flight = asyncio.Semaphore(requests_in_flight)
@@ -98,12 +100,12 @@ class Server:
     async def close(self) -> None:
         await self._client.close()
         self._cache.close()
-        self._hold.close()  # not before: to close a file is to give up what SQLite holds of it
+        self._hold.close()  # last, since closing a file gives up SQLite's locks on it as well
 
     async def ask(self, messages: list[Message], *, temperature: float, seed: int, most_tokens: int) -> str:
         """The text of an answer, from the cache or the server.
 
-        Raises BudgetSpent; NoAnswer where this request fails for good; RunError where every one would.
+        Raises BudgetSpent; NoAnswer if this request has failed for good; RunError if all of them would fail.
         """
         request = {
             "model": self.model,
@@ -112,7 +114,7 @@ class Server:
             "seed": seed,
             "max_tokens": most_tokens,
         }
-        # By address, too: many servers answer to any model's name, or to one that another server has as well.
+        # The address counts, too: many servers take any model's name, or one that another server has as well.
         asked = json.dumps({"url": self.url.rstrip("/"), **request}, sort_keys=True, ensure_ascii=False)
         key = hashlib.sha256(asked.encode()).hexdigest()
         found = self._cache.execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
@@ -162,7 +164,7 @@ class Server:
         return Answer(text, self._cost(request, text, response.usage))
 
     async def _create(self, request: dict):
-        """Ask, and ask again without what the model refuses by name. Raises what the client raises."""
+        """Ask, and ask again without parameters that the model refuses by name. Raises as the client does."""
         while True:
             sent = {self._names.get(name, name): value for name, value in request.items()}
             sent.pop(None, None)
@@ -175,13 +177,13 @@ class Server:
                 self._names[refused] = OTHER_NAMES[refused]
 
     def _count_failure(self, reason: str) -> None:
-        """One request may fail; a server that answers none is not asked for hours."""
+        """Count a request without an answer. Raises RunError after many in a row, to not ask for hours."""
         self._failures += 1
         most = self._most_failures
         if not self._has_answered and UNREACHABLE.match(reason):
             most = min(FEWEST_FAILURES, most)
         if self._failures >= most:
-            # The bound, not the count: others in flight fail after this one, and any of them may be told.
+            # The limit, not the count: others in flight fail after this one, and any may be the one shown.
             words = f"{most} requests in a row had no answer from {self.url}: {reason}"
             raise RunError(
                 f"{self._option}-url", words, "What was answered is kept; the same command goes on."
@@ -196,26 +198,26 @@ class Server:
 
 
 def check_address(url: str, option: str) -> None:
-    """Raises UserError unless a server may be there."""
+    """Raise UserError unless `url` can be the address of a server."""
     match = ADDRESS.fullmatch(url)
     if not match or int((match[2] or ":0")[1:]) > MOST_PORT:
         raise UserError(f"{option}-url", f"is no address: {url}", "Such as http://127.0.0.1:8000/v1.")
 
 
 def _client(url: str, **settings: float) -> openai.AsyncOpenAI:
-    """Raises UserError for a key, a proxy or certificates of the environment that cannot be used."""
+    """The client. Raises UserError if the environment's key, proxy or certificates cannot be used."""
     key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
     if not (key.isascii() and key.isprintable()):
         raise UserError("OPENAI_API_KEY", "holds what no key has", "Set it to the key alone, or unset it.")
     try:
         return openai.AsyncOpenAI(base_url=url, api_key=key, **settings)
-    except Exception as error:  # of httpx, which has no type for them all
+    except Exception as error:  # of httpx, which has no common type for them
         where, fix = "the environment's proxy or certificates", "It reads HTTPS_PROXY, HTTP_PROXY, ALL_PROXY"
         raise UserError(where, first_line(error), f"{fix}, NO_PROXY and SSL_CERT_FILE.") from None
 
 
 def _text_of(response) -> str:
-    """What was answered. Raises NoAnswer: a server may answer 200 with anything."""
+    """The text of a response. Raises NoAnswer if it has none: a server may send anything with 200."""
     try:
         choice = response.choices[0]
         content = choice.message.content
@@ -225,13 +227,13 @@ def _text_of(response) -> str:
         raise NoAnswer("broken answer")
     if choice.finish_reason in BROKEN_OFF:
         raise NoAnswer(f"broken off: {choice.finish_reason}")
-    # Cut off, it is kept as an answer without text: asked again it would be cut off again.
+    # An answer that was cut off is kept as one without text: asked for again, it would be cut off again.
     text = "" if choice.finish_reason in CUT_OFF else content or ""
-    return text.encode("utf-8", "replace").decode()  # half a character can be said in JSON, but not kept
+    return text.encode("utf-8", "replace").decode()  # JSON may hold lone surrogates, which cannot be stored
 
 
 def _hold_cache(path: Path, option: str) -> BinaryIO:
-    """Keep other processes out of the file, made if need be, until what this returns is closed."""
+    """Lock the file, which is made if need be, for this process, until the returned file is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")
@@ -245,7 +247,7 @@ def _hold_cache(path: Path, option: str) -> BinaryIO:
 
 
 def _open_cache(path: Path, option: str) -> tuple[sqlite3.Connection, int]:
-    """The file, and how many tokens its answers have cost."""
+    """(connection to the cache, tokens that all its answers have cost)."""
     cache = None
     try:
         cache = sqlite3.connect(path)
@@ -259,9 +261,9 @@ def _open_cache(path: Path, option: str) -> tuple[sqlite3.Connection, int]:
 
 
 def read_prompt(path: Path | Traversable, places: Set[str], *, option: str) -> Template:
-    """A prompt with $places, out of a file that anyone can edit.
+    """Read a prompt with $places from a file, which users may edit.
 
-    Raises UserError for a file that cannot be read or uses a place that is not filled.
+    Raises UserError if the file cannot be read, or has a $ that names none of `places`.
     """
     try:
         prompt = Template(path.read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""`fastling verify`: do the promises about numbers hold here, with this config?
+"""`fastling verify`: checks on this machine that the promises about numbers hold for a config.
 
     fastling verify --config configs/bayling-7b.yaml     (or under torchrun, to check several processes)
 
-P5: no document of a pack sees another. P7: a step's gradient is the plain one's. P8: every operation is as
-near its formula as PyTorch's own. Each is tried on this machine's device, in the config's type, widths,
-kernels and attention; models of any depth are checked by two layers.
+P5: no document of a pack sees another. P7: a step's gradient is that of one conversation at a time, in plain
+PyTorch. P8: every operation is about as near its formula as PyTorch's own. Each is tried on this machine's
+device, with the config's type, widths, kernels and attention; of a deeper model two layers are checked.
 """
 
 import math
@@ -30,15 +30,15 @@ from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.plain_gradient import Distance, compare_gradients
 
 TOKENS = 256
-"""Rows that each operation is tried on."""
-TIMES_PLAIN = 2.0  # P8
+"""Rows on which each operation is tried."""
+TIMES_PLAIN = 2.0  # P8: so many times PyTorch's own error are allowed
 SMALLEST_ALLOWED = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
-"""A few roundings: where the plain version is nearer than this, ratios are luck."""
+"""Errors that are always allowed, of a few roundings: below them, ratios of errors are chance."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise on one subject. An error is ||found - expected|| / ||expected||."""
+    """The check of one promise on one subject. `error` is ||found - expected|| / ||expected||."""
 
     promise: str
     subject: str
@@ -61,7 +61,8 @@ def check_isolation(shape: LlamaConfig, choice: ops.Choice, world: World, dtype:
 
 
 def check_gradient(distances: Sequence[Distance]) -> Iterator[Check]:
-    """The loss, and the parameter whose gradient comes nearest to what is allowed, or beyond."""
+    """Yield the check of the loss, and that of the parameter whose gradient has the largest share of the
+    error that it is allowed."""
     loss, *parameters = distances
     yield Check("P7", "loss of a step", loss.error, loss.allowed, "against one conversation at a time")
     worst = max(parameters, key=lambda each: each.error / max(each.allowed, 1e-30))
@@ -70,7 +71,7 @@ def check_gradient(distances: Sequence[Distance]) -> Iterator[Check]:
 
 
 def check_operations(shape: LlamaConfig, world: World, dtype: torch.dtype) -> Iterator[Check]:
-    """Each operation that the model calls, forward and backward, against its formula in float64."""
+    """Yield a check of each operation that the model calls, forward and backward, against float64."""
     rotary = "rotary" if shape.qk_norm else "rotary_qkv"
     doors = {name: getattr(ops, name) for name in ("rms_norm", "add_rms_norm", rotary, "swiglu")}
     doors["linear_cross_entropy"] = lambda **inputs: ops.linear_cross_entropy(**inputs)[0]
@@ -97,7 +98,7 @@ def check_operations(shape: LlamaConfig, world: World, dtype: torch.dtype) -> It
 
 
 def _with_copies(door: Callable) -> Callable:
-    """Some operations write over what they are given, which a leaf of autograd does not allow."""
+    """The operation on copies of its inputs: some overwrite them, which autograd forbids for leaves."""
 
     def call(**inputs):
         copied = {
@@ -110,7 +111,7 @@ def _with_copies(door: Callable) -> Callable:
 
 
 def verify(config: Config, world: World) -> list[Check]:
-    """All checks, on rank 0; other ranks take their part in P7 and get nothing.
+    """All checks, on rank 0; other ranks take part in them and get an empty list.
 
     Raises UserError for a config that cannot be trained.
     """

@@ -1,7 +1,7 @@
-"""What every op asks of its tensors before it starts: shapes, types, strides, one device.
+"""Checks of an op's tensors before it starts: their shapes, types and strides, and that they share a device.
 
 Nothing here looks at values, so nothing waits for the device. Each message names the op and the
-argument, says what it takes, and ends with what came.
+argument, says what is accepted, and ends with what was given.
 """
 
 import torch
@@ -12,45 +12,45 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    """Raises ValueError if `tensor` has another shape."""
+    """Raise ValueError if `tensor` has another shape."""
     if tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{op}: {name} must be {tuple(expected)}: {tuple(tensor.shape)}")
 
 
 def dimensions(op: str, name: str, tensor: Tensor, *accepted: int) -> None:
-    """Raises ValueError if `tensor` has another number of dimensions."""
+    """Raise ValueError if `tensor` has another number of dimensions."""
     if tensor.dim() not in accepted:
         wanted = " or ".join(map(str, accepted))
         raise ValueError(f"{op}: {name} must have {wanted} dimensions: {tuple(tensor.shape)}")
 
 
 def dtype(op: str, name: str, tensor: Tensor, *accepted: torch.dtype) -> None:
-    """Raises ValueError if `tensor` has another type."""
+    """Raise ValueError if `tensor` has another type."""
     if tensor.dtype not in accepted:
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, accepted))}: {tensor.dtype}")
 
 
 def floating(op: str, name: str, tensor: Tensor) -> None:
-    """Raises ValueError if `tensor` holds whole numbers: a result in its type would be cut to such."""
+    """Raise ValueError if `tensor` holds whole numbers, to which a result in its type would be cut."""
     if not tensor.is_floating_point():
         dtype(op, name, tensor, *FLOATS)
 
 
 def device(op: str, name: str, tensor: Tensor, expected: torch.device) -> None:
-    """Raises ValueError if `tensor` lies elsewhere."""
+    """Raise ValueError if `tensor` is on another device."""
     if tensor.device != expected:
         raise ValueError(f"{op}: {name} must be on {expected}: {tensor.device}")
 
 
 def rows(op: str, name: str, tensor: Tensor) -> None:
-    """Raises ValueError unless the last dimension is contiguous: kernels read rows, and copy nothing."""
+    """Raise ValueError unless the last dimension is contiguous: kernels read rows, and copy nothing."""
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(f"{op}: {name} must be contiguous in its last dimension: strides {tensor.stride()}")
 
 
 def whole(op: str, name: str, tensor: Tensor) -> None:
-    """Raises ValueError if `tensor` is a DTensor: one rank holds only some of its rows."""
-    if type(tensor) in PLAIN:  # nearly always, and spares the import
+    """Raise ValueError if `tensor` is a DTensor, of which a rank holds only some rows."""
+    if type(tensor) in PLAIN:  # nearly always true, and spares the import
         return
     from torch.distributed.tensor import DTensor
 

@@ -1,11 +1,11 @@
-"""How far results lie from the formula in float64, and what that means.
+"""Measures how far results are from the formula in float64, and judges the distance.
 
 The error of an output or gradient is ||result - exact|| / ||exact|| over all its values. The formula is
-computed a slice of rows at a time, so that float64 fits beside a case of any size: rows are independent in
-every op, losses and the gradients of weights are sums over them.
+computed for a slice of rows at a time, so that float64 fits beside a case of any size: in every op rows are
+independent, and losses and the gradients of weights are sums over rows.
 
 A result is "ok" if the loss is off by at most 1e-5 and every other error is at most 1.5 times the plain
-op's in the same type; else it is "inexact"; and "wrong" if it is far off, or not all there.
+op's in the same type; else it is "inexact"; and "wrong" if it is far off, or if a part of it is missing.
 """
 
 import math
@@ -21,10 +21,10 @@ from fastling.kernels.cases import Inputs, Op, Shape
 
 MOST_LOSS_ERROR = 1e-5
 MOST_TIMES_PLAIN = 1.5
-FLOAT32_NOISE = 5e-7  # a few roundings: below this, ratios of errors are luck
+FLOAT32_NOISE = 5e-7  # a few roundings: below this, ratios of errors are chance
 FAR_OFF = 0.05
-SLICE_VALUES = 2**27  # of the widest row, in float64: 1 GiB
-WHOLE = {"weight", "weight_VH", "cos", "sin", "scale"}  # arguments that are no rows
+SLICE_VALUES = 2**27  # of a slice, counted by its widest tensor: 1 GiB in float64
+WHOLE = {"weight", "weight_VH", "cos", "sin", "scale"}  # arguments that have no rows of tokens
 
 Parts = dict[str, Tensor]  # "output", "loss", "d x" ... of one call
 
@@ -35,12 +35,12 @@ def outputs_of(call: Callable[[], object]) -> list[Tensor]:
 
 
 def leaves_of(inputs: Inputs) -> dict[str, Tensor]:
-    """What is differentiated, by name."""
+    """Name -> input that requires a gradient."""
     return {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.requires_grad}
 
 
 def random_gradients(outputs: Iterable[Tensor]) -> list[Tensor]:
-    """Of each differentiable output: normally distributed; of a loss, 1."""
+    """A gradient for each differentiable output: normally distributed; 1 for a loss."""
     return [
         torch.randn(x.shape, device=x.device).to(x.dtype) if x.dim() else torch.ones_like(x)
         for x in outputs
@@ -56,7 +56,7 @@ def differentiate(outputs: list[Tensor], leaves: Iterable[Tensor], gradients: li
 def run(call: Callable[[], object], inputs: Inputs, gradients: list[Tensor]) -> Parts:
     """Copies of every output and gradient of a call, given the gradients of its outputs."""
     outputs, leaves = outputs_of(call), leaves_of(inputs)
-    # Copied at once: what works in place may give its input as its output.
+    # Copied at once: an op that works in place may return its input as its output.
     parts = {_output_name(i, outputs): output.detach().clone() for i, output in enumerate(outputs)}
     if leaves:
         # Copies again: some libraries write over the gradients that they are given.
@@ -74,12 +74,12 @@ def _output_name(i: int, outputs: list[Tensor]) -> str:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within, new memory holds NaN: what a kernel leaves unwritten shows."""
+    """In the block new tensors are full of NaN, so that what a kernel leaves unwritten shows."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    torch.use_deterministic_algorithms(True, warn_only=True)  # torch fills new tensors in this mode alone
+    torch.use_deterministic_algorithms(True, warn_only=True)  # torch fills new tensors only in this mode
     try:
         yield
     finally:
@@ -92,7 +92,7 @@ def poisoned() -> Iterator[None]:
 def errors(
     exact: Callable, inputs: Inputs, gradients: list[Tensor], results: dict[str, Parts]
 ) -> dict[str, dict[str, float]]:
-    """Of each provider, the error of each part; infinite where it is absent, of another shape, or NaN."""
+    """Provider -> part -> error; it is infinite if the part is missing, of another shape, or has a NaN."""
     squares, totals = {}, {}
     differences = {provider: defaultdict(float) for provider in results}
     for rows, parts in _exact_slices(exact, inputs, gradients):
@@ -147,7 +147,7 @@ def _float64(x: object) -> object:
 
 
 def verdict(found: dict[str, float], plain: dict[str, float]) -> tuple[str, str]:
-    """("ok", ""), or "inexact" or "wrong" and what is off, in words."""
+    """("ok", ""); or "inexact" or "wrong", and in words what is off."""
     allowed = {
         name: MOST_LOSS_ERROR if name == "loss" else max(MOST_TIMES_PLAIN * plain[name], FLOAT32_NOISE)
         for name in found

@@ -1,17 +1,17 @@
-"""AdamW (Loshchilov and Hutter 2019) with the clipping of gradients folded into its one pass.
+"""AdamW (Loshchilov and Hutter 2019), with the clipping of gradients folded into its one pass.
 
     g = gradient / scale        m += (1 - beta1) * (g - m)        v += (1 - beta2) * (g^2 - v)
     p -= lr * weight_decay * p + lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-Written so, and not as (1 - lr * weight_decay) * p: at a decay of 1e-6, that factor in float32 is off by 1.3 %
-of the decay.
+The decay is not written (1 - lr * weight_decay) * p: at lr * weight_decay = 1e-6 that factor, in float32, is
+off by 1.3 % of the decay.
 
 Clipping to a norm means dividing every gradient by one number that only the device knows,
-scale = max(norm / clip_norm, 1). `clip_scale` is that number, a tensor, so that nothing waits for it, and
-dividing inside the update saves the pass that would read and write all gradients: 28 bytes a weight (p, g,
-m, v read; p, m, v written, all float32) in place of 36. torch's fused AdamW takes the same tensor as its
-`grad_scale`, but writes the divided gradients back: 32 bytes. Whether the 4 bytes pay is unmeasured; until it
-is, training uses torch's (training/optimizer.py), and `adamw_` stands beside it in benchmarks/kernels.py.
+scale = max(norm / clip_norm, 1). `clip_scale` returns it as a tensor, so that nothing waits for it. Dividing
+inside the update saves the pass that would read and write all gradients: 28 bytes a weight (p, g, m, v read;
+p, m, v written, all float32) instead of 36. torch's fused AdamW takes the same tensor as its `grad_scale`,
+but writes the divided gradients back: 32 bytes. Whether these 4 bytes matter has not been measured; until
+then training uses torch's (training/optimizer.py), with which benchmarks/kernels.py compares `adamw_`.
 """
 
 import math
@@ -26,7 +26,7 @@ BLOCK = 1024  # weights of a program: two 128-bit loads of each tensor for each 
 
 
 def clip_scale(norm: Tensor, clip_norm: float) -> Tensor:
-    """What gradients of global norm `norm` () are to be divided by, so that it is at most clip_norm."""
+    """The divisor () of gradients of global norm `norm` () that makes their norm at most clip_norm."""
     return (norm / clip_norm).clamp(min=1.0)
 
 
@@ -43,7 +43,7 @@ def adamw_reference_(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One update, in place; see `adamw_`."""
+    """`adamw_` in plain PyTorch."""
     _check(parameter, gradient, exp_avg, exp_avg_sq, scale, step)
     gradient = gradient.to(parameter.dtype) / scale
     exp_avg.lerp_(gradient, 1 - beta1)
@@ -66,10 +66,10 @@ def adamw_(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """Update parameter, exp_avg and exp_avg_sq, float32 and of one shape, in place.
+    """Update parameter, exp_avg and exp_avg_sq in place; they are float32, contiguous and of one shape.
 
-    `gradient` is float32 or half precision and is left as it is; `scale` () float32 lies on the device;
-    `step` counts from 1. Raises ValueError in words.
+    `gradient`, of that shape, is float32 or half precision and is not changed. `scale` is () float32 on the
+    same device. `step` counts from 1. Raises ValueError for arguments that do not fit.
     """
     arguments = (parameter, gradient, exp_avg, exp_avg_sq, scale, step, lr, beta1, beta2, eps, weight_decay)
     if not runtime.takes(parameter):

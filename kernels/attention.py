@@ -1,9 +1,9 @@
-"""Causal attention inside the documents of a packed stream, by whichever package is there.
+"""Causal attention inside the documents of a packed stream, by whichever package is installed.
 
     out[t] = sum over s <= t in t's document of softmax(q[t] . k[s] / sqrt(D)) * v[s]
 
 Query head n reads key/value head n * K // N. All backends have one signature and never look across
-a document's bounds; cost is the sum of squared document lengths.
+a document's bounds; their cost grows with the sum of squared document lengths.
 Shapes: T packed tokens, N heads, K kv heads, D head dim; cu_seqlens (documents + 1,) int32.
 """
 
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastling.kernels import accept
 from fastling.kernels.tiled_attention import lengths_between, tiled_attention
 
-# These read the documents' lengths when traced: torch.compile would make a graph for each number of them.
+# These read the documents' lengths when traced: torch.compile would make a graph for each number of lengths.
 ASK_FOR_LENGTHS = ("xformers", "sdpa")
 
 
@@ -37,9 +37,9 @@ def attention(
 ) -> Tensor:
     """Return (T, N, D) in q's dtype.
 
-    `lengths` are the document lengths on the host. Only "xformers" and "sdpa" need them, and ask
-    `cu_seqlens` (on a GPU a sync) where they are not given; the others never look at its values. Raises
-    ValueError in words.
+    `lengths` are the document lengths on the host. Only "xformers" and "sdpa" need them; without them they
+    read `cu_seqlens`, which on a GPU is a sync. The other backends for GPUs never read its values on the
+    host. Raises ValueError for arguments that do not fit.
     """
     if backend not in _BACKENDS:
         raise ValueError(f"attention: backend must be one of {', '.join(_BACKENDS)}: {backend!r}")
@@ -70,7 +70,7 @@ def _check(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths) -> None:
             words = f"must be >= 0 and sum to the {num_tokens} tokens"
             raise ValueError(f"attention: lengths {words}: {str(list(lengths))[:80]}")
         longest = max(lengths, default=0)
-        if max_seqlen < longest:  # fused kernels would leave out what comes later
+        if max_seqlen < longest:  # fused kernels would leave out the tokens after it
             raise ValueError(f"attention: max_seqlen must be at least the longest's {longest}: {max_seqlen}")
 
 
@@ -79,7 +79,10 @@ def _on_host(lengths: Sequence[int] | None, cu_seqlens: Tensor, num_tokens: int)
 
 
 def _check_alignment(backend: str, **tensors: Tensor) -> None:
-    """Fused kernels read 16 bytes at once; some return wrong numbers where that is not possible."""
+    """Raise ValueError unless heads are aligned to 16 bytes, which fused kernels read at once.
+
+    Some of these return wrong numbers otherwise.
+    """
     for name, tensor in tensors.items():
         steps = [stride * tensor.element_size() for stride in tensor.stride()[:-1]]
         if tensor.stride(-1) != 1 or tensor.data_ptr() % 16 or any(step % 16 for step in steps):
@@ -113,7 +116,7 @@ def available(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 def _broken(module: str) -> str | None:
-    """None if an installed module can be imported, else why not: mostly it was built for another PyTorch."""
+    """None if an installed module can be imported, else why not: often it was built for another PyTorch."""
     try:
         import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
@@ -123,9 +126,9 @@ def _broken(module: str) -> str | None:
 
 
 def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """Return (backend, reason). `wanted` is a backend or "auto"; a named one is never swapped.
+    """Return (backend, reason). `wanted` is a backend or "auto"; a named one is never replaced by another.
 
-    Raises ValueError in words when `wanted` is unknown or cannot run here.
+    Raises ValueError if `wanted` is unknown or cannot run here.
     """
     if wanted == "auto":
         skipped = []
@@ -176,14 +179,14 @@ def _xformers(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 
 
 def _sdpa(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
-    """PyTorch's own attention, one call for each run of equally long neighbouring documents."""
+    """PyTorch's own attention, with one call for each run of neighbouring documents of equal length."""
     lengths = _on_host(lengths, cu_seqlens, len(q_TND))
     runs = [(length, len(list(run))) for length, run in groupby(lengths) if length > 0]
     if not runs:
         return q_TND.clone()
     run_tokens = [length * count for length, count in runs]
     outputs = []
-    # split, not slices: its backward is one concatenation, not a zero-filled T for each document.
+    # split, not slices: its backward is one concatenation, not a zero-filled (T, ...) for each slice.
     for (length, count), *run_qkv in zip(
         runs, *(x.split(run_tokens) for x in (q_TND, k_TKD, v_TKD)), strict=True
     ):
@@ -197,7 +200,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
     """F.scaled_dot_product_attention, but never by cuDNN.
 
     On Hopper PyTorch prefers cuDNN, which makes a plan for each new shape, forward and backward. Documents
-    differ in length, and in generation every step is one longer than the last.
+    differ in length, and in generation every step is one token longer than the last.
     """
     with sdpa_kernel(_WITHOUT_PLANS) if q.is_cuda else nullcontext():
         return F.scaled_dot_product_attention(q, k, v, **options)
@@ -211,7 +214,7 @@ def _tiled(q_TND, k_TKD, v_TKD, cu_seqlens, max_seqlen, lengths):
 
 
 def _repeat_kv(k_TKD: Tensor, v_TKD: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """For backends without grouped-query attention: each kv head copied to its query heads."""
+    """Repeat each kv head for its query heads, for backends without grouped-query attention."""
     group = num_heads // k_TKD.shape[1]
     return k_TKD.repeat_interleave(group, dim=1), v_TKD.repeat_interleave(group, dim=1)
 

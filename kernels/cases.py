@@ -1,6 +1,6 @@
 """Every op with its shapes, inputs, bytes and flops: one table, which tests and benchmarks share.
 
-An `Op` joins a kernel to its plain version and its formula in float64, and makes inputs for all three.
+An `Op` joins a kernel with its plain version and its formula in float64, and makes inputs for all three.
 Bytes are the fewest that the op can move through device memory (each input read once, each output written
 once), so that bytes / bandwidth is the floor of its time. Shapes: T packed tokens, H hidden, F ffn,
 N heads, K kv heads, D head dim, V vocab, S supervised rows, P positions.
@@ -20,7 +20,7 @@ from fastling.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_
 from fastling.kernels.rotary import rotary, rotary_qkv, rotary_qkv_reference, rotary_reference
 from fastling.kernels.swiglu import swiglu, swiglu_reference
 
-Inputs = dict[str, object]  # keyword arguments of an op; what requires grad is differentiated
+Inputs = dict[str, object]  # keyword arguments of an op; tensors that require a gradient are differentiated
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ MODELS = {
     "llama3-8b": Shape("llama3-8b", 8192, 4096, 14336, 32, 8, 128, 128256),
     "llama3.2-1b": Shape("llama3.2-1b", 8192, 2048, 8192, 32, 8, 64, 128256),
 }
-# Nothing here is a power of two or a multiple of eight: every mask and every tail is used.
+# No row here has a power of two as its length, so that every mask and every tail is used.
 RAGGED = [
     Shape("one token", 1, 24, 20, 2, 1, 6, 37),
     Shape("odd", 7, 33, 43, 3, 3, 10, 101),
@@ -69,7 +69,7 @@ RAGGED = [
 
 
 def leaf(*shape: int, dtype: torch.dtype, device: torch.device, scale: float = 1.0) -> Tensor:
-    """Normally distributed values that want a gradient."""
+    """Normally distributed values that require a gradient."""
     return (torch.randn(shape, device=device) * scale).to(dtype).requires_grad_()
 
 
@@ -90,7 +90,7 @@ def _add_norm_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _head_norm_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """The query heads, where they lie in the output of the fused projection."""
+    """The query heads, in place in the output of the fused projection."""
     qkv = torch.randn(shape.tokens, shape.heads + 2 * shape.kv_heads, shape.head_dim, device=device)
     queries = qkv.to(dtype)[:, : shape.heads].requires_grad_()
     return {"x": queries, "weight": leaf(shape.head_dim, dtype=dtype, device=device), "eps": 1e-6}
@@ -130,7 +130,7 @@ def _swiglu_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> In
 
 
 def _labels(shape: Shape, device: torch.device) -> Inputs:
-    """Every seventh row is left out, and rows weigh differently."""
+    """Labels, with every seventh row left out, and a different weight for each row."""
     labels = torch.randint(shape.vocab, (shape.tokens,), device=device)
     labels[3::7] = IGNORE_INDEX
     return {"labels_S": labels, "weights_S": torch.rand(shape.tokens, device=device) / shape.tokens}
@@ -142,7 +142,7 @@ def _cross_entropy_inputs(shape: Shape, dtype: torch.dtype, device: torch.device
 
 
 def trained_like_logits(shape: Shape, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Logits as of a trained model: the label's stands out in most rows, so that p there is near 1."""
+    """Logits like those of a trained model: in most rows the label's stands out, so that its p is near 1."""
     inputs = _cross_entropy_inputs(shape, dtype, device)
     labels = inputs["labels_S"].clamp(min=0).unsqueeze(1)
     peaks = torch.rand(shape.tokens, 1, device=device) * 25 + 3
@@ -173,7 +173,7 @@ def _adamw_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> Inp
 
 
 def _updated(function: Callable) -> Callable:
-    """Of an op that works in place: what it leaves, from copies of what it was given."""
+    """An op that works in place, as a function that returns the new states and keeps its inputs unchanged."""
 
     def update(parameter, gradient, exp_avg, exp_avg_sq, scale, **numbers):
         states = [x.clone() for x in (parameter, exp_avg, exp_avg_sq)]
@@ -203,7 +203,7 @@ def _logits(shape: Shape, b: int) -> int:
 
 
 def _head_traffic(shape: Shape, b: int) -> int:
-    """Hidden, weight and their gradients, once; the three products, not these, are its floor."""
+    """Hidden, weight and their gradients, once each; not these but the three products are its floor."""
     return 2 * (_hidden(shape, b) + shape.vocab * shape.hidden * b)
 
 

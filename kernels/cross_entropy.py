@@ -5,7 +5,7 @@
     loss = sum over s of weights[s] * row[s]                                        (float32)
     d x[v] = weights[s] * ((1 + 2 * z_loss * lse) * p[v] - (1 - smoothing) * [v = label] - smoothing / V)
 
-The kernel (cross_entropy_rows.py) forms the gradient in forward, since the loss is a plain sum; backward
+The kernel (cross_entropy_rows.py) computes the gradient in forward, since the loss is a plain sum; backward
 only scales it.
 Shapes: S rows, V vocab.
 """
@@ -23,8 +23,8 @@ from fastling.kernels.runtime import tl, triton
 
 
 class CrossEntropy(NamedTuple):
-    """The loss () float32, and of each row (S,): negative log-likelihood, log of the sum of exponentials,
-    whether no other token was likelier, and entropy of the prediction (if asked for), all detached.
+    """The loss () float32, and for each row, (S,) and detached: negative log-likelihood, logarithm of the sum
+    of exponentials, whether no other token was likelier, and entropy of the prediction (if asked for).
     """
 
     loss: Tensor
@@ -43,7 +43,7 @@ def cross_entropy_reference(
     z_loss: float = 0.0,
     entropy: bool = False,
 ) -> CrossEntropy:
-    """Plain PyTorch, in float32; see `cross_entropy`."""
+    """`cross_entropy` in plain PyTorch, in float32."""
     _check(logits_SV, labels_S, weights_S)
     weights_S = row_weights(labels_S, weights_S)
     valid_S = labels_S != IGNORE_INDEX
@@ -51,7 +51,7 @@ def cross_entropy_reference(
     label_S1 = labels_S.where(valid_S, 0).unsqueeze(1)
     nll_S = -log_p_SV.gather(1, label_S1).squeeze(1)
     lse_S = logits_SV.float().logsumexp(-1)
-    row_S = (1 - label_smoothing) * nll_S + z_loss * lse_S * lse_S  # 0 times a square that overflows is NaN
+    row_S = (1 - label_smoothing) * nll_S + z_loss * lse_S * lse_S  # not z * lse^2: 0 times inf is NaN
     if label_smoothing:  # 0 times the mean of a row with -inf would be NaN
         row_S = row_S - label_smoothing * log_p_SV.mean(-1)
     correct_S = logits_SV.gather(1, label_S1).squeeze(1) >= logits_SV.amax(-1)
@@ -72,16 +72,17 @@ def cross_entropy(
     entropy: bool = False,
     overwrite_logits: bool = False,
 ) -> CrossEntropy:
-    """The weighted sum of the rows' losses, float32, whatever the logits' type.
+    """The weighted sum of the rows' losses, in float32 whatever the logits' type.
 
     Args:
         labels_S: int64; rows with -100 are left out (zero loss, zero gradient). A label outside the
-            vocabulary makes its loss NaN; it is never read as an address.
+            vocabulary makes its loss NaN; it is never used as an address.
         weights_S: float32, not differentiated; None for the mean over the rows that are not left out.
         overwrite_logits: the kernel may write the gradient over the logits, which must be contiguous and no
             leaf; the plain version and torch.compile leave them as they are.
 
-    Backward may run once: it scales the gradient that forward has formed. Raises ValueError in words.
+    Backward may run once: it scales, in place, the gradient that forward has computed. Raises ValueError for
+    arguments that do not fit.
     """
     options = (label_smoothing, z_loss, entropy)
     if not runtime.takes(logits_SV):
@@ -106,7 +107,7 @@ def cross_entropy(
 
 
 def row_weights(labels_S: Tensor, weights_S: Tensor | None) -> Tensor:
-    """`weights_S`, or those of a mean over the rows that count. Asks the device nothing."""
+    """`weights_S`, or those of a mean over the rows that are not left out. Nothing waits for the device."""
     if weights_S is not None:
         return weights_S
     valid_S = (labels_S != IGNORE_INDEX).float()
@@ -119,7 +120,7 @@ def _check(logits_SV: Tensor, labels_S: Tensor, weights_S: Tensor | None) -> Non
 
 
 def check_labels(op: str, labels_S: Tensor, weights_S: Tensor | None, num_rows: int, device) -> None:
-    """Raises ValueError unless labels and weights fit that many rows."""
+    """Raise ValueError unless labels and weights fit `num_rows` rows on `device`."""
     for name, tensor, dtype in (("labels_S", labels_S, torch.int64), ("weights_S", weights_S, torch.float32)):
         if tensor is not None:
             accept.shape(op, name, tensor, (num_rows,))
@@ -153,10 +154,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def scale_in_place(x: Tensor, scale: Tensor) -> Tensor:
-    """x *= scale () on the device, for contiguous x; where scale is 1, as it mostly is, x is not touched."""
+    """x *= scale () on the device, for contiguous x; if scale is 1, as it mostly is, x is not touched."""
     if not runtime.takes(x):
         return x.mul_(scale)
-    # Few programs, since all that most of them would do is start and end.
+    # Few programs: mostly scale is 1, and all that they do is to start and end.
     most_programs = 8 * runtime.num_multiprocessors(x.device)
     num_programs = min(most_programs, max(1, runtime.cdiv(x.numel(), 4096)))
     with runtime.on_device_of(x):

@@ -1,12 +1,13 @@
-"""The kernel of both cross-entropies: of each row of logits its loss, and the gradient where it is wanted.
+"""The kernel of both cross-entropies: the loss of each row of logits and, if it is wanted, the gradient.
 
 The first pass keeps running maxima and sums (Milakov and Gimelshein 2018), one of each for every thread, so
-that nothing is exchanged until the row is read. The second writes the gradient, from the end of the row,
-since what was read last is what the cache still holds. It moves 2 * S * V * b bytes where that is all (about
-256 KiB a multiprocessor are at work at a time: 34 MB on an H200, which caches 60), else up to 3 * S * V * b.
+that threads exchange nothing until the row is read. The second pass writes the gradient, from the end of the
+row, since the cache still holds what was read last. If it holds all that is at work (about 256 KiB for each
+multiprocessor, so 34 MB on an H200, whose cache has 60), the kernel moves 2 * S * V * b bytes at b bytes a
+value; else up to 3 * S * V * b.
 
 Near p[label] = 1, p - 1 would lose all its digits. So the label's own term is left out of the running
-sums: its gradient is minus the share of the others, and the logarithm a log1p.
+sums: its gradient is then minus the share of the others, and the logarithm is a log1p.
 Shapes: S rows, V vocab.
 """
 
@@ -18,11 +19,11 @@ from fastling.kernels.runtime import tl, triton
 
 IGNORE_INDEX = -100
 MOST_WARPS = 16
-WARP_BYTES = 2**14  # of a row: fewer warps for smaller rows, so that as many bytes are at work
-ROUND_BYTES = 2**11  # of logits that a warp takes at a time, 64 for each thread
-# Four rounds are on their way while one is at work. Those of 16 warps are 128 KiB, more than half of what a
-# multiprocessor can hold: it has one long row at a time, for which the cache is large enough. Fewer are on
-# their way where so many do not fit.
+WARP_BYTES = 2**14  # of a row for each warp: smaller rows have fewer warps, so that as many bytes are at work
+ROUND_BYTES = 2**11  # of logits that a warp takes at a time: 64 for each thread
+# Four rounds are being loaded while one is at work. For 16 warps they take 128 KiB, more than half of a
+# multiprocessor's shared memory: so it has one long row at a time, for which the cache is large enough. If
+# four do not fit, fewer are loaded ahead.
 MOST_STAGES = 5
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -37,9 +38,10 @@ def rows_and_gradient(
     z_loss: float = 0.0,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return weighted loss, nll, lse, correct and entropy of each row; write the gradient to grad_SV.
+    """Return weighted loss, nll, lse, correct and entropy, (S,) each; write the gradient to grad_SV.
 
-    grad_SV may be of another type than logits_SV, or be logits_SV itself.
+    entropy is (0,) unless it is asked for. grad_SV may be of another type than logits_SV, or be logits_SV
+    itself.
     """
     row_S, nll_S, lse_S, correct_S, entropy_S = empty_rows(logits_SV, entropy)
     num_rows, vocab_size = logits_SV.shape
@@ -96,15 +98,15 @@ def _kernel(
     weight = tl.load(weights_ptr + row)
     in_vocab = (label >= 0) & (label < V)
     label_logit = tl.load(logits_ptr + label, mask=in_vocab, other=float("nan")).to(tl.float32)
-    label = tl.where(in_vocab, label, -1).to(tl.int32)  # 64 bits take two comparisons a logit
-    # The last block, which need not be whole, stays in registers; the others need no mask.
+    label = tl.where(in_vocab, label, -1).to(tl.int32)  # 64 bits would take two comparisons a logit
+    # The last block, which may not be full, stays in registers; the others need no mask.
     rest = tl.load(logits_ptr + WHOLE + columns, mask=WHOLE + columns < V, other=float("-inf"))
     WITH_ENTROPY: tl.constexpr = entropy_ptr is not None
     largest, others, surprise, total_logit = _sum_exponentials(
         logits_ptr, rest, columns, label, V, WHOLE, SMOOTHING != 0.0, WITH_ENTROPY, BLOCK, THREADS, WIDE,
         STAGES,
     )  # fmt: skip
-    # `others` and `surprise` are relative to the largest of the other logits, and now to that of all.
+    # `others` and `surprise` are relative to the largest of the other logits; from here on, to that of all.
     shift = tl.maximum(label_logit, largest)
     below = tl.where(largest == float("-inf"), 0.0, largest - shift)
     others *= tl.exp(below)
@@ -130,7 +132,7 @@ def _kernel(
         _store_gradient(
             grad_ptr, logits_ptr, rest, columns, shift, scale, smoothing_grad, V, WHOLE, BLOCK, STAGES
         )
-        tl.debug_barrier()  # so that this one comes after what was stored there
+        tl.debug_barrier()  # so that the next store comes after that of the same place above
         tl.store(grad_ptr + label, label_grad, mask=label >= 0)
 
 
@@ -148,12 +150,12 @@ def _sum_exponentials(
     WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr, THREADS: tl.constexpr, WIDE: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Without the label the largest m, sums of exp(x - m) and exp(x - m) * (x - m); with it the sum of x."""
+    """The largest m, sums of exp(x - m) and exp(x - m) * (x - m), without the label; the sum of x with it."""
     maxima = tl.full((THREADS,), float("-inf"), tl.float32)
     exponentials = tl.zeros((THREADS,), tl.float32)
     surprises = tl.zeros((THREADS,), tl.float32)
     totals = tl.zeros((THREADS,), tl.float32)
-    # num_stages on the loop itself: without a dot in it, Triton prefetches only when told to here.
+    # num_stages on the loop itself: in a loop without a dot, Triton prefetches only if it is told to here.
     for start in tl.range(0, WHOLE, BLOCK, num_stages=STAGES):
         x = tl.load(logits_ptr + start + columns)
         maxima, exponentials, surprises, totals = _add(
@@ -177,9 +179,9 @@ def _add(
     maxima, exponentials, surprises, totals, x, columns, label, end, WITH_TOTAL: tl.constexpr,
     WITH_ENTROPY: tl.constexpr, THREADS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """What each thread has found, with a block more; label and end of the row are relative to the block."""
+    """Add a block to what each thread has found; label and end of the row are relative to the block."""
     x = x.to(tl.float32)
-    # As the compiler deals a block out, so that the sums of a thread are no business of others.
+    # The shape in which the compiler deals a block out to threads, so that each sums up its own values alone.
     shape: tl.constexpr = (x.shape[0] // (THREADS * WIDE), THREADS, WIDE)
     if WITH_TOTAL:
         totals += _sum_of_thread(tl.reshape(tl.where(columns < end, x, 0.0), shape))
@@ -205,7 +207,7 @@ def _store_gradient(
     grad_ptr, logits_ptr, rest, columns, shift, scale, smoothing_grad,
     V: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """As if every token were another than the label: one comparison a logit less."""
+    """Write the gradient as if no token were the label, which spares one comparison a logit."""
     grad = _gradient(rest, shift, scale, smoothing_grad)
     tl.store(grad_ptr + WHOLE + columns, grad, mask=WHOLE + columns < V, eviction_policy="evict_first")
     for done in tl.range(0, WHOLE, BLOCK, num_stages=STAGES):
@@ -221,6 +223,6 @@ def _gradient(x, shift, scale, smoothing_grad):
 
 @triton.jit
 def _log1p(x):
-    """log(1 + x) for x >= 0, where 1 + x would round the digits of a small x away."""
+    """log(1 + x) for x >= 0, also for a small x, whose digits 1 + x would round away."""
     series = x * (1 - x * (0.5 - x * (1 / 3 - x * (0.25 - x * 0.2))))
     return tl.where(x < 0.02, series, tl.log(1 + x))

@@ -1,6 +1,6 @@
-"""Each op's formula in float64, as on paper: what kernels and plain versions alike are measured against.
+"""Each op's formula in float64, as on paper; kernels and plain versions alike are measured against it.
 
-Arguments are named as the ops' are; all that is floating point is float64. Nothing here is fast.
+Arguments have the names of the op's; all that is floating point is float64. Nothing here is fast.
 """
 
 import torch
@@ -20,7 +20,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def rotary(
     q_TND: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, positions_T: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each pair of lanes is a complex number, and turns."""
+    """Each pair of lanes is a complex number, which is rotated."""
     turn_T1C = torch.complex(cos, sin)[positions_T.long()].unsqueeze(1)
     return tuple(_turned(x, turn_T1C) for x in (q_TND, k_TKD))
 
@@ -63,7 +63,7 @@ def adamw_(
     eps: float,
     weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what the op leaves in its place: parameter, exp_avg, exp_avg_sq."""
+    """Return the new parameter, exp_avg and exp_avg_sq, which the op itself writes in place."""
     gradient = gradient / scale
     exp_avg = beta1 * exp_avg + (1 - beta1) * gradient
     exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * gradient**2

@@ -2,9 +2,9 @@
 
     y = x W16^T + b        dx = dy W16        W.grad += dy^T x, in float32        db = sum over t of dy[t]
 
-W16 is made for each product and kept for none, and the weight's gradient is added up where it lies. Bytes
-a weight, beside the products' own: 6 in forward and 6 in backward for W16; 4 to write a first gradient, 8 to
-add another. Autograd would keep W16 from forward to backward, and write, widen and add each gradient.
+W16 is made for each product and never kept, and the weight's gradient is added up in place. Bytes a weight,
+beside the products' own: 6 in forward and 6 in backward for W16; 4 to write a first gradient, 8 to add
+another. Autograd would keep W16 from forward to backward, and write, widen and add each gradient.
 Shapes: T tokens, I inputs, O outputs.
 """
 
@@ -17,16 +17,17 @@ from fastling.kernels import accept
 
 
 def linear_reference(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """The same with gradients by autograd."""
+    """`linear` with gradients by autograd."""
     return F.linear(x_TI, weight_OI.to(x_TI.dtype), None if bias_O is None else bias_O.to(x_TI.dtype))
 
 
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """Return (T, O) in x's dtype. Of a float32 weight under a half-precision x, which must be a parameter
-    itself, the gradient is added to its `grad` during backward; hooks on it are not called then.
+    """Return (T, O) in x's dtype.
 
-    Under torch.compile the gradient is returned as any other; of one type, all is left to PyTorch. Raises
-    ValueError in words.
+    If x is in half precision and the weight in float32, backward adds the weight's gradient to its `grad`,
+    without calling hooks on it; the weight must be a parameter itself. Under torch.compile the gradient is
+    returned as any other. If both have one type, all is left to PyTorch. Raises ValueError for arguments that
+    do not fit.
     """
     adds_up = torch.is_grad_enabled() and weight_OI.requires_grad and weight_OI.dtype != x_TI.dtype
     if not adds_up:
@@ -45,7 +46,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TI, weight_OI, bias_O):
         ctx.save_for_backward(x_TI)
-        # Not among the saved tensors: of a layer that is recomputed, those are others with the same numbers.
+        # Not among the saved tensors: in a layer that is recomputed, those become other ones of equal values.
         ctx.weight_OI, ctx.has_bias = weight_OI, bias_O is not None
         return linear_reference(x_TI, weight_OI, bias_O)
 
@@ -103,7 +104,7 @@ def _compiled_backward(ctx, dy_TO):
 
 
 _forward_op = torch.library.custom_op("fastling::linear", linear_reference, mutates_args=())
-# Not len(x_TI), which asks for a number: the graph would be that of one number of tokens.
+# Not len(x_TI), which asks for a number: the graph would serve that number of tokens alone.
 _forward_op.register_fake(
     lambda x_TI, weight_OI, bias_O=None: x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])
 )

@@ -5,17 +5,18 @@
 
 All logits of a long pack are the largest tensor of training (S * V * 4 bytes: 8 GiB for 16k rows and a
 vocabulary of 128k). Since the loss is a plain sum, `linear_cross_entropy` turns them into their gradient in
-the forward pass, chunk by chunk; backward only scales. Three matrix products (6 * S * V * H flops), as in the
-plain version, and no recomputation; beside them logits are written once and read twice, and their gradient,
-in the weight's type, is written once.
+the forward pass, chunk by chunk; backward only scales. It takes three matrix products (6 * S * V * H flops),
+as the plain version does, and no recomputation; beside them logits are written once and read twice, and their
+gradient, in the weight's type, is written once.
 
-The gradient is kept for as many rows as memory is granted for, mostly all: then the gradients of hidden and
-weight are one product each. Otherwise the rows come in groups, and the weight's gradient is summed over them.
+The logits' gradient is kept for as many rows as its memory allows, mostly for all: then the gradients of
+hidden and weight are one product each. Otherwise rows are taken in groups, and the weight's gradient is
+summed over them.
 
-What is exact: logits and the loss are float32 (a bf16 logit of 20 is off by up to 0.06; on a CPU, which has
-no such product, half-precision logits and each group's share of the weight's gradient are rounded before
-they become float32), the gradient is rounded to the weight's type only for its products, and the weight's
-gradient is summed over groups in float32.
+Precision: logits and the loss are float32 (a bf16 logit of 20 is off by up to 0.06). The logits' gradient is
+rounded to the weight's type only for its products, and the weight's gradient is summed over groups in
+float32. On a CPU, which has no half-precision products with a float32 result, logits and each group's share
+of the weight's gradient are rounded to the half precision before they become float32.
 Nothing waits for the device.
 Shapes: S supervised rows, G rows of a group, C rows of a chunk, H hidden, V vocab.
 """
@@ -31,16 +32,16 @@ from fastling.kernels.cross_entropy_rows import IGNORE_INDEX, rows_and_gradient
 from fastling.kernels.linear import add_product_float32
 
 CPU_CHUNK_BYTES = 256 * 2**20
-CPU_TILE_BYTES = 2**20  # of float32 logits: what a core's cache holds while they become their gradient
+CPU_TILE_BYTES = 2**20  # of float32 logits, which a core's cache holds while they become their gradient
 GPU_CHUNK_BYTES = 2 * 2**30
-GPU_MEMORY_SHARE = 32  # of a smaller GPU, a group takes this part
-LOGITS_SHARE = 4  # of a group's memory, logits wider than their gradient take this part
+GPU_MEMORY_SHARE = 32  # a group takes 1 / 32 of the memory of a smaller GPU
+LOGITS_SHARE = 4  # logits that are wider than their gradient take 1 / 4 of a group's memory
 
 
 def linear_cross_entropy_reference(
     hidden_SH: Tensor, weight_VH: Tensor, labels_S: Tensor, weights_S: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return (loss () float32, nll (S,) float32 detached); holds all logits."""
+    """Return (loss () float32, nll (S,) float32 detached); holds all logits at once."""
     _check(hidden_SH, weight_VH, labels_S, weights_S)
     logits_SV = F.linear(hidden_SH, weight_VH).float()
     nll_S = F.cross_entropy(logits_SV, labels_S, reduction="none", ignore_index=IGNORE_INDEX)
@@ -59,14 +60,15 @@ def linear_cross_entropy(
     """Return (loss () float32, nll (S,) float32 detached) as the reference does, in chunks of rows.
 
     Args:
-        labels_S: int64; a row with -100 counts for nothing, but costs as much as any: give only the rows
+        labels_S: int64; a row with -100 does not count, but costs as much as any other: give only the rows
             that are trained on.
         weights_S: float32, not differentiated; None for the mean over the rows that count.
-        chunk_bytes: of logits and their gradient held at a time; by default 2 GiB on a GPU, or a 32nd of a
-            smaller one (and more where all rows then fit, so that no float32 total is held).
+        chunk_bytes: most bytes of logits and their gradient at a time; by default 256 MiB on a CPU, and on a
+            GPU 2 GiB, or a 32nd of a smaller one (more if then all rows fit and no float32 total is held).
         logits_dtype: float32, or the weight's type for half the bytes and a loss of three digits.
 
-    Backward may run once: it scales what forward has formed. Raises ValueError in words.
+    Backward may run once: it scales, in place, the gradients that forward has computed. Raises ValueError for
+    arguments that do not fit.
     """
     options = (chunk_bytes, logits_dtype, runtime.takes(hidden_SH))
     return _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, *options)
@@ -135,9 +137,9 @@ def gpu_chunk_bytes(
     needs_weight: bool,
     logits_dtype: torch.dtype,
 ) -> int:
-    """Bytes for logits and their gradient on a GPU of so many."""
+    """The default of `chunk_bytes` on a GPU with `gpu_memory` bytes."""
     budget = min(GPU_CHUNK_BYTES, gpu_memory // GPU_MEMORY_SHARE)
-    # Several groups sum the weight's gradient in float32. One group alone can have that memory for itself.
+    # Several groups need a float32 sum of the weight's gradient. One group alone can use that memory itself.
     total_bytes = 4 * vocab_size * hidden_size if needs_weight and dtype != torch.float32 else 0
     alone = budget + total_bytes
     granted, _ = _shares(alone, logits_dtype, dtype)
@@ -145,7 +147,7 @@ def gpu_chunk_bytes(
 
 
 def _shares(chunk_bytes: int, logits_dtype: torch.dtype, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes for the gradient of a group and for the logits of a chunk, which may be the same bytes."""
+    """Bytes for the gradient of a group and for the logits of a chunk; of one type they share their bytes."""
     if logits_dtype == dtype:
         return chunk_bytes, chunk_bytes
     return chunk_bytes - chunk_bytes // LOGITS_SHARE, chunk_bytes // LOGITS_SHARE
@@ -242,9 +244,9 @@ def _empty_outputs(
 
 
 def _row_slices(num_rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
-    """Slices within the budget, about even: that leaves no small ragged product at the end.
+    """Slices of rows within the budget, of about equal size, so that none at the end is a small product.
 
-    Where 16 rows fit, a slice begins at a multiple of them, so that labels and weights lie alike in each:
+    If 16 rows fit, slices begin at multiples of 16, so that labels and weights are aligned alike in each:
     Triton compiles a kernel anew, for seconds, for a pointer that is no multiple of 16 bytes.
     """
     most_rows = max(1, most_bytes // row_bytes)
@@ -257,10 +259,10 @@ def _row_slices(num_rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
 
 
 def _empty_logits(hidden_SH: Tensor, num_rows: int, vocab_size: int, dtype: torch.dtype) -> Tensor:
-    """Rows begin at multiples of 16 values whatever the vocabulary's size: products and kernels need that."""
+    """Empty (rows, V) whose rows begin at multiples of 16 values for any V, as products and kernels need."""
     padded = hidden_SH.new_empty((num_rows, -(-vocab_size // 16) * 16), dtype=dtype)
     if not padded.is_cuda:
-        # oneDNN on AMX multiplies what follows a row by zeros (its issue 5717), and not all memory is finite.
+        # oneDNN on AMX multiplies what follows a row by zeros (its issue 5717), and that may be NaN or inf.
         padded[:, vocab_size:] = 0
     return padded[:, :vocab_size]
 
@@ -288,7 +290,7 @@ def _losses_and_gradient(
 def _rows_and_gradient_in_tiles(
     logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, grad_CV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's work in PyTorch; overwrites the logits, and on a CPU goes through them while in cache."""
+    """The kernel's work in PyTorch. Overwrites float32 logits, on a CPU in tiles that fit into its cache."""
     num_rows, vocab_size = logits_CV.shape
     tile_bytes = logits_CV.nbytes * 2 if logits_CV.is_cuda else CPU_TILE_BYTES
     valid_C = labels_C != IGNORE_INDEX
@@ -303,7 +305,7 @@ def _rows_and_gradient_in_tiles(
 
 
 def _tile_nll(logits_CV: Tensor, labels_C1: Tensor, weights_C: Tensor, grad_CV: Tensor | None) -> Tensor:
-    """Return nll (C,) and fill in the gradient of weights * nll, with the kernel's care near p_y = 1."""
+    """Return nll (C,) and fill in the gradient of weights * nll, as exact as the kernel near p[label] = 1."""
     shifted_CV = logits_CV.float().sub_(logits_CV.amax(dim=1, keepdim=True))
     label_shifted_C1 = shifted_CV.gather(1, labels_C1)
     exponentials_CV = shifted_CV.exp_().scatter_(1, labels_C1, 0.0)
@@ -316,7 +318,7 @@ def _tile_nll(logits_CV: Tensor, labels_C1: Tensor, weights_C: Tensor, grad_CV: 
 
 
 def _product_into(out_CV: Tensor, left_CH: Tensor, right_HV: Tensor) -> None:
-    """out = left @ right; on CUDA the float32 accumulator of a half-precision product is kept whole."""
+    """out = left @ right; on CUDA a float32 `out` has a half-precision product's accumulator unrounded."""
     if out_CV.dtype == left_CH.dtype:
         torch.mm(left_CH, right_HV, out=out_CV)
     elif left_CH.is_cuda:

@@ -23,7 +23,7 @@ from fastling.kernels.runtime import tl, triton
 
 TILE = 4096  # values that a program holds at a time: one long row, or many short ones
 LONGEST_ROW = 16384
-SHARED_BYTES = 128 * 2**10  # of a multiprocessor, for tiles on their way, where one has as much
+SHARED_BYTES = 128 * 2**10  # of a multiprocessor's shared memory, if it has as much, for tiles being loaded
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
@@ -52,7 +52,7 @@ def rms_norm(
 
     `weight_offset` 1.0 is for models that store weight - 1 (Gemma). x may be a strided (T, H) or
     (T, N, D), such as the query heads of a fused projection. `tiled` asks for PyTorch by tiles
-    (tiles.py), which also runs where Triton cannot. Raises ValueError in words.
+    (tiles.py), which also runs where Triton cannot. Raises ValueError for arguments that do not fit.
     """
     _check("rms_norm", x, weight)
     tiled = tiled or not runtime.takes(x)
@@ -187,8 +187,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Return (dx + dsummed, dweight); dweight is empty where it is not needed.
 
-    Each of a few programs keeps the sum of dweight over its rows; a second kernel adds those up, always
-    in the same order.
+    Each of a few programs sums dweight over its rows; a second kernel adds these sums up, always in the same
+    order.
     """
     dy = dy.contiguous()  # a gradient may be an expanded scalar
     dsummed = None if dsummed is None else dsummed.contiguous()
@@ -211,7 +211,7 @@ def _backward(
             WIDTH=width, NUM_STAGES=num_stages, num_warps=num_warps,
         )  # fmt: skip
         if needs_dweight:
-            # Two programs a multiprocessor or so: with 512 rows, all partial sums are on their way at once.
+            # About two programs a multiprocessor: with 512 rows, all partial sums are being loaded at once.
             _sum_partials_kernel[(runtime.cdiv(x.shape[-1], 16),)](
                 dweight, partials, num_programs, H=x.shape[-1], ROWS=512, COLUMNS=16, num_warps=8
             )
@@ -219,7 +219,7 @@ def _backward(
 
 
 def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    """(rows, heads of a token, values from token to token, values from head to head)."""
+    """(rows, heads of a token, stride from token to token, stride from head to head)."""
     if x.is_contiguous():
         return x.numel() // max(1, x.shape[-1]), 1, x.shape[-1], 0
     if x.dim() == 2:
@@ -231,18 +231,18 @@ def _tile_shape(x: Tensor) -> tuple[int, int, int]:
     """(rows, columns, warps) of a program: for each thread, two 128-bit loads of each tensor."""
     width = runtime.next_power_of_2(x.shape[-1])
     block_rows = max(1, TILE // width)
-    # More than 16 warps have 64 registers a thread, too few for backward but by a hair at 16384.
+    # With more than 16 warps a thread has 64 registers: too few for backward, only just enough at 16384.
     most_warps = 16 if width <= 8192 else 32
     return block_rows, width, min(most_warps, max(4, block_rows * width * x.element_size() // 1024))
 
 
 def _programs_per_multiprocessor(num_warps: int) -> int:
-    """Few, since each leaves a float32 row of partial sums; enough to hide the latency of loads."""
+    """Few, since each leaves a float32 row of partial sums, but enough to hide the latency of loads."""
     return max(1, 16 // num_warps)
 
 
 def _num_stages(tile_bytes: int, device: torch.device) -> int:
-    """Tiles of the loop that are in flight, the one at work included, as far as shared memory reaches."""
+    """Tiles of the loop that are in flight, with the one at work: as many as fit into shared memory."""
     return min(3, 1 + min(SHARED_BYTES, runtime.shared_bytes(device)) // tile_bytes)
 
 
@@ -274,7 +274,7 @@ def _empty_gradients(
 
 @triton.jit
 def _tile(block, num_rows, H: tl.constexpr, BLOCK_ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Row numbers (ROWS, 1), columns (1, WIDTH) and masks of a block of rows."""
+    """Row numbers (BLOCK_ROWS, 1), columns (1, WIDTH) and both masks of a block of rows."""
     rows = tl.cast(block, tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     columns = tl.arange(0, WIDTH)[None, :]
     in_rows = rows < num_rows
@@ -295,7 +295,7 @@ def _forward_kernel(
         x += tl.load(residual_ptr + rows * H + columns, mask=mask, other=0.0).to(tl.float32)
         summed = x.to(summed_ptr.dtype.element_ty)
         tl.store(summed_ptr + rows * H + columns, summed, mask=mask)
-        x = summed.to(tl.float32)  # what the next reader of the sum sees is what is normalised
+        x = summed.to(tl.float32)  # normalise the rounded sum, which later readers of it see
     weight = tl.load(weight_ptr + columns, mask=columns < H, other=0.0).to(tl.float32) + WEIGHT_OFFSET
     inverse_rms = tl.math.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / H + eps)
     tl.store(inverse_rms_ptr + rows, inverse_rms, mask=in_rows)
@@ -313,7 +313,7 @@ def _backward_kernel(
     columns = tl.arange(0, WIDTH)[None, :]
     weight = tl.load(weight_ptr + columns, mask=columns < H, other=0.0)
     dweight = tl.zeros((BLOCK_ROWS, WIDTH), tl.float32)
-    # num_stages on the loop itself: without a dot in it, Triton prefetches only when told to here.
+    # num_stages on the loop itself: in a loop without a dot, Triton prefetches only if it is told to here.
     for block in tl.range(program, tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES):
         rows, columns, in_rows, mask = _tile(block, num_rows, H, BLOCK_ROWS, WIDTH)
         source = rows // HEADS * token_stride + rows % HEADS * head_stride + columns

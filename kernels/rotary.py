@@ -6,11 +6,11 @@
 The pair is (i, i + D/2), half-split, as in Hugging Face; or (2i, 2i + 1), interleaved, as in Meta's code.
 Backward is the same rotation with -sin.
 
-`rotary_qkv` takes the output of the fused projection apart as well: forward it rotates queries and keys,
-where they lie if told so, and the three results are views; backward one kernel rotates the gradients of
-queries and keys back and writes all three into one buffer, the projection's. Splitting and joining cost
-no pass of their own. Moves 2 * T * (N + K) * D * bytes forward and 2 * T * (N + 2K) * D * bytes backward;
-the tables stay in cache, read once for all heads of a token.
+`rotary_qkv` also splits the output of the fused projection. Forward rotates queries and keys, in place if it
+is told to, and then all three results are views; backward rotates the gradients of queries and keys back with
+one kernel, which writes all three gradients into one buffer, as the projection's. So splitting and joining
+cost no pass of their own. Moves 2 * T * (N + K) * D * b bytes forward and 2 * T * (N + 2K) * D * b backward,
+at b bytes a value; the tables stay in cache, and are read once for all heads of a token.
 Shapes: T packed tokens, N heads, K kv heads, M = N + 2K, D head dim, P positions.
 """
 
@@ -70,9 +70,9 @@ def rotary(
 ) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys: tables (P, D/2) float32, positions (T,) int32 or int64, below P.
 
-    `in_place` overwrites q and k and returns them; autograd then refuses a backward that would have
-    needed what they held. torch.compile decides for itself what is overwritten. `tiled` asks for PyTorch
-    by tiles (tiles.py), which also runs where Triton cannot. Raises ValueError in words.
+    `in_place` overwrites q and k and returns them; autograd then refuses a backward that needs their old
+    values. torch.compile decides for itself what is overwritten. `tiled` asks for PyTorch by tiles
+    (tiles.py), which also runs where Triton cannot. Raises ValueError for arguments that do not fit.
     """
     tables = (cos, sin, positions_T)
     tiled = tiled or not runtime.takes(q_TND)
@@ -102,10 +102,11 @@ def rotary_qkv(
     in_place: bool = False,
     tiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take (T, N + 2K, D) apart into rotated queries and keys, and values.
+    """Split (T, N + 2K, D) into queries (T, N, D) and keys (T, K, D), both rotated, and values (T, K, D).
 
-    `in_place` rotates queries and keys inside qkv, and all three results are views of it: right for the
-    output of a linear layer, which nothing else reads. Refused for a leaf that requires grad.
+    `in_place` rotates queries and keys inside qkv, and all three results are views of it: this suits the
+    output of a linear layer, which nothing else reads. The other arguments are those of `rotary`. Raises
+    ValueError for arguments that do not fit, such as a leaf that requires grad with `in_place`.
     """
     tables = (cos, sin, positions_T)
     tiled = tiled or not runtime.takes(qkv_TMD)
@@ -185,7 +186,7 @@ class _RotaryQKV(torch.autograd.Function):
         rotated = qk if in_place else [x.new_empty(x.shape) for x in qk]
         ctx.launch(rotated, qk, (cos, sin, positions_T), interleaved=interleaved, inverse=False)
         if in_place and not qkv_TMD.is_inference():
-            increment_version(qkv_TMD)  # so that whoever saved qkv for its backward finds it changed
+            increment_version(qkv_TMD)  # so that autograd notices if qkv was saved for a backward
         return *rotated, v_TKD
 
     @staticmethod
@@ -200,7 +201,7 @@ class _RotaryQKV(torch.autograd.Function):
 
 
 def _rows(gradient: Tensor) -> Tensor:
-    """A gradient may be an expanded scalar."""
+    """The gradient with contiguous rows: it may be an expanded scalar."""
     return gradient if gradient.stride(-1) == 1 else gradient.contiguous()
 
 

@@ -17,7 +17,7 @@ try:
 except ImportError:
 
     class _Absent:
-        """Stands in for Triton while kernels are defined: every name is itself, decorators do nothing."""
+        """Stands in for Triton while kernels are defined: any attribute is itself, decorators do nothing."""
 
         def __getattr__(self, name):
             return self
@@ -33,7 +33,7 @@ else:
 
 
 def _constant(function: Callable) -> Callable:
-    """torch.compiler.assume_constant_result, without importing the compiler for it: a fifth of a start."""
+    """torch.compiler.assume_constant_result, without importing the compiler, which is a fifth of a start."""
     function._dynamo_marked_constant = True
     return function
 
@@ -49,7 +49,7 @@ def missing(device: torch.device) -> str | None:
 
 
 def takes(tensor: Tensor) -> bool:
-    """Whether the Triton kernels run on such a tensor here; where not, the plain version does."""
+    """Whether the Triton kernels can run on such a tensor here; if not, the plain version does."""
     return missing(tensor.device) is None
 
 
@@ -59,7 +59,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Make the tensor's device the current one, on which Triton launches."""
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
     return nullcontext()
@@ -67,7 +67,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
 
 @cache
 def num_multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of a GPU; few on a CPU, so that persistent loops go round there too."""
+    """Streaming multiprocessors of a GPU; few on a CPU, so that persistent loops take several turns there."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 3
@@ -75,8 +75,8 @@ def num_multiprocessors(device: torch.device) -> int:
 
 @cache
 def shared_bytes(device: torch.device) -> int:
-    """Of shared memory that one program may have on a GPU: 227 KiB on an H100, 163 on an A100, 99 on GeForce
-    and the like; on a CPU, as on an A100.
+    """Bytes of shared memory that one program may have on a GPU: 227 KiB on an H100, 163 on an A100, 99 on
+    GeForce and the like. On a CPU it is as on an A100.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

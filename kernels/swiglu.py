@@ -2,9 +2,9 @@
 
     d gate = dy * up * s * (1 + gate * (1 - s))        d up = dy * gate * s        s = sigmoid(gate)
 
-gate and up are the two halves of one buffer, so nothing is copied apart, and the two gradients are the
-halves of one buffer too. Moves 3 * T * F * bytes forward and 5 * T * F * bytes backward; in the kernels the
-arithmetic is float32, rounded once. Shapes: T packed tokens, F ffn.
+gate and up are the two halves of one buffer, so no copy splits them, and the two gradients are the halves of
+one buffer too. Moves 3 * T * F * b bytes forward and 5 * T * F * b backward, at b bytes a value; in the
+kernels the arithmetic is float32, rounded once. Shapes: T packed tokens, F ffn.
 """
 
 import torch
@@ -26,9 +26,10 @@ def swiglu_reference(gate_up_T2F: Tensor) -> Tensor:
 
 
 def swiglu(gate_up_T2F: Tensor, *, tiled: bool = False) -> Tensor:
-    """`swiglu_reference` as one kernel each way. Rows may be strided; raises ValueError in words.
+    """`swiglu_reference` as one kernel each way. Rows may be strided.
 
-    `tiled` asks for PyTorch by tiles (tiles.py), which also runs where Triton cannot.
+    `tiled` asks for PyTorch by tiles (tiles.py), which also runs where Triton cannot. Raises ValueError for
+    arguments that do not fit.
     """
     _check(gate_up_T2F)
     tiled = tiled or not runtime.takes(gate_up_T2F)
@@ -102,7 +103,7 @@ def _empty_gradient(dy_TF: Tensor, gate_up_T2F: Tensor) -> Tensor:
 
 @triton.jit
 def _tile(F: tl.constexpr, BLOCK: tl.constexpr):
-    """The row, columns and mask of a program. Everything lies on grid x: the other axes end at 65535."""
+    """The row, columns and mask of a program. The grid has only an x axis, since the others end at 65535."""
     tiles_per_row: tl.constexpr = (F + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     columns = (program % tiles_per_row) * BLOCK + tl.arange(0, BLOCK)

@@ -1,14 +1,14 @@
-"""Attention inside documents on a CPU: PyTorch's fused one, on documents of about a length together.
+"""Attention inside documents on a CPU: PyTorch's fused one, on several documents of similar length at once.
 
     P = softmax(Q K^T / sqrt(D)), causal        O = P V        delta[t] = sum over d of dO[t, d] * O[t, d]
     dV = P^T dO        dS = P * (dO V^T - delta) / sqrt(D)        dQ = dS K        dK = dS^T Q
 
-One call for each document would spend its time between the products. So documents of about one length go
-together, padded at their ends to one length, where the causal mask hides the padding from every real token;
-and short ones' half-precision numbers are widened to float32, since PyTorch's products of small
-half-precision matrices cost more to set up than to do. Long ones are padded even alone: PyTorch compiles its
-half-precision products anew for each length and keeps them for ever, some 5 MiB a length. The stream is
-brought into the order of the tiles by one gathering of rows, and back by another.
+With one call for each document, most time would go by between the products. So documents of similar length
+form a tile, padded at their ends to one length; the causal mask hides the padding from every real token. The
+half-precision numbers of short documents are widened to float32, since PyTorch's products of small
+half-precision matrices cost more to set up than to compute. Long documents are padded even alone: PyTorch
+compiles its half-precision products anew for each length and keeps them for ever, some 5 MiB a length. One
+gathering of rows brings the stream into the order of the tiles, and another one brings it back.
 Shapes: T packed tokens, P tokens of all tiles with their padding, N heads, K kv heads, M either, D head dim,
 B documents of a tile, L tokens of each with its padding.
 """
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 TILE_TOKENS = 2048
-LONGEST_WIDENED = 192  # tokens of a document; with longer ones half precision is the faster
+LONGEST_WIDENED = 192  # tokens of a document; for longer ones half precision is faster
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -34,18 +34,18 @@ class Tile(NamedTuple):
     """Documents of one padded length, side by side."""
 
     start: int
-    """Of its rows among those of all tiles."""
+    """The first of its rows, among those of all tiles."""
     documents: int
     length: int
-    """Of each document with its padding."""
+    """The length of each document with its padding."""
 
     def of(self, x_PMD: Tensor) -> Tensor:
-        """(B, M, L, D), or (B, M, L) of a (P, M): a view of the tile's tokens, by document and head."""
+        """A view of the tile's tokens by document and head: (B, M, L, D), or (B, M, L) of a (P, M)."""
         rows = x_PMD[self.start : self.start + self.documents * self.length]
         return rows.unflatten(0, (self.documents, self.length)).transpose(1, 2)
 
     def inputs(self, *tensors_PMD: Tensor) -> tuple[Tensor, ...]:
-        """The same of each, in the type that its products are made in."""
+        """The same of each tensor, in the type in which the tile's products are computed."""
         widens = self.length <= LONGEST_WIDENED
         parts = (self.of(x_PMD) for x_PMD in tensors_PMD)
         return tuple(x.float() if widens and x.dtype.itemsize < 4 else x for x in parts)
@@ -53,37 +53,39 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How documents of a stream lie in tiles."""
+    """Where the tokens of a stream are in the tiles."""
 
     tiles: list[Tile]
     sources_P: Tensor
-    """Where in the stream each row of the tiles comes from; in a document's padding, its last."""
+    """The token of the stream that each row of the tiles holds; in padding, the document's last one."""
     padding: Tensor
-    """Which rows of the tiles are padding."""
+    """The rows of the tiles that are padding."""
     places_T: Tensor
-    """Which row of the tiles each token of the stream is."""
+    """The row of the tiles that holds each token of the stream."""
 
     def gather(self, x_TMD: Tensor, *, zero_padding: bool = False) -> Tensor:
-        """(P, M, D)"""
+        """The rows of the tiles, (P, M, D), from those of the stream."""
         x_PMD = x_TMD.index_select(0, self.sources_P)
         return x_PMD.index_fill_(0, self.padding, 0) if zero_padding else x_PMD
 
     def scatter(self, x_PMD: Tensor) -> Tensor:
-        """(T, M, D); padding goes nowhere."""
+        """The rows of the stream, (T, M, D), from those of the tiles, without the padding."""
         return x_PMD.index_select(0, self.places_T)
 
 
 def tiled_attention(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Return (T, N, D) in q's dtype, for tensors on a CPU. Raises ValueError where the documents between the
-    borders (documents + 1,) int32 are not the stream's T tokens.
+    """Return (T, N, D) in q's dtype, for tensors on a CPU.
 
-    A custom operator, compiled or not: a graph that knew the lengths would be that of one pack.
+    Raises ValueError unless the documents' borders `cu_seqlens`, (documents + 1,) int32, ascend from 0 to T.
+    It is a custom operator, compiled or not: a graph that knew the lengths would serve one pack alone.
     """
     return _forward_op(q_TND, k_TKD, v_TKD, cu_seqlens)[0]
 
 
 def lengths_between(cu_seqlens: Tensor, num_tokens: int) -> tuple[int, ...]:
-    """Lengths of documents. The borders must be the stream's: what lies outside them nobody would write."""
+    """Lengths of documents. Raises ValueError unless their borders are those of the stream's tokens: rows
+    outside of them would never be written.
+    """
     borders = cu_seqlens.tolist()
     if [*borders[:1], *borders[-1:]] != [0, num_tokens] or borders != sorted(borders):
         words = f"must ascend from 0 to the {num_tokens} tokens"
@@ -92,7 +94,7 @@ def lengths_between(cu_seqlens: Tensor, num_tokens: int) -> tuple[int, ...]:
 
 
 def _forward(q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the output and, for backward, the logarithm of each softmax's denominator."""
+    """Return the output (T, N, D) and, for backward, the logarithms of the softmax's denominators (T, N)."""
     layout = _layout(lengths_between(cu_seqlens, len(q_TND)))
     q_PND, k_PKD, v_PKD = map(layout.gather, (q_TND, k_TKD, v_TKD))
     out_PND, logsumexp_PN = _empty_outputs(q_PND)
@@ -133,7 +135,7 @@ def _backward(
 
 
 def _for_queries(q_BNLD: Tensor, *keys_and_values_BKLD: Tensor) -> tuple[Tensor, ...]:
-    """(B, N, L, D) each: kv heads as often as they have query heads."""
+    """(B, N, L, D) each: kv heads are repeated for their query heads."""
     num_heads = q_BNLD.shape[1]
     return q_BNLD, *(
         x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
@@ -143,7 +145,9 @@ def _for_queries(q_BNLD: Tensor, *keys_and_values_BKLD: Tensor) -> tuple[Tensor,
 
 @lru_cache(maxsize=4)
 def _layout(lengths: tuple[int, ...]) -> Layout:
-    """Documents of about one length go together, as many as TILE_TOKENS let them."""
+    """The layout in which documents of one padded length form tiles, of TILE_TOKENS tokens at most if they
+    are several.
+    """
     starts = accumulate(lengths, initial=0)
     documents = [
         (_padded(length), start, length) for start, length in zip(starts, lengths, strict=False) if length
@@ -160,7 +164,7 @@ def _layout(lengths: tuple[int, ...]) -> Layout:
 
 
 def _tiles(documents: Sequence[tuple[int, int, int]]) -> list[Tile]:
-    """Of documents by their padded length, which comes first."""
+    """The tiles of documents (padded length, start, length), which are sorted by their padded length."""
     tiles, start = [], 0
     for padded, count in Counter(map(itemgetter(0), documents)).items():
         most = max(1, TILE_TOKENS // padded)
@@ -171,7 +175,7 @@ def _tiles(documents: Sequence[tuple[int, int, int]]) -> list[Tile]:
 
 
 def _padded(length: int) -> int:
-    """The length that a document is padded to: few different ones, at most an eighth too long."""
+    """The length to which a document is padded: one of few, at most an eighth longer than the document."""
     step = max(1, 1 << (length - 1).bit_length() >> 4)
     return -(-length // step) * step
 

@@ -1,10 +1,10 @@
 """The pointwise ops in plain PyTorch, a tile of rows at a time: what runs where Triton does not.
 
 A chain of PyTorch operations reads and writes whole tensors at every link, and a CPU spends its time on
-memory. Of a tile that fits into a core's cache only the first read and the last write reach memory, and no
-temporary is larger than a tile. The arithmetic is float32; norms and rotary round once, as in the kernels,
-SwiGLU after each of PyTorch's operations, which convert on their way. On a GPU a tensor is one tile: launches
-would cost more than they save.
+memory. With a tile that fits into a core's cache, only the first read and the last write reach memory, and no
+temporary is larger than a tile. The arithmetic is float32; norms and rotary round once, as the kernels do,
+SwiGLU after each of PyTorch's operations, which convert on their way. On a GPU a tensor is one tile: more
+launches would cost more than they save.
 
 The formulas are in rms_norm.py, rotary.py and swiglu.py, which call these in place of their kernels.
 Shapes: T packed tokens, H hidden, N heads, K kv heads, M either, D head dim, R = D / 2, F ffn, P positions.
@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE_BYTES = 2**20  # of float32, what the second-level cache of a core holds
+TILE_BYTES = 2**20  # of float32: what the second-level cache of a core holds
 
 
 def tiles(x: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension, each a cache full; one dimension is one row, and stays whole."""
+    """Slices of the first dimension that each fit into the cache; a tensor of one dimension is one row."""
     row_bytes = 4 * max(1, x.numel() // max(1, len(x)))
     step = max(1, len(x) if x.is_cuda or x.dim() == 1 else TILE_BYTES // row_bytes)
     return (slice(start, start + step) for start in range(0, len(x), step))
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """What `x` is computed in: float32 at least."""
+    """The type of the arithmetic on `x`: float32 at least."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -95,7 +95,7 @@ def rotate(outputs, inputs, tables, *, interleaved: bool, inverse: bool) -> None
     # The two numbers of a pair lie beside each other, or half a head apart.
     pair, shape = (-1, (-1, 2)) if interleaved else (-2, (2, -1))
     for rows in tiles(inputs[0]):
-        # Not table[positions]: there, a negative one counts from the end.
+        # Not table[positions], where a negative position counts from the end.
         cos, sin = (table.index_select(0, positions_T[rows]).unsqueeze(1) for table in (cos_PR, sin_PR))
         cos, sin = torch.stack((cos, cos), pair), torch.stack((-sin, sin), pair)
         for out_TMD, x_TMD in zip(outputs[:2], inputs[:2], strict=True):

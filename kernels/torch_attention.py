@@ -1,6 +1,6 @@
 """Attention by FlashAttention-2 inside PyTorch, `torch.nn.attention.varlen`, for attention.py.
 
-A file of its own because it brings PyTorch's compiler along, which only who trains or compiles has need of.
+It is a file of its own since it imports PyTorch's compiler, which only training and compiled models need.
 """
 
 import inspect
@@ -8,8 +8,8 @@ import inspect
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-# Causal is a window of nothing to the right. 2.11, which knows no `enable_gqa`, hands fewer kv heads to
-# FlashAttention-2, which takes them; later versions want to be told.
+# A causal mask is a window of nothing to the right. PyTorch 2.11, which has no `enable_gqa`, hands fewer kv
+# heads to FlashAttention-2, which takes them; later versions want to be told.
 _OPTIONS = {"window_size": (-1, 0)}
 if "enable_gqa" in inspect.signature(varlen_attn).parameters:
     _OPTIONS["enable_gqa"] = True

@@ -23,14 +23,15 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_X_SERVICE_WAIT"] = "300"  # seconds, for a machine with other work
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
-# Else every program that a test starts compiles the project anew, a second each.
+# With it every program that a test starts would compile the project's source anew, for a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Such a program finds the project as it lies here, and runs tests/start/sitecustomize.py first.
+# Such a program imports the project from this folder, and runs tests/start/sitecustomize.py first.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [f"{Path(__file__).parents[1]}", f"{Path(__file__).parent / 'start'}", os.environ.get("PYTHONPATH", "")]
 ).rstrip(os.pathsep)
 os.environ["WITHOUT_TRANSFORMERS"] = "1"
-# Code that PyTorch compiles for a CPU is plain: to try which instructions a compiler knows takes a quarter minute.
+# Code that PyTorch compiles for a CPU uses plain instructions: to find out which others the compiler knows takes
+# a quarter of a minute.
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 
 import pytest
@@ -39,39 +40,42 @@ from hypothesis import HealthCheck, settings
 from start.fork_server import ENVIRONMENT, ForkedProgram, can_fork
 from start.interpreter import patch_once_a_launch
 
-# The same examples each time, however long a busy machine takes for one: what fails is the code.
-# (Constants of loaded modules are drawn from, too: other tests beside it may change the examples of one.)
+# The same examples each time, however long a busy machine takes for one, so that only the code can fail.
+# (Hypothesis also draws from constants of loaded modules, so other tests in a run may change the examples.)
 settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
 
-# Of where the tests are run from, nothing shapes what programs print.
+# What programs print must not depend on the terminal in which the tests are run.
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)
 
 if not torch.cuda.is_available():
-    # The Triton kernels run on the CPU then, slowly. Before any of them is imported.
+    # Then the Triton kernels run on the CPU, slowly. It must be set before any of them is imported.
     os.environ["TRITON_INTERPRET"] = "1"
     patch_once_a_launch()
 
 slow_without_gpu = pytest.mark.slow if not torch.cuda.is_available() else lambda test: test
-"""Of tests that interpret kernels for a while: where those are compiled, they are quick."""
+"""Mark of tests that are slow where kernels are interpreted, and quick where they are compiled for a GPU."""
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "fastling" / "demo"
 
 
 def pytest_collection_modifyitems(items):
-    """Files with long tests first: the processes of `make test` take file after file, and end together."""
+    """Put files with slow tests first, so that the processes of `make test`, which take one file after the
+    other, end at about the same time."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory):
-    """Token stores of tests go to a folder of the test session, and so does what is compiled: code that was
-    compiled for another processor, and lies in /tmp, gave an infinite loss. Processes of a session share it."""
+    """A folder of the test session, shared by its processes, for token stores and for code that is compiled.
+
+    Code that was compiled for another processor, and was still in /tmp, gave an infinite loss.
+    """
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     cache.mkdir(exist_ok=True)
@@ -80,7 +84,7 @@ def cache_of_its_own(tmp_path_factory):
 
 @pytest.fixture
 def quota():
-    """No file may be longer than 4 kB; what writing one meets then names no file, as a full disk does not."""
+    """No file may be longer than 4 kB. The error of writing more names no file, as that of a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     yield
@@ -89,7 +93,7 @@ def quota():
 
 @pytest.fixture
 def no_locks(monkeypatch, tmp_path):
-    """No file under the test's folder can be locked, as on Lustre mounted without."""
+    """No file under the test's folder can be locked, as on a Lustre file system mounted without locks."""
     lock = fcntl.flock
 
     def refuse(file, how):
@@ -114,9 +118,9 @@ def run_python(
 ) -> subprocess.CompletedProcess:
     """Run a module (as `python -m` does) or a file, from the root of the project.
 
-    It runs under torchrun, with such options, when `ranks` is given, and with more variables in its `environment`.
-    It begins with PyTorch imported (start/fork_server.py), or `anew`, as a user's program does, where a test is
-    about that.
+    With `ranks` it runs under torchrun, with its options `torchrun`. `environment` has variables to add. The
+    program is forked from a process that has imported PyTorch (start/fork_server.py); `anew` starts it as a user
+    does, for tests of the start itself.
     """
     command = [*([] if str(program).endswith(".py") else ["-m"]), *map(str, (program, *arguments))]
     if ranks:
@@ -141,13 +145,13 @@ def run_python(
 
 
 def programs_environment() -> dict[str, str]:
-    """Programs run as a user runs them: kernels are interpreted where a test asks for it."""
+    """The environment of programs, in which kernels are not interpreted unless a test asks for it."""
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
 @functools.cache
 def fork_server() -> str:
-    """The name of this test process's own server, which ends when this process does."""
+    """Start this process's own fork server, which ends with this process; return the server's name."""
     name = f"fastling-tests-{os.getpid()}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     command = [sys.executable, Path(__file__).parent / "start" / "fork_server.py", name]
@@ -158,13 +162,13 @@ def fork_server() -> str:
 
 
 def kill(run_dir: Path) -> None:
-    """kill -9 everything that works on a run folder: the launcher and its workers."""
+    """Kill (-9) every process with the run folder in its command line: the launcher and its workers."""
     while subprocess.run(["pkill", "-9", "-f", str(run_dir)], check=False).returncode == 0:
         time.sleep(0.05)
 
 
 def tiny_settings(run_dir: Path) -> dict:
-    """A run of a few seconds on the demo's data."""
+    """The config of a run of a few seconds on the demo's data."""
     return {
         "run_dir": str(run_dir),
         "model": {

@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Misbehaving(ThreadingHTTPServer):
-    """Answers as `behave(number of the request, its body)` says: (status, text of the body)."""
+    """Answers each request with the (status, text) that `behave(number of the request, its body)` returns."""
 
     daemon_threads = True
     request_queue_size = 128
-    """With the usual five, the kernel drops who comes while the machine is busy, to come again in a second."""
+    """With the usual 5 the kernel drops connections on a busy machine, which then come again after a second."""
 
     def __init__(self, behave, port: int = 0):
         super().__init__(("127.0.0.1", port), _Handler)
@@ -25,7 +25,7 @@ class Misbehaving(ThreadingHTTPServer):
         )
 
     def serve_forever(self, poll_interval: float = 0.01):
-        """Of the usual half second, every test would wait a part for the server's end."""
+        """Look often if it is to end: with the usual half second every test would wait for that."""
         super().serve_forever(poll_interval)
 
     @property
@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.at_work -= 1
         content = text.encode()
-        with contextlib.suppress(ConnectionError):  # who asked has gone
+        with contextlib.suppress(ConnectionError):  # the client has gone
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
@@ -63,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(behave, port: int = 0):
-    """A server at work until the block ends; at a free port, if none is given."""
+    """A server that runs until the block ends; without `port`, on a free one."""
     server = Misbehaving(behave, port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -74,7 +74,10 @@ def serving(behave, port: int = 0):
 
 
 def together(number_of_requests: int, behave):
-    """As `behave`, once so many requests are there at once, and some time more in which others could come."""
+    """`behave` for a server, but it answers only when so many requests are there at once.
+
+    It then waits a little more, so that a test sees if others come as well.
+    """
     meeting = threading.Barrier(number_of_requests, timeout=60)
 
     def slowly(number: int, body: dict) -> tuple[int, str]:

@@ -1,6 +1,6 @@
-"""What the YAML beside this needs: rows of your files, and corpus scores by the target language's tokenizer.
+"""The functions that the YAML files here name: rows of your files, and scores of a corpus by sacrebleu.
 
-It runs inside lm-eval, where fastling need not be installed. Paths come from lm_eval's --metadata.
+They run inside lm-eval, where fastling need not be installed. Paths come from lm_eval's --metadata.
 """
 
 import json
@@ -15,7 +15,7 @@ MARK = re.compile(r"^\s*[(（][A-Z][)）]")
 
 
 def exam(questions: str, **_) -> dict[str, datasets.Dataset]:
-    """Single-choice rows of AGIEval's JSON lines; those with several right letters or none are left out."""
+    """Single-choice rows of AGIEval's JSON lines; rows with several right letters, or none, are left out."""
     rows = []
     with open(questions, encoding="utf-8") as file:
         for line in file:
@@ -41,7 +41,7 @@ def _exam_row(row: dict, label: str) -> dict:
 def translation(
     sources: str, references: str, target_lang: str, target_name: str | None = None, **_
 ) -> dict[str, datasets.Dataset]:
-    """Lines of two files; --metadata's target_name names a language that NAMES does not."""
+    """Rows from the lines of two files; `target_name` of --metadata is for a language that NAMES lacks."""
     with open(sources, encoding="utf-8", newline="\n") as first:
         with open(references, encoding="utf-8", newline="\n") as second:
             pairs = list(zip(first, second, strict=True))
@@ -58,7 +58,7 @@ def translation(
 
 
 def process_results(row: dict, results: list[str]) -> dict:
-    """One sentence's share in each corpus score: (language, reference, hypothesis)."""
+    """What each corpus score needs of one sentence: (language, reference, hypothesis)."""
     share = (row["target_lang"], row["reference"], " ".join(results[0].split()))
     return {"bleu": share, "chrf": share}
 

@@ -1,1 +1,1 @@
-"""Evaluations, a file a kind: each reads outputs or has a model make them, and returns a `Result`."""
+"""Evaluations, a file for each kind: it reads outputs or has a model make them, and returns a `Result`."""

@@ -1,4 +1,7 @@
-"""Questions to a model, for every evaluation that takes --model: batched, kept as they come, resumable."""
+"""Asks a model the questions of an evaluation with --model.
+
+They are answered in batches. Finished answers are kept in a file, from which the same command goes on.
+"""
 
 import argparse
 import hashlib
@@ -27,7 +30,7 @@ from fastling.settings import (
 )
 from fastling.terminal import make_progress
 
-if TYPE_CHECKING:  # torch takes seconds to import, and given outputs need none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and is not needed for given outputs
     from fastling.inference.chat_model import ChatModel
 
 DECODING_OPTIONS = ("max_new_tokens", "beams", "temperature", "top_p", "seed")
@@ -38,16 +41,16 @@ CACHE_GIB = 2.0
 
 @dataclass(frozen=True)
 class Question:
-    """User turns that are answered in order, the model's own answers being the history of the next."""
+    """User turns that are asked in order; each of the model's answers becomes history for the next turn."""
 
     turns: tuple[str, ...]
     system: str = ""
     history: tuple[Turn, ...] = ()
-    """Turns given before, answers included."""
+    """Turns of user and assistant before them, with given answers."""
 
 
 def add_model_options(parser: Parser) -> None:
-    """--model and how it answers; without --model each of the others is an error (`check_source`)."""
+    """Add --model, and the options for its answers, which `check_source` refuses without --model."""
     group = parser.add_argument_group("a model's own outputs, in place of given ones")
     add = group.add_argument
     add("--model", type=Path, metavar="DIR", help="an export, a run that has one, or a Hugging Face folder")
@@ -85,7 +88,10 @@ def add_model_options(parser: Parser) -> None:
 
 
 def check_source(options: argparse.Namespace, *given: str) -> None:
-    """Raises UserError unless the outputs come from one place: the options named `given`, or --model."""
+    """Raise UserError unless the outputs come from one place: --model, or the options named in `given`.
+
+    The options for a model's answers are checked as well.
+    """
     if options.model is not None:
         fix = "Keep one of the two: given outputs, or a model that makes them."
         refuse_options(options, given, "cannot be given with --model", fix)
@@ -99,21 +105,23 @@ def check_source(options: argparse.Namespace, *given: str) -> None:
 
 
 def decoding_of(options: argparse.Namespace) -> Decoding:
-    """How the model answers. Raises UserError, by the option's name, for what makes no sense."""
+    """The settings for a model's answers. Raises UserError, naming the option, for an impossible value."""
     return build_from_options(Decoding, "decoding", given_options(options, DECODING_OPTIONS))
 
 
 def answer_questions(
     options: argparse.Namespace, questions: Sequence[Question], console: Console
 ) -> list[list[Answer]]:
-    """An answer for every turn of every question, in their order.
+    """The answers to each question, one for every turn, in the order of the questions.
 
-    Turn by turn over all questions. Within a turn `generate` goes from short prompts to long ones and
-    fills the place of an answer that is finished with the next prompt. Every finished answer is written
-    to the file of kept answers at once; what that file holds is not asked again. Where tokens are drawn,
-    a run that was stopped draws the rest anew: its answers differ from those of a run in one go.
+    All questions are asked their first turn, then all their second turn, and so on. Within a turn `generate`
+    goes from short prompts to long ones, and gives the place of a finished answer to the next prompt. Every
+    finished answer is written to the file of kept answers at once, and what this file holds is not asked
+    again. If tokens are sampled, a resumed run draws new random numbers for the remaining answers, so these
+    differ from those of an uninterrupted run.
 
-    Raises UserError for a model or questions that cannot be used, and for a file of other answers.
+    Raises UserError for a model or questions that cannot be used, and for a file with answers to something
+    else; RunError if the memory of the device is full.
     """
     from fastling.inference.chat_model import load_chat_model
 
@@ -144,7 +152,7 @@ def answer_questions(
 
 
 def kept_answers_path(options: argparse.Namespace) -> Path:
-    """Where the answers are kept. Raises UserError where no file can be."""
+    """The path of the file of kept answers. Raises UserError if no file can be made there."""
     if options.keep_answers:
         path = options.keep_answers
     elif options.out:
@@ -156,7 +164,7 @@ def kept_answers_path(options: argparse.Namespace) -> Path:
 
 
 def model_name(folder: Path) -> str:
-    """What a model's folder is called; of a run's export, the run."""
+    """The name of a model's folder; for a run's export, the name of the run's folder."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "export" else folder.name
 
@@ -164,7 +172,7 @@ def model_name(folder: Path) -> str:
 def fingerprint_of(
     chat: "ChatModel", questions: Sequence[Question], openings: Sequence[list[int]], decoding: Decoding
 ) -> dict[str, object]:
-    """What answers depend on, each part by a name that an error can say."""
+    """All that answers depend on: name -> setting or digest. An error lists the names that differ."""
     from fastling.model.digests import digest
 
     weights = hashlib.sha256()
@@ -187,7 +195,7 @@ def _sha256(value: object) -> str:
 
 
 def _opening_prompt(chat: "ChatModel", questions: Sequence[Question], number: int) -> list[int]:
-    """(prompt,) ids of a question's first turn. Raises UserError, with its number, if it cannot be asked."""
+    """The prompt for a question's first turn, as ids. Raises UserError, with its number, if it is refused."""
     question = questions[number]
     try:
         turns = (*question.history, Turn("user", question.turns[0]))
@@ -199,7 +207,7 @@ def _opening_prompt(chat: "ChatModel", questions: Sequence[Question], number: in
 def _prompts(
     chat: "ChatModel", questions: Sequence[Question], asked: Sequence[int], turn: int, kept: KeptAnswers
 ) -> dict[int, list[int] | Answer]:
-    """By number of question: the ids to ask with, or the failure that stands for the answer."""
+    """Number of question -> ids of its prompt, or the answer that it gets since it cannot be asked."""
     prompts: dict[int, list[int] | Answer] = {}
     for number in asked:
         question = questions[number]
@@ -210,7 +218,7 @@ def _prompts(
         turns.append(Turn("user", question.turns[turn]))
         try:
             ids = chat.prompt_ids(Conversation(tuple(turns), question.system))
-        except UserError:  # the openings were tried before: it is an answer that cannot be fed back
+        except UserError:  # an earlier answer cannot be fed back, since the openings were tried before
             prompts[number] = Answer("", "refused")
             continue
         prompts[number] = ids if len(ids) < chat.longest_sequence else Answer("", "too-long")
@@ -224,7 +232,7 @@ def _answer_turn(
     cache_gib: float,
     keep: Callable[[int, Answer], None],
 ) -> None:
-    """Ask one turn of many questions; every answer is handed on by its number as soon as it is finished."""
+    """Ask one turn of many questions; call `keep` with number and answer whenever an answer is finished."""
     from fastling.model.full_memory import full_memory_in_words
     from fastling.model.generation import generate
 
@@ -248,7 +256,7 @@ def _answer_turn(
 
 
 def failures_of(answers: Sequence[Sequence[Answer]]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Answers that are none or were cut: counts by name, and the notes that say so."""
+    """(reason -> number of answers that are missing or were cut for it; the same in words, as notes)."""
     reasons = [answer.finish_reason for turns in answers for answer in turns]
     words = {
         "too-long": "longer than the context: no answer, counted as an empty one",

@@ -16,13 +16,13 @@ from fastling.errors import UserError
 from fastling.evaluation.result import TableData
 
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
-"""By language; 13a, which cuts at spaces and punctuation, for the others."""
+"""Language -> sacrebleu's tokenizer. Others have 13a, which cuts at spaces and punctuation."""
 DECIMALS = 6
-"""Kept of a score: beyond are the errors of the sums, which would make a perfect BLEU more than 100."""
+"""Decimals of a score. Further ones hold rounding errors, which would make a perfect BLEU more than 100."""
 
 
 class Language(NamedTuple):
-    """How a language is called in a request for a translation."""
+    """The names of a language in requests for a translation."""
 
     english: str
     chinese: str
@@ -77,16 +77,16 @@ LANGUAGES = {
     "vi": Language("Vietnamese", "越南语"),
     "zh": Language("Chinese", "中文"),
 }
-"""How a model is asked for them; text in any other can be scored."""
+"""Languages into which a model can be asked to translate; text in any other can be scored all the same."""
 _OTHER_CODES = {"zho": "zh", "chi": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
 _COUNTRIES = {"cn": "zh", "jp": "ja"}
-"""Codes of countries that are often given for their languages'."""
+"""Codes of countries that are often given in place of the codes of their languages."""
 _UNSPACED = ("bo", "km", "lo", "my", "th", "yue")
-"""Written without spaces, like Chinese, and with no tokenizer of their own."""
+"""Languages that are written without spaces, like Chinese, and have no tokenizer of their own."""
 
 
 def language_code(text: str) -> str:
-    """A language as it is known here: zh of "zh-CN", "ZH" and "zho_Hans". Raises UserError for no code."""
+    """The code of a language here: zh for "zh-CN", "ZH" and "zho_Hans". Raises UserError for no code."""
     code = re.split("[-_]", text.strip().casefold())[0]
     names = {language.english.casefold(): known for known, language in LANGUAGES.items()}
     if not re.fullmatch("[a-z]{2,3}", code) or code in _COUNTRIES:
@@ -97,20 +97,20 @@ def language_code(text: str) -> str:
 
 
 def check_target_language(code: str, *, asks_model: bool) -> None:
-    """Raises UserError for a language without its tokenizer, or one that a model cannot be asked for."""
+    """Raise UserError if a language's tokenizer is missing, or if a model cannot be asked for it."""
     if asks_model and code not in LANGUAGES:
         words = f"has no name here to ask a model for it by: {code}"
         fix = "Translations that are made already are scored in any language: --hypotheses, --predictions."
         raise UserError("--target-lang", words, fix)
     try:
         BLEU(tokenize=TOKENIZERS.get(code, "13a"))
-    except (ImportError, RuntimeError):  # sacrebleu's own words, by version
+    except (ImportError, RuntimeError):  # sacrebleu raises either, by its version
         words = f"the tokenizer {TOKENIZERS[code]} of {LANGUAGES[code].english} is not installed"
         raise UserError("--target-lang", words, f"pip install 'sacrebleu[{code}]'") from None
 
 
 def notes_of_language(code: str) -> tuple[str, ...]:
-    """That a language has no tokenizer of its own, or that its code may be none."""
+    """A note for a language without spaces or without a name here: BLEU may suit it badly."""
     if code in _UNSPACED:
         return (f"BLEU cuts {code} by 13a, at spaces, of which it has few: compare systems by chrF",)
     return () if code in LANGUAGES else (f"BLEU cuts {code} by 13a, at spaces and punctuation",)
@@ -121,11 +121,11 @@ def score_translations(
 ) -> dict:
     """BLEU, chrF2 and chrF2++ of a corpus, in percent, each with sacrebleu's signature.
 
-    An empty hypothesis is scored as one. With `bootstrap` resamplings (Koehn 2004, at least 2), each has
-    an interval of 95 %: [low, high].
+    Empty hypotheses are scored, too. With `bootstrap` resamplings (Koehn 2004; at least 2) each score also
+    has an interval of 95 %: [low, high].
     """
     metrics = {
-        # force: the text is no more tokenized than its author wrote it; sacrebleu would warn of " ."
+        # force: sacrebleu would warn that text with " ." looks tokenized, but it is scored as it was written
         "bleu": BLEU(tokenize=TOKENIZERS.get(language, "13a"), force=True),
         "chrf": CHRF(),
         "chrf_plus_plus": CHRF(word_order=2),
@@ -137,13 +137,13 @@ def score_translations(
         scores[name] = round(found.score, DECIMALS)
         scores[f"{name}_signature"] = str(metric.get_signature())
         if bootstrap:
-            mean, half = float(found._mean), float(found._ci)  # numpy's own, which no JSON holds
+            mean, half = float(found._mean), float(found._ci)  # of types that are numpy's own
             scores[f"{name}_interval"] = [round(each, DECIMALS) for each in (mean - half, mean + half)]
     return scores
 
 
 def table_of_scores(scores: dict, title: str) -> TableData:
-    """The scores of `score_translations` as it is read."""
+    """The scores of `score_translations` as a table."""
     names = {"bleu": "BLEU", "chrf": "chrF2", "chrf_plus_plus": "chrF2++"}
     rows = []
     for name, shown in names.items():

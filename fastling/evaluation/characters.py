@@ -1,4 +1,4 @@
-"""Classes of characters that evaluations count by, as the insides of a regular expression's brackets."""
+"""Classes of characters for evaluations, each as the inside of a regular expression's brackets."""
 
 import unicodedata
 
@@ -7,13 +7,13 @@ KANA = r"\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9d"
 HANGUL = r"\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3"
 DEVANAGARI = r"\u0900-\u097f"
 SOUTH_EAST_ASIAN = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-"""Thai, Lao, Burmese and Khmer, which part words by no space."""
+"""Thai, Lao, Burmese and Khmer, which put no spaces between words."""
 CLOSERS = r"\"'”’»›）)」』】\]*_"
-"""What may follow the end of a sentence and still belongs to it."""
+"""Marks that may follow the end of a sentence and still belong to it."""
 
 
 def _marks() -> str:
-    """Combining marks: `\\w` leaves them out, and vowel signs with them, so it tears हिन्दी into three."""
+    """Combining marks. `\\w` leaves them out, and vowel signs with them, so it splits हिन्दी into three."""
     ranges: list[list[int]] = []
     for code in range(0x300, 0x20000):
         if unicodedata.category(chr(code)) in ("Mn", "Mc"):
@@ -26,4 +26,4 @@ def _marks() -> str:
 
 MARKS = _marks()
 JOINERS = "\u200c\u200d"
-"""Within a word they change how letters join, and part nothing."""
+"""Within a word they change how letters join; they do not end the word."""

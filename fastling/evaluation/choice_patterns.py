@@ -1,4 +1,4 @@
-"""How texts say which of several options they choose: the patterns that tell it, by number of options."""
+"""Regular expressions for the ways in which a text may say which of several options it chooses."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ _JOIN = (
     r"(?:\s*(?:,|、|;|&|\+)\s*(?:and\s+|和)?|\s+and\s+|\s*[和与及]\s*|\s+(?=\W|(?!A\s+[a-z])[A-Z])"
     r"|(?<=[)\]])(?=[(\[]))"
 )
-# Letters and what joins them: "A", "(A)", "A, C and D", "ACD", "A C"; all of them, and not the first ones.
+# Letters and what joins them: "A", "(A)", "A, C and D", "ACD", "A C"; always all of them, not only the first.
 # The A of "(B) A cat" is an article.
 _EXPRESSION = (
     r"(?P<expression>(?<![A-Za-z0-9_\\])"
@@ -59,7 +59,7 @@ _CONCLUSION = (
     r"|正确的(?:说法|一项|描述|表述)?(?!\n))[,:\s]*(?:应该)?(?:是|为|有|包括)?\s*:?\s*)"
 )
 _END = rf"(?=\s*(?:项|选项)?吧?\s*(?:[.。!,，;:\n]|$|because\b|since\b|as the only\b|因为)|{_REMAINS})"
-# "Among A, B and C, B is ...": all but the last letter are what it is chosen from.
+# "Among A, B and C, B is ...": the letters before the last one are those to choose from.
 _AMONG = (
     rf"(?:\b(?i:among|between|out\s+of|of|from|unlike)\s+(?:\w{{2,}}\s+){{0,3}}:?{_LETTER}"
     rf"(?:{_JOIN}{_LETTER}){{1,9}}\s*,\s*"
@@ -92,9 +92,10 @@ REFUSED_BEFORE = re.compile(
 )
 OR = re.compile(r"\s*(?:,\s*)?(?:(?:and/)?or\b|/|或|还是)\s*(?:maybe\s+|perhaps\s+|possibly\s+)?", re.I)
 ASKED = re.compile(r"\s*(?:项|选项)?\s*(?:\?|吗)")
-# What follows a letter that is no answer: mathematics, "B-flat", "A型血".
+# What follows a letter that is part of something else and no answer: mathematics, "B-flat", "A型血".
 PART_OF_MORE = re.compile(r"\s*[=∩∪⊂⊆∈≤≥<>^_+*|]|-\w|[型类组级队班点角面线区市国股座栋罩]|\s*\\")
-# Before the last letter of a formula or of an abbreviation: "4 a", "b>a", "A \subseteq B", "(x) d", "D.C".
+# What stands before the last letter of a formula or an abbreviation: "4 a", "b>a", "A \subseteq B", "(x) d",
+# "D.C".
 IN_A_FORMULA = re.compile(
     r"(?:(?:[\d=<+*/^{}°]|(?<![-=])>|(?<=[a-z])\))[^\S\n]*|-|[A-Z]\.|\\[a-z]+[^\S\n]+)\Z"
 )
@@ -103,7 +104,7 @@ AFTER_LETTER = frozenset(
     "so therefore thus hence according it this that here from when if not remains".split()
 )
 NAMED = re.compile(r"\s*的?(?:final\s+)?(?:answer|choice|option|答案|选项)", re.I)
-# Of a text that ends with "Berlin is the answer.", all but the option's text.
+# The end of a text after an option's text, as in "Berlin is the answer."
 IS_THE_ANSWER = re.compile(
     r"(?:\s(?:is|was)\s+(?:the|my)\s+(?:(?:correct|right|best|final)\s+)*(?:answer|choice|option)"
     r"|(?:是|为)(?:本题的?|正确的?|最佳)?(?:答案|选项))[^\w?]*\Z",
@@ -111,7 +112,7 @@ IS_THE_ANSWER = re.compile(
 )
 BARE = re.compile(r"^[\s\W_]*$")
 NUMBERED = re.compile(r"\A\s*\d{1,3}[.)、]\s+(?=\S{1,4}\s*\Z)")
-# "which corresponds to option C", "对应选项C": what leads to an answer, where none is named.
+# "which corresponds to option C", "对应选项C": words that lead to an answer without calling it one.
 _HINT = (
     r"(?:\b(?:corresponds?|corresponding|leads|points)\s+to|\bmatch(?:es|ing)?|\balign(?:s|ing)?\s+with|\bsupports"
     r"|\bi\.e\.,?|对应(?:的是|的?为)?)\s*(?:the\s+)?(?=\(|option\b|choice\b|选项)"
@@ -121,7 +122,7 @@ _MARKED_LINE = (
     r"(?:(?:[)\]】」]+[.。:、,]?|[.。:、,])(?!\s*LETTER(?![A-Za-z]))(?=\s|\W|[^\x00-\x7f]|[A-Z]|$)"
     r"|\s+(?=because\b|since\b|因为))"
 )
-# A letter with a mark or a space behind it, before an option's text: "(B)25", "Option B: 25", "B - 25".
+# A letter with a mark or a space after it, before an option's text: "(B)25", "Option B: 25", "B - 25".
 LETTERED = re.compile(
     rf"\s*(?P<word>(?i:option|choice|选项)\s*)?{OPEN}(?P<letter>[A-Za-z])"
     rf"(?P<mark>{_CLOSE}[.。:、,]?\s*(?:[-–—]\s*)?)(?<![A-Za-z])"
@@ -130,12 +131,12 @@ ENDS_WRONG = re.compile(
     r"[:(–—-]\s*(?:incorrect|wrong|false|no|not\s+correct|错误?|不正确|不对)\W*$|[✗✘×❌]\W*$", re.I
 )
 OTHER_LETTER = re.compile(r"(?<![A-Za-z0-9_])[A-Z][)\].。:、]")
-# What `_compared` leaves out at the end of an option's text.
+# Marks at the end of an option's text that `_compared` (choices.py) leaves out.
 CLOSERS = r"[\"'”’()]*"
 AFTER_TEXT = re.compile(r"\s*(?:[.。,;:!]|(?:because|since)\b|因为)")
-# Behind an option's text that is announced: what it is.
+# After an option's text that was announced: words that say what it is.
 WHAT_IT_IS = re.compile(r"\s*,\s*(?:the|a|an|as|where|who|located|in)\b", re.I)
-# Behind an option's text: its letter once more, or a reason.
+# After an option's text: its letter, or a reason.
 MORE_SAID = re.compile(
     r"\s*(?:\((?:option\s+|选项)?(?P<letter>[a-z])(?:\)|$)|,?\s*(?:i\.e\.,?|or)\s+(?P<other>[a-z])\W*$"
     r"|,?\s*(?:because|which|not|rather than|instead of)\b|,?\s*(?:因为|而不是|而非)|,\s*不是)"
@@ -144,6 +145,8 @@ COURTESY = re.compile(r"\A\s*(?:(?:sure|certainly|of course|okay|ok)\b|好的)\s
 
 
 class Patterns(NamedTuple):
+    """The patterns for one number of options."""
+
     announcement: re.Pattern
     conclusion: re.Pattern
     verdict: re.Pattern
@@ -153,9 +156,9 @@ class Patterns(NamedTuple):
     hint: re.Pattern
 
 
-@functools.cache  # a tenth of a second each
+@functools.cache  # it takes a tenth of a second
 def patterns_to(last: str) -> Patterns:
-    """Of options lettered A to `last`."""
+    """The patterns for options with the letters A to `last`."""
     letter = f"[A-{last}a-{last.lower()}]"
     upper = f"[A-{last}]"
 

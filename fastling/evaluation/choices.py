@@ -1,14 +1,14 @@
-"""What a text says is the answer to a multiple-choice question: letters, or nothing where it is not clear.
+"""Reads from a text the letters that it gives as the answer to a multiple-choice question, if that is clear.
 
-Four kinds of statement are looked for, the first kind that is found decides:
+Four kinds of statement are looked for, and the first kind that is found decides:
  1. announcements: "The answer is (B)", "答案是选项(D)。", "故选C", \\boxed{A}; what is announced may
     be letters or the very text of an option. The last one counts: a text may think aloud and correct itself;
  2. lines that are nothing but letters, or begin with a letter and a mark, "C. Paris"; they must agree;
  3. verdicts: "B is correct", "B项正确"; they must agree;
- 4. what a text leads to: "which corresponds to option B", "对应选项B"; they must agree.
-Last, a text that is an option's text, or begins with one and gives its letter or a reason. Two letters
-with "or" between them are no answer; denied, supposed and asked ones are passed over. Nothing is guessed:
-a letter that is only mentioned is not an answer.
+ 4. hints: "which corresponds to option B", "对应选项B"; they must agree.
+If there is none of them, the text may be an option's text, or begin with one and then give its letter or a
+reason. Two letters with "or" between them are no answer. Letters that are denied, supposed or asked about are
+passed over. Nothing is guessed: a letter that is only mentioned is not an answer.
 """
 
 import re
@@ -45,7 +45,7 @@ from fastling.evaluation.choice_patterns import (
 )
 
 Choice = frozenset[str]
-"""Letters that are chosen; empty for a statement that does not decide."""
+"""The letters that are chosen; empty for a statement that leaves the choice open."""
 
 LONGEST_END = 4000
 """Characters that are read at each end of a long text."""
@@ -54,9 +54,9 @@ LONGEST_END = 4000
 def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
     """The letters that a text chooses among options (their texts, without letters); None if not clear.
 
-    Of a text of more than 8,000 characters the first and the last 4,000 are read.
+    If a text has more than 8,000 characters, only the first and the last 4,000 are read.
     """
-    if len(text) > 2 * LONGEST_END:  # a model that repeats itself up to its limit
+    if len(text) > 2 * LONGEST_END:  # as of a model that repeats itself up to its limit
         text = f"{text[:LONGEST_END]}\n{text[-LONGEST_END:]}"
     text = COURTESY.sub("", plain(text))
     patterns = patterns_to(chr(ord("A") + len(options) - 1))
@@ -69,7 +69,7 @@ def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
 
 
 def plain(text: str) -> str:
-    """One spelling: NFKC (full-width, circled letters), no marks of Markdown and LaTeX around letters."""
+    """A text in NFKC (for full-width and circled letters), without marks of Markdown, LaTeX and HTML."""
     text = unicodedata.normalize("NFKC", text).replace("’", "'").replace("\u200b", "").replace("\ufeff", "")
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|rm|bf|mathsf|textit)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[()\[\]]|\*+|__+|`+|\$+|^\s*#+", "", text, flags=re.M)
@@ -77,7 +77,7 @@ def plain(text: str) -> str:
 
 
 def _announced(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
-    """Of the last announcement that says something; an empty choice if that one does not decide."""
+    """The choice of the last announcement that says something; it is empty if that one leaves it open."""
     found: list[tuple[int, Choice]] = []
     for match in re.finditer(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", text):
         inside = match[1].strip()
@@ -100,12 +100,12 @@ def _announced(text: str, patterns: Patterns, options: list[str]) -> Choice | No
 
 
 def _refused_before(text: str, start: int) -> bool:
-    """Whether the clause before denies, supposes or asks for a reason."""
+    """Whether the clause before `start` denies or supposes what follows, or asks for its reason."""
     return bool(REFUSED_BEFORE.search(text[max(0, start - 60) : start]))
 
 
 def _said_of_letters(text: str, patterns: Patterns, options: list[str]) -> Iterator[re.Match]:
-    """ "B is correct", but neither "4 a is correct" nor, where that is an option, "vitamin C is correct"."""
+    """Verdicts like "B is correct", not "4 a is correct", nor "vitamin C is correct" if that is an option."""
     for match in patterns.verdict.finditer(text):
         start = match.start("expression")
         before = text[max(0, start - 60) : start]
@@ -116,7 +116,7 @@ def _said_of_letters(text: str, patterns: Patterns, options: list[str]) -> Itera
 
 
 def _last_said(text: str, options: list[str]) -> Choice | None:
-    """The option whose text a text is, or its last sentence."""
+    """The option that a text, or else its last sentence, repeats."""
     for sentence in (text, re.split(r"[.。!?;\n]\s*", text)[-1]):
         said = re.sub(r"^(?:(?:so|thus|hence|therefore)\b|所以|因此|故),?\s*", "", sentence, flags=re.I)
         is_letter = len(_compared(said)) == 1 and not said.islower()
@@ -126,12 +126,12 @@ def _last_said(text: str, options: list[str]) -> Choice | None:
 
 
 def _said_behind(text: str, announcement: re.Match, patterns: Patterns, options: list[str]) -> Choice | None:
-    """What stands behind an announcement: letters, or an option's text."""
+    """The choice in the words after an announcement: letters, or an option's text."""
     start = announcement.end()
     window = text[start : start + 200 + 2 * max(map(len, options))]
     line = window.lstrip(" :").split("\n")[0]
     repeated = _repeated(line, options) or _repeated(re.split(r"(?<!\d)\.\s|[。;!]", line)[0], options)
-    if repeated and line[:1].islower():  # the option "a" is no letter A
+    if repeated and line[:1].islower():  # in an option's text, "a" is not the letter A
         return repeated
     contrast = patterns.contrast.match(text, start)
     lead = LEAD_PATTERN.match(text, contrast.end() if contrast else start)
@@ -141,11 +141,11 @@ def _said_behind(text: str, announcement: re.Match, patterns: Patterns, options:
         choice = _before_what_is_denied(text, match)
     if choice is None:
         return _begun_with(line, options, is_announced=True) if repeated is None else repeated
-    return repeated if repeated and repeated < choice else choice  # B of "(B) A NEXUS card"
+    return repeated if repeated and repeated < choice else choice  # "(B) A NEXUS card" chooses B only
 
 
 def _before_what_is_denied(text: str, match: re.Match) -> Choice | None:
-    """Of "A, B and C are wrong" the A: the one letter before others that are denied."""
+    """The one letter before others that are denied: A, if a text says "A, B and C are wrong"."""
     first, _, others = match["expression"].partition(",")
     letters = _letters(first)
     if len(letters) == 1 and others and "," not in others and DENIED.match(text, match.end("expression")):
@@ -154,7 +154,7 @@ def _before_what_is_denied(text: str, match: re.Match) -> Choice | None:
 
 
 def _judge(text: str, match: re.Match, options: list[str]) -> Choice | None:
-    """What an expression chooses where it stands: empty with an "or", None if it is no choice."""
+    """The choice of an expression, seen in its context: empty if "or" follows, None if it is no choice."""
     stop = match.end("expression")
     expression, rest = match["expression"], text[stop : stop + 200 + 2 * sum(map(len, options))]
     letters = _letters(expression)
@@ -170,7 +170,7 @@ def _judge(text: str, match: re.Match, options: list[str]) -> Choice | None:
 
 
 def _letters(expression: str) -> Choice:
-    """Nothing for a run of letters that is rather a word: not in the order of the alphabet."""
+    """The letters of an expression; none if some are not in alphabetical order, and so rather a word."""
     expression = re.sub(r"option|choice|\band\b", " ", expression, flags=re.I)
     for run in re.findall("[A-Z]{2,}", expression):
         if list(run) != sorted(set(run)):
@@ -179,7 +179,7 @@ def _letters(expression: str) -> Choice:
 
 
 def _is_a_word(expression: str, rest: str, options: list[str]) -> bool:
-    """Whether a single naked letter is the article of what follows, "A cat", and no choice."""
+    """Whether a single letter without marks is a word, such as the article of "A cat", and no choice."""
     following = re.match(r"[ \t]+([A-Za-z][\w'-]*)", rest)
     if len(expression) > 1 or not following or following[1].lower() in AFTER_LETTER:
         return False
@@ -193,7 +193,7 @@ def _is_a_word(expression: str, rest: str, options: list[str]) -> bool:
 
 
 def _lists_the_options(letters: Choice, rest: str, options: list[str]) -> bool:
-    """Whether all options follow, each with its letter and text: they are repeated, not chosen."""
+    """Whether all options follow, each with its letter and text, so that they are repeated, not chosen."""
     if letters != {"A"} or len(options) < 2:
         return False
     said = _compared(rest)
@@ -204,7 +204,7 @@ def _lists_the_options(letters: Choice, rest: str, options: list[str]) -> bool:
 
 
 def _bare(text: str, patterns: Patterns) -> Choice | None:
-    """Of a text that is nothing but letters: "C", "(b).", "A and C", "A or C" (an empty choice)."""
+    """The choice of a text that is only letters: "C", "(b).", "A and C", "A or C" (an empty choice)."""
     text = text[LEAD_PATTERN.match(text).end() :]
     match = patterns.expression.search(text)
     if not match or not BARE.match(text[: match.start()]):
@@ -219,7 +219,10 @@ def _bare(text: str, patterns: Patterns) -> Choice | None:
 
 
 def _lines(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
-    """Lines of letters alone must agree; so must the lines that begin with a letter and a mark."""
+    """The choice of the lines of letters alone, else of those that begin with a letter and a mark.
+
+    All of them must agree.
+    """
     lines = [line for line in NUMBERED.sub("", text).split("\n") if line.strip()]
     bare = {choice for line in lines if (choice := _bare(line, patterns)) is not None}
     if bare:
@@ -241,12 +244,12 @@ def _lines(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
 
 
 def _goes_through_them(letters: Choice, rest: str) -> bool:
-    """Whether one line says something of A, then of B: it weighs the options and does not begin with one."""
+    """Whether a line says something of A and then of B, so that it weighs the options and chooses none."""
     return letters == {"A"} and any(match[0][0] == "B" for match in OTHER_LETTER.finditer(rest))
 
 
 def _end_of_its_text(letters: Choice, rest: str, options: list[str]) -> int:
-    """Where the text of the one option that is named ends, if what follows begins with it."""
+    """Where in `rest` the text of the one option that is named ends; 0 if `rest` does not begin with it."""
     option = options[ord(min(letters)) - ord("A")] if len(letters) == 1 else ""
     words = r"\W+".join(map(re.escape, option.split()))
     its_text = re.match(rf"\W*{words}{CLOSERS}", rest, re.I) if option else None
@@ -267,8 +270,8 @@ def _verdicts(text: str, patterns: Patterns, options: list[str]) -> Choice | Non
 
 
 def _by_letters_alone(text: str, options: list[str]) -> str:
-    """Where a letter with a mark has its option's text between itself and what is said of it, without both:
-    B is correct, of "(B) London is correct".
+    """Remove the mark and the option's text between a letter and what is said of it: "(B) London is correct"
+    becomes "B is correct".
     """
     for letter, option in zip(string.ascii_uppercase, options, strict=False):
         if option:
@@ -279,7 +282,7 @@ def _by_letters_alone(text: str, options: list[str]) -> str:
 
 
 def _hints(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
-    """What a text leads to without naming an answer; all that it leads to must agree."""
+    """The choice that a text leads to without naming an answer; all its hints must agree."""
     found = {
         choice
         for match in patterns.hint.finditer(text)
@@ -289,10 +292,10 @@ def _hints(text: str, patterns: Patterns, options: list[str]) -> Choice | None:
 
 
 def _begun_with(text: str, options: list[str], is_announced: bool = False) -> Choice | None:
-    """The letter of the one option that a text begins with, where its letter or a reason follows.
+    """The letter of the one option that a text begins with, if its letter or a reason follows.
 
-    Behind an announcement also where it is said what it is. An empty choice where the letter is
-    another one's.
+    After an announcement, words that say what the option is may follow as well. The choice is empty if the
+    letter that follows is another option's.
     """
     said = _compared(text)
     begun = {option for option in options if option and said.startswith(option)}
@@ -313,7 +316,7 @@ def _begun_with(text: str, options: list[str], is_announced: bool = False) -> Ch
 
 
 def _repeated(text: str, options: list[str]) -> Choice | None:
-    """The letter of the one option whose text this is, with its letter before it or without."""
+    """The letter of the one option that a text repeats, with the option's letter before it or without."""
     said = _compared(text)
     same = [number for number, option in enumerate(options) if option and option == said]
     if not same:
@@ -322,7 +325,7 @@ def _repeated(text: str, options: list[str]) -> Choice | None:
 
 
 def _with_its_text(text: str, options: list[str]) -> Choice | None:
-    """The letter that a text begins with, where that option's own text follows and no other letter."""
+    """The letter that a text begins with, if the text of that option follows it, and no other letter."""
     match = LETTERED.match(text)
     number = ord(match["letter"].upper()) - ord("A") if match else len(options)
     if number >= len(options) or not options[number] or _compared(text) in options:
@@ -336,6 +339,6 @@ def _with_its_text(text: str, options: list[str]) -> Choice | None:
 
 
 def _compared(text: str) -> str:
-    """An option's text without what may differ: case, spaces, marks around it."""
+    """A text without what may differ when it repeats an option: case, spaces, marks around it."""
     text = " ".join(plain(text).casefold().split())
     return text.strip(" .。,;:!\"'“”‘()（）")

@@ -1,4 +1,4 @@
-"""Whether a text gives the answer to a cloze question: exact after normalisation, or the same number."""
+"""Decides if a text gives the answer to a cloze question: equal after normalisation, or the same number."""
 
 import re
 import unicodedata
@@ -10,27 +10,27 @@ ANNOUNCEMENT = re.compile(
     re.I | re.M,
 )
 LEAD = re.compile(r"(?:综上(?:所述)?|因此|所以|故|即|(?:therefore|thus|hence|so)\b)?[,:\s]*=?\s*", re.I)
-# Behind an answer: a reason, or words without numbers after a formula in dollars.
+# After an answer: a reason, or words without numbers after a formula in dollars.
 REASON = re.compile(r"[,;]?\s*(?:因为|其中|because\b|since\b|where\b).*|(?<=\$)[,;][^$0-9]*$", re.I)
 UNITS = re.compile(
     r"(?<=[0-9})])(?:cm|mm|km|m|kg|g|s|min|h|degrees?|dollars?|units?|°|平方米|立方米|厘米|千米|米|度|元|个|人|种|次"
     r"|分|秒|天|岁)$"
 )
-"""Behind a number: who leaves one out, or adds one, gives the same answer."""
+"""Units after a number. An answer that leaves its unit out, or adds one, is the same answer."""
 MEASURES = {
     **{name: name for name in ("mm", "cm", "m", "km", "g", "kg", "s", "min", "h", "°", "平方米", "立方米")},
     **{"厘米": "cm", "米": "m", "千米": "km", "秒": "s", "度": "°", "degree": "°", "degrees": "°"},
 }
-"""Units that are not the same answer if they differ, by one spelling."""
+"""Spelling -> unit. Two answers with different ones of these units are not the same."""
 LONGEST_NUMBER = 1000
-"""Characters; of what a model repeats up to its limit, Python makes no number."""
+"""Most characters of a number. A model may repeat digits up to its limit, too many for Python to convert."""
 ATOM = r"(?:\\?[a-z]+\{[^{}]*\}|\\[a-z]+|[0-9.]+|[a-z])+"
 
 
 def is_right(text: str, answer: str) -> bool | None:
-    """Whether the text gives the answer, all its blanks in their order; None if it announces none.
+    """Whether the text gives the answer, with all blanks in their order; None if it announces no answer.
 
-    Several blanks stand between semicolons in `answer`. A text of one line is its own announcement.
+    Several blanks are separated by semicolons in `answer`. A text of one line needs no announcement.
     """
     wanted = [normalize(part) for part in _blanks(unicodedata.normalize("NFKC", answer))]
     given = _given(text, len(wanted))
@@ -44,7 +44,10 @@ def is_right(text: str, answer: str) -> bool | None:
 
 
 def _given(text: str, blanks: int) -> list[list[str]] | None:
-    """What a text may be giving, as its parts: the last boxes, else behind the last announcement."""
+    """The answers that a text may be read as giving, each as its blanks; None if it gives none.
+
+    They are in the last boxes, else after the last announcement, else in a text of one line.
+    """
     text = unicodedata.normalize("NFKC", text).strip()
     boxes = _boxes(text, blanks)
     if boxes:
@@ -57,8 +60,8 @@ def _given(text: str, blanks: int) -> list[list[str]] | None:
 
 
 def _readings(said: str) -> list[list[str]]:
-    """One answer; several between semicolons; several between commas outside of brackets; and without
-    the reason behind it.
+    """Readings of a text, each as its blanks: the text is one, or they are separated by semicolons, or by
+    commas outside of brackets; and all of this without a reason at the end.
     """
     readings = [[said], _blanks(said), _split_outside_of_brackets(said)]
     shorter = REASON.sub("", said, count=1)
@@ -82,7 +85,7 @@ def _split_outside_of_brackets(text: str) -> list[str]:
 
 
 def _boxes(text: str, count: int) -> list[str]:
-    """The insides of the last \\boxed{...}, braces within them included."""
+    """The insides of the last `count` \\boxed{...}, with the braces in them."""
     found, opened = [], []
     for match in re.finditer(r"(?P<box>\\boxed\s*)?\{|\}", text):
         if match[0] != "}":
@@ -93,7 +96,7 @@ def _boxes(text: str, count: int) -> list[str]:
 
 
 def normalize(text: str) -> str:
-    """One spelling of a formula: no marks of LaTeX that do not show, no spaces, no end mark."""
+    """A formula in one spelling: without LaTeX that does not show, spaces, and punctuation around it."""
     text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("–", "-")
     text = re.sub(
         r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[,;:! ()\[\]]|\*\*|[$\s]", "", text
@@ -106,13 +109,15 @@ def normalize(text: str) -> str:
     text = re.sub(r"\\(sqrt|frac)(\d)(?=\d)", r"\\\1{\2}", text)
     text = re.sub(r"\\sqrt\(?([0-9a-z]+)\)?", r"\\sqrt{\1}", text)
     text = re.sub(r"(\\frac\{[^{}]*\})(\d)", r"\1{\2}", text)
-    text = text.lstrip("。,;:!'\"“”").rstrip("。.,;:!'\"“”")  # .5 is a half
-    # What stands above and below becomes a/b where neither needs brackets.
+    text = text.lstrip("。,;:!'\"“”").rstrip("。.,;:!'\"“”")  # not the dot before .5
+    # A fraction becomes a/b if neither part needs brackets.
     return re.sub(rf"\\frac\{{(-?{ATOM})\}}\{{({ATOM})\}}", r"\1/\2", text)
 
 
 def _equal(given: str, wanted: str) -> bool:
-    """Two normalised formulas, or numbers; a name before "=" may be added, a unit added or left out."""
+    """Whether two normalised formulas, or numbers, are equal; the given one may add a name before "=", and a
+    unit may be added or left out.
+    """
     if "=" not in wanted:
         given = re.sub(r"^\\?[a-zA-Z](?:\([a-z]\))?=", "", given)
     if given == wanted:
@@ -126,7 +131,7 @@ def _equal(given: str, wanted: str) -> bool:
 
 
 def _number(text: str) -> Fraction | None:
-    """Of a plain number, a fraction or percents."""
+    """The value of a plain number, a fraction or a percentage; None for any other text."""
     match = re.fullmatch(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?(%?)", text)
     if not match or not (match[2] or match[3]) or len(text) > LONGEST_NUMBER:
         return None

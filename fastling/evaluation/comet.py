@@ -1,7 +1,7 @@
-"""COMET (Rei et al. 2020) by the command `comet-score`, which lives in an environment of its own.
+"""COMET (Rei et al. 2020) by the command `comet-score`, which is installed in an environment of its own.
 
-Its pins cannot live beside transformers 5. The command reads text files and prints for each sentence
-"FILE<tab>Segment N<tab>score: X", then "FILE<tab>score: X" for all of them.
+The versions that it requires cannot be installed beside transformers 5. The command reads text files and
+prints "FILE<tab>Segment N<tab>score: X" for each sentence, then "FILE<tab>score: X" for all of them.
 """
 
 import re
@@ -21,7 +21,7 @@ MODEL_IN_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 
 
 def check_command(command: str) -> list[str]:
-    """A command as its words. Raises UserError unless it can be run."""
+    """The words of a command. Raises UserError if it cannot be run."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -44,7 +44,7 @@ def comet(
             ("-r", "references.txt", references),
         ):
             path = Path(folder, name)
-            # Python's text files, by which it reads them, also end a line at \r.
+            # The command reads them as Python's text files, in which \r ends a line as well.
             text = "".join(line.replace("\r", " ").replace("\n", " ") + "\n" for line in lines)
             path.write_bytes(text.encode("utf-8", "replace"))
             arguments += [option, str(path)]
@@ -64,13 +64,13 @@ def _read(words: Sequence[str], done: subprocess.CompletedProcess, sentences: in
     scores, segments = SYSTEM_SCORE.findall(done.stdout), len(SEGMENT_SCORE.findall(done.stdout))
     if len(scores) != 1:
         raise RunError(OPTION, f"{words[0]} printed {len(scores)} scores of the whole; expected one")
-    if segments not in (0, sentences):  # none with --only_system
+    if segments not in (0, sentences):  # there are none with --only_system
         raise RunError(OPTION, f"{words[0]} scored {segments} of {sentences} sentences")
     return {"comet": float(scores[0]), "comet_model": _model(words, done.stdout + done.stderr)}
 
 
 def _model(words: Sequence[str], output: str) -> str:
-    """The model's name: by --model, else by the folder of the cache that the command says it reads."""
+    """The model's name, from --model, else from the folder of the cache that the command's output names."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         if word == "--model":
             return after

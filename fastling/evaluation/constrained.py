@@ -1,8 +1,8 @@
-"""Translations that had to include words: how many did, in percent, and their BLEU.
+"""Scores translations that must include given words, the constraints: the share that is met, and BLEU.
 
-As the paper counts: a constraint is met where it occurs in the output, case and all. It is met by a part
-of a word then, and one stretch of output may meet two constraints; the counts by whole words, our own,
-allow neither. A row without constraints has nothing to meet: it counts for BLEU alone.
+In the paper's count a constraint is met if it occurs in the output, in the same letter case. So a part of a
+word may meet it, and one piece of output may meet two constraints. Our own count, by whole words, allows
+neither. A row without constraints counts for BLEU alone.
 """
 
 import argparse
@@ -40,20 +40,22 @@ DESCRIPTION = (
     "of them. A prediction is a row with tgt (the reference), constraint (a list of words) and hypo."
 )
 UNSPACED = re.compile(f"[{HAN}{KANA}{HANGUL}{SOUTH_EAST_ASIAN}]")
-"""Letters of scripts in which a word's neighbours are written without a space, or endings are (Korean)."""
+"""Letters of scripts that put no spaces between words, or none between words and their endings (Korean)."""
 
 
 class Row(NamedTuple):
+    """A reference translation, and the words that a translation must include."""
+
     reference: str
     constraints: tuple[str, ...]
 
 
 class Shares(NamedTuple):
-    """In percent."""
+    """Shares of what is met, in percent."""
 
     of_words: float
     of_sentences: float
-    """With all their words."""
+    """Of sentences, those with all their words."""
 
 
 def add_options(parser: Parser) -> None:
@@ -66,7 +68,7 @@ def add_options(parser: Parser) -> None:
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
-    """Raises UserError for options and rows that cannot be right, before a model is asked."""
+    """Score translations. Raises UserError for wrong options and rows, before a model is asked."""
     check_target_language(options.target_lang, asks_model=bool(options.model))
     check_source(options, "predictions")
     check_user_language(options)
@@ -112,7 +114,7 @@ def _row(record: Record) -> Row:
 
 
 def _request(source: str, constraints: Sequence[str], target_language: str, user_language: str) -> str:
-    """The paper's two lines, or without words the first."""
+    """The request to a model, in the paper's two lines; only the first if there are no constraints."""
     if not constraints:
         return request(source, target_language, user_language)
     asked = {"en": "Make sure to include these words: ", "zh": "确保包含这些词："}[user_language]
@@ -153,12 +155,12 @@ def _score(
 
 
 def occurring(constraints: Sequence[str], text: str) -> list[bool]:
-    """Which constraints occur in the output, case-sensitive: the paper's count."""
+    """For each constraint, whether it occurs in the output, in the same letter case: the paper's count."""
     return [constraint in text for constraint in constraints]
 
 
 def as_whole_words(constraints: Sequence[str], text: str) -> list[bool]:
-    """Which constraints occur as whole words, each in a place of its own; the longest choose first."""
+    """For each constraint, whether it occurs as whole words in its own place; the longest choose first."""
     text = _normalize(text)
     free = [True] * len(text)
     met = [False] * len(constraints)
@@ -181,19 +183,19 @@ def _normalize(text: str) -> str:
 
 
 def _stands_alone(text: str, start: int, stop: int) -> bool:
-    """Whether no letter that is written together with its edges stands beside text[start:stop]."""
+    """Whether text[start:stop] is not part of a longer word."""
     beginning = start == 0 or not _joined(text[start - 1], text[start])
     return beginning and (stop == len(text) or not _joined(text[stop - 1], text[stop]))
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two neighbouring characters belong to one word, as far as spaces tell words apart."""
+    """Whether two neighbouring characters are of one word: letters, numbers, marks of scripts with spaces."""
     return all(
         (unicodedata.category(each)[0] in "LNM") and not UNSPACED.match(each) for each in (left, right)
     )
 
 
 def shares(met: Sequence[Sequence[bool]]) -> Shares:
-    """Of all constraints, and of all sentences, in percent."""
+    """The shares that are met; `met` has a list for each sentence, with a value for each constraint."""
     words = [each for sentence in met for each in sentence]
     return Shares(100 * sum(words) / len(words), 100 * sum(map(all, met)) / len(met))

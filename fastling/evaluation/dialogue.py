@@ -1,7 +1,7 @@
 """`fastling evaluate dialogue`: answers of several turns, judged pairwise against those of a baseline.
 
-As the BayLing paper does on BayLing-80: a judge scores both answers of a pair; reported are wins, ties and
-losses, and the ratio of the sums of scores.
+As in the BayLing paper's evaluation on BayLing-80, a judge scores both answers of a pair. Reported are wins,
+ties and losses, and the ratio of the sums of scores.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PAPERS_JUDGE = "gpt-4"
 
 
 def add_options(parser: Parser) -> None:
-    """Files, judge, and the model that answers where no answers are given."""
+    """Add the options for files, for the judge, and for a model that answers if no answers are given."""
     add = parser.add_argument
     add("--questions", type=Path, required=True, metavar="F", help='rows: question_id, "text" or "turns"')
     add("--answers", type=Path, metavar="F", help=f"rows: question_id and {ANSWER_FORMS}")
@@ -63,14 +63,17 @@ def add_options(parser: Parser) -> None:
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
-    """Read or make the answers, have them judged, and count. Raises UserError, RunError."""
+    """Read or generate the answers, have them judged, and sum up.
+
+    Raises UserError for options and files that are wrong, and RunError if nothing can be judged.
+    """
     check_source(options, "answers")
     check_positive(options, ("judge_budget_tokens", "judge_requests", "judge_timeout"))
     with needing("eval", "--judge-url"):
         from fastling.evaluation.judge import Pair, judge_pairs, load_prompt
         from fastling.evaluation.judge_summary import summarize
         from fastling.remote import Server, check_address
-    check_address(options.judge_url, "--judge")  # before hours of answers
+    check_address(options.judge_url, "--judge")  # before a model spends hours on answers
     prompt = load_prompt(options.judge_prompts)
     questions = read_questions(options.questions)
     baseline, baseline_notes = read_answers(options.baseline, questions)
@@ -107,7 +110,7 @@ def _cache(options: argparse.Namespace) -> Path:
 def _our_answers(
     options: argparse.Namespace, questions: dict, console: Console
 ) -> tuple[dict[str, tuple[str, ...]], dict, tuple[str, ...]]:
-    """Answers by question_id, given or made; and what went wrong where a model made them, with notes."""
+    """(question_id -> answers, read or generated; failures of the model that generated them; notes)."""
     if options.answers:
         answers, notes = read_answers(options.answers, questions)
         return answers, {}, notes
@@ -138,7 +141,7 @@ def read_questions(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
 def read_answers(
     path: Path, questions: dict[str, tuple[str, tuple[str, ...]]]
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """question_id -> one answer a turn, for all questions; and a note of rows that answer no question.
+    """(question_id -> an answer for each turn, for all questions; a note if rows answer no question).
 
     An answer may be empty. Raises UserError with file and line.
     """
@@ -161,7 +164,7 @@ def read_answers(
 
 
 def _named_rows(path: Path) -> Iterator[tuple[str, str, dict]]:
-    """(file:line, question_id, row), no question_id twice."""
+    """Yield (file:line, question_id, row). Raises UserError for a question_id that comes twice."""
     seen: dict[str, str] = {}
     for where, row in read_records(path):
         key = read_name(row, "question_id", where)

@@ -1,7 +1,8 @@
-"""Exams in AGIEval's format: multiple choice and cloze, zero-shot; accuracy in percent.
+"""Scores exams in AGIEval's format, multiple choice and cloze, zero-shot, by accuracy in percent.
 
 A question is a row {"passage", "question", "options": ["(A)...", ...] or null, "label": "B", "AC" or
-["A", "C"], "answer": of a cloze}. What cannot be read out of a prediction is counted and not guessed.
+["A", "C"], "answer": of a cloze}. If no answer can be read from a prediction, it is counted as unanswered;
+nothing is guessed.
 """
 
 import argparse
@@ -49,7 +50,7 @@ WRONG_ONE = re.compile(
     "(?:错误|不正确|不恰当|不符合[^，。]{0,6}|有误|不当)的(?:说法|一项|选项|描述|表述|判断|结论)?(?:应该|应|就)?"
     r"(?:是|为|有)\s*[:：]?\s*(?=(?:选项)?\s*[(（]?[A-ZＡ-Ｚ])"
 )
-"""Which of the options a text calls the wrong one: the answer to who asked for that."""
+"""How a text says which option is the wrong one, which is the answer if the question asks for that."""
 
 WISHES = {
     (False, True): 'Choose the right option. End with "The answer is" and its letter.',
@@ -58,7 +59,7 @@ WISHES = {
     (True, True): "请选出正确的选项，最后以“答案是”加选项字母结尾。",
     (True, False): "请填空，最后以“答案是”加结果结尾；有多个空时用分号隔开。",
 }
-"""What a model is asked for, by whether the question is Chinese and whether it has options."""
+"""The last line of a prompt, by whether the question is Chinese and whether it has options."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,21 @@ class Item:
     question: str
     passage: str
     options: tuple[str, ...]
-    """Their texts, without letters; none for a cloze."""
+    """The options' texts, without letters; none for a cloze."""
     letters: Choice
-    """Those that are right."""
+    """The letters of the right options; none for a cloze."""
     answer: str
-    """Of a cloze; several blanks between semicolons."""
+    """The right answer of a cloze, with semicolons between several blanks; else empty."""
 
 
 class Score(NamedTuple):
-    """Counts of one file, or of all."""
+    """Counts for one file, or for all of them."""
 
     questions: int
     answered: int
     right: int
     expected_of_guessing: float
-    """Right answers of one who guesses: 1 / options of each single choice, nothing for the others."""
+    """Right answers to expect of guessing: 1 / options for a question with one right letter, else 0."""
 
 
 def add_options(parser: Parser) -> None:
@@ -96,7 +97,7 @@ def add_options(parser: Parser) -> None:
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
-    """Raises UserError for options and rows that cannot be right, before a model is asked."""
+    """Score the answers. Raises UserError for wrong options and rows, before a model is asked."""
     check_source(options, "predictions")
     exams = [[read_item(record) for record in read_records(path)] for path in options.questions]
     if options.model:
@@ -126,7 +127,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
 
 
 def read_item(record: Record) -> Item:
-    """Raises UserError, by file and line, for a row that is no question with an answer."""
+    """The question of a row. Raises UserError, with file and line, for a row that is no question."""
     options = record.fields.get("options")
     question = record.text("question")
     passage = record.text("passage") if record.fields.get("passage") else ""
@@ -166,7 +167,7 @@ def _label(record: Record, letters: Sequence[str]) -> Choice:
 
 
 def prompt_of(item: Item) -> str:
-    """How a model is asked, in the language of the question; it says how the answer should end."""
+    """The prompt for a question. Its last line says how the answer should end, in Chinese or in English."""
     is_chinese = bool(CHINESE.search("".join([item.question, *item.options])))
     lines = [item.passage, item.question]
     lines += [f"({chr(ord('A') + number)}) {option}" for number, option in enumerate(item.options)]
@@ -197,7 +198,7 @@ def _read_predictions(options: argparse.Namespace, exams: Sequence[Sequence[Item
 
 
 def score_items(items: Sequence[Item], texts: Sequence[str]) -> Score:
-    """Count what the texts answer, and what of it is right."""
+    """Count the questions that the texts answer, and those that they answer right."""
     verdicts = [verdict(item, text) for item, text in zip(items, texts, strict=True)]
     guessing = sum(1 / len(item.options) for item in items if len(item.letters) == 1)
     answered = sum(each is not None for each in verdicts)
@@ -205,9 +206,9 @@ def score_items(items: Sequence[Item], texts: Sequence[str]) -> Score:
 
 
 def verdict(item: Item, text: str) -> bool | None:
-    """Whether a text is right; None if it gives no clear answer. Of several letters all must be there.
+    """Whether a text is right; None if it gives no clear answer. Of several right letters it must give all.
 
-    A model that does not stop goes on with a question of its own: what stands before that is read first.
+    A model that does not stop may go on with a question of its own, so the text before that is read first.
     """
     text = answer_of(text)
     before = NEXT_QUESTION.split(text, maxsplit=1)[0]
@@ -225,9 +226,9 @@ def _verdict(item: Item, text: str) -> bool | None:
 
 
 def answer_of(text: str) -> str:
-    """A text without the reasoning before its answer, and without the token that ends it.
+    """A text without the reasoning before its answer, and without control tokens at its beginning and end.
 
-    Reasoning that was cut off has no answer behind it.
+    Reasoning that was cut off has no answer after it.
     """
     text = END_TOKEN.split(START_TOKENS.sub("", text), maxsplit=1)[0]
     text = text[max((match.end() for match in REASONED.finditer(text)), default=0) :]
@@ -235,7 +236,7 @@ def answer_of(text: str) -> str:
 
 
 def _as_scores(score: Score) -> dict:
-    """In percent: of all questions; and of those answered, None where there is none."""
+    """Counts, and percentages of all questions, and of those answered (None if there are none)."""
     return {
         "accuracy": 100 * score.right / score.questions,
         "answered": 100 * score.answered / score.questions,

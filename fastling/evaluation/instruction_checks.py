@@ -1,20 +1,20 @@
 """The 25 checks of Multi-IF: whether a response follows an instruction, by rules alone.
 
 Each check is our own code for what IFEval (Zhou et al. 2023) and Multi-IF (He et al. 2024) define. Where
-their published code depends on chance, or breaks off in a language the benchmark has, this follows what the
-instruction says instead:
+their published code depends on chance, or fails in a language of the benchmark, this follows the words of the
+instruction instead:
 
 - letter_frequency counts any letter or sign; the published code takes a random letter for one not a to z.
-- response_language and the English checks use a seeded detector, on small letters, and zh is zh-cn and zh-tw.
-- number_words and number_sentences tell Chinese and Japanese by their characters, not by a detector; vowel
-  signs do not part words, "3.5" no sentences, and a closing quotation mark is none by itself; English
-  sentences are parted by rules, not by a trained model (punkt).
+- response_language and the English checks use a seeded detector, on lower case, and zh is zh-cn and zh-tw.
+- number_words and number_sentences recognise Chinese and Japanese by their characters, not by a detector.
+  Vowel signs do not split words, "3.5" does not split a sentence, and a closing quotation mark is no sentence
+  by itself. English sentences are split by rules, not by a trained model (punkt).
 - forbidden_words finds Chinese, Japanese, Thai and Hindi words, which `\\b` cannot.
 - keywords and section marks are taken literally, not as regular expressions.
-- no_comma knows the commas ， ﹐ ، and, in Japanese, 、 too.
-- nth_paragraph_first_word does not number empty paragraphs, and knows first words that no space ends.
-- number_bullet_lists does not count rules of hyphens (---); quotation knows « », „ “ and 『 』, too, and
-  end_checker passes over closing marks of all kinds.
+- no_comma also finds the commas ， ﹐ ، and, in Japanese, 、.
+- nth_paragraph_first_word does not number empty paragraphs, and finds first words that no space follows.
+- number_bullet_lists does not count lines of hyphens (---); quotation also accepts « », „ “ and 『 』, and
+  end_checker ignores closing quotation marks of several languages.
 - number_highlighted_sections counts ***both*** once.
 """
 
@@ -47,19 +47,19 @@ DISABLED = frozenset(
         "multi-turn:constrained_start",
     }
 )
-"""Instructions that the benchmark knows and does not score."""
+"""Instructions that the benchmark has and does not score."""
 
 
 class Check(NamedTuple):
-    """Whether a response follows an instruction, and how its arguments are read."""
+    """A function that tells if a response follows an instruction, and the readers of its arguments."""
 
     holds: Callable[..., bool]
     readers: Mapping[str, Callable[[Any], Any]]
-    """By argument; each raises ValueError for what cannot be one."""
+    """Name of an argument -> function that reads its value, and raises ValueError for a wrong one."""
 
 
 CHECKS: dict[str, Check] = {}
-"""By instruction id, as the benchmark's columns name it."""
+"""Instruction id, as in the benchmark's columns -> its check."""
 
 
 def _check(name: str, **readers: Callable[[Any], Any]) -> Callable:
@@ -71,9 +71,10 @@ def _check(name: str, **readers: Callable[[Any], Any]) -> Callable:
 
 
 def make_check(name: str, arguments: Mapping[str, Any]) -> Callable[[str], bool]:
-    """A function of the response. Raises ValueError for an unknown id, and for arguments that do not fit.
+    """A function that tells if a response follows the instruction `name` with these arguments.
 
-    Arguments that are None are none, as in files that have a column for each.
+    Arguments that are None count as absent: some files have a column for each. Raises ValueError for an
+    unknown id, and for arguments that do not fit.
     """
     if name not in CHECKS:
         raise ValueError(f"unknown instruction: {name!r:.80}")
@@ -124,7 +125,7 @@ def _language(value: Any) -> str:
 
 @_check("keywords:existence", keywords=_texts)
 def has_keywords(response: str, keywords: list[str]) -> bool:
-    """All of them, anywhere, in any letter case."""
+    """Whether all keywords occur, anywhere and in any letter case."""
     return all(_occurrences(keyword, response) for keyword in keywords)
 
 
@@ -135,7 +136,7 @@ def has_keyword_often(response: str, keyword: str, frequency: int, relation: Cal
 
 @_check("keywords:forbidden_words", forbidden_words=_texts)
 def lacks_words(response: str, forbidden_words: list[str]) -> bool:
-    """None of them as a word by itself, in any letter case."""
+    """Whether none of them occurs as a whole word, in any letter case."""
     return not any(includes_word(response, word) for word in forbidden_words)
 
 
@@ -153,7 +154,7 @@ def _occurrences(words: str, response: str) -> int:
 
 @_check("language:response_language", language=_language)
 def is_in_language(response: str, language: str) -> bool:
-    """A response without letters is in no other language, and passes, as in the benchmark."""
+    """Whether a response is in a language. One without letters passes, as in the benchmark."""
     return language_of(response) in (language, None)
 
 
@@ -169,7 +170,7 @@ def is_english_in_small_letters(response: str) -> bool:
 
 @_check("change_case:capital_word_frequency", capital_frequency=_number, capital_relation=_relation)
 def has_capital_words(response: str, capital_frequency: int, capital_relation: Callable) -> bool:
-    """Words without a small letter, "I" among them; hyphens and apostrophes part no words."""
+    """Counts words in capitals, "I" among them; hyphens and apostrophes do not split words."""
     words = re.findall(r"\w+(?:[-'’.&]\w+)*", response)
     return capital_relation(sum(word.isupper() for word in words), capital_frequency)
 
@@ -195,7 +196,7 @@ def has_length_in_sentences(response: str, num_sentences: int, relation: Callabl
 
 @_check("length_constraints:number_paragraphs", num_paragraphs=_number)
 def has_paragraphs(response: str, num_paragraphs: int) -> bool:
-    """Exactly so many, with *** between them; one may stand before the first and after the last."""
+    """Whether there are exactly so many, with *** between them; *** may also begin or end the response."""
     return _count_parts(response, "***") == num_paragraphs
 
 
@@ -206,7 +207,7 @@ def has_paragraphs(response: str, num_paragraphs: int) -> bool:
     first_word=_text,
 )
 def has_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Exactly so many paragraphs with empty lines between them, the nth of which begins with a word."""
+    """Whether exactly so many paragraphs have empty lines between them, and the nth begins with the word."""
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", response) if part.strip()]
     if len(paragraphs) != num_paragraphs or not 1 <= nth_paragraph <= num_paragraphs:
         return False
@@ -215,7 +216,7 @@ def has_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first
 
 
 def _count_parts(response: str, divider: str) -> int | None:
-    """Texts with a divider between them, or None if two dividers have none between them."""
+    """Number of texts with a divider between them; None if there is no text between two dividers."""
     parts = [part.strip() for part in response.split(divider)]
     inner = parts[1:-1]
     return sum(map(bool, parts)) if all(inner) else None
@@ -226,13 +227,13 @@ def _count_parts(response: str, divider: str) -> int | None:
 
 @_check("detectable_content:number_placeholders", num_placeholders=_number)
 def has_placeholders(response: str, num_placeholders: int) -> bool:
-    """At least so many like [address], each on one line."""
+    """Whether there are at least so many placeholders like [address], each on one line."""
     return len(re.findall(r"\[[^\[\]\n]*\]", response)) >= num_placeholders
 
 
 @_check("detectable_content:postscript", postscript_marker=_text)
 def has_postscript(response: str, postscript_marker: str) -> bool:
-    """Its mark, in any letter case; there may be a space after each full stop in it."""
+    """Whether its mark occurs, in any letter case; a space may follow each full stop in the mark."""
     marker = r"\.\s?".join(map(re.escape, postscript_marker.rstrip(".").split(".")))
     stop = r"\." if postscript_marker.endswith(".") else ""
     return re.search(rf"(?<!\w){marker}{stop}", response, re.IGNORECASE) is not None
@@ -240,7 +241,7 @@ def has_postscript(response: str, postscript_marker: str) -> bool:
 
 @_check("detectable_format:number_bullet_lists", num_bullets=_number)
 def has_bullets(response: str, num_bullets: int) -> bool:
-    """Exactly so many lines that begin with one asterisk, or with a hyphen and are no rule of hyphens."""
+    """Whether exactly so many lines begin with one asterisk, or with a hyphen and are no rule like ---."""
     lines = [line.strip() for line in response.splitlines()]
     stars = [line for line in lines if re.match(r"\*[^*]", line)]
     hyphens = [line for line in lines if line.startswith("-") and not re.fullmatch(r"(-\s*){3,}", line)]
@@ -249,26 +250,26 @@ def has_bullets(response: str, num_bullets: int) -> bool:
 
 @_check("detectable_format:constrained_response")
 def is_one_of_the_answers(response: str) -> bool:
-    """The benchmark has the answers in English, whatever the language of the question."""
+    """Whether one of the fixed answers occurs. The benchmark has them in English for every language."""
     return any(f"My answer is {answer}." in response for answer in ("yes", "no", "maybe"))
 
 
 @_check("detectable_format:number_highlighted_sections", num_highlights=_number)
 def has_highlights(response: str, num_highlights: int) -> bool:
-    """At least so many stretches of a line in single or double asterisks."""
+    """Whether at least so many pieces of a line are in single or double asterisks."""
     found = re.findall(r"\*\*([^\n*]+)\*\*|\*([^\n*]+)\*", response)
     return sum(bool("".join(texts).strip()) for texts in found) >= num_highlights
 
 
 @_check("detectable_format:multiple_sections", section_spliter=_text, num_sections=_number)
 def has_sections(response: str, section_spliter: str, num_sections: int) -> bool:
-    """At least so many marks like Section 1, in this letter case."""
+    """Whether there are at least so many marks like Section 1, in the letter case of `section_spliter`."""
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
 
 
 @_check("detectable_format:json_format")
 def is_json(response: str) -> bool:
-    """The whole of it; a fence of three backticks may be around it."""
+    """Whether the whole response is JSON, perhaps in a fence of three backticks."""
     text = re.sub(r"^```(?:json)?|```$", "", response.strip(), flags=re.IGNORECASE)
     try:
         json.loads(text)
@@ -279,14 +280,14 @@ def is_json(response: str) -> bool:
 
 @_check("detectable_format:title")
 def has_title(response: str) -> bool:
-    """Words in double angular brackets, on one line."""
+    """Whether there are words in double angle brackets on one line."""
     lines = response.split("\n")
     return any(line[line.find("<<") : line.rfind(">>") + 2].strip("<> \t") for line in lines if "<<" in line)
 
 
 @_check("combination:two_responses")
 def is_two_responses(response: str) -> bool:
-    """Two that differ, with six asterisks between them."""
+    """Whether there are two responses that differ, with six asterisks between them."""
     parts = [part.strip() for part in response.split("******") if part.strip()]
     return _count_parts(response, "******") == 2 and parts[0] != parts[1]
 
@@ -298,13 +299,13 @@ def repeats_prompt(response: str, prompt_to_repeat: str) -> bool:
 
 @_check("startend:end_checker", end_phrase=_text)
 def ends_with(response: str, end_phrase: str) -> bool:
-    """In any letter case; quotation marks after it are passed over."""
+    """Whether a response ends with a phrase, in any letter case; closing quotation marks are ignored."""
     text, phrase = response.strip().lower(), end_phrase.lower()
     return text.endswith(phrase) or text.rstrip('"“”»」』').endswith(phrase)
 
 
 @_check("startend:quotation")
 def is_quoted(response: str) -> bool:
-    """The whole of it, in double quotation marks of any of the languages."""
+    """Whether the whole response is in double quotation marks of any of the languages."""
     text = response.strip()
     return len(text) > 1 and text[0] + text[-1] in ('""', "“”", "„“", "„”", "«»", "「」", "『』")

@@ -1,6 +1,6 @@
-"""Words, sentences and the language of a text, as instructions of Multi-IF need them.
+"""Counts words and sentences of a text, and finds its language, for the instructions of Multi-IF.
 
-What a text is written in, not a guess at its language, decides how it is counted.
+How a text is counted depends on the characters in it, not on a guess at its language.
 """
 
 import re
@@ -33,7 +33,7 @@ _END = re.compile(rf"(?<![.!?…؟۔])(?P<stop>[.!?…؟۔]++)[{CLOSERS}]*+(?=\s
 _BEFORE = re.compile(rf"[\w.{MARKS}]+$")
 _NEXT = re.compile(r"\s*[^\w\s]*(\w)")
 LONGEST_ABBREVIATION = 40
-"""Characters before a full stop that are looked at."""
+"""Characters before a full stop in which an abbreviation is looked for."""
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof rev gen col sgt lt st mt jr sr vs cf ca approx dept est fig vol pp "  # English
     "sra srta dra ud uds pág núm art av "  # Spanish, Portuguese
@@ -45,22 +45,22 @@ _CODES = frozenset(
     "af ar bg bn ca cs cy da de el en es et fa fi fr gu he hi hr hu id it ja kn ko lt lv mk ml mr ne nl no "
     "pa pl pt ro ru sk sl so sq sv sw ta te th tl tr uk ur vi zh".split()
 )
-"""Languages that the detector knows."""
+"""Codes of the languages that the detector knows."""
 
 
 def is_east_asian(text: str) -> bool:
-    """Whether a text is Chinese or Japanese: it has more of their characters than other words."""
+    """Whether a text is Chinese or Japanese: it has more Han characters and kana than other words."""
     characters = len(_EAST_ASIAN.findall(text))
     return characters > len(_WORD.findall(_EAST_ASIAN.sub(" ", text)))
 
 
 def count_words(text: str) -> int:
-    """Words of a text.
+    """The number of words of a text.
 
-    Chinese and Japanese: each character is one, so is each emoji and each stretch of other letters and
-    digits up to a space, whatever signs are within it (3.5, AI-based). Otherwise: each run of letters, marks,
-    digits and underscores, so that don't is two and हिन्दी one. Thai, Lao, Burmese and Khmer part words by no
-    space, and without a dictionary a stretch is one word.
+    In Chinese and Japanese each character is a word. So is each emoji, and each run of other letters and
+    digits up to a space, whatever signs are in it (3.5, AI-based). In other texts a word is a run of letters,
+    marks, digits and underscores, so that don't is two words and हिन्दी is one. Thai, Lao, Burmese and Khmer
+    put no spaces between words: without a dictionary a whole run of them is one word.
     """
     if not is_east_asian(text):
         return len(_WORD.findall(text))
@@ -71,11 +71,12 @@ def count_words(text: str) -> int:
 
 
 def count_sentences(text: str) -> int:
-    """Sentences of a text: pieces that have a letter in them.
+    """The number of sentences of a text; each has at least one letter.
 
-    Chinese and Japanese end them with 。！？ and their ASCII forms, and with each line; Hindi with । ॥ ! ?.
-    Otherwise . ! ? … end one before a space, but not before a small letter, and a full stop not after an
-    abbreviation, an initial, or a number that opens a line; a line need not end one.
+    In Chinese and Japanese 。！？, their ASCII forms, and the end of a line end a sentence; in Hindi । ॥ ! ?.
+    In other texts . ! ? … before a space end a sentence, unless a lower-case letter comes next. A full stop
+    after an abbreviation, an initial, or a number that begins a line does not end one, nor does the end of a
+    line.
     """
     if is_east_asian(text):
         pieces = [piece for line in text.splitlines() for piece in _EAST_ASIAN_END.split(line)]
@@ -114,9 +115,9 @@ def _is_abbreviated(before: str) -> bool:
 
 
 def includes_word(text: str, word: str) -> bool:
-    """Whether a text has a word, in any letter case, that is no part of a longer one.
+    """Whether a text has a word, in any letter case, that is not part of a longer one.
 
-    Scripts that write no spaces part words nowhere, so beside their characters it counts as one.
+    Scripts without spaces do not show where words end, so beside their characters it counts as a word.
     """
     letter = f"(?![{HAN}{KANA}{SOUTH_EAST_ASIAN}])[\\w{MARKS}]"
     before = f"(?<!(?={letter}).)" if re.match(letter, word) else ""
@@ -132,14 +133,15 @@ def knows_language(code: str) -> bool:
 
 
 def base_language(code: str) -> str:
-    """zh of zh-cn: the country of a language is left out."""
+    """The code of a language without its country: zh for zh-cn."""
     return code.lower().replace("_", "-").partition("-")[0]
 
 
 def load_detector() -> Callable[[str], str | None]:
-    """langdetect, as the benchmark has it, but seeded, so that an answer is always judged alike.
+    """The detector of languages: langdetect, as in the benchmark, but seeded, so that results repeat.
 
-    Raises UserError where it is not installed.
+    It takes a text and returns a code, or None if it finds no language. Raises UserError if langdetect is not
+    installed.
     """
     with needing("eval", "fastling evaluate instructions"):
         import langdetect
@@ -157,8 +159,8 @@ def load_detector() -> Callable[[str], str | None]:
 def language_of(text: str) -> str | None:
     """The code of the language of most of a text, or None for a text without letters.
 
-    Two things the detector gets wrong by itself: capitals, which it takes for other languages, so it sees
-    small letters; and short Chinese, which it takes for Korean, so Han characters alone are Chinese.
+    The detector takes capitals for other languages, so it is given lower case. It takes short Chinese for
+    Korean, so a text that `is_east_asian` without kana and hangul is called Chinese here.
     """
     if is_east_asian(text) and not re.search(f"[{KANA}{HANGUL}]", text):
         return "zh"

@@ -1,17 +1,19 @@
 """Following instructions over turns, in several languages: Multi-IF (He et al. 2024), from its own file.
 
 The benchmark's data is not free for every use, so it is read from a path: its CSV, or JSON lines of the same
-columns. Each turn adds an instruction to those before it, which stay in force; the answer to each turn is
-checked against all, by rules; instruction_checks.py says how, and where the published code is not followed.
+columns. Each turn adds instructions to those before it, which stay in force, and the answer to each turn is
+checked against all of them, by rules. instruction_checks.py says how, and where it differs from the published
+code.
 
-- strict: the check holds for the answer, and it is not empty.
-- loose: it holds for any of eight forms of it: without the first line, the last, both or neither, and each
-  with and without its asterisks; empty forms do not count.
-- prompt accuracy: answers that follow all their instructions; instruction accuracy: instructions followed.
-- overall: the mean of these four. Of a turn, the mean over languages, which is what the benchmark publishes.
-  95 % intervals are percentiles over 10,000 bootstraps of the conversations of each language.
-- forgetting at turn t: of instructions that were followed (strictly) at a turn before t and are still in
-  force at t, those that are not followed at t. This is our definition; the paper's may differ.
+- strict: the check holds for the answer, and the answer is not empty.
+- loose: the check holds for any of eight forms of the answer: without its first line, its last line, both or
+  neither, and each with and without its asterisks; empty forms do not count.
+- prompt accuracy: the share of answers that follow all their instructions. Instruction accuracy: the share of
+  instructions that are followed.
+- overall: the mean of these two, each strict and loose. For a turn it is the mean over languages, as the
+  benchmark publishes. 95 % intervals are percentiles over 10,000 bootstraps of each language's conversations.
+- forgetting at turn t: of the instructions that were followed (strictly) at a turn before t and are still in
+  force at t, the share that is not followed at t. This is our definition; the paper's may differ.
 """
 
 import argparse
@@ -51,12 +53,12 @@ class Instruction(NamedTuple):
 
     name: str
     arguments: str
-    """As JSON, so that the same instruction is known again at a later turn."""
+    """As JSON, by which the same instruction is recognised at a later turn."""
     holds: Callable[[str], bool]
 
 
 class Conversation(NamedTuple):
-    """A row of the benchmark, as far as it can be asked."""
+    """A row of the benchmark: the turns of it that can be asked, and the instructions at each."""
 
     asked: Asked
     language: str
@@ -64,7 +66,7 @@ class Conversation(NamedTuple):
 
 
 def add_options(parser: Parser) -> None:
-    """--questions and where the answers come from."""
+    """Add --questions, and the options for where the answers come from."""
     parser.add_argument(
         "--questions", type=Path, required=True, metavar="F", help="Multi-IF's .csv, or .jsonl of its columns"
     )
@@ -75,9 +77,9 @@ def add_options(parser: Parser) -> None:
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
-    """Score answers; each turn is asked with the answers given before it as history."""
+    """Score answers, given or by a model, which is asked each turn with its earlier answers as history."""
     check_source(options, "predictions")
-    load_detector()  # before hours of answers, if it is not there
+    load_detector()  # if it is missing, this fails before a model spends hours on answers
     left_out: Counter[str] = Counter()
     conversations = list(read_conversations(options.questions, left_out))
     if options.model is not None:
@@ -104,9 +106,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
 
 
 def read_conversations(path: Path, left_out: Counter) -> Iterator[Conversation]:
-    """The benchmark's rows; what of them cannot be asked or scored is counted by what it is.
+    """Yield the benchmark's rows; what cannot be asked or scored is counted in `left_out`, by description.
 
-    Raises UserError, by the row, for what the benchmark does not have.
+    Raises UserError, with the row's place, for anything that the benchmark does not have.
     """
     for location, row in _rows(path):
         missing = [column for column in _COLUMNS if column not in row]
@@ -130,7 +132,7 @@ def read_conversations(path: Path, left_out: Counter) -> Iterator[Conversation]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """(file:line, row)"""
+    """Yield (file:line, row)."""
     if path.suffix.lower() != ".csv":
         yield from read_records(path)
         return
@@ -149,7 +151,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _prompt(value: Any, where: str) -> str | None:
-    """The text of a turn's message, or None where the turn is not there: empty, null, or the word None."""
+    """The text of a turn's message; None if there is no such turn: empty, null, or a word for it."""
     if value is None or isinstance(value, str) and value.strip() in ("", "None", "null", "nan"):
         return None
     try:
@@ -164,7 +166,10 @@ def _prompt(value: Any, where: str) -> str | None:
 
 
 def _instructions(names: Any, arguments: Any, left_out: Counter) -> tuple[Instruction, ...]:
-    """Raises ValueError for what is no list of instructions that are known, each with its arguments."""
+    """The instructions of a turn; those that are not scored are counted in `left_out` instead.
+
+    Raises ValueError unless they are a list of known instructions, each with its arguments.
+    """
     names, arguments = _decoded(names), _decoded(arguments)
     if not isinstance(names, list) or not isinstance(arguments, list) or len(names) != len(arguments):
         raise ValueError("needs as many kwargs as instruction ids, both as lists")
@@ -182,7 +187,7 @@ def _instructions(names: Any, arguments: Any, left_out: Counter) -> tuple[Instru
 
 
 def _decoded(value: Any) -> Any:
-    """JSON in a column of text is decoded; a value of a row of JSON already is. Raises ValueError."""
+    """The value of a column, decoded if it is text with JSON. Raises ValueError if that is broken."""
     if not isinstance(value, str):
         return value
     try:
@@ -195,7 +200,7 @@ def _decoded(value: Any) -> Any:
 
 
 class Followed(NamedTuple):
-    """An instruction and an answer."""
+    """Whether an answer follows an instruction."""
 
     instruction: Instruction
     strict: bool
@@ -203,7 +208,7 @@ class Followed(NamedTuple):
 
 
 def follow(instructions: Sequence[Instruction], answer: str) -> list[Followed]:
-    """What of a turn's instructions its answer follows."""
+    """For each instruction at a turn, whether the answer follows it."""
     forms = loose_forms(unicodedata.normalize("NFC", answer))
     return [
         Followed(each, strict, strict or any(each.holds(form) for form in forms[1:] if form.strip()))
@@ -213,14 +218,14 @@ def follow(instructions: Sequence[Instruction], answer: str) -> list[Followed]:
 
 
 def loose_forms(answer: str) -> list[str]:
-    """The answer; without its first line, its last, and both; and each of these without asterisks."""
+    """The answer; without its first line, its last line, and both; and these four without asterisks."""
     lines = answer.split("\n")
     forms = [answer, *("\n".join(rest).strip() for rest in (lines[1:], lines[:-1], lines[1:-1]))]
     return [*forms, *(form.replace("*", "") for form in forms)]
 
 
 def score(conversations: Sequence[Conversation], followed: Sequence[Sequence[Sequence[Followed]]]) -> dict:
-    """Accuracies in percent: of each turn over languages, of each turn and language, of each check."""
+    """Accuracies in percent: of each turn, each language in a turn, and each check; and forgetting."""
     groups: dict[int, dict[str, list[Sequence[Followed]]]] = {turn: defaultdict(list) for turn in TURNS}
     for conversation, turns in zip(conversations, followed, strict=True):
         for turn, found in enumerate(turns, start=1):
@@ -239,9 +244,9 @@ def score(conversations: Sequence[Conversation], followed: Sequence[Sequence[Seq
 
 
 def _turn_scores(languages: Mapping[str, Sequence[Sequence[Followed]]]) -> dict:
-    """Of one turn: the means over languages, and of each language."""
+    """The scores of one turn: the means over languages, and those of each language."""
     found, drawn = {}, []
-    generator = numpy.random.default_rng(SEED)  # one for all: languages must not be drawn alike
+    generator = numpy.random.default_rng(SEED)  # one for all, so that languages are not drawn alike
     for language in sorted(languages):
         counts = numpy.array([_counts(answer) for answer in languages[language]], dtype=float)
         resampled = resampled_overall(counts, generator)
@@ -263,7 +268,7 @@ def _turn_scores(languages: Mapping[str, Sequence[Sequence[Followed]]]) -> dict:
 
 
 def _counts(answer: Sequence[Followed]) -> tuple[int, ...]:
-    """(all strict, strict, all loose, loose, 1, instructions) of one answer."""
+    """Of one answer: (all strictly, how many strictly, all loosely, how many loosely, 1, instructions)."""
     strict, loose = sum(each.strict for each in answer), sum(each.loose for each in answer)
     return (strict == len(answer), strict, loose == len(answer), loose, 1, len(answer))
 
@@ -274,7 +279,7 @@ def accuracies(counts: numpy.ndarray) -> numpy.ndarray:
 
 
 def resampled_overall(counts: numpy.ndarray, generator: numpy.random.Generator) -> numpy.ndarray:
-    """[conversations, 6] counts -> [10,000] overall accuracies, each of as many conversations drawn anew."""
+    """[conversations, 6] counts -> [10,000] overall accuracies, each of as many, drawn with replacement."""
     size, share = len(counts), numpy.full(len(counts), 1 / len(counts))
     found = []
     for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
@@ -284,7 +289,7 @@ def resampled_overall(counts: numpy.ndarray, generator: numpy.random.Generator) 
 
 
 def forgetting(followed: Sequence[Sequence[Sequence[Followed]]]) -> dict[int, tuple[float | None, int]]:
-    """Turn -> (percent forgotten, instructions that could be), from the second turn on."""
+    """Turn -> (percent forgotten, or None; number that could be forgotten), from the second turn on."""
     forgotten: Counter[int] = Counter()
     known: Counter[int] = Counter()
     for turns in followed:

@@ -1,7 +1,7 @@
-"""Pairs of conversations before a judge: both orders of each, scores from 1 to 10, what failed and why.
+"""Asks a judge to score pairs of conversations from 1 to 10, and records what failed and why.
 
-A judge favours a place: the answer shown first, often. So each pair is shown in both orders, and what is
-compared is the mean of an answer's two scores. A pair that lacks a score in one order is not judged at all.
+A judge often favours the answer that is shown first. So each pair is shown in both orders, and the means of
+each side's two scores are compared. A pair that lacks a score in one order counts as not judged.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from fastling.remote import BudgetSpent, NoAnswer, Server, read_prompt
 PROMPT = "dialogue.txt"
 PLACES = {"conversation_1", "conversation_2", "mark"}
 ATTEMPTS = 3
-"""How often a judge is asked, all in all, until its answer holds two scores."""
-TEMPERATURES = (0.0, 0.7, 0.7)  # at 0 a judge would write the same again
-MOST_TOKENS = 2048  # some think before they score
+"""How often a judge is asked at most until its answer holds two scores."""
+TEMPERATURES = (0.0, 0.7, 0.7)  # of each attempt; at 0 a judge would write the same again
+MOST_TOKENS = 2048  # of a judge's answer; some think before they score
 NOTHING_SAID = "[no answer]"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One user, two assistants: `ours` is judged against `baseline`; one answer a turn."""
+    """The turns of a user and two assistants' answers to each; `ours` is judged against `baseline`."""
 
     question_id: str
     category: str
@@ -40,42 +40,42 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores of one pair as (ours, baseline): shown with ours first, and with ours second."""
+    """Scores of one pair, (ours, baseline) each: when ours was shown first, and when it was second."""
 
     ours_first: Scores
     ours_second: Scores
     asked: bool = True
-    """False where an answer is empty, which needs no judge."""
+    """False if one side answered nothing, which needs no judge."""
 
     @property
     def mean(self) -> Scores:
-        """Of ours and of the baseline, exact."""
+        """(ours, baseline), each the exact mean over both orders."""
         first, second = self.ours_first, self.ours_second
         return (first[0] + second[0]) / 2, (first[1] + second[1]) / 2
 
     @property
     def signs(self) -> tuple[int, int]:
-        """Who wins in each order: 1 ours, -1 the baseline, 0 neither."""
+        """The winner in each order: 1 for ours, -1 for the baseline, 0 for a tie."""
         return _sign(self.ours_first), _sign(self.ours_second)
 
     @property
     def sign(self) -> int:
-        """Who wins by the mean of both orders."""
+        """The winner by the means over both orders, likewise."""
         return _sign(self.mean)
 
 
 @dataclass
 class Failures:
-    """What did not come to a score."""
+    """What went wrong in the judging."""
 
-    unreadable: Counter = field(default_factory=Counter)  # answers of the judge, by reason; asked again
+    unreadable: Counter = field(default_factory=Counter)  # the judge's answers without two scores, by reason
     excluded: dict[str, str] = field(default_factory=dict)  # question -> why it has no judgement
     budget_spent: bool = False  # questions that are neither judged nor excluded were left unasked
-    stopped: RunError | None = None  # the same, since the server cannot be used any more
+    stopped: RunError | None = None  # likewise, since the server could not be used any more
 
 
 def load_prompt(folder: Path | None) -> Template:
-    """The judge's prompt, of `folder` or built in. Raises UserError for one that shows no conversations."""
+    """The judge's prompt, from `folder` or built in. Raises UserError unless it shows both conversations."""
     if folder and not (folder / PROMPT).is_file():
         raise UserError("--judge-prompts", f"holds no {PROMPT}: {folder}")
     built_in = resources.files("fastling.evaluation") / "prompts" / PROMPT
@@ -92,15 +92,15 @@ def judge_pairs(
     prompt: Template,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> tuple[dict[str, Judgement], Failures, int]:
-    """Judgements by question_id in the order of the pairs, what failed, and the tokens of all answers kept.
+    """(question_id -> judgement, in the order of the pairs; failures; tokens of all answers kept).
 
-    `progress` is told the tokens after each pair. A server that cannot be used any more, or a spent budget,
-    ends the asking, not the counting of what was judged.
+    `progress` is called with these tokens after each pair. If the server cannot be used any more, or the
+    budget is spent, nothing more is asked, and the judgements made until then are returned.
     """
     failures = Failures()
 
     async def judge_all() -> tuple[list[Judgement | None], int]:
-        server = open_server()  # within the loop that its client belongs to
+        server = open_server()  # inside the event loop, to which its client belongs
 
         async def judge_one(pair: Pair) -> Judgement | None:
             judgement = await _judge(pair, server, prompt, failures)
@@ -124,7 +124,7 @@ def judge_pairs(
 
 
 async def _end(tasks: list[asyncio.Task], failures: Failures) -> list[Judgement | None]:
-    """Results of tasks that are done; the others are cancelled."""
+    """Cancel the tasks that are not done. Return each task's judgement, None if it has none."""
     for task in tasks:
         task.cancel()  # does nothing to one that is done
     found = []
@@ -138,7 +138,7 @@ async def _end(tasks: list[asyncio.Task], failures: Failures) -> list[Judgement 
 
 
 async def _judge(pair: Pair, server: Server, prompt: Template, failures: Failures) -> Judgement | None:
-    """Raises RunError where no pair could be judged any more."""
+    """The judgement of a pair, or None. Raises RunError if no pair could be judged any more."""
     if decided := _without_asking(pair):
         return decided
     shown = [
@@ -146,7 +146,7 @@ async def _judge(pair: Pair, server: Server, prompt: Template, failures: Failure
         fill(prompt, pair.turns, pair.baseline, pair.ours),
     ]
     if shown[0] == shown[1]:
-        shown.pop()  # equal answers: one question, and equal scores
+        shown.pop()  # equal answers: the judge is asked once, and both have the same mean
     answers = await asyncio.gather(*(_ask(server, text, failures) for text in shown))
     reasons = [answer for answer in answers if isinstance(answer, str)]
     if reasons:
@@ -160,7 +160,7 @@ async def _judge(pair: Pair, server: Server, prompt: Template, failures: Failure
 
 
 async def _ask(server: Server, text: str, failures: Failures) -> Scores | str | None:
-    """Scores of the one shown first and the other; why there are none; None if the budget is spent."""
+    """Scores of (first shown, second shown); as text, why there are none; None if no budget is left."""
     reason = ""
     for attempt in range(ATTEMPTS):
         try:
@@ -182,7 +182,7 @@ async def _ask(server: Server, text: str, failures: Failures) -> Scores | str | 
 
 
 def _without_asking(pair: Pair) -> Judgement | None:
-    """Who said nothing at all has the lowest score, and who said something then has the highest."""
+    """The judgement if a side answered nothing: it has the lowest score, a side with text the highest."""
     ours, baseline = ("".join(answers).strip() for answers in (pair.ours, pair.baseline))
     if ours and baseline:
         return None
@@ -192,7 +192,7 @@ def _without_asking(pair: Pair) -> Judgement | None:
 
 
 def fill(prompt: Template, turns: Sequence[str], first: Sequence[str], second: Sequence[str]) -> str:
-    """The prompt with two conversations in it, each part behind a mark that no answer can know."""
+    """The prompt with two conversations in it. Each part begins with a mark that no answer can know."""
     mark = hashlib.sha256("\x00".join((*turns, *first, *second)).encode()).hexdigest()[:8]
     conversations = {
         f"conversation_{number}": _render(mark, number, turns, answers)

@@ -1,8 +1,8 @@
-"""Two scores out of what a judge wrote: tolerant of form, never a guess.
+"""Reads two scores from a judge's answer: it accepts many forms, and guesses nothing.
 
-Asked for is a first line of two numbers. Judges also write "Assistant 1: 8/10 ... Assistant 2: 7.5/10",
-"[[8]] [[9]]", JSON, or a last line of two numbers after much thought. The first of these forms that is there
-decides, and all that is said in it must agree. Numbers that are only mentioned are not scores.
+The judge is asked for a first line of two numbers. Judges also write "[[8]] [[9]]", JSON, "Assistant 1: 8/10
+... Assistant 2: 7.5/10", "Scores: 8 9", or a last line of two numbers after much thought. The first of these
+forms that is found decides, and all scores in it must agree. Numbers that are only mentioned are no scores.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import Any
 
 LOWEST, HIGHEST = 1, 10
 LONGEST_TEXT = 50_000  # characters; a judge that writes more has lost its way
-MOST_OBJECTS = 20  # of JSON that are looked for in a text
+MOST_OBJECTS = 20  # JSON objects that are looked for in a text
 Scores = tuple[Fraction, Fraction]
-"""Of Assistant 1 and Assistant 2; exact, so that equal means are equal."""
+"""Scores of Assistant 1 and Assistant 2; they are exact, so that equal means compare as equal."""
 
 _NUMBER = r"(?<![0-9.])([-+]?[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9])"
 _SCALE = r"(?:\s?(?:/\s?|out of )10(?:\.0)?(?!\.?[0-9])|\s?分)"
@@ -34,12 +34,12 @@ _SAID = (  # what stands between a label and its number
     r"(?:[:=|(\[]|[-–—]\s|(?:is|of|gets?|scores?|scored|receives?|earns?|deserves)\b|为|是|得)?"
     rf"\s?(?:an?\s(?:{_WORD}\sof\s)?)?[(\[]?\s?"
 )
-_AND_ON = (  # what stands behind a number that is a score: another label, the end of a line, a remark
+_AND_ON = (  # what stands after a number that is a score: another label, the end of a line, a remark
     rf"(?=\s?(?:[,;、。.|)\]]*\s*(?:(?:and|while|but)\s)?(?:the )?(?:{_WORD} (?:of|for) )?{_NO_LABEL}"
     r"|[,;、。.|)\]]*\s*$|\(|[-–—]\s(?!\s?[0-9])))"
 )
 
-# A number more would make it a list: "3, 4 and 5 are wrong".
+# With one more number it would be a list: "3, 4 and 5 are wrong".
 BEGINS = re.compile(rf"{_SCORE}[,;]?\s{_SCORE}(?![0-9/.%])(?!\W*(?:and|or|to)?\W*[-+]?[0-9])(?=\W)")
 SCORES_ONLY = re.compile(rf"{_SCORE}(?:{_BETWEEN}{_SCORE})*\.?")
 ANNOUNCED = re.compile(rf"(?:(?:the|my|final|overall) )*{_WORD}{_BOTH_NAMED}\s?(?:are|is|为|是)?\s?[:=]?\s?")
@@ -50,11 +50,11 @@ KEY = re.compile(r"(?:score|rating|of|for|assistant|model|answer|response|ai)*([
 
 
 class Unreadable(Exception):
-    """A text without two scores; the text says why, in a few words to count by."""
+    """Raised for a text without two scores; its message is the reason, in a few words to count by."""
 
 
 def parse_scores(text: str) -> Scores:
-    """The scores of Assistant 1 and Assistant 2, each from 1 to 10. Raises Unreadable."""
+    """The scores of Assistant 1 and Assistant 2, each from 1 to 10. Raises Unreadable if there are none."""
     if len(text) > LONGEST_TEXT:
         raise Unreadable("far too long")
     text = text.rpartition("</think>")[2].strip()
@@ -77,7 +77,7 @@ def parse_scores(text: str) -> Scores:
 
 
 def _agreed(found: list[list[str]]) -> Scores:
-    """What all readings of one form say. A reading is every score it holds."""
+    """The two scores on which all readings agree; a reading is a list of scores. Raises Unreadable."""
     for reading in found:
         if len(reading) != 2:
             raise Unreadable("one score only" if len(reading) < 2 else "more than two scores")
@@ -90,13 +90,13 @@ def _agreed(found: list[list[str]]) -> Scores:
 
 
 def _scores_only(line: str) -> list[list[str]]:
-    """Of a line that holds scores and nothing else."""
+    """The reading of a line that holds scores and nothing else; none for any other line."""
     line = " ".join(line.strip("()[]").split())
     return [re.findall(_SCORE, line)] if SCORES_ONLY.fullmatch(line) else []
 
 
 def _at_the_start(lines: list[str]) -> list[list[str]]:
-    """The form that was asked for; or a number on each of the first lines."""
+    """Scores on the first line, which is the form that was asked for, or on each of the first lines."""
     block: list[str] = []
     for line in lines:
         reading = _scores_only(line)
@@ -109,16 +109,16 @@ def _at_the_start(lines: list[str]) -> list[list[str]]:
 
 
 def _in_brackets(text: str) -> list[list[str]]:
-    """[[8]] [[9]] or [[8, 9]]; repeated, in twos."""
+    """[[8]] [[9]] or [[8, 9]]; if they are repeated, every two scores are a reading."""
     scores = [score for held in BRACKETS.findall(text) for found in _scores_only(held) for score in found]
     size = 2 if len(scores) % 2 == 0 else len(scores)
     return [scores[start : start + size] for start in range(0, len(scores), size)]
 
 
 def _in_json(text: str) -> list[list[str]]:
-    """{"assistant_1": 8, "assistant_2": {"score": 9}}, {"scores": [8, 9]}, wherever in the text."""
+    """{"assistant_1": 8, "assistant_2": {"score": 9}} or {"scores": [8, 9]}, anywhere in the text."""
     found: list[list[str]] = []
-    # Numbers stay text: of the likes of 1e999999999 none is computed.
+    # Numbers stay text, so that none like 1e999999999 is computed.
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
     end = 0
     for _ in range(MOST_OBJECTS):
@@ -136,7 +136,7 @@ def _in_json(text: str) -> list[list[str]]:
 
 
 def _in_value(value: Any, *, letters: bool) -> Iterator[list[str]]:
-    """The pairs within a JSON value; {"a": 8, "b": 9} is one where nothing else was written."""
+    """Yield the readings in a JSON value. With `letters` {"a": 8, "b": 9} is one, too."""
     if isinstance(value, list):
         scores = [score for item in value if (score := _number(item)) is not None]
         if scores and len(scores) == len(value):
@@ -158,7 +158,7 @@ def _in_value(value: Any, *, letters: bool) -> Iterator[list[str]]:
 
 
 def _number(value: Any) -> str | None:
-    """8, "8/10" or {"score": 8}."""
+    """The number in 8, "8/10" or {"score": 8}, as text; None for anything else."""
     if isinstance(value, dict):
         value = value.get("score", value.get("rating"))
     match = re.fullmatch(_SCORE, value.strip()) if isinstance(value, str) else None
@@ -166,7 +166,7 @@ def _number(value: Any) -> str | None:
 
 
 def _labelled(text: str) -> list[list[str]]:
-    """Assistant 1: 8/10 ... Assistant 2 gets 7.5."""
+    """Scores with labels: Assistant 1: 8/10 ... Assistant 2 gets 7.5."""
     if whole := ONLY_LETTERS.fullmatch(text.strip()):
         return [[whole[2], whole[4]]]
     said: dict[str, list[str]] = {"first": [], "second": []}
@@ -179,7 +179,7 @@ def _labelled(text: str) -> list[list[str]]:
 
 
 def _announced(lines: list[str]) -> list[list[str]]:
-    """Scores: 8 9"""
+    """Scores after a word that announces them: Scores: 8 9."""
     return [
         reading
         for line in lines

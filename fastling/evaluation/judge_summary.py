@@ -1,4 +1,4 @@
-"""Judgements of pairs -> wins, ties, losses, the ratio of scores, how far the judge can be believed."""
+"""Sums up judgements of pairs: wins, ties, losses, the ratio of scores, and how reliable the judge is."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ COLUMNS = ("questions", "judged", "win", "tie", "loss", "score", "baseline", "ra
 def summarize(
     pairs: Sequence[Pair], judgements: dict[str, Judgement], failures: Failures, *, judge: str, tokens: int
 ) -> Result:
-    """Of all pairs and by category. What was not judged is in no count but `questions`."""
+    """The result for all pairs and by category. Means and verdicts leave out pairs that were not judged."""
     categories: dict[str, list[Pair]] = {}
     for pair in pairs:
         categories.setdefault(pair.category, []).append(pair)
@@ -56,7 +56,7 @@ def summarize(
 
 
 def _failure(scores: dict, failures: Failures) -> RunError | None:
-    """What is left to do for a whole result. What was judged is scored all the same."""
+    """The error to report if the user can still complete the result; what was judged is scored anyway."""
     if failures.stopped:
         return failures.stopped
     if failures.budget_spent:
@@ -78,12 +78,12 @@ def _failure(scores: dict, failures: Failures) -> RunError | None:
 
 
 def _sorted(counter: Counter) -> dict[str, int]:
-    """The most frequent first; not in the order in which answers happened to come."""
+    """The most frequent first, so that the order does not depend on when answers came."""
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _counts(pairs: Sequence[Pair], judgements: dict[str, Judgement]) -> dict:
-    """n, verdicts, means and ratio (percent) of some pairs; None for what nothing tells."""
+    """Counts, verdicts, mean scores and their ratio in percent; None for what cannot be computed."""
     found = [judgements[pair.question_id] for pair in pairs if pair.question_id in judgements]
     verdicts = Counter(each.sign for each in found)
     ours, baseline = (sum((each.mean[side] for each in found), Fraction()) for side in (0, 1))
@@ -102,7 +102,7 @@ def _counts(pairs: Sequence[Pair], judgements: dict[str, Judgement]) -> dict:
 
 
 def ratio_interval(judgements: Sequence[Judgement]) -> list[float] | None:
-    """95 % bootstrap interval of the ratio in percent, over the questions."""
+    """95 % bootstrap interval of the ratio in percent, over the questions; None for less than two."""
     if len(judgements) < 2:
         return None
     ours, baseline = zip(*(map(float, each.mean) for each in judgements), strict=True)
@@ -110,7 +110,7 @@ def ratio_interval(judgements: Sequence[Judgement]) -> list[float] | None:
 
 
 def _first_place_advantage(judgements: Sequence[Judgement]) -> float | None:
-    """By how many points the answer that is shown first is scored higher than the other, on average."""
+    """By how many points the answer shown first is scored higher on average; None if no judge was asked."""
     gains = [
         (each.ours_first[0] - each.ours_first[1] + each.ours_second[1] - each.ours_second[0]) / 2
         for each in judgements
@@ -120,7 +120,7 @@ def _first_place_advantage(judgements: Sequence[Judgement]) -> float | None:
 
 
 def _empty(answers: Sequence[str]) -> int:
-    """Turns without a word."""
+    """The number of empty answers."""
     return sum(not answer.strip() for answer in answers)
 
 

@@ -1,7 +1,7 @@
-"""A model's answers in a file, each written as soon as it is there: a run that is stopped asks nothing twice.
+"""Keeps a model's answers in a file, each as soon as it is finished, so that nothing is asked twice.
 
-JSON lines. The first says what the answers are answers to: {"fingerprint": {...}}; each further one is
-{"question", "turn", "text", "finish_reason"}, in the order in which they were finished.
+The file has JSON lines. The first one, {"fingerprint": {...}}, says what the answers depend on. Each further
+line is {"question", "turn", "text", "finish_reason"}, in the order in which answers were finished.
 """
 
 import json
@@ -16,7 +16,7 @@ OPENING = b'{"fingerprint": '
 
 
 class Answer(NamedTuple):
-    """What the model said in one turn."""
+    """A model's answer in one turn."""
 
     text: str
     finish_reason: str
@@ -25,13 +25,13 @@ class Answer(NamedTuple):
 
 
 class KeptAnswers:
-    """The answers of a file, and the file open for more. Close it at the end."""
+    """The answers in a file, which stays open for more until `close`."""
 
     def __init__(self, path: Path, fingerprint: Mapping[str, object], turns: Sequence[int]):
-        """Take up the file, or begin it. `turns` is the number of turns of each question.
+        """Read the file, or begin it. `turns` is the number of turns of each question.
 
-        A last line that was cut short is dropped. Raises UserError for a file that holds something else,
-        or answers to something else, or to which another process adds.
+        A last line that was cut short is dropped. Raises UserError if the file is none of kept answers, if
+        its fingerprint is another, or if another process writes to it.
         """
         self.path, self._turns = path, turns
         self._answers: dict[tuple[int, int], Answer] = {}
@@ -71,7 +71,7 @@ class KeptAnswers:
         self._write({"question": question, "turn": turn, **answer._asdict()})
 
     def close(self) -> None:
-        with naming(self.path):  # of what found no room before, it tries again
+        with naming(self.path):  # closing writes again what found no room before
             self._file.close()
 
     def _write(self, row: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Rows and lines of the files that are given to an evaluation, each mistake named by file and line."""
+"""Reads the rows and lines of files that are given to an evaluation; errors name file and line."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from fastling.errors import UserError
 
 
 class Record(NamedTuple):
-    """A row that is an object, and where it lies."""
+    """A row, which is an object, and its place."""
 
     location: str
     """file:line"""
@@ -29,7 +29,10 @@ class Record(NamedTuple):
 
 
 def read_records(path: Path) -> list[Record]:
-    """Rows of .json, .jsonl, their .gz or .zst, or .parquet. Raises UserError for none, or no objects."""
+    """The rows of .json, .jsonl, their .gz or .zst, or .parquet.
+
+    Raises UserError if the file is missing or broken, has no rows, or has rows that are no objects.
+    """
     _check_there(path)
     records = []
     for row in read_rows(path):
@@ -54,10 +57,10 @@ def _parse(location: str, line: bytes) -> object:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Text, one sentence a line, ended by \\n or \\r\\n and by nothing else that Unicode calls a line break.
+    """The lines of a text file. A line ends with \\n or \\r\\n, and not at other line breaks of Unicode.
 
-    An empty line counts as an empty sentence; the end of the last line need not be there. The file may
-    be a pipe, as a shell's <(...) is one.
+    An empty line counts as an empty sentence; the last line needs no end. The file may be a pipe, such as a
+    shell's <(...). Raises UserError if it is missing, empty or not UTF-8.
     """
     _check_there(path)
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
@@ -83,7 +86,7 @@ def _check_there(path: Path) -> None:
 
 
 def check_same_number(first: Path, firsts: Sequence, what: str, second: Path, seconds: Sequence) -> None:
-    """Raises UserError, with both numbers, for files whose rows should belong together and do not."""
+    """Raise UserError, with both numbers, if two files whose rows belong together have different numbers."""
     if len(firsts) != len(seconds):
         words = f"{len(firsts):,} {what}, and {second} has {len(seconds):,}"
         raise UserError(str(first), words, "One is needed for each, in the same order; empty ones count.")

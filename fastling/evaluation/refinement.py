@@ -1,19 +1,19 @@
-"""Revising drafts over several turns, measured on dialogues of `fastling dialogues` that training left out.
+"""Measures how drafts are revised over several turns, on held-out dialogues of `fastling dialogues`.
 
-A dialogue's users send drafts with known errors, and right ones; they ask for words that later answers must
-keep. The rows say where and what (`turns`). Definitions, all of the version that `version_of` finds in an
-answer, by tokens as revision.py says:
+The users of these dialogues send drafts, with known errors or without any, and ask for words that later
+answers must keep; each row records this in its `turns`. What is measured is the version, the revised text
+that `version_of` finds in an answer, by tokens as revision.py defines them:
 
-- fix rate: errors of which the wrong tokens are gone and the right ones there, of all errors.
-- harm rate: right tokens of faulty drafts that are in no longest common subsequence with the version.
+- fix rate: of all errors, those whose wrong tokens are gone and whose right ones are there.
+- harm rate: of the right tokens of faulty drafts, those in no longest common subsequence with the version.
 - over-edit ratio: TER of the version / TER of the reference, both with the draft as TER's reference text, so
-  that both count edits of the same text; moves not where a long version is no revision. 1 is ideal, below 1
-  too little, the median is reported.
-- no-op accuracy: right drafts that come back unchanged, of all right drafts.
+  that both count edits of the same text; without TER's moves if a long version is no revision. 1 is ideal,
+  less is too little editing; the median is reported.
+- no-op accuracy: of all right drafts, those that come back unchanged.
 - gain: mean chrF of the versions - mean chrF of the drafts, to the references; a bootstrap over dialogues,
   1,000 times, gives its 95 % interval.
-- retention at turn t: of words asked for before turn t, binding at t, and there when they were asked for,
-  those that are there after turn t. Forgetting is 1 - retention.
+- retention at turn t: of the words that were asked for before turn t, were there when they were asked for,
+  and are still required at t, those that are there at t. Forgetting is 1 - retention.
 """
 
 import argparse
@@ -54,7 +54,7 @@ _REMEDY = "Write the dialogues with `fastling dialogues`, from rules; it records
 
 
 class Wish(NamedTuple):
-    """Words that a version must hold, since a turn (from 0)."""
+    """Words that a version must hold from a turn on (turns count from 0)."""
 
     words: str
     turn: int
@@ -62,21 +62,21 @@ class Wish(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a row says of the text that one turn asks for."""
+    """What a row records about the text that one turn asks for."""
 
     draft: Draft | None
     wishes: tuple[Wish, ...]
 
 
 class Dialogue(NamedTuple):
-    """A row of the questions."""
+    """A row of the questions; None for a turn about which nothing is recorded."""
 
     asked: Asked
     turns: tuple[Known | None, ...]
 
 
 def add_options(parser: Parser) -> None:
-    """--questions and where the answers come from."""
+    """Add --questions, and the options for where the answers come from."""
     parser.add_argument(
         "--questions", type=Path, required=True, metavar="F.jsonl", help="dialogues of `fastling dialogues`"
     )
@@ -89,8 +89,8 @@ def add_options(parser: Parser) -> None:
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
     """Score answers to the dialogues that have a draft or a wish in them.
 
-    Each turn is asked with the answers given before it as history, as a user would meet them: a wish that
-    was missed once is not put right for the turns after it.
+    A model is asked each turn with its own earlier answers as history, as for a user: an answer that missed a
+    wish is not corrected for the turns after it.
     """
     check_source(options, "predictions")
     dialogues, passed_over = read_dialogues(options.questions)
@@ -113,7 +113,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
 
 
 def read_dialogues(path: Path) -> tuple[list[Dialogue], int]:
-    """The dialogues that can be measured, and how many cannot. Raises UserError for rows that are none."""
+    """(dialogues that can be measured, number of others). Raises UserError for rows that are no dialogue."""
     dialogues, passed_over = [], 0
     for record in read_records(path):
         dialogue = _read_dialogue(record)
@@ -149,7 +149,10 @@ def _read_dialogue(record: Record) -> Dialogue:
 
 
 def _read_turn(turn: Any, number: int, request: str, answer: str) -> Known | None:
-    """Raises KeyError, TypeError and ValueError for a record that is wrong or does not fit the messages."""
+    """What is recorded about turn `number` (from 0), whose messages are `request` and `answer`; or None.
+
+    Raises KeyError, TypeError or ValueError for a record that is wrong or does not fit the messages.
+    """
     if turn is None:
         return None
     lead = _typed(turn.get("lead", ""), str) if isinstance(turn, dict) else _typed(turn, dict)
@@ -191,7 +194,7 @@ class Tally:
 
     errors: Counter = field(default_factory=Counter)
     fixed: Counter = field(default_factory=Counter)
-    """Both by kind of error."""
+    """All errors, and those that were fixed, by kind."""
     right_tokens: int = 0
     lost: int = 0
     right_drafts: int = 0
@@ -199,17 +202,17 @@ class Tally:
     ratios: list[float] = field(default_factory=list)
     """Over-edit ratio of every faulty draft."""
     chrf: list[list[tuple[float, float]]] = field(default_factory=list)
-    """(draft, version) of every faulty draft, by dialogue."""
+    """chrF of (draft, version) of every faulty draft, by dialogue."""
     wished: int = 0
     granted: int = 0
-    """Wishes when they are uttered."""
+    """All wishes in the turns in which they are made, and those that were granted there."""
     bound: Counter = field(default_factory=Counter)
     kept: Counter = field(default_factory=Counter)
-    """Earlier wishes that were granted, by the turn (from 1) that they bind; those kept there."""
+    """Earlier wishes that were granted, by each later turn (from 1) that requires them; those kept there."""
 
 
 def score(dialogues: Sequence[Dialogue], answers: Sequence[Sequence[str]]) -> dict:
-    """All numbers, rates in percent; None for a rate of nothing."""
+    """All scores. Rates are in percent, and None if there is nothing to count."""
     tally = Tally()
     for dialogue, texts in zip(dialogues, answers, strict=True):
         tally.chrf.append([])
@@ -283,7 +286,7 @@ def _rates(tally: Tally) -> dict:
 
 
 def interval(pairs: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
-    """95 % bootstrap interval of the gain (mean second - mean first), over dialogues with their drafts."""
+    """95 % bootstrap interval of the gain, mean second - mean first, where whole dialogues are drawn."""
     gains = [sum(after - before for before, after in each) for each in pairs if each]
     return interval_of_ratio(gains, [len(each) for each in pairs if each])
 

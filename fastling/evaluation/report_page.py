@@ -1,6 +1,6 @@
-"""One page of results: tables and plots, beside the paper's figures, marked as the paper's.
+"""Makes an HTML page of results: tables and plots, and the paper's figures, which are marked as such.
 
-The page stands alone: plots are SVG in it, and it asks for nothing from anywhere. All text is escaped.
+The page is self-contained: its plots are inline SVG, and it loads nothing. All text of results is escaped.
 """
 
 import html
@@ -22,7 +22,7 @@ PAPER = "the paper's (arXiv 2306.10968), BayLing-13B"
 
 
 class PaperFigure(NamedTuple):
-    """A figure that the paper publishes; ours is not measured in the same way."""
+    """A number that the paper publishes. Ours are not measured in the same way."""
 
     kinds: tuple[str, ...]
     percent: float
@@ -34,7 +34,7 @@ PAPER_FIGURES = (
     PaperFigure(("constrained", "refinement"), 96, "of GPT-3.5-turbo on interactive translation (human)"),
     PaperFigure(("dialogue",), 89, "of GPT-3.5-turbo on BayLing-80"),
 )
-# What is plotted of each kind: key of the scores, and its name. All in percent.
+# Kind -> (key of the scores, name) of each number that is plotted. All are in percent.
 PLOTTED = {
     "translation": (("bleu", "BLEU"), ("chrf", "chrF2"), ("chrf_plus_plus", "chrF2++")),
     "constrained": (
@@ -65,12 +65,12 @@ STYLE = (
 
 
 def escaped(text: str) -> str:
-    """For HTML and XML, inside of quotation marks too."""
+    """A text escaped for HTML and XML, and for attributes in quotation marks."""
     return html.escape(_NOT_IN_XML.sub("\ufffd", text))
 
 
 def page_html(title: str, parts: Sequence[str], *, head: str = "", style: str = "") -> str:
-    """A page of these parts; `head` and `style` are added to what every page has."""
+    """An HTML page with these parts; `head` and `style` are added to those that every page has."""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{head}'
         '<meta name="viewport" content="width=device-width">'
@@ -81,7 +81,7 @@ def page_html(title: str, parts: Sequence[str], *, head: str = "", style: str = 
 
 
 def table_html(table: TableData, looks: Sequence[str] = ()) -> str:
-    """A table; `looks` has the attributes of each column's cells."""
+    """A table in HTML; `looks` has the attributes of each column's cells, with a space before them."""
     looks = looks or [""] * len(table.columns)
     lines = [
         "".join(f"<{tag}{look}>{escaped(cell)}</{tag}>" for cell, look in zip(cells, looks, strict=True))
@@ -93,7 +93,7 @@ def table_html(table: TableData, looks: Sequence[str] = ()) -> str:
 
 
 def read_result(path: Path) -> dict:
-    """What --out kept. Raises UserError for a file that is nothing of the kind."""
+    """The result in a file that --out wrote. Raises UserError for any other file."""
     fix = "Give files that --out of an evaluation wrote."
     try:
         result = json.loads(path.read_bytes().decode("utf-8"))
@@ -130,7 +130,7 @@ def _notes(result: dict) -> list[str]:
 
 
 def page_of(results: Sequence[tuple[str, dict]]) -> str:
-    """The page of (name, what --out keeps), as HTML."""
+    """The HTML page of results, which are given as (name, what --out keeps)."""
     kinds = list(dict.fromkeys(result["kind"] for _, result in results))
     parts = [_section(kind, [each for each in results if each[1]["kind"] == kind]) for kind in kinds]
     return page_html("Evaluation", parts)
@@ -152,7 +152,7 @@ def _section(kind: str, results: Sequence[tuple[str, dict]]) -> str:
 
 
 def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:
-    """Bars of a kind's headline numbers, a group each, a colour for each result by its number; SVG."""
+    """An SVG plot of a kind's headline numbers: a group of bars for each, with a colour for each result."""
     wanted = PLOTTED.get(kind, ())
     bars = [each for each in wanted if not all(math.isnan(_number(found, each[0])) for _, found in results)]
     if not bars:
@@ -168,13 +168,13 @@ def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:
     middle = 0.4 - height / 2
     axes.set_yticks([group + middle for group in range(len(bars))], [shown for _, shown in bars])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.08 * max(100, axes.dataLim.xmax))  # a ratio may be more
+    axes.set_xlim(0, 1.08 * max(100, axes.dataLim.xmax))  # a ratio may be above 100
     axes.set_xlabel("percent, measured here")
     axes.spines[["top", "right"]].set_visible(False)
     if len(results) > 1:
         axes.legend(frameon=False)
     drawing = io.StringIO()
-    # No text of a user's is in the plot: matplotlib's fonts have no Chinese, and $ begins a formula there.
+    # The plot holds no text of the user's: matplotlib's fonts have no Chinese, and $ begins a formula there.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": kind}):
         figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
     svg = drawing.getvalue()
@@ -182,6 +182,6 @@ def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:
 
 
 def _number(result: dict, key: str) -> float:
-    """Not a number, which is plotted as nothing, where a result has none."""
+    """A number of a result; if there is none NaN, for which nothing is drawn."""
     value = result.get(key)
     return float(value) if type(value) in (int, float) else math.nan

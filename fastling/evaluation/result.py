@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers for a program, tables for a person, and what the numbers are not."""
+"""The result of an evaluation: numbers for programs, tables for people, notes on what the numbers mean."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from fastling.errors import RunError
 
 
 class TableData(NamedTuple):
-    """A table as it is read, every cell as text. The first column names the rows; the others are numbers."""
+    """A table with all cells as text. The first column names the rows; the others are aligned right."""
 
     title: str
     columns: tuple[str, ...]
@@ -15,18 +15,18 @@ class TableData(NamedTuple):
 
 
 def percent(part: float, whole: float) -> float | None:
-    """None where there is nothing to take a share of."""
+    """100 * part / whole, or None if `whole` is 0."""
     return 100 * part / whole if whole else None
 
 
 def cell(value: float | None, digits: int = 1) -> str:
-    """A number as a table has it."""
+    """A number as a cell of a table; None is shown as "-"."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one evaluation."""
+    """The result of one evaluation."""
 
     kind: str
     """translation, constrained, exam, dialogue, refinement or instructions."""
@@ -34,11 +34,11 @@ class Result:
     """What --json prints and --out keeps: JSON types only, the headline numbers at the top level."""
     tables: tuple[TableData, ...] = ()
     notes: tuple[str, ...] = ()
-    """What was counted as failed, what a number is not, which signature; a sentence each."""
+    """Sentences on what was counted as failed, what a number does not mean, and which signature it has."""
     failure: RunError | None = None
-    """What failed while the rest was done: raised once the scores are delivered."""
+    """An error that left the rest usable. It is raised after the scores are printed and kept."""
 
     def as_json(self) -> dict:
-        """`scores` with the rest beside it, as --out keeps it."""
+        """`scores`, with kind, tables and notes beside them, as --out keeps them."""
         tables = [{"title": title, "columns": columns, "rows": rows} for title, columns, rows in self.tables]
         return {"kind": self.kind, **self.scores, "tables": tables, "notes": self.notes}

@@ -1,7 +1,7 @@
-"""A revised draft against its reference: were the errors mended, was anything else harmed.
+"""Compares a revised draft with its reference: whether errors were fixed, and whether anything was harmed.
 
-All is counted in tokens, so that no number inside a longer one is taken for it: a run of digits, a run of
-letters, one character of a script that writes no spaces, any other sign. Letter case counts.
+Everything is counted in tokens, so that a number is not found inside a longer one. A token is a run of
+digits, a run of letters, one character of a script without spaces, or any other sign. Letter case counts.
 """
 
 import re
@@ -16,11 +16,11 @@ from sacrebleu.metrics.lib_ter import BeamEditDistance
 from fastling.evaluation.characters import HAN, JOINERS, KANA, MARKS, SOUTH_EAST_ASIAN
 
 MOST_LEAD = 40
-"""Characters of words like "Here it is:" that stand before a version on its line."""
+"""Most characters of a lead, words such as "Here it is:" that stand before a version on its line."""
 LIKE_THE_DRAFT = 0.5
-"""Of the similarity of the most similar lines of an answer; lines below it are no version."""
+"""Lines of an answer are no version if they have less than this share of the best lines' similarity."""
 MOST_FOR_MOVES = 2500
-"""Tokens of a draft times those of another text: about a second's work for TER."""
+"""A draft's number of tokens times that of an unlike text, for which TER works about a second."""
 _ALONE = f"[{HAN}{KANA}{SOUTH_EAST_ASIAN}]"
 _LETTER = rf"(?!{_ALONE})[^\W\d_][{MARKS}{JOINERS}]*"
 _TOKEN = re.compile(rf"{_ALONE}[{MARKS}]*|\d+|(?:{_LETTER})+|\S[{MARKS}{JOINERS}]*")
@@ -28,7 +28,7 @@ _LEAD, _LONG_LEAD = (
     re.compile(rf"(\**)[^:：\n]{{1,{most}}}(?:(?::\1|:)(?=\s)|：\1|：)\s*(?=\S)")
     for most in (MOST_LEAD, 2 * MOST_LEAD)
 )
-"""The latter of a draft, whose own words before a colon may hold more than they should."""
+"""The second is for a draft, whose own words before a colon may be longer by its errors."""
 _WRAPPERS = (
     ("**", "**"),
     ("*", "*"),
@@ -40,13 +40,13 @@ _WRAPPERS = (
     ("«", "»"),
 )
 _GERMAN_QUOTATION = re.compile("„[^„“”]*[“”]")
-"""Closes with what opens an English one."""
+"""A German quotation may close with the mark that opens an English one."""
 _ter = TER(case_sensitive=True)
 _chrf = CHRF()
 
 
 class Error(NamedTuple):
-    """What makes a draft of a reference: put `wrong` in place of `right`, which starts at a character."""
+    """An error that makes a draft of a reference: `wrong` in place of `right`, at character `start`."""
 
     kind: str
     start: int
@@ -55,18 +55,18 @@ class Error(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An error in tokens: whole ones, on both sides."""
+    """An error in whole tokens, those of the draft (`wrong`) and those of the reference (`right`)."""
 
     kind: str
     wrong: tuple[str, ...]
     right: tuple[str, ...]
     beside: str
-    """The token before it (or after it, at the start), which tells an empty place from an empty text."""
+    """The token before it (or after it, at the start), by which a removal of only the error is recognised."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A text to revise, with all that is wrong with it."""
+    """A text to revise, with all its faults."""
 
     text: str
     reference: str
@@ -76,7 +76,10 @@ class Draft:
 
 
 def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
-    """The draft that errors make of a reference. Raises ValueError for errors that cannot be."""
+    """The draft that errors make of a reference.
+
+    Raises ValueError for errors that are not in the reference, overlap, or change nothing.
+    """
     text, places, last = "", [], 0
     errors = sorted(errors, key=lambda error: error.start)
     for error in errors:
@@ -111,7 +114,7 @@ def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
 
 
 def _widen(place: list[int], theirs: Sequence[tuple], ours: Sequence[tuple]) -> None:
-    """Move the ends of an error, on both sides alike, until they cut no token."""
+    """Move the ends of an error outwards, alike in draft and reference, until they cut no token."""
 
     def cuts(spans: Sequence[tuple], at: int) -> bool:
         return any(start < at < end for _, start, end in spans)
@@ -135,11 +138,11 @@ def tokens(text: str) -> list[str]:
 
 
 def version_of(answer: str, draft: str) -> str:
-    """The revised text in an answer that may say more: "Here it is:" before, a list of changes after it.
+    """The revised text in an answer, which may have "Here it is:" before it and a list of changes after it.
 
     Of all runs of as many lines as the draft has, it is the last one whose chrF to the draft (never to the
-    reference) is at least half of the best run's. Left out are a lead that ends in a colon, unless it is
-    the draft's own, and quotation marks or asterisks around the text that the draft does not have.
+    reference) is at least half of the best run's. A lead that ends in a colon is left out, unless it is the
+    draft's own; so are quotation marks or asterisks around the text that the draft does not have.
     """
     lines = [line.strip() for line in answer.splitlines()]
     lines = [line for line in lines if line and not line.startswith("```")]
@@ -154,7 +157,7 @@ def version_of(answer: str, draft: str) -> str:
 
 
 def _bare(text: str, draft: str) -> str:
-    """A version without a lead on its line and without what it is wrapped in."""
+    """A version without a lead on its line, and without marks around it."""
     text = _unwrapped(text, draft)
     lead = _LEAD.match(text)
     if lead and lead[0].strip(":：* ") not in draft:
@@ -190,10 +193,10 @@ def _are_a_pair(inner: str, opening: str, closing: str) -> bool:
 
 
 def is_fixed(fault: Fault, reference: Sequence[str], version: Sequence[str]) -> bool:
-    """Whether the wrong tokens are gone and the right ones there: as seldom and as often as in the reference.
+    """Whether the wrong tokens are at most, and the right ones at least, as frequent as in the reference.
 
-    So a reference that has the wrong tokens elsewhere, or the right ones twice, misleads nobody. Where
-    nothing is right but to leave something out, the token beside it must still be there.
+    Frequencies are compared since a reference may have the wrong tokens elsewhere, or the right ones twice.
+    If the error was only too many words, so that there are no right ones, the token beside it must be there.
     """
     gone = not fault.wrong or count_runs(version, fault.wrong) <= count_runs(reference, fault.wrong)
     if not fault.right:
@@ -202,17 +205,17 @@ def is_fixed(fault: Fault, reference: Sequence[str], version: Sequence[str]) -> 
 
 
 def count_runs(text: Sequence[str], run: Sequence[str]) -> int:
-    """How often tokens follow each other like this, overlaps counted."""
+    """How often the tokens of `run` follow each other in `text`; overlaps count."""
     return sum(list(text[at : at + len(run)]) == list(run) for at in range(len(text) - len(run) + 1))
 
 
 def lost_tokens(draft: Draft, version: Sequence[str]) -> int:
-    """Right tokens of the draft that are in no longest common subsequence with its revision."""
+    """The number of right tokens of the draft outside a longest common subsequence with its revision."""
     return len(draft.right_tokens) - common_length(draft.right_tokens, version)
 
 
 def common_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """Of a longest common subsequence; a bit a token of `first` (Hyyrö 2004), so that long ones are quick."""
+    """Length of a longest common subsequence. A bit for each token of `first` makes it fast (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for at, token in enumerate(first):
         places[token] = places.get(token, 0) | 1 << at
@@ -224,10 +227,10 @@ def common_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def edit_rate(text: str, draft: str) -> float:
-    """TER of a text, in percent of the tokens of the draft: how much editing made it of the draft.
+    """TER of a text, in percent of the tokens of the draft: the edits that make the text of the draft.
 
-    A long text that has not half of its tokens, or of the draft's, in common with the other is no revision:
-    its edits are counted without TER's moves, which would be looked for for minutes.
+    A text is no revision if less than half of the tokens of the longer of the two are common to both. If it
+    is long, its edits are then counted without TER's moves, for which TER would search for minutes.
     """
     ours, theirs = tokens(text), tokens(draft)
     is_other = 2 * common_length(theirs, ours) < max(len(ours), len(theirs))
@@ -242,14 +245,14 @@ def chrf(text: str, reference: str) -> float:
 
 
 def signatures() -> str:
-    """How sacrebleu counts chrF and TER here; TER is given our tokens."""
+    """sacrebleu's signatures of chrF and TER; TER is given our tokens."""
     for metric in (_chrf, _ter):
         metric.corpus_score(["-"], [["-"]])  # a signature names the number of references it has seen
     return f"chrF2 {_chrf.get_signature()}; TER {_ter.get_signature()}, on tokens of fastling"
 
 
 def is_unchanged(version: str, draft: str) -> bool:
-    """Up to the encoding of accents, and spaces."""
+    """Whether a version is the draft, up to white space and the encoding of accents (NFC)."""
     return _plain(version) == _plain(draft)
 
 
@@ -258,7 +261,7 @@ def _plain(text: str) -> str:
 
 
 def holds(text: str, words: str, *, any_case: bool) -> bool:
-    """Whether a text holds words, as whole tokens."""
+    """Whether a text holds `words`, one after the other, as whole tokens."""
     if any_case:
         text, words = text.casefold(), words.casefold()
     return count_runs(tokens(text), tokens(words)) > 0

@@ -1,4 +1,4 @@
-"""Translations against references: BLEU and chrF by sacrebleu, and COMET by a command of the user's."""
+"""Scores translations against references: BLEU and chrF by sacrebleu, COMET by a command of the user's."""
 
 import argparse
 import dataclasses
@@ -47,13 +47,13 @@ def add_options(parser: Parser) -> None:
 
 
 def add_target_language(parser: Parser, of_what: str) -> None:
-    """--target-lang, by which BLEU's tokenizer is chosen."""
+    """Add --target-lang, by which BLEU's tokenizer is chosen."""
     words = f"language of the {of_what}: any code; zh, ja and ko are cut into words, others at spaces"
     parser.add_argument("--target-lang", type=language_code, required=True, metavar="L", help=words)
 
 
 def add_user_language(parser: Parser) -> None:
-    """--user-lang, in which a model is asked."""
+    """Add --user-lang, the language in which a model is asked."""
     parser.add_argument(
         "--user-lang", choices=("en", "zh"), help="with --model: language it is asked in (default: en)"
     )
@@ -65,7 +65,7 @@ def check_user_language(options: argparse.Namespace) -> None:
 
 
 def request(source: str, target_language: str, user_language: str) -> str:
-    """How the paper's evaluation asks for a translation."""
+    """The request for a translation, as the paper's evaluation words it."""
     names = LANGUAGES[target_language]
     if user_language == "zh":
         return f"提供这句话的{names.chinese}翻译：{source}"
@@ -73,7 +73,7 @@ def request(source: str, target_language: str, user_language: str) -> str:
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
-    """Raises UserError for options and files that cannot be right, before a model is asked."""
+    """Score translations. Raises UserError for wrong options and files, before a model is asked."""
     command = _check(options)
     references = read_lines(options.references)
     sources = read_lines(options.sources) if options.sources else None
@@ -100,7 +100,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
 
 
 def _check(options: argparse.Namespace) -> list[str] | None:
-    """The words of COMET's command."""
+    """Check the options. Returns the words of COMET's command, if there is one."""
     check_target_language(options.target_lang, asks_model=bool(options.model))
     check_source(options, "hypotheses")
     check_user_language(options)
@@ -117,7 +117,7 @@ def _check(options: argparse.Namespace) -> list[str] | None:
 def translate(
     options: argparse.Namespace, requests: Sequence[str], console: Console
 ) -> tuple[list[str], dict[str, int], tuple[str, ...]]:
-    """A model's translations, each on one line, with counts of what went wrong and the notes of it."""
+    """(a model's translations, each on one line; counts of what went wrong; the same in words, as notes)."""
     answers = answer_questions(options, [Question((text,)) for text in requests], console)
     counts, notes = failures_of(answers)
     return [one_line(answer.text) for [answer] in answers], counts, notes
@@ -131,7 +131,7 @@ def _with_comet(
     references: list[str],
     console: Console,
 ) -> Result:
-    """The result with COMET in it, or with the reason why not: BLEU is not lost with it."""
+    """The result with COMET in it, or with its error as `failure`, so that BLEU is not lost with it."""
     try:
         with console.status("COMET"):
             found = comet(command, sources, hypotheses, references)

@@ -328,7 +328,7 @@ def distinct_pairs(corpus: Corpus, tally: Tally) -> Iterator[tuple[int, list[Pai
 
 
 _recipe: Recipe
-"""Of a worker process."""
+"""The recipe of this worker process."""
 
 
 def _start_worker(recipe: Recipe) -> None:

@@ -83,7 +83,10 @@ def drawn_order(weights: Mapping[str, float], choose: random.Random) -> list[str
 
 
 def is_sound(draft: Draft, words: Sequence[Word]) -> bool:
-    """Whether a fault is where it is said to be, and its words are in the text only once."""
+    """Whether a fault shows and can be named: its words are in the draft once, and not in the reference.
+
+    Of an omission, they are in the reference once, and not in the draft; of punctuation, there are none.
+    """
     text = draft.text
     if text == draft.reference or not draft.span or len(words) < 4:
         return False
@@ -95,7 +98,7 @@ def is_sound(draft: Draft, words: Sequence[Word]) -> bool:
 
 
 Place = tuple[int, str, str]
-"""Start, wrong, right."""
+"""(start, wrong, right) of a Draft."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,7 @@ def _solid(word: Word, language: str) -> bool:
 
 
 def _inside(text: str, word: Word) -> bool:
-    """Whether a word is capital for its own sake: it does not open a sentence or a quotation."""
+    """Whether a word does not begin a sentence or quotation, so that it has a capital letter of its own."""
     return bool(re.search(r"[\w,;)] $", text[: word.start]))
 
 

@@ -87,7 +87,7 @@ def _quotes_match(text: str) -> bool:
 
 
 def is_damaged(pair: Pair) -> bool:
-    """Whether characters were lost: there is a question mark inside a word, or UTF-8 was read as Latin-1."""
+    """Whether characters were lost: a question mark inside a word, control characters, UTF-8 as Latin-1."""
     return any(_DAMAGE.search(_ADDRESS.sub("", text)) for text in pair.texts)
 
 

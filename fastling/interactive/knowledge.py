@@ -15,7 +15,7 @@ from fastling.interactive.pairs import Corpus, Direction, Pair
 from fastling.interactive.words import Lexicon, learn_lexicon
 
 NEAR = 0.15
-"""How far apart by frequency a word and its replacement may be, as a share of all words of the same form."""
+"""How many ranks of frequency apart a word and its replacement may be: a share of all words of that form."""
 CAPITAL = 0.9
 """If at least this share of lines begins with a capital letter, any other line is only part of a sentence."""
 TRIED = 40
@@ -85,7 +85,7 @@ class Knowledge:
     ) -> str | None:
         """A word of the same form and a similar frequency that is wrong in the pair's reference; or None.
 
-        It was seen next to the words `beside`, between which it is to stand. Among the words that were, it is
+        It was seen next to the words `beside`, between which it is to stand. Of those that were tried, it is
         the one that is used most like the right word: a mistake that a translator could make.
         """
         words = self.alike[pair.target].get(form_of(word, pair.target), ())

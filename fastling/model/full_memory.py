@@ -1,4 +1,4 @@
-"""Memory that is full, of a GPU or of a CPU, told in words."""
+"""Recognises the errors that mean that the memory of a GPU or a CPU is full, and tells them in words."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ import torch
 from fastling.errors import RunError
 
 OF_A_CPU = "DefaultCPUAllocator: "
-"""Before what PyTorch says of a CPU's memory, which has no type of error of its own."""
+"""Stands before PyTorch's words about a CPU's full memory, which has no type of error of its own."""
 
 
 def said_of_full_memory(error: Exception) -> str | None:
-    """What an error says, if it means that memory is full: that it is, and how much was wanted."""
+    """What an error says if it means that memory is full, and how much was wanted; else None."""
     _, of_a_cpu, said = str(error).partition(OF_A_CPU)
     if not (of_a_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
         return None
@@ -21,7 +21,10 @@ def said_of_full_memory(error: Exception) -> str | None:
 
 @contextmanager
 def full_memory_in_words(where: str, fix: str = "", what: str = "") -> Iterator[None]:
-    """Raise RunError where memory is full, with what is said of it, if not with words of its own."""
+    """Turn an error of full memory in the block into RunError(where, what, fix).
+
+    If `what` is empty, the error's own words take its place. Other errors pass unchanged.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:

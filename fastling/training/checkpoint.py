@@ -93,7 +93,7 @@ def save(
     keep_last: int,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Write one checkpoint from all ranks together; then delete all but it and the `keep_last` - 1 before it.
+    """Write one checkpoint from all ranks together; then delete earlier ones but the last `keep_last` - 1.
 
     The ranks wait for the slowest in `group`, which has all of them. Raises RunError (disk full, no
     permission) and leaves the earlier checkpoints as they were.
@@ -149,7 +149,7 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def newest_step(folder: Path, report=print) -> int:
-    """Step of the newest undamaged checkpoint, 0 if there are no checkpoints; damaged ones are reported.
+    """Step of the newest undamaged checkpoint, 0 if there are none at all; newer, damaged ones are reported.
 
     Raises RunError if there are checkpoints and all are damaged. Their run may be going on meanwhile.
     """
@@ -246,7 +246,7 @@ def _digests_file(folder: Path, rank: int) -> Path:
 
 
 def _read_digests(folder: Path, rank: int) -> list[tuple[str, Digest, str | None]]:
-    """(name, digest, file) of each tensor of a rank; the file is None if another rank wrote it."""
+    """(name, digest, file) of each tensor of a rank; the file is None if this rank did not write it."""
     tensors = _read_sealed(_digests_file(folder, rank))["tensors"]
     return [
         (name, Digest(sha256, dtype, tuple(shape), tuple(offsets)), file)
@@ -285,7 +285,7 @@ def _read_state(folder: Path) -> dict:
 def load(folder: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Fill `tensors` in place, each rank its own rows, at any number of ranks; they wait in `group`.
 
-    Raises RunError if the checkpoint cannot be read, because it has changed since `newest_step` read it.
+    Raises RunError if the checkpoint cannot be read, perhaps because it changed after `newest_step` read it.
     """
     try:
         with _quiet():
@@ -298,7 +298,7 @@ def load_newest(folder: Path, tensors: dict[str, torch.Tensor], report=print) ->
     """Fill `tensors` from the newest undamaged checkpoint; return its step, 0 if there are no checkpoints.
 
     The run may be going on, and delete the checkpoint meanwhile: then a newer one is read. Raises RunError if
-    there are checkpoints and all are damaged.
+    there are checkpoints and all are damaged, or if the chosen one cannot be read.
     """
     while step := newest_step(folder, report):
         try:

@@ -1,4 +1,4 @@
-"""How much memory a training run needs on each GPU, by arithmetic; it was never compared with a GPU.
+"""How much memory a training run needs on each GPU, by arithmetic; it has not been compared with a GPU yet.
 
 Weights, two moments and, at the end of a step, gradients are float32 and sharded. Beside them there are
 weights that are gathered, activations that are kept for the backward, and gradients that are being reduced.
@@ -29,7 +29,7 @@ GRADIENT_BYTES = 4
 OTHER_BYTES = 2 * GIB
 """Assumed for CUDA, NCCL and cuBLAS."""
 OTHER_SHARE = 0.05
-"""Share of everything else that is assumed for gaps in the allocator's blocks."""
+"""Assumed for gaps in the allocator's blocks, as a share of all that is counted."""
 ASSUMED = "CUDA, NCCL, gaps (assumed)"
 
 
@@ -109,8 +109,8 @@ def footprint(
 ) -> Footprint:
     """The memory of a micro-batch of `tokens` tokens, with each copy of the model sharded over `shards` GPUs.
 
-    `supervised` is the largest number of supervised tokens in a micro-batch, `micro_batches` how many of them
-    each GPU has in a step, and `gpu_memory` the bytes of a GPU.
+    `supervised` is the largest number of supervised tokens in a micro-batch, `micro_batches` the number of
+    micro-batches of each GPU in a step, and `gpu_memory` the bytes of a GPU.
     """
     kind = _Alone if is_alone(config, shards * config.parallel.replicate) else _Sharded
     adds_up = micro_batches > 1
@@ -225,8 +225,9 @@ class _Sharded(_MicroBatch):
         return {"gathered weights": self.value_bytes * (self.weights.rest + layers * self.weights.layer)}
 
     def gathered_by(self, layer: int) -> int:
-        """Number of layers whose weights are gathered during the backward of this one: this one and the next,
-        or, if gathered weights are kept, all whose backward is still to come."""
+        """Number of layers whose gathered weights are there during the backward of this one: it and the one
+        whose backward comes next; or, if gathered weights are kept, all whose backward is still to come, and
+        one more."""
         return layer + 2 if self.config.parallel.shard == "gradients" else min(layer + 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Rows as benchmarks write them, for tests of the page."""
+"""Rows such as benchmarks write, for tests of their page."""
 
 HOSTILE = "<script>alert('中文')</script> $x_1$ & \"🙂\" \x00"
 

@@ -1,4 +1,4 @@
-"""Oracles for the data: tokenizers of every kind, and every template written down a second time by hand."""
+"""Oracles for data: tokenizers of every kind, and every template written down a second time by hand."""
 
 import json
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ LLAMA3_REGEX = (
 
 
 def train_sentencepiece(folder: Path, **settings) -> Path:
-    """A SentencePiece model in LLaMA's style, but for `settings`."""
+    """Train a SentencePiece model in LLaMA's style, except for `settings`; return its path."""
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(CORPUS), encoding="utf-8")
     llama = {
@@ -109,7 +109,7 @@ def _llama_style(metaspace: bool) -> tokenizers.Tokenizer:
 
 @dataclass
 class Kind:
-    """A tokenizer of one kind, read a second time with nothing but its own library."""
+    """A tokenizer of one kind, which is also read without fastling, by its own library."""
 
     name: str
     path: Path
@@ -129,7 +129,7 @@ class Kind:
         return sentencepiece.SentencePieceProcessor(model_file=str(self.path))
 
     def plain(self, control: frozenset[str]) -> tokenizers.Tokenizer:
-        """The same tokenizer.json, its special and these control tokens renamed to what no text holds."""
+        """The same tokenizer.json, with special tokens and those of `control` renamed to what no text holds."""
         if control not in self.without:
             fields = json.loads(self.path.read_text())
             for token in fields["added_tokens"]:
@@ -142,7 +142,7 @@ class Kind:
 
     @cached_property
     def server(self) -> tokenizers.Tokenizer:
-        """The tokenizer.json as it lies on the disk."""
+        """The tokenizer.json as it is on the disk, as a server reads it."""
         return tokenizers.Tokenizer.from_file(str(self.path))
 
     @property
@@ -153,7 +153,7 @@ class Kind:
         return self.server.token_to_id(token) if self.is_json else self.processor.piece_to_id(token)
 
     def ids(self, parts: list[tuple[str, str]], control: frozenset[str] = frozenset()) -> list[int]:
-        """(kind, text) parts -> ids: control parts by id, what lies between them as one text."""
+        """(kind, text) parts -> ids: control parts by their ids, the parts between two of them as one text."""
         ids, run = [], ""
         for kind, text in [*parts, ("control", "")]:
             if kind != "control":
@@ -170,7 +170,7 @@ class Kind:
         return ids
 
     def server_ids(self, text: str) -> list[int]:
-        """What a server feeds the model for a rendered text."""
+        """The ids that a server gives the model for a rendered text."""
         return self.server.encode(text, add_special_tokens=False).ids
 
     def text(self, ids: list[int]) -> str:
@@ -213,7 +213,7 @@ def _save(built: tokenizers.Tokenizer, folder: Path, bos: str | None, eos: str) 
 
 @pytest.fixture(scope="session")
 def own_template(tmp_path_factory) -> str:
-    """A template of one's own, in YAML: emoji, Chinese, quotes, braces; the system text in the question."""
+    """A user's template in YAML, with emoji, Chinese, quotes, braces, and the system text in the question."""
     path = tmp_path_factory.mktemp("template") / "own.yaml"
     path.write_text(OWN_TEMPLATE, encoding="utf-8")
     return str(path)
@@ -221,7 +221,7 @@ def own_template(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory, own_template) -> dict[str, Kind]:
-    """Tokenizers by kind, each with the templates that it has the control tokens for."""
+    """Tokenizers by kind, each with the templates whose control tokens it has."""
     folder = tmp_path_factory.mktemp("tokenizers")
     text_only = ("bayling", "vicuna", "alpaca", "llama2", own_template)
     every = (*text_only, "llama3", "chatml")

@@ -1,4 +1,4 @@
-"""A model of a second, for what asks one."""
+"""A tiny model, made in a second, for tests that ask a model."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from fastling.prepare import make_encoder
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory):
-    """An untrained model with the demo's tokenizer and a context of 256 tokens; what it says is noise."""
+    """An untrained model with the demo's tokenizer and a context of 256 tokens; its answers are noise."""
     demo, _ = settings.parse(settings.build_parser("test", ""), [])
     shape = LlamaConfig(
         vocab_size=load_tokenizer(DEMO / "tokenizer.model").vocab_size,

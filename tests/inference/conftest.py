@@ -1,4 +1,4 @@
-"""The tokenizers and templates of the tests of data, and an untrained model that was exported."""
+"""The tokenizers and templates of tests/data, and the export of an untrained model."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastling.prepare import make_encoder
 
 
 def write_export(folder: Path, **changes) -> Path:
-    """An export with random weights, of the demo's tokenizer; `changes` are of its shape or its template."""
+    """An export with random weights and the demo's tokenizer; `changes` are to its shape or its template."""
     demo, _ = settings.parse(settings.build_parser("test", ""), [])
     template = changes.pop("template", None)
     if template:

@@ -1,4 +1,4 @@
-"""Parallel text for tests: sentences put together from parts that mean the same."""
+"""Parallel text for tests: sentences that are put together from parts with the same meaning."""
 
 import functools
 import itertools
@@ -92,7 +92,7 @@ SYLLABLES = ("kel", "bru", "mor", "tan", "vil", "sen", "dor", "lak", "fin", "gra
 
 @functools.cache
 def sentences(count: int = 600) -> dict[str, list[str]]:
-    """Language -> sentences that mean the same, line by line; four at a time speak of one town."""
+    """Language -> sentences, which mean the same line by line; every four in turn are about one town."""
     choose, found = random.Random(7), {language: [] for language in SHAPES}
     towns = ["".join(each).capitalize() for each in itertools.product(SYLLABLES, SYLLABLES, SYLLABLES)]
     choose.shuffle(towns)
@@ -101,7 +101,7 @@ def sentences(count: int = 600) -> dict[str, list[str]]:
         values = {"town": towns[line // 4], "name": choose.choice(NAMES), "number": choose.randint(10, 99)}
         for language, shape in SHAPES.items():
             parts = [part[language][at] for part, at in zip(PARTS, picked, strict=True)]
-            # In Chinese, words are told by what stands beside them.
+            # In Chinese, words are recognised by what stands beside them.
             lead = parts[3] if language == "zh" and choose.random() < 0.5 else ""
             text = shape.format(*parts, **values, end=choose.choice(ENDS))
             found[language].append(text.replace("，" + lead, "，", 1) if lead else text)
@@ -125,7 +125,7 @@ def corpus_of(source: str, target: str, third: str = "", folder: Path = Path()) 
 
 @functools.cache
 def knowledge_of(source: str = "de", target: str = "en", third: str = "") -> Knowledge:
-    """What is learned from the sentences of two languages, and how long those of a third are."""
+    """What is learned from the sentences of two languages, with the lengths of those of a third."""
     return learn(corpus_of(source, target, third), [pairs_of(source, target, third)])
 
 

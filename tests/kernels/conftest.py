@@ -1,4 +1,4 @@
-"""What every test of a kernel shares: the same numbers each time, and memory that is NaN until written."""
+"""What all tests of kernels share: the same random numbers each time, and memory that is NaN until written."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, one for each family: the independent oracle."""
+"""Tiny random models of transformers, one for each family, as independent oracles."""
 
 from types import SimpleNamespace
 
@@ -45,7 +45,7 @@ def _config(family: str) -> transformers.PreTrainedConfig:
 
 @pytest.fixture(scope="session", params=["llama2", "llama3.2", "mistral", "qwen2.5", "qwen3"], ids=str)
 def oracle(request, tmp_path_factory) -> SimpleNamespace:
-    """A transformers model and the folder that its own save_pretrained wrote."""
+    """A model of transformers, and the folder that its save_pretrained wrote."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(_config(request.param)).float()
     with torch.no_grad():

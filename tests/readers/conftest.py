@@ -1,4 +1,4 @@
-"""Models that have learned a few conversations by heart, exported as `fastling train` exports them."""
+"""Models that have learned a few conversations by heart, as `fastling train` exports them."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ TAUGHT = [
             Turn("assistant", "Morgen!"),
         )
     ),
-    # Words that a tokenizer without Llama 3's rule about merges takes apart.
+    # Words that a tokenizer would split differently without Llama 3's rule about merges.
     Conversation(
         (Turn("user", "Nói: nhiều việc, điều hợp"), Turn("assistant", "Tôi có nhiều việc và điều hợp lý.")),
         system="Trả lời ngắn gọn.",
@@ -34,7 +34,7 @@ TAUGHT = [
 
 
 def prompts_and_answers() -> Iterator[tuple[Conversation, str]]:
-    """Every conversation up to each of its questions, and what was taught to be said then."""
+    """Yield every conversation up to each of its questions, and the answer that was taught for it."""
     for conversation in TAUGHT:
         for number in range(0, len(conversation.turns), 2):
             asked = Conversation(conversation.turns[: number + 1], conversation.system)
@@ -58,7 +58,7 @@ class Export:
 
 @pytest.fixture(scope="session", params=SHAPES)
 def learned(request, tmp_path_factory) -> Export:
-    """Trained until it knows its answers by heart: a model of each family, template and kind of tokenizer."""
+    """An export of each family, template and kind of tokenizer, trained until it knows its answers by heart."""
     folder = tmp_path_factory.mktemp(request.param)
     tokenizer = _tokenizer(request.param, folder / "tokenizer")
     rows = [{"messages": _messages(conversation)} for conversation in TAUGHT]
@@ -87,7 +87,7 @@ def learned(request, tmp_path_factory) -> Export:
 
 
 def _tokenizer(template: str, folder: Path) -> Path:
-    """SentencePiece for the older families; the own tokenizer.json of the newer ones."""
+    """The demo's SentencePiece model for the older families, their own tokenizer.json for the newer ones."""
     name = {"llama3": "llama-bpe", "chatml": "qwen2"}.get(template)
     if name is None:
         return DEMO / "tokenizer.model"

@@ -21,19 +21,19 @@ from conftest import ROOT
 READERS = Path(os.environ.get("FASTLING_READERS", ROOT / ".readers")).resolve()
 LLAMA_CPP = READERS / "llama.cpp"
 LONGEST = 512
-"""Tokens of a conversation."""
+"""Most tokens of a conversation."""
 SECONDS_TO_START = 300
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server said, and of what it made it."""
+    """The answer of a server, with the ids of its prompt and its own."""
 
     prompt_ids: list[int]
     ids: list[int]
-    """The end of the turn is the last, where the server tells it."""
+    """The last one is the end of the turn, if the server tells it."""
     logprobs: list[float | None]
-    """None for what the server does not tell."""
+    """None if the server does not tell."""
     text: str
     has_stopped: bool
 
@@ -41,9 +41,9 @@ class Reply:
 @dataclass(frozen=True)
 class Server:
     program: Path
-    """It is installed if this is there."""
+    """A file that is there if the server is installed."""
     command: Callable[[Path, Path, int], list]
-    """From an export, a folder for its own files and a port."""
+    """Makes the command from an export, a folder for the server's own files, and a port."""
     ask: Callable[["Connection", list[dict], int], Reply]
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -72,7 +72,7 @@ class Connection:
 
 @contextmanager
 def running(server: Server, export: Path, scratch: Path) -> Iterator[Connection]:
-    """A server of an export, until the block ends. Its last words are in the error when it does not start."""
+    """A server of an export, until the block ends. If it does not start, the error has its last words."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,7 +112,7 @@ def _wait(process: subprocess.Popen, connection: Connection, log: Path) -> None:
 
 
 def _ask_for_ids(connection: Connection, messages: list[dict], max_tokens: int) -> Reply:
-    """Both tell the ids of prompt and answer when asked, in places of their own."""
+    """Both tell the ids of prompt and answer if they are asked to, each in places of its own."""
     choice, response = connection.complete(
         messages, max_tokens, return_token_ids=True, return_prompt_token_ids=True
     )
@@ -163,7 +163,7 @@ def convert(export: Path, scratch: Path) -> Path:
 
 
 def _ask_llama_cpp(connection: Connection, messages: list[dict], max_tokens: int) -> Reply:
-    """It tells how many tokens the prompt had; which, by the two steps that it takes itself."""
+    """It tells only the number of a prompt's tokens; their ids come from the two steps that it takes itself."""
     choice, response = connection.complete(messages, max_tokens, cache_prompt=False)
     prompt = connection.post("/apply-template", messages=messages)["prompt"]
     prompt_ids = connection.post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
@@ -172,7 +172,7 @@ def _ask_llama_cpp(connection: Connection, messages: list[dict], max_tokens: int
     completed = connection.post("/completion", **request, n_probs=1, return_tokens=True)
     told = [(token["id"], token["logprob"]) for token in completed["completion_probabilities"]]
     logprobs = []
-    for token_id in completed["tokens"]:  # of a letter that takes several tokens it tells the last one's only
+    for token_id in completed["tokens"]:  # of a letter with several tokens it tells only the last one
         logprobs.append(told.pop(0)[1] if told and told[0][0] == token_id else None)
     text, has_stopped = choice["message"]["content"], choice["finish_reason"] == "stop"
     return Reply(prompt_ids, completed["tokens"], logprobs, text, has_stopped)

@@ -8,12 +8,12 @@ import tokenizers
 from readers.servers import LLAMA_CPP
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-# As the two publish them.
+# As the two models' publishers have them.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-NORMAL, CONTROL = 1, 3  # of llama.cpp's kinds of tokens
+NORMAL, CONTROL = 1, 3  # two of llama.cpp's kinds of tokens
 
 
 def file_of(name: str) -> Path:

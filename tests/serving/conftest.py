@@ -1,3 +1,3 @@
-"""An untrained model that was exported."""
+"""The export of an untrained model."""
 
 from inference.conftest import export  # noqa: F401

@@ -1,4 +1,4 @@
-"""Models that say what a test wants them to, by the real tokenizer and template, and servers of them."""
+"""Models that say what a test wants, with the real tokenizer and template, and servers of them."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ TOKENIZER = Path(__file__).parents[2] / "fastling" / "demo" / "tokenizer.model"
 
 
 class Parrot(ChatModel):
-    """Says `says(question)`, token by token, with a pause before each; after so many, once it may go on."""
+    """Says `says(question)`, token by token, pausing before each; after `held_after`, waits for `may_go_on`."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class Parrot(ChatModel):
         self.says, self.pause_s, self.held_after = says, pause_s, held_after
         self.may_go_on = threading.Event()
         self.fed: list[list[int]] = []
-        """Prompts, as the model got them."""
+        """The prompts that the model was given."""
         self.decodings: list[Decoding] = []
         self.ended = 0
-        """Answers that ended, one way or another."""
+        """Number of answers that ended, one way or another."""
         self.tokens = 0
-        """Generated in all."""
+        """Number of tokens generated in all."""
 
     def stream_ids(self, prompt, decoding) -> Iterator[int]:
         self.fed.append(list(prompt))
@@ -106,7 +106,7 @@ def serving(
 
 
 def wait_until(condition, seconds: float = 60.0) -> None:
-    """Until something holds; fails when it does not in time."""
+    """Wait until something holds; fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

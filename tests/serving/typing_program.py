@@ -1,4 +1,4 @@
-"""What a test of a real terminal runs in it: `python -m serving.typing_program`, from tests/."""
+"""The program that a test of a real terminal runs in it: `python -m serving.typing_program`, from tests/."""
 
 import sys
 

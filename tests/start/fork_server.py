@@ -1,7 +1,8 @@
-"""Programs of tests, forked from a process that has imported PyTorch: of a start's three CPU seconds, two.
+"""Forks the programs of tests from a process that has imported PyTorch, which saves two of a start's three
+CPU seconds.
 
-Each is a process of its own, with arguments, environment, folder and streams of its own, and imports this
-project itself. What it shares with others is PyTorch as it was imported, and Python's seed for hashes.
+Each program is a process of its own, with arguments, environment, folder and streams of its own, and imports
+this project itself. It shares with the others only the imported PyTorch, and Python's seed for hashes.
 
     python tests/start/fork_server.py NAME     serves until its standard input ends
 """
@@ -18,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 
-# What a training run or an export imports of others, but for Triton: how it works is settled when it is imported.
+# What a training run or an export imports, without this project and without Triton, which reads its settings
+# when it is imported.
 IMPORTED = (
-    "fastling",  # itself alone: it says how PyTorch's threads wait
+    "fastling",  # only the package itself, which sets how PyTorch's threads wait
     "torch",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
@@ -35,17 +37,17 @@ IMPORTED = (
 )
 
 READ_AT_A_START = ("GOMP_", "KMP_", "LC_", "LANG", "MKL_", "OMP_", "PYTHON")
-"""How names of variables begin that Python and libraries read before a program's first line."""
+"""Beginnings of the names of variables that Python and libraries read before a program's first line."""
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-"""The server's: that of all tests, before one of them changes it."""
+"""The server's environment: that of all tests, before one of them changes it."""
 
 
 class ForkedProgram:
-    """`python ARGUMENTS` from the server of this name; of subprocess.Popen what callers here need.
+    """`python ARGUMENTS`, forked by the server `name`, with those methods of subprocess.Popen that are needed.
 
-    The arguments begin with `-m MODULE` or with a file, perhaps after `-u`. `streams` are its standard input,
-    output and error. It leads a session of its own.
+    The arguments begin with `-m MODULE` or with a file, perhaps after `-u`. `streams` are the standard input,
+    output and error. The program leads a session of its own.
     """
 
     def __init__(
@@ -65,9 +67,9 @@ class ForkedProgram:
         self.pid = int(self._told.readline())
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit status, or the negative number of the signal that ended it.
+        """Wait for its exit status, or the negative number of the signal that ended it.
 
-        Raises subprocess.TimeoutExpired after so many seconds.
+        Raises subprocess.TimeoutExpired after `timeout` seconds.
         """
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
@@ -85,7 +87,8 @@ class ForkedProgram:
 
 
 def can_fork(environment: dict) -> bool:
-    """Whether a program with this environment would start as the server did."""
+    """Whether a program may be forked for this environment: whether it agrees with the server's in variables
+    that are read at a start."""
 
     def read(variables) -> dict:
         return {name: value for name, value in variables.items() if name.startswith(READ_AT_A_START)}
@@ -94,12 +97,12 @@ def can_fork(environment: dict) -> bool:
 
 
 def serve(name: str) -> list[str]:
-    """Fork a program for whoever asks. Returns in the program alone, with what is to be run there."""
+    """Fork a program for each request. Returns only in such a program, with the arguments of what to run."""
     for module in IMPORTED:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for programs
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait for programs
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"\0{name}")
     listener.listen()
@@ -121,13 +124,13 @@ def _answer(connection: socket.socket, name: str) -> list[str]:
         connection.close()
         return _become(descriptors, name)
     for descriptor in (0, 1, 2, *descriptors):
-        os.close(descriptor)  # who reads what the program writes is to see its end
+        os.close(descriptor)  # so that readers of the program's output see its end
     try:
         connection.sendall(b"%d\n" % program)
         status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
         connection.sendall(b"%d\n" % status)
     finally:
-        os._exit(0)  # whoever asked may be gone by then
+        os._exit(0)  # even if whoever asked is gone
 
 
 def _become(descriptors: list[int], name: str) -> list[str]:
@@ -153,7 +156,7 @@ def _become(descriptors: list[int], name: str) -> list[str]:
 
 
 def _fork_ranks(name: str) -> None:
-    """Have torchrun ask for its processes here, too."""
+    """Make torchrun fork its processes from this server, too."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import (
         SubprocessHandler,
     )

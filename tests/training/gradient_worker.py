@@ -1,4 +1,4 @@
-"""Run by test_gradients.py under torchrun: the gradients of one step as training makes them."""
+"""Run by test_gradients.py under torchrun: writes the gradients of one step, as training computes them."""
 
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def gradients(config: Config, world: World) -> dict[str, torch.Tensor]:
-    """Whole gradients by name, and the loss, of the first step."""
+    """Name -> whole gradient of the first step, and "loss" -> its loss."""
     prepared = prepare_data(config)
     shape = model_config(config, prepared.encoder)
     found = dict(training_gradient(config, shape, prepared.training, prepared.plan, world))

@@ -1,4 +1,4 @@
-"""`fastling train` in which the last process is sent SIGTERM, twice, once it has made a step."""
+"""`fastling train` whose last process is sent SIGTERM, twice, after a step."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from fastling.errors import leave, run_program
 from fastling.training.update import Updater
 
 SIGNALLED_AFTER = 3
-"""Steps."""
+"""Number of the step after which the signals are sent."""
 update = Updater.update
 
 
