@@ -83,6 +83,7 @@ def parse_row(payload: Any) -> Conversation:
     record = _parse_json(payload) if isinstance(payload, bytes) else payload
     if not isinstance(record, dict):
         raise Refused("unknown-format", f"a row must be an object: {type(record).__name__}")
+    record = _with_nulls(record)
     _check_beside(record)
     found = _read_turns(record)
     _check_all_said(record, found)
@@ -107,6 +108,12 @@ def _parse_json(line: bytes) -> Any:
         raise Refused("broken-json", first_line(error)) from None
 
 
+def _with_nulls(fields: dict) -> dict:
+    """A row or message in which null stands for NaN, which tables write in its place."""
+    missing = {key: None for key, value in fields.items() if value != value}
+    return fields | missing if missing else fields
+
+
 def _check_beside(record: dict) -> None:
     """Raise Refused if other keys of the row say that its text must not be trained on, or not alone."""
     _check_is_text(record, "beside the text")
@@ -114,7 +121,7 @@ def _check_beside(record: dict) -> None:
         if isinstance(record.get(key), Number) and record[key] == 1 - trained:  # Decimal, in a table, is one
             raise Refused("nothing-to-train-on", f"{key} of the row is {record[key]!r}")
     weight = record.get("weight")
-    if isinstance(weight, Number) and weight == weight and weight not in (0, 1):  # NaN is a table's null
+    if isinstance(weight, Number) and weight not in (0, 1):
         raise Refused("unknown-weight", f"weight of the row must be 0 or 1: {weight!r:.40}")
     for key in ("label", "kto_tag"):
         if record.get(key) is False:
@@ -190,7 +197,7 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
     if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
         raise Refused("unknown-format", "the messages must be a list of objects")
     system, turns, read_only = _system(record), [], set()
-    for number, message in enumerate(messages, start=1):
+    for number, message in enumerate(map(_with_nulls, messages), start=1):
         if message.get(role_key) is None or text_key not in message:  # the two spellings get mixed
             from_value = message.get("from") is not None
             role_key, text_key = ("from", "value") if from_value else ("role", "content")
@@ -233,9 +240,8 @@ def _is_trained(message: dict, number: int) -> bool:
 def _check_not_trained(message: dict, number: int) -> None:
     """Raise Refused if a message that is not an answer is marked to be trained on."""
     for key, trained in TRAINED.items():
-        value = message.get(key)
-        if value not in (1 - trained, None) and value == value:  # NaN is a table's null
-            detail = f"message {number}: {key} is {value!r:.40}, and only answers are trained on"
+        if message.get(key) not in (1 - trained, None):
+            detail = f"message {number}: {key} is {message[key]!r:.40}, and only answers are trained on"
             raise Refused("unknown-weight", detail)
 
 

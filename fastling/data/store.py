@@ -34,7 +34,7 @@ from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
 from fastling.workers import own_cores
 
-FORMAT = 11
+FORMAT = 12
 """Raised whenever the same inputs would give another store."""
 ARRAYS = {
     "document_offsets": numpy.int64,  # (documents + 1,) into tokens

@@ -82,6 +82,14 @@ FORMATS = {
         {"instruction": "Hi", "context": math.nan, "output": "你好", "weight": math.nan},
         Conversation(HI),
     ),
+    "Alpaca, no input, as a table has it": (
+        {"instruction": "Hi", "input": math.nan, "output": "你好", "history": math.nan, "system": math.nan},
+        Conversation(HI),
+    ),
+    "messages with weights, one of them missing in a table": (
+        {"messages": weighted({"weight": 0}, {"weight": math.nan, "loss": math.nan})},
+        Conversation(HI + BYE, read_only=frozenset({1})),
+    ),
     "Alpaca with input": (
         {"instruction": "Translate:", "input": "Hi", "output": "你好"},
         Conversation((Turn("user", "Translate:\nHi"), HI[1])),
@@ -258,6 +266,7 @@ REFUSED = [
     ({"instruction": "Hi", "output": "x", "history": [["a", 1]]}, "not-text", "history: expected text: int"),
     ({"system": {}, "system_prompt": {"a": 1}, "messages": []}, "not-text", "system_prompt: expected text"),
     ({"instruction": "Hi", "output": None}, "not-text", "NoneType"),
+    ({"instruction": "Hi", "output": math.nan}, "not-text", "output: expected text: NoneType"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not-text", "expected text: list"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "not-text", "list"),
     ({"messages": messages("Hi", " \n\t")}, "empty-turn", "turn 2 (assistant)"),
