@@ -212,7 +212,7 @@ def read_json_lines(path: Path) -> list[dict]:
 
 
 def read_steps(path: Path, last: int) -> list[dict]:
-    """Of such a file, what was written of the steps up to this one."""
+    """Read from a file of JSON lines those of steps up to `last`; lines without a step are passed over."""
     lines = [(line.get("step"), line) for line in read_json_lines(path)]
     return [line for step, line in lines if isinstance(step, int) and step <= last]
 

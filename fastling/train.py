@@ -189,10 +189,10 @@ class Run:
                 self._plot()
 
     def _write_for_people(self, path: Path, write: Callable[[], object]) -> None:
-        """Write what no run goes on from; where it cannot be, say so once, and lose no training for it."""
+        """Write a file that no run depends on. If that fails, say so once for each file, and go on."""
         try:
             write()
-        except Exception as error:  # of matplotlib's as well, which only now is imported
+        except Exception as error:  # also of importing matplotlib, which happens here
             if path not in self.unwritten:
                 said = f"{path}: cannot be written: {kind_and_line(error)}; the run goes on without"
                 self.console.print(said, style="yellow", soft_wrap=True)

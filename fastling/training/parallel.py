@@ -130,7 +130,7 @@ def _meant_of_others(said: str) -> str | None:
 
 
 def _check_launched() -> None:
-    """Raise UserError where a cluster names the processes, but not where they are to meet."""
+    """Raise UserError if a cluster has numbered the processes, but given no address where they meet."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         fix = "Start it by torchrun, which sets all of them; or unset these for one process."

@@ -1,5 +1,6 @@
 """The processes of a run: what is said where one cannot go on."""
 
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,23 @@ def test_a_gpu_that_is_full_is_told_in_words_with_what_helps():
     ):
         with open_world(Config()):
             raise torch.OutOfMemoryError(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_gpu_that_is_full_for_cuda_itself_is_told_in_words(said):
+    """Of what other programs leave of it, when the first kernel or product is loaded."""
+    error = RuntimeError(
+        f"{said}\nCUDA kernel errors might be asynchronously reported at some other API call."
+    )
+    with pytest.raises(RunError, match=rf"^cpu: {re.escape(said)}\n  Lower train.micro"):
+        with open_world(Config()):
+            raise error
 
 
 def test_a_cpu_s_memory_that_is_full_is_told_in_words():
