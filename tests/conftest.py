@@ -25,9 +25,16 @@ os.environ["WANDB_X_SERVICE_WAIT"] = "300"  # seconds, for a machine with other 
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 # With it every program that a test starts would compile the project's source anew, for a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Such a program imports the project from this folder, and runs tests/start/sitecustomize.py first.
+# Such a program imports the project from this folder, and runs tests/start/sitecustomize.py first. (The folders are
+# named once, though this file is imported by pytest, by each of its processes, and again by tests.)
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    [f"{Path(__file__).parents[1]}", f"{Path(__file__).parent / 'start'}", os.environ.get("PYTHONPATH", "")]
+    dict.fromkeys(
+        [
+            str(Path(__file__).parents[1]),
+            str(Path(__file__).parent / "start"),
+            *os.environ.get("PYTHONPATH", "").split(os.pathsep),
+        ]
+    )
 ).rstrip(os.pathsep)
 os.environ["WITHOUT_TRANSFORMERS"] = "1"
 # Code that PyTorch compiles for a CPU uses plain instructions: to find out which others the compiler knows takes

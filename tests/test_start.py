@@ -28,3 +28,9 @@ def test_a_forked_program_does_what_one_that_starts_anew_does(program, how, tmp_
     )
     assert (forked.returncode, forked.stdout) == (anew.returncode, anew.stdout)
     assert forked.stderr.splitlines()[-1:] == anew.stderr.splitlines()[-1:] != []
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_only_a_forked_program_has_pytorch_already(anew, tmp_path):
+    (tmp_path / "its_program.py").write_text("import sys; print('torch' in sys.modules)")
+    assert run_python("its_program", cwd=tmp_path, anew=anew).stdout == f"{not anew}\n"
