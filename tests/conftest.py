@@ -44,7 +44,7 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from start.fork_server import ENVIRONMENT, ForkedProgram, can_fork
+from start.fork_server import ENVIRONMENT, ForkedProgram, check_can_fork
 from start.interpreter import patch_once_a_launch
 
 # The same examples each time, however long a busy machine takes for one, so that only the code can fail.
@@ -133,9 +133,10 @@ def run_python(
     if ranks:
         command = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), *torchrun, *command]
     environment = programs_environment() | (environment or {})
-    if anew or not can_fork(environment):
+    if anew:
         options = {"capture_output": True, "text": True, "timeout": 600}
         return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, input=input, **options)
+    check_can_fork(environment)
     with ExitStack() as open_files:
         streams = [open_files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3)]
         streams[0].write(input)

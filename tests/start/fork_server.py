@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 
+import fastling  # noqa: F401  (sets in the environment how PyTorch's threads wait)
+
 # What a training run or an export imports, without this project and without Triton, which reads its settings
 # when it is imported.
 IMPORTED = (
-    "fastling",  # only the package itself, which sets how PyTorch's threads wait
     "torch",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
@@ -86,14 +87,11 @@ class ForkedProgram:
             return None
 
 
-def can_fork(environment: dict) -> bool:
-    """Whether a program may be forked for this environment: whether it agrees with the server's in variables
-    that are read at a start."""
-
-    def read(variables) -> dict:
-        return {name: value for name, value in variables.items() if name.startswith(READ_AT_A_START)}
-
-    return read(environment) == read(ENVIRONMENT)
+def check_can_fork(environment: dict) -> None:
+    """Raise ValueError unless a program with this environment would start as the server did."""
+    for name in sorted(environment.keys() | ENVIRONMENT.keys()):
+        if name.startswith(READ_AT_A_START) and environment.get(name) != ENVIRONMENT.get(name):
+            raise ValueError(f"{name} is read at a program's start: run it anew")
 
 
 def serve(name: str) -> list[str]:
