@@ -1,9 +1,7 @@
 """What every test shares: no network, no home folder, and small runs made in the test."""
 
-import atexit
 import errno
 import fcntl
-import functools
 import json
 import os
 import resource
@@ -44,7 +42,7 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from start.fork_server import ENVIRONMENT, ForkedProgram, check_can_fork
+from start.fork_server import ForkedProgram, check_can_fork, fork_server
 from start.interpreter import patch_once_a_launch
 
 # The same examples each time, however long a busy machine takes for one, so that only the code can fail.
@@ -155,18 +153,6 @@ def run_python(
 def programs_environment() -> dict[str, str]:
     """The environment of programs, in which kernels are not interpreted unless a test asks for it."""
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-
-
-@functools.cache
-def fork_server() -> str:
-    """Start this process's own fork server, which ends with this process; return the server's name."""
-    name = f"fastling-tests-{os.getpid()}"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    command = [sys.executable, Path(__file__).parent / "start" / "fork_server.py", name]
-    server = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
-    assert server.stdout.readline() == b"ready\n"
-    atexit.register(server.communicate)
-    return name
 
 
 def kill(run_dir: Path) -> None:

@@ -7,6 +7,8 @@ this project itself. It shares with the others only the imported PyTorch, and Py
     python tests/start/fork_server.py NAME     serves until its standard input ends
 """
 
+import atexit
+import functools
 import gc
 import importlib
 import json
@@ -42,6 +44,17 @@ READ_AT_A_START = ("GOMP_", "KMP_", "LC_", "LANG", "MKL_", "OMP_", "PYTHON")
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 """The server's environment: that of all tests, before one of them changes it."""
+
+
+@functools.cache
+def fork_server() -> str:
+    """Start this process's own fork server, which ends with this process; return the server's name."""
+    name = f"fastling-tests-{os.getpid()}"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen([sys.executable, __file__, name], env=ENVIRONMENT, **pipes)
+    assert server.stdout.readline() == b"ready\n"
+    atexit.register(server.communicate)
+    return name
 
 
 class ForkedProgram:
