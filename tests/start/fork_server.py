@@ -20,6 +20,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 
 import fastling  # noqa: F401  (sets in the environment how PyTorch's threads wait)
 
@@ -179,10 +181,29 @@ def _fork_ranks(name: str) -> None:
     SubprocessHandler._popen = start
 
 
+def _run(program: list[str]) -> int:
+    """Run `-m MODULE` or a file with its arguments, as Python does; return the exit status."""
+    try:
+        if program[0] == "-m":
+            sys.argv = program[1:]
+            runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = program
+            runpy.run_path(program[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    first, *sys.argv = serve(sys.argv[1])
-    if first == "-m":
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv.insert(0, first)
-        runpy.run_path(first, run_name="__main__")
+    status = _run(serve(sys.argv[1]))
+    threading._shutdown()  # waits for its other threads
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(status)  # to take PyTorch's modules apart takes half a second, most of it to copy what is shared
