@@ -25,10 +25,8 @@ def expected_answers(export, *questions: str, system: str = "", tokens: int = 8)
     chat, turns = load_chat_model(export), []
     for question in questions:
         turns.append(Turn("user", question))
-        prompt, decoding = (
-            chat.prompt_ids(Conversation(tuple(turns), system)),
-            Decoding(max_new_tokens=tokens),
-        )
+        prompt = chat.prompt_ids(Conversation(tuple(turns), system))
+        decoding = Decoding(max_new_tokens=tokens)
         [completion] = generate(chat.model, [prompt], decoding, stop_ids=chat.stop_ids)
         turns.append(Turn("assistant", chat.text(completion)))
     return [turn.content for turn in turns[1::2]]

@@ -204,9 +204,10 @@ def test_a_number_that_a_model_repeats_without_end_is_a_text(text, right):
     assert is_right(text, "9" * 5000 if right else "3") is right
 
 
-def test_what_a_model_repeats_without_end_takes_no_time():
-    begun = time.monotonic()
+def test_what_a_model_repeats_without_end_is_read_at_once():
+    """It took minutes; now a fraction of a second."""
+    begun = time.thread_time()
     assert is_right("x" * 1_000_000, "3") is False
     assert is_right("\\boxed{" * 9000, "3") is False
     assert is_right("\\boxed{" * 9000 + "3" + "}" * 9000, "3") is True
-    assert time.monotonic() - begun < 8
+    assert time.thread_time() - begun < 8

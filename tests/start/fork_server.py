@@ -1,5 +1,4 @@
-"""Forks the programs of tests from a process that has imported PyTorch, which saves two of a start's three
-CPU seconds.
+"""Forks the programs of tests from a process that has imported PyTorch, which is most of what a start takes.
 
 Each program is a process of its own, with arguments, environment, folder and streams of its own, and imports
 this project itself. It shares with the others only the imported PyTorch, and Python's seed for hashes.
