@@ -181,16 +181,16 @@ def _num_weights(folder: Path) -> int:
 def _logits(folder: Path, encoder: Encoder) -> Check:
     if _num_weights(folder) > LARGEST_FOR_LOGITS:
         return Check("logits", None, f"not computed for more than {LARGEST_FOR_LOGITS:.0e} weights")
-    model = load_pretrained(folder, dtype=torch.float32)
-    ids = encoder.prompt_ids(PROBES[0])[: model.config.longest_sequence]
-    ours = model.logits(torch.tensor(ids), torch.tensor([0, len(ids)], dtype=torch.int32))
+    shape = read_config(folder)
+    ids = torch.tensor(encoder.prompt_ids(PROBES[0])[: shape.longest_sequence])
+    ours = _our_logits(folder, ids)
     if not ours.isfinite().all():
         return Check("logits", False, "are not finite")
     try:
         version = metadata.version("transformers")
     except metadata.PackageNotFoundError:
         return Check("logits", None, "are finite; transformers is not installed to compare with")
-    if problem := _why_not_imported(model.config.model_type):
+    if problem := _why_not_imported(shape.model_type):
         return Check(
             "logits", None, f"are finite; transformers {version} cannot load such a model here: {problem}"
         )
@@ -202,6 +202,12 @@ def _logits(folder: Path, encoder: Encoder) -> Check:
     )
 
 
+def _our_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (T, V) of token ids (T,), in float32. The model is freed before the other one is loaded."""
+    model = load_pretrained(folder, dtype=torch.float32)
+    return model.logits(ids, torch.tensor([0, len(ids)], dtype=torch.int32))
+
+
 def _why_not_imported(model_type: str) -> str | None:
     """Why transformers cannot load this kind of model at all (too old, or broken here); None if it can."""
     try:
@@ -211,7 +217,8 @@ def _why_not_imported(model_type: str) -> str | None:
     return None
 
 
-def _transformers_logits(folder: Path, ids: list[int]) -> torch.Tensor:
+def _transformers_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (T, V) of token ids (T,) by transformers, in float32."""
     from transformers import AutoModelForCausalLM  # optional
     from transformers.utils import logging
 
@@ -222,4 +229,4 @@ def _transformers_logits(folder: Path, ids: list[int]) -> torch.Tensor:
     finally:
         if showed_progress:
             logging.enable_progress_bar()
-    return model(torch.tensor([ids])).logits[0]
+    return model(ids[None]).logits[0]

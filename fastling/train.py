@@ -228,6 +228,8 @@ class Run:
         return losses
 
     def _save(self, number: int) -> None:
+        if self.log:
+            self.log.sync()
         checkpoint.save(
             self.run_dir / "checkpoints",
             number,

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -702,6 +703,26 @@ def test_the_check_of_what_was_written_passes(good):
         "logits",
     ]
     assert all(check.passed for check in checks), checks
+
+
+def test_the_check_of_the_logits_holds_one_model_at_a_time(good, monkeypatch):
+    """In float32, beside a training's own memory: two of three billion weights are 24 GB."""
+    made, digests = good
+    loaded = []
+
+    def load(folder, **options):
+        model = load_pretrained(folder, **options)
+        loaded.append(weakref.ref(model))
+        return model
+
+    def theirs(_, ids):
+        assert [model() for model in loaded] == [None]
+        return torch.zeros(len(ids), made.shape.vocab_size)
+
+    monkeypatch.setattr(export_check, "load_pretrained", load)
+    monkeypatch.setattr(export_check, "_transformers_logits", theirs)
+    logits = check_export(made.folder, made.encoder, made.shape, digests)[-1]
+    assert logits.result.startswith("differ by"), logits
 
 
 def test_a_transformers_that_cannot_be_imported_fails_no_export(good, monkeypatch):

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -371,6 +372,24 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(tiny_run, tmp
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     train_main(arguments)
     assert words in capsys.readouterr().err
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_goes_on_after_them(
+    tiny_run, tmp_path, monkeypatch
+):
+    """A power failure would otherwise leave a run that resumes after steps whose losses are lost."""
+    flushed, fsync = [], os.fsync
+
+    def recorded(number):
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{number}")), os.fstat(number).st_size))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    train_main(["--config", str(tiny_run(train={"steps": 1}, evaluate={"samples": 0}))])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = flushed.index((metrics, metrics.stat().st_size))
+    saved = [place for place, (path, _) in enumerate(flushed) if "checkpoints" in path.parts]
+    assert whole < saved[0]
 
 
 def test_a_plot_and_samples_that_cannot_be_written_do_not_keep_a_run_from_its_checkpoint(

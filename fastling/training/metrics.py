@@ -222,6 +222,11 @@ class MetricsLog:
         if self.wandb:
             self.wandb.log({_wandb_name(key): value for key, value in line.items()})
 
+    def sync(self) -> None:
+        """Have what was written reach the disk, as a checkpoint does after which no step comes again."""
+        with files.naming(self.path):
+            os.fsync(self.file.fileno())
+
     def __enter__(self) -> "MetricsLog":
         return self
 
