@@ -78,11 +78,15 @@ def configure(
     # At once: what is written while torch.compile traces a recomputed layer keeps the layer out of any graph.
     _attention_backends[device, dtype] = backend
     loss = ("chunked", "never holds all logits") if kernels == "tiled" else (kernels, why)
-    return [
+    choices = [
         *(Choice(op, kernels, why) for op in ("rms_norm", "rotary", "swiglu")),
         Choice("linear_cross_entropy", *loss),
         Choice("attention", backend, attention_reason),
     ]
+    if runtime.lacks_products(device, dtype):
+        why = f"this CPU has no instructions for {dtype}, whose products would take several times as long"
+        choices.append(Choice("products", "float32", why))
+    return choices
 
 
 def _is_tiled() -> bool:

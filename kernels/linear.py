@@ -5,6 +5,7 @@
 W16 is made for each product and never kept, and the weight's gradient is added up in place. Bytes a weight,
 beside the products' own: 6 in forward and 6 in backward for W16; 4 to write a first gradient, 8 to add
 another. Autograd would keep W16 from forward to backward, and write, widen and add each gradient.
+On a CPU without instructions for x's type, all three are products in float32 of the same rounded numbers.
 Shapes: T tokens, I inputs, O outputs.
 """
 
@@ -13,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastling.kernels import accept
+from fastling.kernels import accept, runtime
+
+FEWEST_WIDENED = 32
+"""Rows of a product that is made in float32; for fewer, widening the weight costs more than it saves."""
 
 
 def linear_reference(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -26,12 +30,14 @@ def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 
     If x is in half precision and the weight in float32, backward adds the weight's gradient to its `grad`,
     without calling hooks on it; the weight must be a parameter itself. Under torch.compile the gradient is
-    returned as any other. If both have one type, all is left to PyTorch. Raises ValueError for arguments that
-    do not fit.
+    returned as any other. If both have one type, the gradients are autograd's. Raises ValueError for
+    arguments that do not fit.
     """
     adds_up = torch.is_grad_enabled() and weight_OI.requires_grad and weight_OI.dtype != x_TI.dtype
     if not adds_up:
-        return linear_reference(x_TI, weight_OI, bias_O)
+        if not widens(x_TI):
+            return linear_reference(x_TI, weight_OI, bias_O)
+        return _Widened.apply(x_TI, weight_OI, bias_O)
     accept.dimensions("linear", "x_TI", x_TI, 2)
     accept.dtype("linear", "x_TI", x_TI, torch.bfloat16, torch.float16)
     accept.dtype("linear", "weight_OI", weight_OI, torch.float32)
@@ -48,7 +54,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x_TI)
         # Not among the saved tensors: in a layer that is recomputed, those become other ones of equal values.
         ctx.weight_OI, ctx.has_bias = weight_OI, bias_O is not None
-        return linear_reference(x_TI, weight_OI, bias_O)
+        return _forward(x_TI, weight_OI, bias_O)
 
     @staticmethod
     @once_differentiable
@@ -63,8 +69,50 @@ class _Linear(torch.autograd.Function):
         return dx_TI, None, _bias_gradient(dy_TO) if ctx.has_bias else None
 
 
+class _Widened(torch.autograd.Function):
+    """Products in float32 whose gradients are returned, as of weights that FSDP has gathered.
+
+    By autograd, the widened copies of x and of the weight would be kept from forward to backward.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TI, weight_OI, bias_O):
+        ctx.save_for_backward(x_TI, weight_OI)
+        ctx.has_bias = bias_O is not None
+        return _forward(x_TI, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_TO):
+        x_TI, weight_OI = ctx.saved_tensors
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        dx_TI = _input_gradient(dy_TO, weight_OI) if needs_x else None
+        dw_OI = dy_TO.t().float() @ x_TI.float() if needs_weight else None
+        return dx_TI, dw_OI, _bias_gradient(dy_TO) if ctx.has_bias else None
+
+
+def widens(x_TI: Tensor) -> bool:
+    """Whether products of x's rows are made in float32, since its CPU has no instructions for its type.
+
+    Never while torch.compile traces: it cannot ask the CPU.
+    """
+    if torch.compiler.is_compiling() or x_TI.dim() != 2:
+        return False
+    return len(x_TI) >= FEWEST_WIDENED and runtime.lacks_products(x_TI.device, x_TI.dtype)
+
+
+def _forward(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    if not widens(x_TI):
+        return linear_reference(x_TI, weight_OI, bias_O)
+    rounded = (None if each is None else each.to(x_TI.dtype).float() for each in (weight_OI, bias_O))
+    return F.linear(x_TI.float(), *rounded).to(x_TI.dtype)
+
+
 def _input_gradient(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
-    return dy_TO @ weight_OI.to(dy_TO.dtype)
+    rounded_OI = weight_OI.to(dy_TO.dtype)
+    if widens(dy_TO):
+        return (dy_TO.float() @ rounded_OI.float()).to(dy_TO.dtype)
+    return dy_TO @ rounded_OI
 
 
 def _bias_gradient(dy_TO: Tensor) -> Tensor:
@@ -75,8 +123,8 @@ def add_product_float32(total: Tensor, left: Tensor, right: Tensor, *, beta: int
     """total = beta * total + left @ right, beta 0 or 1; on CUDA a half-precision product adds in float32."""
     if right.is_cuda and right.dtype != torch.float32:
         torch.addmm(total, left, right, beta=beta, out_dtype=torch.float32, out=total)
-    elif right.dtype == torch.float32:
-        total.addmm_(left, right, beta=beta)
+    elif right.dtype == torch.float32 or widens(right):
+        total.addmm_(left.float(), right.float(), beta=beta)
     else:  # a float32 product of converted halves would take twice as long
         product = left @ right
         total.add_(product) if beta else total.copy_(product)
@@ -103,7 +151,7 @@ def _compiled_backward(ctx, dy_TO):
     return dx_TI, dw_OI, _bias_gradient(dy_TO) if ctx.has_bias else None
 
 
-_forward_op = torch.library.custom_op("fastling::linear", linear_reference, mutates_args=())
+_forward_op = torch.library.custom_op("fastling::linear", _forward, mutates_args=())
 # Not len(x_TI), which asks for a number: the graph would serve that number of tokens alone.
 _forward_op.register_fake(
     lambda x_TI, weight_OI, bias_O=None: x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])

@@ -16,7 +16,8 @@ summed over them.
 Precision: logits and the loss are float32 (a bf16 logit of 20 is off by up to 0.06). The logits' gradient is
 rounded to the weight's type only for its products, and the weight's gradient is summed over groups in
 float32. On a CPU, which has no half-precision products with a float32 result, logits and each group's share
-of the weight's gradient are rounded to the half precision before they become float32.
+of the weight's gradient are rounded to the half precision before they become float32; one without
+instructions for it does all in float32, after the same rounding of hidden and weight.
 Nothing waits for the device.
 Shapes: S supervised rows, G rows of a group, C rows of a chunk, H hidden, V vocab.
 """
@@ -29,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from fastling.kernels import accept, runtime
 from fastling.kernels.cross_entropy import check_labels, row_weights, scale_in_place
 from fastling.kernels.cross_entropy_rows import IGNORE_INDEX, rows_and_gradient
-from fastling.kernels.linear import add_product_float32
+from fastling.kernels.linear import add_product_float32, widens
 
 CPU_CHUNK_BYTES = 256 * 2**20
 CPU_TILE_BYTES = 2**20  # of float32 logits, which a core's cache holds while they become their gradient
@@ -92,6 +93,8 @@ def _in_chunks(hidden_SH, weight_VH, labels_S, weights_S, chunk_bytes, logits_dt
     if logits_dtype not in (torch.float32, weight_VH.dtype):
         takes = " or ".join(map(str, dict.fromkeys((torch.float32, weight_VH.dtype))))
         raise ValueError(f"linear_cross_entropy: logits_dtype must be {takes}: {logits_dtype}")
+    if widens(hidden_SH) and not uses_triton:
+        hidden_SH, weight_VH, logits_dtype = hidden_SH.float(), weight_VH.float(), torch.float32
     # Asked here because inside an autograd.Function gradients always look disabled.
     grad_enabled = torch.is_grad_enabled()
     needs_hidden, needs_weight = (grad_enabled and x.requires_grad for x in (hidden_SH, weight_VH))

@@ -7,6 +7,7 @@ versions used, where Triton is not installed (CPU builds of PyTorch come without
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,6 +64,31 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
     return nullcontext()
+
+
+# Flags in /proc/cpuinfo of instructions that multiply a half-precision type, on x86 and on ARM.
+PRODUCT_FLAGS = {
+    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
+    torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+
+
+def lacks_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device is a CPU without instructions for products of this half-precision type.
+
+    PyTorch's products of such tensors take four times as long as those in float32, and more in float16.
+    """
+    flags = PRODUCT_FLAGS.get(dtype)
+    return flags is not None and device.type == "cpu" and _cpu_flags().isdisjoint(flags)
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """What Linux says of the CPU. Elsewhere, all flags: PyTorch's own products are left alone there."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return frozenset().union(*PRODUCT_FLAGS.values())
 
 
 @cache

@@ -6,7 +6,8 @@
 With one call for each document, most time would go by between the products. So documents of similar length
 form a tile, padded at their ends to one length; the causal mask hides the padding from every real token. The
 half-precision numbers of short documents are widened to float32, since PyTorch's products of small
-half-precision matrices cost more to set up than to compute. Long documents are padded even alone: PyTorch
+half-precision matrices cost more to set up than to compute; all documents' are on a CPU that has no
+instructions for them. Long documents are padded even alone: PyTorch
 compiles its half-precision products anew for each length and keeps them for ever, some 5 MiB a length. One
 gathering of rows brings the stream into the order of the tiles, and another one brings it back.
 Shapes: T packed tokens, P tokens of all tiles with their padding, N heads, K kv heads, M either, D head dim,
@@ -23,6 +24,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastling.kernels import runtime
 
 TILE_TOKENS = 2048
 LONGEST_WIDENED = 192  # tokens of a document; for longer ones half precision is faster
@@ -46,7 +49,8 @@ class Tile(NamedTuple):
 
     def inputs(self, *tensors_PMD: Tensor) -> tuple[Tensor, ...]:
         """The same of each tensor, in the type in which the tile's products are computed."""
-        widens = self.length <= LONGEST_WIDENED
+        device, dtype = tensors_PMD[0].device, tensors_PMD[0].dtype
+        widens = self.length <= LONGEST_WIDENED or runtime.lacks_products(device, dtype)
         parts = (self.of(x_PMD) for x_PMD in tensors_PMD)
         return tuple(x.float() if widens and x.dtype.itemsize < 4 else x for x in parts)
 

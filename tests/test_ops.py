@@ -33,6 +33,23 @@ def test_the_choice_on_a_cpu_is_a_table_with_reasons():
     assert "needs a CUDA device" in str(choices[-1])
 
 
+def test_on_a_cpu_without_instructions_for_bfloat16_its_products_are_said_to_be_in_float32(monkeypatch):
+    monkeypatch.setattr(runtime, "_cpu_flags", frozenset)
+    said = str(ops.configure(device="cpu", dtype=torch.bfloat16)[-1])
+    assert said.startswith("products: float32: this CPU has no instructions for torch.bfloat16")
+    assert "products" not in {choice.op for choice in ops.configure(device="cpu", dtype=torch.float32)}
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    assert "products" not in {choice.op for choice in ops.configure(device="cpu", dtype=torch.bfloat16)}
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="since PyTorch 2.12")
+def test_what_linux_says_of_the_cpu_is_what_pytorch_finds():
+    found = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
+    for dtype in runtime.PRODUCT_FLAGS:
+        known = {"avx512_bf16", "amx_bf16", "bf16", "avx512_fp16", "amx_fp16"} & runtime.PRODUCT_FLAGS[dtype]
+        assert runtime.lacks_products(torch.device("cpu"), dtype) == found.isdisjoint(known)
+
+
 def test_on_a_gpu_auto_takes_triton_and_says_why_not_where_it_cannot(monkeypatch):
     """No GPU is needed to decide."""
     monkeypatch.setattr(attention_kernels, "available", lambda *_: None)

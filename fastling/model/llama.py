@@ -10,7 +10,6 @@ S supervised rows, P positions.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastling import ops
@@ -201,7 +200,7 @@ class Llama(nn.Module):
         wanted = logit_index if labels is None else loss_index
         hidden_SH = self.model.norm(last_layer(hidden_TH, documents, wanted))
         if labels is None:
-            return F.linear(hidden_SH, self.head_weight.to(hidden_SH.dtype))
+            return ops.linear(hidden_SH, self.head_weight.to(hidden_SH.dtype), None)
         return ops.linear_cross_entropy(hidden_SH, self.head_weight.to(hidden_SH.dtype), labels, weights)
 
     def logits(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -32,3 +32,11 @@ def either_version(request, monkeypatch):
         monkeypatch.setattr(runtime, "takes", lambda _: False)
         monkeypatch.setattr(tiles, "TILE_BYTES", 2**10)
     return request.param
+
+
+@pytest.fixture(params=["with", "without"])
+def any_cpu(request, monkeypatch):
+    """A CPU with instructions for products in half precision, and one without, whatever this one has."""
+    flags = frozenset().union(*runtime.PRODUCT_FLAGS.values()) if request.param == "with" else frozenset()
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: flags)
+    return request.param

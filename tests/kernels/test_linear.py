@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastling.kernels.linear import linear, linear_reference
 
+pytestmark = pytest.mark.usefixtures("any_cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 T, INPUTS, OUTPUTS = 37, 19, 23
 HALVES = [torch.bfloat16, torch.float16]
@@ -81,6 +82,23 @@ def test_of_one_type_gradients_are_autograds():
     found = torch.autograd.grad(linear(x, weight).sum(), [x, weight])
     expected = torch.autograd.grad(F.linear(x, weight).sum(), [x, weight])
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_of_one_half_precision_it_is_as_near_to_float64_and_keeps_nothing_wider(dtype):
+    """As of weights that FSDP has gathered."""
+    given = [each.detach().to(dtype).requires_grad_() for each in inputs()]
+    dy = torch.randn(T, OUTPUTS, device=DEVICE).to(dtype)
+    exact_inputs = [each.detach().double().requires_grad_() for each in given]
+    truth = gradients(linear_reference, *exact_inputs, dy.double())
+    kept = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.add(x.dtype) or x, lambda x: x):
+        found = gradients(linear, *given, dy)
+    plain = gradients(linear_reference, *given, dy)
+    assert kept == {dtype}
+    for name, exact in truth.items():
+        one, other = ((each[name].double() - exact).norm() for each in (found, plain))
+        assert found[name].dtype == dtype and one <= 1.01 * other, name
 
 
 def test_a_second_backward_raises():

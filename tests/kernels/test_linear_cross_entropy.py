@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastling.kernels import linear_cross_entropy as module
+from fastling.kernels import runtime
 from fastling.kernels.cross_entropy import IGNORE_INDEX
 from fastling.kernels.linear_cross_entropy import (
     chunked_linear_cross_entropy,
@@ -132,6 +133,7 @@ def test_the_kernel_is_given_pointers_aligned_alike(monkeypatch, num_rows, rows_
     assert sum(rows) == num_rows and max(rows) <= rows_in_group
 
 
+@pytest.mark.usefixtures("any_cpu")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows_in_chunk", [30, 1000])
 @pytest.mark.parametrize("rows_in_tile", [7, 1000])
@@ -167,6 +169,15 @@ def test_the_loss_has_five_digits_in_any_type(loss_of, dtype):
     """On a GPU the product of halves keeps its float32 sums; a CPU rounds them."""
     inputs = draw(200, dtype)
     assert_close(loss_of(*inputs)[:1], truth_of(*inputs)[:1], atol=0.0, rtol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="of products on a CPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_without_instructions_for_half_precision_a_cpu_rounds_no_logits(dtype, monkeypatch):
+    monkeypatch.setattr(runtime, "_cpu_flags", frozenset)
+    inputs = draw(200, dtype)
+    loss, nll = chunked_linear_cross_entropy(*inputs)
+    assert_close((loss, nll), truth_of(*inputs)[:2], atol=0.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -73,6 +73,7 @@ def test_any_documents_equal_their_own_attention_with_gradients(lengths):
         torch.testing.assert_close(one.double(), other.double(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("any_cpu")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("lengths", [[5, 60, 5, 5, 61, 33], [tiled.LONGEST_WIDENED + 1] * 2, [300]], ids=str)
 def test_half_precision_is_no_further_from_the_truth_than_pytorch(lengths, dtype):

@@ -29,6 +29,7 @@ from fastling.data.batches import Batch, Step
 from fastling.kernels import attention as attention_kernels
 from fastling.kernels import linear as linear_kernels
 from fastling.kernels import linear_cross_entropy as loss_kernels
+from fastling.kernels import runtime
 from fastling.model.llama import Llama, is_sharded
 from fastling.model.llama_config import LlamaConfig
 from fastling.training import parallel
@@ -81,6 +82,7 @@ def as_on_a_gpu(monkeypatch):
     for kernels in (loss_kernels, linear_kernels):
         monkeypatch.setattr(kernels, "add_product_float32", lambda *_, **__: None)
     monkeypatch.setattr(loss_kernels, "_default_chunk_bytes", chunk_bytes_on_a_gpu)
+    monkeypatch.setattr(runtime, "lacks_products", lambda *_: False)
     ops.configure("triton", "sdpa")
     yield
     ops.configure()
