@@ -16,15 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from fastling.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 from fastling.errors import UserError
 
 PROOF_STRINGS = 10_000
-_BPE, _UNIGRAM = 2, 1
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_Piece = ModelProto.SentencePiece
 
 
 def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) -> str:
@@ -55,18 +54,19 @@ def check_doubtful_kinds(tokenizer: Tokenizer, control_tokens: Sequence[str]) ->
     """
     if isinstance(tokenizer, JsonTokenizer):
         return
-    proto = _proto(tokenizer)
+    proto = model_proto(tokenizer)
     if (
-        proto.trainer_spec.model_type not in (_BPE, _UNIGRAM)
+        proto.trainer_spec.model_type not in (TrainerSpec.BPE, TrainerSpec.UNIGRAM)
         or proto.trainer_spec.treat_whitespace_as_suffix
         or proto.normalizer_spec.precompiled_charsmap  # NFKC and its kin
-        or any(piece.type == _USER_DEFINED for piece in proto.pieces)
+        or any(piece.type == _Piece.USER_DEFINED for piece in proto.pieces)
     ):
         exact_tokenizer_json(tokenizer, control_tokens)
 
 
-def _proto(tokenizer: SentencePieceTokenizer) -> sentencepiece_model.ModelProto:
-    return sentencepiece_model.ModelProto.FromString(tokenizer.processor.serialized_model_proto())
+def model_proto(tokenizer: SentencePieceTokenizer) -> ModelProto:
+    """The model as a protobuf message: its pieces with their kinds and scores, and its rules."""
+    return ModelProto.FromString(tokenizer.processor.serialized_model_proto())
 
 
 def _from_json(tokenizer: JsonTokenizer, control_tokens: Sequence[str]) -> tokenizers.Tokenizer:
@@ -92,13 +92,13 @@ def adds_what_it_may(tokenizer: Tokenizer, built: tokenizers.Tokenizer) -> bool:
 def _from_sentencepiece(
     tokenizer: SentencePieceTokenizer, control_tokens: Sequence[str]
 ) -> tokenizers.Tokenizer:
-    proto = _proto(tokenizer)
+    proto = model_proto(tokenizer)
     kind = proto.trainer_spec.model_type
-    if kind not in (_BPE, _UNIGRAM):
+    if kind not in (TrainerSpec.BPE, TrainerSpec.UNIGRAM):
         raise UserError(str(tokenizer.path), "is neither a BPE nor a Unigram model: it cannot be exported")
-    built = tokenizers.Tokenizer(_bpe(proto) if kind == _BPE else _unigram(proto))
+    built = tokenizers.Tokenizer(_bpe(proto) if kind == TrainerSpec.BPE else _unigram(proto))
     built.normalizer = _normalizer(proto.normalizer_spec)
-    if kind == _UNIGRAM and proto.trainer_spec.byte_fallback:
+    if kind == TrainerSpec.UNIGRAM and proto.trainer_spec.byte_fallback:
         # "<0x4F>" in a text is six characters, not a byte: it is cut at "<" so that no such piece is found.
         built.pre_tokenizer = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -106,9 +106,9 @@ def _from_sentencepiece(
         steps.append(decoders.Strip(" ", 1, 0))
     built.decoder = decoders.Sequence(steps)
     for piece in proto.pieces:
-        if piece.type in (_CONTROL, _UNKNOWN) or piece.piece in control_tokens:
+        if piece.type in (_Piece.CONTROL, _Piece.UNKNOWN) or piece.piece in control_tokens:
             built.add_special_tokens([AddedToken(piece.piece, special=True, normalized=False)])
-        elif piece.type == _USER_DEFINED:
+        elif piece.type == _Piece.USER_DEFINED:
             built.add_tokens([AddedToken(piece.piece, special=False, normalized=False)])
     return built
 
@@ -116,10 +116,14 @@ def _from_sentencepiece(
 def _bpe(proto) -> models.BPE:
     """SentencePiece merges the pair whose joint piece scores highest, so merges are listed by that score."""
     ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
-    mergeable = {piece.piece for piece in proto.pieces if piece.type in (_NORMAL, _USER_DEFINED, _UNUSED)}
+    mergeable = {
+        piece.piece
+        for piece in proto.pieces
+        if piece.type in (_Piece.NORMAL, _Piece.USER_DEFINED, _Piece.UNUSED)
+    }
     merges = []
     for piece in proto.pieces:
-        if piece.type != _NORMAL:
+        if piece.type != _Piece.NORMAL:
             continue
         text = piece.piece
         splits = [(text[:i], text[i:]) for i in range(1, len(text))]

@@ -9,12 +9,11 @@ import copy
 from collections.abc import Sequence
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from fastling.errors import UserError
 
-BPE, NORMAL = 2, 1
-"""SentencePiece's numbers for a BPE model and an ordinary piece."""
+NORMAL = ModelProto.SentencePiece.NORMAL
 MOST_ROUNDS = 64
 """Most rounds of adding a joint to each piece that needs one; a piece of n parts needs about n rounds."""
 _SHOWN = 3
@@ -28,14 +27,7 @@ def error_of_all(where: str, problems: Sequence[str], fix: str) -> UserError:
     return UserError(where, "\n  ".join(shown), fix)
 
 
-def parse_model(serialized: bytes) -> sentencepiece_model.ModelProto:
-    """A model as a protobuf message, whose pieces can be read and added to."""
-    model = sentencepiece_model.ModelProto()
-    model.ParseFromString(serialized)
-    return model
-
-
-def as_inside_a_text(model: sentencepiece_model.ModelProto) -> sentencepiece.SentencePieceProcessor:
+def as_inside_a_text(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
     """A processor that encodes text as if it were inside a longer text: it puts no space before it."""
     model = copy.deepcopy(model)
     model.normalizer_spec.add_dummy_prefix = False
@@ -43,9 +35,7 @@ def as_inside_a_text(model: sentencepiece_model.ModelProto) -> sentencepiece.Sen
     return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
 
-def with_pieces(
-    model: sentencepiece_model.ModelProto, pieces: Sequence[str]
-) -> sentencepiece_model.ModelProto:
+def with_pieces(model: ModelProto, pieces: Sequence[str]) -> ModelProto:
     """The model with further pieces, of lower scores than all old ones, so that old merges come first."""
     extended = copy.deepcopy(model)
     lowest = min((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
@@ -57,15 +47,13 @@ def with_pieces(
     return extended
 
 
-def unreached_pieces(model: sentencepiece_model.ModelProto, pieces: Sequence[str]) -> list[str]:
+def unreached_pieces(model: ModelProto, pieces: Sequence[str]) -> list[str]:
     """The pieces whose own text is not encoded as the piece."""
     found = as_inside_a_text(model).encode(list(pieces), out_type=str)
     return [piece for piece, parts in zip(pieces, found, strict=True) if parts != [piece]]
 
 
-def extended_to_reach(
-    model: sentencepiece_model.ModelProto, pieces: Sequence[str]
-) -> tuple[sentencepiece_model.ModelProto, list[str]]:
+def extended_to_reach(model: ModelProto, pieces: Sequence[str]) -> tuple[ModelProto, list[str]]:
     """(the model with further pieces, each of which its own text is encoded as; the helper pieces that this
     took).
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tokenizers
+from sentencepiece.sentencepiece_model_pb2 import TrainerSpec
 
 from fastling.data.tokenizer import (
     JsonTokenizer,
@@ -25,16 +26,19 @@ from fastling.data.tokenizer import (
     added_beside,
     load_tokenizer,
 )
-from fastling.data.tokenizer_export import exact_tokenizer_json, first_difference, probing_strings
+from fastling.data.tokenizer_export import (
+    exact_tokenizer_json,
+    first_difference,
+    model_proto,
+    probing_strings,
+)
 from fastling.errors import UserError
 from fastling.files import json_text, read_json, read_json_if_there
 from fastling.surgery.pieces import (
-    BPE,
     NORMAL,
     as_inside_a_text,
     error_of_all,
     extended_to_reach,
-    parse_model,
     unreached_pieces,
     with_pieces,
 )
@@ -146,8 +150,8 @@ def add_pieces(folder: Path, pieces_file: Path) -> NewTokens:
     if model is None:
         fix = "Such a vocabulary takes --tokens."
         raise UserError("--pieces", f"the tokenizer of {folder} is no SentencePiece model", fix)
-    other = parse_model(SentencePieceTokenizer(pieces_file).processor.serialized_model_proto())
-    if other.trainer_spec.model_type != BPE:
+    other = model_proto(SentencePieceTokenizer(pieces_file))
+    if other.trainer_spec.model_type != TrainerSpec.BPE:
         raise UserError("--pieces", f"is no BPE model: {pieces_file}", "Pieces of other kinds do not merge.")
     held = {piece.piece for piece in model.pieces}
     pieces = [piece.piece for piece in other.pieces if piece.type == NORMAL and piece.piece not in held]
@@ -168,8 +172,8 @@ def _sentencepiece_model(folder: Path):
         if (folder / "tokenizer.json").is_file():  # Llama 3's tokenizer.model is a tiktoken file
             return None
         raise
-    model = parse_model(tokenizer.processor.serialized_model_proto())
-    if model.trainer_spec.model_type != BPE:
+    model = model_proto(tokenizer)
+    if model.trainer_spec.model_type != TrainerSpec.BPE:
         raise UserError(str(path), "is no BPE model", "A Unigram vocabulary cannot be extended exactly.")
     known = load_tokenizer(folder).vocab_size
     if known != len(model.pieces):

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 from fastling import load_pretrained
 from fastling.data import tokenizer_export
 from fastling.data.tokenizer import SentencePieceTokenizer, load_tokenizer
-from fastling.data.tokenizer_export import exact_tokenizer_json
+from fastling.data.tokenizer_export import exact_tokenizer_json, model_proto
 from fastling.errors import UserError
-from fastling.surgery.pieces import NORMAL, extended_to_reach, parse_model, with_pieces
+from fastling.surgery.pieces import NORMAL, extended_to_reach, with_pieces
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
 from fastling.surgery.vocabulary import extend_model
 
@@ -250,7 +250,7 @@ def test_pieces_of_another_model(spm, other_pieces, tmp_path):
 
 def test_pieces_keep_their_order_below_the_score_that_llamas_rarest_have(spm):
     """-1e9, beside which a float32 has no room for one less: equal scores would be merged from the left."""
-    model = parse_model((spm[0] / "tokenizer.model").read_bytes())
+    model = model_proto(SentencePieceTokenizer(spm[0] / "tokenizer.model"))
     next(piece for piece in model.pieces if piece.type == NORMAL).score = -1e9
     scores = [piece.score for piece in with_pieces(model, [f"新{number}" for number in range(5000)]).pieces]
     new = scores[len(model.pieces) :]
@@ -367,9 +367,7 @@ def test_pieces_need_a_sentencepiece_model(byte_level):
 
 def test_all_that_cannot_become_a_token_is_told_at_once(tmp_path):
     """A model that reads full-width letters as plain ones."""
-    model = parse_model(
-        SentencePieceTokenizer(train_pieces(tmp_path, "nfkc")).processor.serialized_model_proto()
-    )
+    model = model_proto(SentencePieceTokenizer(train_pieces(tmp_path, "nfkc")))
     with pytest.raises(UserError) as caught:
         extended_to_reach(model, ["ab舒", *(f"Ｑ{letter}" for letter in "舒舟艾芳苍")])
     said = str(caught.value)
