@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.languages import AND, Word, is_stop_word
@@ -19,16 +20,6 @@ _LEADING = {
     "en": frozenset("the a an of in for with from to at by into between".split()),
     "de": frozenset("der die das den dem des ein eine einen einem einer mit von für zur zum bei aus".split()),
     "fr": frozenset("le la les un une des du de dans pour avec sur aux au par".split()),
-}
-_WEIGHTS = {
-    "omission": 4,
-    "replacement": 4,
-    "number": 3,
-    "addition": 2,
-    "repetition": 2,
-    "order": 2,
-    "case": 1,
-    "punctuation": 1,
 }
 _MARK = re.compile(r"[\"“”„«»「」()（）《》]")
 _HALF_WIDTH = str.maketrans("。？", ".?")
@@ -67,9 +58,9 @@ class Draft:
 def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> Draft | None:
     """A draft of the pair's reference with one fault; None if no fault that was tried fits into the text."""
     sentence = Sentence(pair, knowledge, choose)
-    for kind in drawn_order(_WEIGHTS, choose):
+    for kind in drawn_order({kind: maker.weight for kind, maker in MAKERS.items()}, choose):
         for _ in range(3):
-            found = _MAKERS[kind](sentence)
+            found = MAKERS[kind].make(sentence)
             if found:
                 draft = Draft(kind, sentence.text, *found)
                 if is_sound(draft, sentence.words):
@@ -277,15 +268,22 @@ def _punctuation(sentence: Sentence) -> Place | None:
     return len(text) - 1, other, text[-1]
 
 
-_MAKERS: dict[str, Callable[..., Place | None]] = {
-    "omission": _omission,
-    "addition": _addition,
-    "number": _number,
-    "repetition": _repetition,
-    "order": _order,
-    "replacement": _replacement,
-    "case": _case,
-    "punctuation": _punctuation,
+class Maker(NamedTuple):
+    weight: float
+    """How often this kind of fault is tried first, beside the weights of the others."""
+    make: Callable[[Sentence], Place | None]
+
+
+# In this order: it decides, with the weights, which random number each kind draws.
+MAKERS = {
+    "omission": Maker(4, _omission),
+    "replacement": Maker(4, _replacement),
+    "number": Maker(3, _number),
+    "addition": Maker(2, _addition),
+    "repetition": Maker(2, _repetition),
+    "order": Maker(2, _order),
+    "case": Maker(1, _case),
+    "punctuation": Maker(1, _punctuation),
 }
 
 

@@ -7,7 +7,7 @@ from interactive.parallel_text import knowledge_of, pairs_of
 
 from fastling.interactive import gates
 from fastling.interactive.constraints import items_to_keep, renderings
-from fastling.interactive.drafts import _MAKERS, Draft, Sentence, make_draft
+from fastling.interactive.drafts import MAKERS, Draft, Sentence, make_draft
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.languages import reads_as, tidy, tokens
 from fastling.interactive.pairs import Direction, Pair
@@ -83,7 +83,7 @@ def test_a_number_with_spaces_is_one_number():
     pair = Direction(
         1, "en", "fr", "It cost 1,234.5 euros in all.", "Cela a coûté 1\u202f234,5 euros en tout."
     )
-    start, wrong, right = _MAKERS["number"](Sentence(pair, knowledge, random.Random(0)))
+    start, wrong, right = MAKERS["number"].make(Sentence(pair, knowledge, random.Random(0)))
     assert right == "1\u202f234,5" and len(wrong) == len(right) and pair.reference.index(right) == start
     assert Draft("number", pair.reference, start, wrong, right).text != pair.reference
 

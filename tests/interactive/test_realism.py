@@ -11,7 +11,7 @@ from fastling.interactive.alignment import Links
 from fastling.interactive.constraints import items_to_keep, renderings
 from fastling.interactive.dialogue import Dialogue
 from fastling.interactive.diversity import COUNTED, Diversity, own_words
-from fastling.interactive.drafts import _MAKERS, Sentence
+from fastling.interactive.drafts import MAKERS, Sentence
 from fastling.interactive.knowledge import learn
 from fastling.interactive.languages import Word, is_stop_word
 from fastling.interactive.neighbours import Neighbours
@@ -86,10 +86,10 @@ def test_only_words_that_are_never_written_small_get_a_small_letter():
     fill = [("Der Rat tagt.", "The Council of Berlin met the president and the council.")] * 3
     knowledge = learned(*fill)
     pair = Direction(1, "de", "en", "x", "Then the Council met President Obama in Berlin today.")
-    found = {_MAKERS["case"](Sentence(pair, knowledge, random.Random(seed)))[2] for seed in range(40)}
+    found = {MAKERS["case"].make(Sentence(pair, knowledge, random.Random(seed)))[2] for seed in range(40)}
     assert found == {"President", "Obama", "Berlin"}  # a president was seen, but no President
     knowledge = learned(*fill, ("Präsident.", "Then President Obama spoke."))
-    found = {_MAKERS["case"](Sentence(pair, knowledge, random.Random(seed)))[2] for seed in range(40)}
+    found = {MAKERS["case"].make(Sentence(pair, knowledge, random.Random(seed)))[2] for seed in range(40)}
     assert found == {"Obama", "Berlin"}
 
 
@@ -98,7 +98,7 @@ def test_no_draft_cuts_an_abbreviation_in_two(kind):
     text = "Then many troops of the U.S. army came by ship from the E.U. to town in May"
     knowledge = knowledge_of("de", "en")
     pair = Direction(1, "de", "en", "x", text)
-    places = [_MAKERS[kind](Sentence(pair, knowledge, random.Random(seed))) for seed in range(400)]
+    places = [MAKERS[kind].make(Sentence(pair, knowledge, random.Random(seed))) for seed in range(400)]
     for start, _, right in filter(None, places):
         end = start + len(right)
         for name in ("U.S.", "E.U."):
@@ -111,7 +111,7 @@ def test_what_is_left_out_is_in_the_source():
     knowledge, choose, found = knowledge_of("de", "en"), random.Random(0), 0
     for pair in directed(knowledge.corpus, pairs_of()[:200], "de"):
         linked = {word.text for _, word in knowledge.links_of(pair)}
-        place = _MAKERS["omission"](Sentence(pair, knowledge, choose))
+        place = MAKERS["omission"].make(Sentence(pair, knowledge, choose))
         if place and linked:
             found += 1
             assert linked & {word.text for word in knowledge.cut(place[2], "en")}
@@ -122,9 +122,9 @@ def test_what_is_left_out_holds_no_half_of_a_pair_of_quotation_marks():
     text = 'He said to us that the "old and very large museum in the town" was shut for good after this year'
     knowledge = knowledge_of("de", "en")
     pair = Direction(1, "de", "en", "x", text)
-    found = {_MAKERS["omission"](Sentence(pair, knowledge, random.Random(seed))) for seed in range(400)} - {
-        None
-    }
+    found = {
+        MAKERS["omission"].make(Sentence(pair, knowledge, random.Random(seed))) for seed in range(400)
+    } - {None}
     assert len(found) > 5 and not any('"' in right for _, _, right in found)
     assert any(len(right.split()) > 3 for _, _, right in found)  # ends are left out, too
 
@@ -133,7 +133,7 @@ def test_a_word_is_joined_to_the_end_of_a_phrase_only(one_form, monkeypatch):
     monkeypatch.setattr(Neighbours, "fits", lambda *_: True)
     found = set()
     for seed, pair in enumerate(directed(one_form.corpus, pairs_of("zh", "en")[:300], "zh")):
-        if place := _MAKERS["addition"](Sentence(pair, one_form, random.Random(seed))):
+        if place := MAKERS["addition"].make(Sentence(pair, one_form, random.Random(seed))):
             found.add(pair.reference[place[0] :].split()[0])
     # The sentences go: visited the old museum today with ...; once with ...
     assert found == {"the", "once"} and all(is_stop_word(word, "en") for word in found)

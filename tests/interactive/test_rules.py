@@ -15,7 +15,7 @@ from fastling.interactive import gates
 from fastling.interactive.build import Slot, make_dialogue
 from fastling.interactive.constraints import items_to_keep, renderings, words_to_include
 from fastling.interactive.dialogue import Dialogue, Wish
-from fastling.interactive.drafts import _MAKERS, Draft, Sentence, is_sound, make_draft
+from fastling.interactive.drafts import MAKERS, Draft, Sentence, is_sound, make_draft
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.knowledge import learn
 from fastling.interactive.pairs import Direction, Pair
@@ -96,13 +96,13 @@ def test_a_faulty_draft_differs_in_its_span_only(languages, seed):
     assert len(text) == head + len(draft.wrong) + tail
 
 
-@pytest.mark.parametrize("kind", _MAKERS)
+@pytest.mark.parametrize("kind", MAKERS)
 def test_every_fault_is_what_its_name_says(kind):
     knowledge, choose, found = knowledge_of("de", "en"), random.Random(1), 0
     for number in range(300):
         pair = knowledge.corpus.directed(choose.choice(pairs_of()), ("de", "en")[number % 2])
         sentence = Sentence(pair, knowledge, choose)
-        place = _MAKERS[kind](sentence)
+        place = MAKERS[kind].make(sentence)
         if not place or not is_sound(draft := Draft(kind, pair.reference, *place), sentence.words):
             continue
         found += 1
@@ -140,13 +140,15 @@ def test_every_fault_is_what_its_name_says(kind):
 def test_no_end_is_called_wrong_that_the_source_has(text, reference, wrong):
     origin, target = ("en", "zh") if text[0] == "I" else ("zh", "en")
     pair = Direction(1, origin, target, text, reference)
-    place = _MAKERS["punctuation"](Sentence(pair, knowledge_of("zh", "en"), random.Random(0)))
+    place = MAKERS["punctuation"].make(Sentence(pair, knowledge_of("zh", "en"), random.Random(0)))
     assert (place and place[1]) == wrong
 
 
 def test_a_french_question_has_its_space():
     pair = Direction(1, "en", "fr", "It is true.", "Cela est vrai.")
-    assert _MAKERS["punctuation"](Sentence(pair, knowledge_of("fr", "en"), random.Random(0)))[1] == "\u00a0?"
+    assert (
+        MAKERS["punctuation"].make(Sentence(pair, knowledge_of("fr", "en"), random.Random(0)))[1] == "\u00a0?"
+    )
 
 
 def test_nothing_is_called_right_of_which_not_one_word_is_known_to_render_another():
