@@ -36,18 +36,14 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
     """Return (y, 1 / rms of each row)."""
-    y, _, inverse_rms = _add_rms_norm(x, None, weight, eps, weight_offset)
+    y, _, inverse_rms = add_rms_norm(x, None, weight, eps, weight_offset)
     return y, inverse_rms
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, weight_offset: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, weight_offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (y, x + residual, 1 / rms of each row)."""
-    return _add_rms_norm(x, residual, weight, eps, weight_offset)
-
-
-def _add_rms_norm(x, residual, weight, eps, weight_offset):
+    """Return (y, x + residual, 1 / rms of each row); without a residual the second is x itself."""
     wide = wide_dtype(x)
     y, inverse_rms = x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 1), dtype=wide)
     summed = x if residual is None else x.new_empty(x.shape)
