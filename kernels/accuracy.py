@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import EllipsisType
 
 import torch
@@ -134,7 +135,7 @@ def _exact_slices(exact: Callable, inputs: Inputs, gradients: list[Tensor]) -> I
         rows = slice(start, start + step)
         part = {name: whole[name] if name in whole else _float64(x[rows]) for name, x in inputs.items()}
         slices = [gradient[rows].double() if gradient.dim() else gradient.double() for gradient in gradients]
-        yield rows, run(lambda part=part: exact(**part), part, slices)
+        yield rows, run(partial(exact, **part), part, slices)
 
 
 def _float64(x: object) -> object:
@@ -168,10 +169,10 @@ def table(ops: Iterable[Op], shape: Shape, dtypes: Iterable[torch.dtype], device
         for op in ops:
             torch.manual_seed(0)
             inputs = op.inputs(shape, dtype, device)
-            plain = lambda op=op, inputs=inputs: op.reference(**inputs)  # noqa: E731
+            plain = partial(op.reference, **inputs)
             gradients = random_gradients(outputs_of(plain))
             with poisoned():
-                kernel = run(lambda op=op, inputs=inputs: op.kernel(**inputs), inputs, gradients)
+                kernel = run(partial(op.kernel, **inputs), inputs, gradients)
             results = {"kernel": kernel, "plain": run(plain, inputs, gradients)}
             found = errors(op.exact, inputs, gradients, results)
             for part, error in found["kernel"].items():
