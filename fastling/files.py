@@ -178,6 +178,15 @@ def check_no_pointer(path: Path) -> None:
         raise UserError(str(path), what, "Fetch the file itself: git lfs pull")
 
 
+def sha256(path: Path) -> str:
+    """Digest of a file's content. Raises UserError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}") from None
+
+
 def json_text(content: dict) -> str:
     r"""Return an object as indented JSON; what is no UTF-8 (in a file's name) is escaped as \udce9."""
     text = json.dumps(content, indent=2, ensure_ascii=False)

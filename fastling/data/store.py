@@ -71,7 +71,7 @@ class Recipe:
         fields = {
             "format": FORMAT,
             "sources": [
-                (each.name, each.pair, _digest(each.path), kind_of(each.path)) for each in self.sources
+                (each.name, each.pair, files.sha256(each.path), kind_of(each.path)) for each in self.sources
             ],
             "tokenizer": _digest_tokenizer(self.tokenizer),
             "template": repr(self.template),
@@ -80,21 +80,13 @@ class Recipe:
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:20]
 
 
-def _digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}") from None
-
-
 def _digest_tokenizer(path: Path) -> list[str]:
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
     names += ("added_tokens.json",)
     folder = path if path.is_dir() else path.parent
     found = [path] if path.is_file() else []
     found += [folder / name for name in names if (folder / name).exists() and folder / name != path]
-    return [_digest(each) for each in found]
+    return [files.sha256(each) for each in found]
 
 
 class Store:
@@ -133,7 +125,7 @@ class Store:
 
     def _check_digests(self) -> None:
         for name, digest in self.manifest["digests"].items():
-            if not (self.folder / name).is_file() or _digest(self.folder / name) != digest:
+            if not (self.folder / name).is_file() or files.sha256(self.folder / name) != digest:
                 raise self._damaged(name, "is not what was written")
 
     def __len__(self) -> int:

@@ -13,7 +13,6 @@ Memory: one written shard (1 GiB, or one tensor that is larger) and about five t
 in float32.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -90,7 +89,7 @@ def make_delta(base_folder: Path, target_folder: Path, out: Path, dtype: torch.d
             rows_beyond_base=_rows_beyond(base, target),
         )
         record.delta = write_weights(_differences(base, target, dtype, record, advance), aside, dtype)
-        record.files = {name: _file_digest(aside / name) for name in copy_small_files(target_folder, aside)}
+        record.files = {name: files.sha256(aside / name) for name in copy_small_files(target_folder, aside)}
         files.write_text(aside / DELTA_RECORD, json.dumps(asdict(record), indent=1) + "\n")
     return record
 
@@ -188,17 +187,13 @@ def _rows_beyond(base: Weights, target: Weights) -> dict[str, int]:
     return {name: count for name, count in grown.items() if count}
 
 
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _check_small_files(folder: Path, record: Record) -> None:
     for name, expected in record.files.items():
         if Path(name).name != name:
             raise UserError(str(folder / DELTA_RECORD), f"names a file outside its folder: {name}")
         if not (folder / name).is_file():
             raise UserError(str(folder), f"is incomplete: {name} is missing", "Copy the whole folder.")
-        if _file_digest(folder / name) != expected:
+        if files.sha256(folder / name) != expected:
             raise UserError(str(folder), f"is damaged: {name} is not what was written", "Copy it again.")
 
 

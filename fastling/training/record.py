@@ -168,7 +168,7 @@ def _made_with(encoder: Encoder, shape: LlamaConfig) -> dict:
     return {
         "template": encoder.template.name,
         "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
-        "tokenizer_sha256": hashlib.sha256(encoder.tokenizer.path.read_bytes()).hexdigest(),
+        "tokenizer_sha256": files.sha256(encoder.tokenizer.path),
         "stop_ids": encoder.stop_ids,
         **{f"model.{name}": value for name, value in vars(shape).items()},
     }
