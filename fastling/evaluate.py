@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,7 +132,7 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
         console.print(note, soft_wrap=True)
     kept = result.as_json()
     if options.out:
-        files.write_text(options.out, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
+        files.write_text(options.out, files.json_text(kept))
     if options.report:
         from fastling.evaluation.report_page import page_of
 

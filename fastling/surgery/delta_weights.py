@@ -13,7 +13,6 @@ Memory: one written shard (1 GiB, or one tensor that is larger) and about five t
 in float32.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
@@ -90,7 +89,7 @@ def make_delta(base_folder: Path, target_folder: Path, out: Path, dtype: torch.d
         )
         record.delta = write_weights(_differences(base, target, dtype, record, advance), aside, dtype)
         record.files = {name: files.sha256(aside / name) for name in copy_small_files(target_folder, aside)}
-        files.write_text(aside / DELTA_RECORD, json.dumps(asdict(record), indent=1) + "\n")
+        files.write_text(aside / DELTA_RECORD, files.json_text(asdict(record)))
     return record
 
 

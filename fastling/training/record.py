@@ -189,7 +189,7 @@ def write_records(config: Config, prepared: Prepared, shape: LlamaConfig, world:
         "device": world.device.type,
     }
     files.write_text(run_dir / "config.yaml", config.as_yaml())
-    files.write_text(run_dir / MANIFEST, json.dumps(manifest, indent=1))
+    files.write_text(run_dir / MANIFEST, files.json_text(manifest))
 
 
 def _version(package: str) -> str | None:
