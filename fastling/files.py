@@ -220,10 +220,12 @@ def read_json_lines(path: Path) -> list[dict]:
     return lines
 
 
-def read_steps(path: Path, last: int) -> list[dict]:
-    """Read from a file of JSON lines those of steps up to `last`; lines without a step are passed over."""
-    lines = [(line.get("step"), line) for line in read_json_lines(path)]
-    return [line for step, line in lines if isinstance(step, int) and step <= last]
+def drop_later_steps(path: Path, last: int) -> None:
+    """Keep of a file of JSON lines, if it is there, those of steps up to `last`; not those without a step."""
+    if path.exists():
+        lines = [(line.get("step"), line) for line in read_json_lines(path)]
+        kept = [line for step, line in lines if isinstance(step, int) and step <= last]
+        write_text(path, "".join(map(json_line, kept)))
 
 
 def read_json(file: Path) -> dict:

@@ -25,7 +25,7 @@ from fastling.prepare import prepare_data, print_ledger
 from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint, record
 from fastling.training.build import build_model, make_loader, model_config
-from fastling.training.evaluation import Answer, HeldOut, forget_answers, keep_answers
+from fastling.training.evaluation import Answer, HeldOut, keep_answers
 from fastling.training.footprint import check_memory
 from fastling.training.isolation import prove_isolation
 from fastling.training.metrics import Measured, Meter, MetricsLog, check_finite, check_wandb, plot_loss
@@ -120,7 +120,8 @@ class Run:
             self.console.print(said, style="yellow")
         record.write_records(self.config, self.prepared, self.export.shape, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)
-        forget_answers(self.run_dir / "samples.jsonl", self.first_step or -1)  # step 0 comes again, too
+        # The samples of step 0 come again, too.
+        files.drop_later_steps(self.run_dir / "samples.jsonl", self.first_step or -1)
 
     def _find_checkpoint(self) -> checkpoint.Found | None:
         """The newest undamaged checkpoint, None without any; rank 0 verifies it for all ranks."""

@@ -14,7 +14,8 @@ from fastling.data.encoding import Encoder
 from fastling.data.packing import make_plan
 from fastling.data.rows import read_rows
 from fastling.data.store import Store
-from fastling.model.generation import Decoding, generate
+from fastling.model.decoding import Decoding
+from fastling.model.generation import generate
 from fastling.model.llama import Llama
 from fastling.training.build import loader_of_rank
 from fastling.training.parallel import World
@@ -113,13 +114,6 @@ def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torc
     """
     member = torch.nn.functional.one_hot(groups, num_groups).to(values.dtype)
     return torch.stack([values[: len(groups)] @ member, member.sum(0)], dim=1).flatten()
-
-
-def forget_answers(path: Path, after_step: int) -> None:
-    """Drop the lines that a run wrote after the checkpoint it resumes from: they will be written again."""
-    if path.exists():
-        kept = files.read_steps(path, after_step)
-        files.write_text(path, "".join(map(files.json_line, kept)))
 
 
 def keep_answers(answers: list[Answer], path: Path, step: int) -> None:

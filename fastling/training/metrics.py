@@ -209,8 +209,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, config: Config, first_step: int):
         self.path = run_dir / "metrics.jsonl"
-        kept = files.read_steps(self.path, first_step)
-        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        files.drop_later_steps(self.path, first_step)
         self.wandb = _start_wandb(run_dir, config) if config.log.wandb else None
         self.file = open(self.path, "a", encoding="utf-8")
 

@@ -15,10 +15,10 @@ from fastling.config import Config, Log
 from fastling.data.batches import Step
 from fastling.data.packing import Plan
 from fastling.errors import RunError, UserError
-from fastling.files import read_json_lines
+from fastling.files import drop_later_steps, read_json_lines
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.training import metrics
-from fastling.training.evaluation import forget_answers, sums_by
+from fastling.training.evaluation import sums_by
 from fastling.training.metrics import (
     Mark,
     Measured,
@@ -135,7 +135,7 @@ def test_what_others_have_written_there_does_not_keep_a_run_from_going_on(tmp_pa
         (tmp_path / name).write_text(f'{{"step": 2}}\n{other}\n{{"step": 3}}\n')
     with MetricsLog(tmp_path, Config(), 2):
         pass
-    forget_answers(tmp_path / "samples.jsonl", 2)
+    drop_later_steps(tmp_path / "samples.jsonl", 2)
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert read_json_lines(tmp_path / name) == [{"step": 2}]
 
