@@ -26,7 +26,7 @@ from fastling.data.encoding import Encoder
 from fastling.data.tokenizer import Tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, sentencepiece_file
 from fastling.errors import RunError, UserError, run_program
-from fastling.export_check import Check, check_export, check_small_files
+from fastling.export_check import Check, check_export, check_small_files, first_failed
 from fastling.model.digests import digested
 from fastling.model.huggingface import DTYPES, config_json, hf_tensors
 from fastling.model.llama import Llama
@@ -122,11 +122,9 @@ class Export:
         return self.num_weights * self.dtype.itemsize
 
     def _check_small_files(self) -> None:
-        checks = check_small_files(self.aside, self.encoder, self.shape)
-        failed = [check for check in checks if check.passed is False]
-        if failed:
-            where, what = f"export of {self.encoder.tokenizer.path}", f"{failed[0].name}: {failed[0].result}"
-            if failed[0].name == "shape":  # a mistake of ours, which no other choice of the user would mend
+        if failed := first_failed(check_small_files(self.aside, self.encoder, self.shape)):
+            where, what = f"export of {self.encoder.tokenizer.path}", f"{failed.name}: {failed.result}"
+            if failed.name == "shape":  # a mistake of ours, which no other choice of the user would mend
                 raise UserError(where, f"would fail its check: {what}")
             raise UserError(
                 where,
@@ -161,11 +159,10 @@ class Export:
         tensors = self._finite(digested(tensors, self.dtype, digests))
         save_weights(tensors, self.aside, dtype=self.dtype)
         checks = check_export(self.aside, self.encoder, self.shape, digests)
-        failed = [check for check in checks if check.passed is False]
-        if failed:
+        if failed := first_failed(checks):
             raise RunError(
                 str(self.aside),
-                f"failed its check: {failed[0].name}: {failed[0].result}",
+                f"failed its check: {failed.name}: {failed.result}",
                 f"So it was not published as {self.folder}.",
             )
         _check_replaceable(self.folder)  # days may have passed since the rehearsal

@@ -3,7 +3,7 @@
 import importlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -68,6 +68,11 @@ class Check:
     result: str
 
 
+def first_failed(checks: Sequence[Check]) -> Check | None:
+    """The first check that failed, if one did; checks that were not made have not."""
+    return next((check for check in checks if check.passed is False), None)
+
+
 def check_export(
     folder: Path, encoder: Encoder, shape: LlamaConfig, digests: Mapping[str, str]
 ) -> list[Check]:
@@ -77,7 +82,7 @@ def check_export(
         _attempt("weights", lambda: _weights(folder, digests)),
         _attempt("token ids", lambda: _token_ids(folder, encoder)),
     ]
-    if any(check.passed is False for check in checks):
+    if first_failed(checks):
         return checks
     return [*checks, _attempt("logits", lambda: _logits(folder, encoder))]
 
