@@ -42,6 +42,11 @@ class Prepared:
     total_steps: int
     """Optimizer steps; the last may have fewer packs than the others."""
 
+    @property
+    def stores(self) -> list[Store]:
+        """Of training data and, if there is any, of held-out data."""
+        return [self.training, *([self.validation] if self.validation else [])]
+
     @cached_property
     def copies(self) -> dict[str, int]:
         """Source of training data -> how many of its conversations are copies of earlier ones."""
@@ -244,8 +249,7 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         files.write_text(run_dir / "ledger.json", files.json_text(summary(prepared)))
-        stores = [prepared.training, *([prepared.validation] if prepared.validation else [])]
-        refused = "".join(files.json_line(each) for store in stores for each in store.refused())
+        refused = "".join(files.json_line(each) for store in prepared.stores for each in store.refused())
         files.write_text(run_dir / "refused.jsonl", refused)
     except OSError as error:
         raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
@@ -280,19 +284,20 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
     names = ("source", "rows", "kept", "cut", "refused", "tokens", "trained", "masked", "dropped")
     for name in names:
         table.add_column(name, justify="left" if name == "source" else "right")
-    stores = [("", prepared.training)]
-    stores += [(" (held out)", prepared.validation)] if prepared.validation else []
-    for suffix, store in stores:
-        for name, ledger in store.ledgers.items():
-            totals = [sum(ledger[key].values()) for key in ("refused", "dropped")]
-            numbers = [ledger["rows"], ledger["kept"], ledger["cut"], totals[0], ledger["tokens"]]
-            numbers += [ledger["trained"], ledger["masked"], totals[1]]
-            table.add_row(name + suffix, *(f"{number:,}" for number in numbers))
+    ledgers = [
+        (name if store is prepared.training else f"{name} (held out)", ledger)
+        for store in prepared.stores
+        for name, ledger in store.ledgers.items()
+    ]
+    for name, ledger in ledgers:
+        refused, dropped = (sum(ledger[key].values()) for key in ("refused", "dropped"))
+        numbers = [ledger["rows"], ledger["kept"], ledger["cut"], refused, ledger["tokens"]]
+        numbers += [ledger["trained"], ledger["masked"], dropped]
+        table.add_row(name, *(f"{number:,}" for number in numbers))
     console.print(table)
-    for suffix, store in stores:
-        for name, ledger in store.ledgers.items():
-            for line in _reasons(ledger):
-                console.print(f"  {name}{suffix}: {line}")
+    for name, ledger in ledgers:
+        for line in _reasons(ledger):
+            console.print(f"  {name}: {line}")
     for name, count in prepared.copies.items():
         if count:
             console.print(f"  {name}: copies of earlier rows: {count:,}")
