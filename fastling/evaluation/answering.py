@@ -129,7 +129,7 @@ def answer_questions(
     decoding = decoding_of(options)
     with console.status(f"loading {options.model}"):
         chat = load_chat_model(options.model, template=options.template)
-        openings = [_opening_prompt(chat, questions, number) for number in range(len(questions))]
+        openings = [_opening_prompt(chat, question, number) for number, question in enumerate(questions, 1)]
         fingerprint = fingerprint_of(chat, questions, openings, decoding)
     turns = [len(question.turns) for question in questions]
     with closing(KeptAnswers(path, fingerprint, turns)) as kept:
@@ -194,14 +194,13 @@ def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _opening_prompt(chat: "ChatModel", questions: Sequence[Question], number: int) -> list[int]:
+def _opening_prompt(chat: "ChatModel", question: Question, number: int) -> list[int]:
     """The prompt for a question's first turn, as ids. Raises UserError, with its number, if it is refused."""
-    question = questions[number]
     try:
         turns = (*question.history, Turn("user", question.turns[0]))
         return chat.prompt_ids(Conversation(turns, question.system))
     except UserError as error:
-        raise UserError(f"question {number + 1}", f"{error.where} {error.what}", error.fix) from None
+        raise UserError(f"question {number}", f"{error.where} {error.what}", error.fix) from None
 
 
 def _prompts(

@@ -59,7 +59,7 @@ def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
     if len(text) > 2 * LONGEST_END:  # as of a model that repeats itself up to its limit
         text = f"{text[:LONGEST_END]}\n{text[-LONGEST_END:]}"
     text = COURTESY.sub("", plain(text))
-    patterns = patterns_to(chr(ord("A") + len(options) - 1))
+    patterns = patterns_to(string.ascii_uppercase[len(options) - 1])
     options = [_compared(option) for option in options]
     for kind in (_announced, _lines, _verdicts, _hints):
         choice = kind(text, patterns, options)
@@ -198,7 +198,7 @@ def _lists_the_options(letters: Choice, rest: str, options: list[str]) -> bool:
         return False
     said = _compared(rest)
     return said.startswith(options[0]) and all(
-        re.search(rf"{chr(ord('a') + number)}\W*{re.escape(option)}", said) if option else False
+        re.search(rf"{string.ascii_lowercase[number]}\W*{re.escape(option)}", said) if option else False
         for number, option in enumerate(options[1:], start=1)
     )
 
@@ -310,7 +310,7 @@ def _begun_with(text: str, options: list[str], is_announced: bool = False) -> Ch
     )
     if not own or options.count(own) > 1:
         return None
-    letter, more = chr(ord("A") + options.index(own)), MORE_SAID.match(said, len(own))
+    letter, more = string.ascii_uppercase[options.index(own)], MORE_SAID.match(said, len(own))
     named = more and (more["letter"] or more["other"])
     return frozenset(letter) if not named or named.upper() == letter else frozenset()
 
@@ -321,7 +321,7 @@ def _repeated(text: str, options: list[str]) -> Choice | None:
     same = [number for number, option in enumerate(options) if option and option == said]
     if not same:
         return _with_its_text(text, options)
-    return frozenset(chr(ord("A") + same[0])) if len(same) == 1 else None
+    return frozenset(string.ascii_uppercase[same[0]]) if len(same) == 1 else None
 
 
 def _with_its_text(text: str, options: list[str]) -> Choice | None:

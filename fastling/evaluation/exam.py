@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import NamedTuple
 
 from rich.console import Console
@@ -142,12 +143,12 @@ def read_item(record: Record) -> Item:
         raise UserError(record.location, "options must be a list of texts")
     if not 2 <= len(options) <= 26:
         raise UserError(record.location, f"has {len(options)} options; expected 2 to 26")
-    letters = [chr(ord("A") + number) for number in range(len(options))]
+    letters = ascii_uppercase[: len(options)]
     texts = [MARK.sub("", option, count=1).strip() for option in options]
     return Item(question, passage, tuple(texts), _label(record, letters), "")
 
 
-def _label(record: Record, letters: Sequence[str]) -> Choice:
+def _label(record: Record, letters: str) -> Choice:
     label = record.fields.get("label")
     if label is None:
         raise UserError(record.location, "lacks label, the letter of the right option")
@@ -170,7 +171,7 @@ def prompt_of(item: Item) -> str:
     """The prompt for a question. Its last line says how the answer should end, in Chinese or in English."""
     is_chinese = bool(CHINESE.search("".join([item.question, *item.options])))
     lines = [item.passage, item.question]
-    lines += [f"({chr(ord('A') + number)}) {option}" for number, option in enumerate(item.options)]
+    lines += [f"({letter}) {option}" for letter, option in zip(ascii_uppercase, item.options, strict=False)]
     wish = WISHES[is_chinese, bool(item.options)]
     return "\n".join([*(line.strip() for line in lines if line.strip()), wish])
 
