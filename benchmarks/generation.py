@@ -23,7 +23,8 @@ from rich.table import Table
 
 from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from fastling.errors import RunError, UserError, run_program
-from fastling.model.generation import Decoding, generate
+from fastling.model.decoding import Decoding
+from fastling.model.generation import generate
 from fastling.model.huggingface import load_pretrained
 from fastling.settings import Parser, check_positive
 

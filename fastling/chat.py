@@ -12,7 +12,7 @@ from rich.console import Console
 from fastling.errors import UserError, needing, run_program
 from fastling.inference.chat_model import ChatModel, load_chat_model
 from fastling.inference.context import default_max_new_tokens
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 from fastling.model.huggingface import DTYPES
 from fastling.serving.gate import is_loopback
 from fastling.serving.session import Session

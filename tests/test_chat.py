@@ -18,7 +18,8 @@ from fastling.data.conversation import Conversation, Turn, parse_row
 from fastling.data.rows import read_rows
 from fastling.errors import run_command
 from fastling.inference.chat_model import load_chat_model
-from fastling.model.generation import Decoding, generate
+from fastling.model.decoding import Decoding
+from fastling.model.generation import generate
 
 
 def expected_answers(export, *questions: str, system: str = "", tokens: int = 8) -> list[str]:

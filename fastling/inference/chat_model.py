@@ -14,8 +14,9 @@ from fastling.data.tokenizer import Tokenizer, load_tokenizer
 from fastling.errors import UserError, first_line
 from fastling.inference.chat_template import find_template
 from fastling.inference.streaming import TextStream
+from fastling.model.decoding import Completion, Decoding
 from fastling.model.full_memory import full_memory_in_words
-from fastling.model.generation import Completion, Decoding, stream
+from fastling.model.generation import stream
 from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama import Llama
 

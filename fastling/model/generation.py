@@ -16,8 +16,7 @@ from torch import Tensor
 from fastling.errors import RunError, UserError
 from fastling.model.beam_search import BeamSearch
 from fastling.model.cache import CacheStep, KVCache, bytes_per_token
-from fastling.model.decoding import Completion as Completion
-from fastling.model.decoding import Decoding as Decoding
+from fastling.model.decoding import Completion, Decoding
 from fastling.model.llama import Llama, is_sharded, reshard
 from fastling.model.sampling import Sampler, SeenTokens
 

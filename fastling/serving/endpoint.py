@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from fastling.files import json_line
 from fastling.inference.chat_model import ChatModel, StreamedAnswer
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 from fastling.serving.gate import error_body
 from fastling.serving.request import ApiError, ChatRequest, read_request, to_decoding, to_prompt
 from fastling.serving.worker import Busy, Ending, Failed, Job, Worker

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fastling.errors import RunError
 from fastling.inference.chat_model import ChatModel
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 from fastling.serving.endpoint import make_application
 from fastling.serving.gate import Gate
 from fastling.serving.worker import Worker

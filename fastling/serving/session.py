@@ -9,7 +9,7 @@ from fastling.data.conversation import Conversation, Turn
 from fastling.errors import UserError
 from fastling.inference.chat_model import ChatModel, StreamedAnswer
 from fastling.inference.context import fit
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 
 
 class Session:

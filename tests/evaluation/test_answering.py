@@ -22,7 +22,8 @@ from fastling.evaluation.answering import (
 )
 from fastling.evaluation.kept_answers import KeptAnswers
 from fastling.inference.chat_model import load_chat_model
-from fastling.model.generation import Decoding, generate
+from fastling.model.decoding import Decoding
+from fastling.model.generation import generate
 from fastling.settings import Parser
 from fastling.terminal import make_console
 

@@ -15,7 +15,8 @@ from fastling.data.template import BAYLING, VICUNA, load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
 from fastling.inference.chat_model import ChatModel, StreamedAnswer, load_chat_model
-from fastling.model.generation import Completion, Decoding, generate
+from fastling.model.decoding import Completion, Decoding
+from fastling.model.generation import generate
 from fastling.model.llama import Llama, LlamaConfig
 
 pytestmark = pytest.mark.slow  # seconds in all; `make check` does without

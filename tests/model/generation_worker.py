@@ -7,7 +7,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from fastling.errors import leave
-from fastling.model.generation import Decoding, generate, stream
+from fastling.model.decoding import Decoding
+from fastling.model.generation import generate, stream
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 

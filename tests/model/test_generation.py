@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 from fastling.errors import RunError, UserError
 from fastling.model import generation
 from fastling.model.cache import KVCache, bytes_per_token
-from fastling.model.generation import Completion, Decoding, generate, stream
+from fastling.model.decoding import Completion, Decoding
+from fastling.model.generation import generate, stream
 from fastling.model.huggingface import load_pretrained
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig

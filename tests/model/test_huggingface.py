@@ -19,7 +19,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastling.errors import RunError, UserError
 from fastling.model import safetensors_folder
-from fastling.model.generation import Decoding, generate
+from fastling.model.decoding import Decoding
+from fastling.model.generation import generate
 from fastling.model.huggingface import config_json, hf_tensors, load_pretrained, load_weights, read_config
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.model.safetensors_folder import save_weights

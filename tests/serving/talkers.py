@@ -13,7 +13,7 @@ from fastling.data.encoding import Encoder
 from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.inference.chat_model import ChatModel
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.serving.server import listen, make_server
 from fastling.serving.worker import MOST_WAITING, Worker

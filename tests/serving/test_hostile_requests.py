@@ -10,7 +10,7 @@ import fastapi
 import pytest
 from serving.talkers import Parrot, serving, wait_until
 
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 from fastling.serving import endpoint, server
 from fastling.serving.gate import is_loopback
 from fastling.serving.request import ApiError

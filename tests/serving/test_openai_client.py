@@ -14,7 +14,8 @@ from serving.talkers import Parrot, serving, wait_until
 from fastling.data.conversation import Conversation, Turn
 from fastling.inference.chat_model import load_chat_model
 from fastling.inference.context import default_max_new_tokens
-from fastling.model.generation import Decoding, generate
+from fastling.model.decoding import Decoding
+from fastling.model.generation import generate
 
 pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
 

@@ -9,7 +9,7 @@ from serving.talkers import Parrot, serving, wait_until
 
 from fastling.chat import page_address
 from fastling.data.conversation import Conversation, Turn
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 
 sync_api = pytest.importorskip("playwright.sync_api")
 sync_api.expect.set_options(timeout=60_000)

@@ -15,7 +15,7 @@ from fastling.data.conversation import Conversation, Turn, parse_row
 from fastling.data.encoding import Encoded
 from fastling.data.rows import read_rows
 from fastling.errors import RunError, UserError
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, write_to_stdout
 

@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 from serving.talkers import Parrot
 
-from fastling.model.generation import Decoding
+from fastling.model.decoding import Decoding
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, make_prompt, talk_in_terminal, write_to_stdout
 
