@@ -38,10 +38,10 @@ from fastling.model.llama_config import LlamaConfig
 from fastling.settings import Parser
 from fastling.terminal import make_console
 from fastling.training.build import build_model
-from fastling.training.metrics import Work
 from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.update import Updater
+from fastling.training.work import Work
 
 SUPERVISED = 0.4
 """Share of the tokens that are supervised."""

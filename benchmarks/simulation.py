@@ -24,7 +24,7 @@ from fastling.errors import UserError, run_program
 from fastling.evaluation.records import read_records
 from fastling.model.llama_config import LlamaConfig
 from fastling.settings import Parser, given_options, option_of, refuse_options
-from fastling.training.metrics import Work
+from fastling.training.work import Work
 
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
 NODE = 8

@@ -44,7 +44,7 @@ from fastling.errors import RunError, UserError, run_program
 from fastling.prepare import Prepared
 from fastling.settings import Parser
 from fastling.terminal import make_console
-from fastling.training.metrics import Work
+from fastling.training.work import Work
 
 WARM_UP = 2
 """Steps whose time does not count."""

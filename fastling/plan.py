@@ -24,7 +24,7 @@ from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint
 from fastling.training.build import model_config, share_of_step
 from fastling.training.footprint import GIB, Footprint, Weights, footprint
-from fastling.training.metrics import Work
+from fastling.training.work import Work
 
 RECOMPUTING = ("none", "selective", "full")  # the faster first
 

@@ -23,7 +23,7 @@ from fastling.errors import RunError, UserError, run_command
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.terminal import make_console
-from fastling.training.metrics import Work
+from fastling.training.work import Work
 
 DATA = {"data": str(DEMO / "train.jsonl"), "tokenizer": str(DEMO / "tokenizer.model")}
 SMALL = Case("demo", **DATA, sequence_length=256, batch_tokens=512, micro_batch_tokens=512, steps=3)
