@@ -18,7 +18,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -189,11 +189,11 @@ class Child(Worker):
         name, described = f"{point.line} {point.value}", json.dumps(dataclasses.asdict(point))
         super().__init__(name, folder / f"{name}.log", ["benchmarks.growth", "--point", described], {})
 
-    def try_to(self, act) -> None:
-        """Call `act` with this child. If the process ends early, perhaps out of memory, keep the error."""
+    def try_to(self, act: Callable[..., object], *arguments: int) -> None:
+        """Call `act`, unless the process has ended. If it ends now, perhaps out of memory, keep the error."""
         if self.result.error is None:
             try:
-                act(self)
+                act(*arguments)
             except RunError as error:
                 self.result.error = error.what
 
@@ -203,14 +203,15 @@ def measure_together(points: Sequence[Point], steps: int, folder: Path) -> list[
     children = [Child(point, folder) for point in points]
     try:
         for child in children:
-            child.try_to(lambda child: (child.start(), child.make_steps(WARM_UP)))
+            child.try_to(child.start)
+            child.try_to(child.make_steps, WARM_UP)
         order = random.Random(0)
         for _ in range(steps):
             for child in order.sample(children, len(children)):
                 if sum(seconds_of(child.result)) < SECONDS:
-                    child.try_to(lambda child: child.make_steps(1))
+                    child.try_to(child.make_steps, 1)
         for child in children:
-            child.try_to(lambda child: child.end())
+            child.try_to(child.end)
     finally:
         for child in children:
             child.stop()
