@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from interactive.parallel_text import write_corpus
 from safetensors.torch import load_file
 
 from fastling import config as settings
+from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import run_command
 from fastling.export import make_export
@@ -135,6 +137,13 @@ def test_the_commands_to_evaluate_and_to_talk_work_in_order(user_folder):
     said = run_shell(f"{talk} --max-new-tokens 2", user_folder, input="你好\n/quit\n")
     assert said.returncode == 0, said.stderr
     assert serve == f"{talk} --web"
+
+
+def test_the_template_of_ones_own_is_one_and_names_every_field(tmp_path):
+    (tmp_path / "mine-template.yaml").write_text(blocks("yaml")[1], encoding="utf-8")
+    template = load_template(str(tmp_path / "mine-template.yaml"))
+    assert template.name == "mine-template"
+    assert {"name", *yaml.safe_load(blocks("yaml")[1])} == {field.name for field in fields(template)}
 
 
 def test_a_kernel_can_be_used_alone():

@@ -324,11 +324,12 @@ def load_template(name: str) -> Template:
 
 
 def _from_fields(where: str, fields: object, valid: Sequence[str], fix: str) -> Template:
-    if not isinstance(fields, dict) or not {"user", "assistant"} <= set(fields):
-        raise UserError(where, "a template needs at least the patterns user and assistant")
-    for name, value in fields.items():
-        if name not in valid:
+    for name in fields if isinstance(fields, dict) else ():
+        if name not in valid:  # first, since a misspelled pattern is missing as well
             raise UserError(where, f"unknown setting: {name}", fix)
+    if not isinstance(fields, dict) or not {"user", "assistant"} <= set(fields):
+        raise UserError(where, "a template needs at least the patterns user and assistant", fix)
+    for name, value in fields.items():
         listed = name in ("control_tokens", "stop")
         if not isinstance(value, list if listed else str):
             raise UserError(where, f"{name} must be {'a list' if listed else 'text'}: {value!r:.60}")

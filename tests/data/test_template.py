@@ -161,6 +161,12 @@ def test_a_template_that_cannot_work_is_refused_in_words(changes, what, tmp_path
         ("broken.yaml", b"a: [", "is not valid YAML"),
         ("latin.yaml", "user: über".encode("latin-1"), "is not UTF-8: byte 6"),
         ("list.yaml", b"- user", "needs at least the patterns user and assistant"),
+        (
+            "half.yaml",
+            b"user: a",
+            "needs at least the patterns user and assistant\n  A template has: name, user",
+        ),
+        ("usr.yaml", b"usr: a", "unknown setting: usr\n  A template has: name, user"),
     ],
 )
 def test_what_is_no_template_is_refused_in_words(name, content, what, tmp_path, monkeypatch):
