@@ -346,8 +346,4 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Na
         if f"train.{name}" in vars(options) and settings.tree["train"][name] is not None:
             if f"train.{other}" not in vars(options):
                 settings.forget(f"train.{other}")
-    if "data.validation" in vars(options) and not settings.tree["data"]["validation"]:
-        for setting in dataclasses.fields(Evaluate):  # so does no held-out data in place of its evaluation
-            if f"evaluate.{setting.name}" not in vars(options):
-                settings.forget(f"evaluate.{setting.name}")
     return settings.build(), options

@@ -14,7 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from rich.table import Table
 
 from fastling import files
-from fastling.config import Config, Evaluate, Source, build_parser, expand, parse, resolve, without_effect
+from fastling.config import Config, Source, build_parser, expand, parse, resolve
 from fastling.data.encoding import Encoder
 from fastling.data.packing import Plan, make_plan
 from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
@@ -106,7 +106,6 @@ def prepare_data(config: Config) -> Prepared:
             f"is no multiple of data.sequence_length ({data.sequence_length}): {train.global_batch_tokens}",
             f"The nearest that is: {_nearest(train.global_batch_tokens, data.sequence_length)}.",
         )
-    _check_evaluation(config)
     encoder = make_encoder(config)
     # Before hours of work, not after it.
     check_doubtful_kinds(encoder.tokenizer, encoder.template.control_tokens)
@@ -128,17 +127,6 @@ def prepare_data(config: Config) -> Prepared:
         packs=train.steps * config.global_packs if train.steps else None,
     )
     return Prepared(encoder, training, validation, plan, -(-len(plan) // config.global_packs))
-
-
-def _check_evaluation(config: Config) -> None:
-    """Raise UserError for settings of an evaluation without held-out data.
-
-    Not checked when a config is read, so that older runs with such a config can still be exported.
-    """
-    for name, value in vars(config.evaluate).items():
-        if not config.data.validation and value != getattr(Evaluate, name):
-            fix = "Name held-out data, or remove it."
-            raise without_effect(f"evaluate.{name}", value, "without data.validation", fix)
 
 
 def _check_is_the_models(config: Config, tokenizer: Tokenizer) -> None:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from fastling import files, ops
-from fastling.config import Config, build_parser, parse
+from fastling.config import Config, Evaluate, build_parser, parse
 from fastling.errors import RunError, kind_and_line, leave, run_program, visible
 from fastling.export import make_export, print_checks
 from fastling.model.llama import reshard
@@ -118,6 +118,8 @@ class Run:
         if not self.first_step and files.read_json_lines(self.run_dir / "metrics.jsonl"):
             said = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
             self.console.print(said, style="yellow")
+        if self.config.evaluate != Evaluate() and not self.prepared.validation:
+            self.console.print("nothing is evaluated: data.validation names no held-out data", style="yellow")
         record.write_records(self.config, self.prepared, self.export.shape, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)
         # The samples of step 0 come again, too.

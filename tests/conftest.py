@@ -193,8 +193,6 @@ def tiny_run(tmp_path):
                 settings.setdefault(section, {}).update(values)
             else:
                 settings[section] = values
-        if not settings["data"].get("validation") and "evaluate" not in changes:
-            del settings["evaluate"]
         path = tmp_path / "config.yaml"
         path.write_text(json.dumps(settings))  # JSON is YAML
         return path

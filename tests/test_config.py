@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from fastling import config as config_module
 from fastling import settings
-from fastling.config import OTHER_NAMES, PACKAGE, Config, Evaluate, build_parser, parse, resolve
+from fastling.config import OTHER_NAMES, PACKAGE, Config, build_parser, parse, resolve
 from fastling.errors import UserError
-from fastling.prepare import prepare_data
 
 SETTINGS = {setting.name: setting for setting in settings.settings_of(Config)}
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
@@ -185,15 +184,6 @@ def values_of(kind):
         float: st.floats(1e-12, 0.99),
         str: texts(),
     }[kind]
-
-
-def test_no_held_out_data_on_the_command_line_stands_in_place_of_a_files_evaluation():
-    config, _ = parse(build_parser("test", ""), ["--data.validation", "[]"])  # of the demo's file
-    assert config.evaluate == Evaluate() and not config.data.validation
-    arguments = ["--data.validation", "[]", "--evaluate.samples", "2"]
-    config, _ = parse(build_parser("test", ""), arguments)  # as the config of a run that was trained so
-    with pytest.raises(UserError, match=r"evaluate.samples: has no effect without data.validation: 2"):
-        prepare_data(config)
 
 
 # One of the two settings of each pair stays as it is, since together they are refused.
