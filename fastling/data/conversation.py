@@ -103,7 +103,8 @@ def _parse_json(line: bytes) -> Any:
     except json.JSONDecodeError as error:
         if line.strip() == b"{":
             raise Refused("broken-json", "object over several lines: write a row a line, or a list") from None
-        raise Refused("broken-json", f"column {error.colno}: {error.msg}") from None
+        column = min(error.pos, len(error.doc.rstrip("\r\n"))) + 1  # the line's end begins no other line
+        raise Refused("broken-json", f"column {column}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise Refused("broken-json", first_line(error)) from None
 
@@ -166,10 +167,10 @@ def _read_turns(record: dict) -> Conversation:
         if _system(record).strip():
             raise Refused("misplaced-system", "beside plain text, which has no place for it")
         return Conversation((Turn("text", _text(record["text"], "text")),))
-    keys = ", ".join(sorted(map(str, record))[:8])
+    keys = "the keys " + ", ".join(sorted(map(str, record))[:8]) if record else "no keys"
     raise Refused(
         "unknown-format",
-        f"has the keys {keys}; expected messages, conversations, instruction and output, "
+        f"has {keys}; expected messages, conversations, instruction and output, "
         "prompt and completion, or text alone",
     )
 

@@ -244,6 +244,7 @@ def test_formats_are_told_by_their_keys(name):
 
 REFUSED = [
     (b'{"a": ', "broken-json", "column 7"),
+    (b'{"a": \r\n', "broken-json", "column 7"),
     (b"not json", "broken-json", "column 1"),
     (b"{\r\n", "broken-json", "over several lines: write a row a line"),
     (b'{"a":' * 100_000, "broken-json", "recursion"),
@@ -254,6 +255,7 @@ REFUSED = [
     (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "broken-json", "twice: 'content' in an object {'role'"),
     (b"[1, 2]", "unknown-format", "a row must be an object: list"),
     (b"null", "unknown-format", "NoneType"),
+    ({}, "unknown-format", "has no keys; expected messages"),
     ({"question": "Hi", "answer": "x"}, "unknown-format", "has the keys answer, question; expected messages"),
     ({"messages": "Hi"}, "unknown-format", "must be a list of objects"),
     ({"messages": ["Hi"]}, "unknown-format", "must be a list of objects"),
