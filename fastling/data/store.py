@@ -235,7 +235,8 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
     for name, ledger in store.ledgers.items():
         refused = sum(ledger["refused"].values())
         if ledger["rows"] == 0:
-            raise UserError(f"source {name}", "is empty: it has no rows")
+            path = next(source.path for source in recipe.sources if source.name == name)
+            raise UserError(f"source {name}", f"is empty, it has no rows: {path}")
         if refused and (ledger["kept"] == 0 or refused > recipe.max_refused_share * ledger["rows"]):
             reasons = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
             first = next(entry for entry in store.refused() if entry["source"] == name)

@@ -499,7 +499,7 @@ def test_a_source_of_which_no_row_is_left_stops(others, tmp_path):
 def test_an_empty_source_stops(content, tmp_path):
     path = tmp_path / "empty.json"
     path.write_text(content)
-    with pytest.raises(UserError, match="source empty: is empty: it has no rows"):
+    with pytest.raises(UserError, match=f"source empty: is empty, it has no rows: {path}"):
         open_store(recipe(path), tmp_path / "store", workers=1)
 
 
