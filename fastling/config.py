@@ -117,7 +117,7 @@ class Data:
     store: str | None = None
     """Folder of the token stores, kept between runs (default: ~/.cache/fastling)."""
     max_refused_share: Share = 0.1
-    """Stop when more than this share of rows is refused (0 to 1)."""
+    """Stop when more than this share of rows is refused (0 to 1), not counting those that are too long."""
     workers: PositiveInt | None = None
     """Processes that tokenize (default: all cores)."""
 

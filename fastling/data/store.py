@@ -237,7 +237,9 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
         if ledger["rows"] == 0:
             path = next(source.path for source in recipe.sources if source.name == name)
             raise UserError(f"source {name}", f"is empty, it has no rows: {path}")
-        if refused and (ledger["kept"] == 0 or refused > recipe.max_refused_share * ledger["rows"]):
+        # Rows beyond the sequence length are no mistake in the data: the ledger tells how many they are.
+        faulty = refused - ledger["refused"].get("too-long", 0)
+        if refused and (ledger["kept"] == 0 or faulty > recipe.max_refused_share * ledger["rows"]):
             reasons = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
             first = next(entry for entry in store.refused() if entry["source"] == name)
             limit = f"data.max_refused_share ({recipe.max_refused_share}) says how many are too many."

@@ -485,6 +485,15 @@ def test_too_many_refused_rows_stop_with_the_first_of_that_source(tmp_path):
     assert len(Path(listed).read_text().splitlines()) == 4
 
 
+def test_rows_beyond_the_sequence_length_do_not_stop_while_any_is_left(tmp_path):
+    long = {"text": "word " * 2000}
+    path = write(tmp_path / "long.jsonl", [*rows(1), long, long])
+    assert len(open_store(recipe(path, max_refused_share=0.0), tmp_path / "store", workers=1)) == 1
+    path = write(tmp_path / "bad.jsonl", [*rows(1), long, {"text": ""}])
+    with pytest.raises(UserError, match="2 of 3 rows are refused: 1 too-long, 1 empty-turn"):
+        open_store(recipe(path, max_refused_share=0.3), tmp_path / "store", workers=1)
+
+
 @pytest.mark.parametrize("others", [0, 5])
 def test_a_source_of_which_no_row_is_left_stops(others, tmp_path):
     bad = write(tmp_path / "bad.jsonl", [{"text": ""}, {"bad": 1}])
