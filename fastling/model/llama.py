@@ -204,12 +204,12 @@ class Llama(nn.Module):
         return ops.linear_cross_entropy(hidden_SH, self.head_weight.to(hidden_SH.dtype), labels, weights)
 
     def logits(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Return the logits (T, V) of every token.
+        """Return the logits (T, V) of every token. Both may be of int64 or int32.
 
         Raises ValueError for tokens that are not the vocabulary's, and borders that are not the tokens'.
         """
         _check_stream(tokens, cu_seqlens, self.config.vocab_size)
-        return self(tokens, cu_seqlens)
+        return self(tokens, cu_seqlens.int())
 
     def loss(self, batch) -> Tensor:
         """Return the float32 loss () of a batch, such as data/batches.py makes.
@@ -286,8 +286,9 @@ def _check_stream(tokens: Tensor, cu_seqlens: Tensor, vocab_size: int) -> None:
     if tokens.dim() != 1:
         shape = tuple(tokens.shape)
         raise ValueError(f"logits: tokens must be one stream (T,), with no batch dimension: {shape}")
-    if tokens.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"logits: tokens must be torch.int64 or torch.int32: {tokens.dtype}")
+    for name, given in {"tokens": tokens, "cu_seqlens": cu_seqlens}.items():
+        if given.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"logits: {name} must be torch.int64 or torch.int32: {given.dtype}")
     outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
     if len(outside):  # on a GPU the embedding would end the process's use of it
         raise ValueError(f"logits: tokens must be ids from 0 to {vocab_size - 1}: {int(outside[0])}")

@@ -127,6 +127,16 @@ def test_what_a_caller_leaves_out_is_derived(pack):
     assert torch.equal(given, model.logits(pack.tokens, pack.cu_seqlens))
 
 
+def test_borders_may_have_the_type_that_torch_gives_whole_numbers():
+    model, tokens = tiny_model(), torch.arange(6)
+    given = model.logits(tokens, torch.tensor([0, 2, 6], dtype=torch.int32))
+    assert torch.equal(model.logits(tokens, torch.tensor([0, 2, 6])), given)
+    with pytest.raises(
+        ValueError, match="logits: cu_seqlens must be torch.int64 or torch.int32: torch.float32"
+    ):
+        model.logits(tokens, torch.tensor([0.0, 2.0, 6.0]))
+
+
 @pytest.mark.parametrize("borders", [[0, 3, 7], [1, 6], [0, 8], [0, 4, 2, 6], [], [[0, 6]]], ids=str)
 def test_borders_that_are_not_the_tokens_are_refused_in_words(borders):
     with pytest.raises(ValueError, match=r"logits: cu_seqlens must ascend from 0 to the 6 tokens"):
