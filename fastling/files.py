@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from fastling.errors import UserError
@@ -36,12 +36,21 @@ def publish(aside: Path, final: Path) -> None:
     """
     flush(aside)
     replaced = final.with_name(f".{final.name}.replaced")
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed
+    if os.path.lexists(final):
+        remove(replaced, ignore_errors=True)  # of a run that was killed
         final.rename(replaced)
     aside.rename(final)
     flush(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced, ignore_errors=True)
+
+
+def remove(path: Path, *, ignore_errors: bool = False) -> None:
+    """Delete a folder with all that is in it, or the file or link that lies in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+    else:
+        with suppress(OSError) if ignore_errors else nullcontext():
+            path.unlink()
 
 
 @contextmanager

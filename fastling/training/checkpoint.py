@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +103,7 @@ def save(
     final = step_folder(folder, step)
     aside = final.with_name(final.name + ".tmp")
     if rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
+        files.remove(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     dist.barrier(group)
     try:
@@ -123,7 +124,7 @@ def save(
         for old in good[:-keep_last]:
             # Renamed first: a kill during the deletion would else leave half a checkpoint under its name.
             # Over NFS the folder of a file that is being read stays; the next start removes it.
-            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
+            files.remove(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
     dist.barrier(group)
     return final
 
@@ -159,7 +160,7 @@ def newest_step(folder: Path, report=print) -> int:
         problem = damage(candidate)
         if problem is None:
             return _step_of(candidate)
-        if not candidate.exists():  # the run has deleted it meanwhile, for newer ones
+        if not os.path.lexists(candidate):  # the run has deleted it meanwhile, for newer ones
             return newest_step(folder, report)
         report(f"{candidate}: damaged, so not used: {problem}")
     if candidates:
@@ -184,7 +185,7 @@ def open_checkpoint(folder: Path, step: int) -> Found:
 def clear_leftovers(folder: Path) -> None:
     """Remove what killed saves have left, half written or half deleted. No save may be under way."""
     for left in (*folder.glob("step-????????.tmp"), *folder.glob(".step-????????.replaced")):
-        shutil.rmtree(left)
+        files.remove(left)
 
 
 def copies_at_once(config: Checkpoint, steps: int, already: int = 0) -> int:
@@ -197,7 +198,7 @@ def copies_at_once(config: Checkpoint, steps: int, already: int = 0) -> int:
 def check_room(folder: Path, num_weights: int, config: Checkpoint, steps: int, *, other_bytes: int) -> None:
     """Raise UserError if the disk has no room for the checkpoints of `steps` more steps, beside those that
     are there, and for `other_bytes` of other files."""
-    there = sum(path.stat().st_size for path in folder.glob("step-????????/*"))
+    there = sum(path.lstat().st_size for path in folder.glob("step-????????/*"))
     copies = copies_at_once(config, steps, already=len(list(folder.glob("step-????????"))))
     needed = max(0, copies * BYTES_OF_A_WEIGHT * num_weights - there) + other_bytes
     what = f"{copies} checkpoints and the export, less what is there, need"

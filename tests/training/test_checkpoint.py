@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -252,6 +253,19 @@ def test_what_killed_saves_left_is_removed(process_group, tmp_path):
         shutil.copytree(folder, tmp_path / name)
     checkpoint.clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("put", [Path.touch, lambda path: path.symlink_to("away")], ids=["file", "link"])
+def test_a_file_or_link_in_the_place_of_a_folder_stops_no_run(process_group, tmp_path, put):
+    for name in ("step-00000002", "step-00000003", "step-00000004.tmp"):
+        put(tmp_path / name)
+    put(save(tmp_path, 1, *model_and_optimizer()) / "more")
+    checkpoint.clear_leftovers(tmp_path)
+    assert checkpoint.newest_step(tmp_path) == 1
+    checkpoint.check_room(tmp_path, 1000, Checkpoint(), 2, other_bytes=0)
+    save(tmp_path, 3, *model_and_optimizer(), keep_last=1)
+    checkpoint.clear_leftovers(tmp_path)  # at the next start
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
 def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, tmp_path, monkeypatch):
