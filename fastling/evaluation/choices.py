@@ -158,7 +158,9 @@ def _judge(text: str, match: re.Match, options: list[str]) -> Choice | None:
     stop = match.end("expression")
     expression, rest = match["expression"], text[stop : stop + 200 + 2 * sum(map(len, options))]
     letters = _letters(expression)
-    if not letters or PART_OF_MORE.match(rest) or ASKED.match(rest) or DENIED.match(rest):
+    if not letters or ASKED.match(rest) or DENIED.match(rest):
+        return None
+    if PART_OF_MORE.match(rest) and not _is_followed_by_its_text(letters, rest, options):
         return None
     if (other := OR.match(rest)) and re.match(
         rf"{LEAD}\s*{OPEN}{ALL}(?![A-Za-z])", rest[other.end() :], re.I
@@ -167,6 +169,12 @@ def _judge(text: str, match: re.Match, options: list[str]) -> Choice | None:
     if _is_a_word(expression, rest, options) or _lists_the_options(letters, rest, options):
         return None
     return letters
+
+
+def _is_followed_by_its_text(letters: Choice, rest: str, options: list[str]) -> bool:
+    """Whether the text of the one option follows its letter, though it may look like mathematics: "(B)-3"."""
+    own = options[ord(min(letters)) - ord("A")]
+    return len(letters) == 1 and bool(own) and _compared(rest).startswith(own)
 
 
 def _letters(expression: str) -> Choice:

@@ -227,6 +227,14 @@ def test_an_options_own_capital_behind_its_letter_is_no_second_choice():
 
 
 @pytest.mark.parametrize(
+    "text", ["The answer is (B)-3", "答案是：(B)$-3$。", "Answer: B-3", "因此，答案是选项(B)-3。"]
+)
+def test_an_option_that_looks_like_more_of_a_formula_is_chosen_by_its_letter(text):
+    assert extract_choice(text, ["3", "-3", "-1+12 i", "0"]) == {"B"}
+    assert extract_choice(text, ["3", "-5", "-1+12 i", "0"]) is None
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "4 a is the answer, I think.", "x=5 a is correct.", "So b>a is the best choice of all.", "A \\subseteq B is correct.",
