@@ -117,8 +117,8 @@ def answer_questions(
     All questions are asked their first turn, then all their second turn, and so on. Within a turn `generate`
     goes from short prompts to long ones, and gives the place of a finished answer to the next prompt. Every
     finished answer is written to the file of kept answers at once, and what this file holds is not asked
-    again. If tokens are sampled, a resumed run draws new random numbers for the remaining answers, so these
-    differ from those of an uninterrupted run.
+    again. Each answer has random numbers of its own, so that a resumed run samples what an uninterrupted one
+    would have sampled (up to rounding, which differs a little with the answers that are made together).
 
     Raises UserError for a model or questions that cannot be used, and for a file with answers to something
     else; RunError if the memory of the device is full.
@@ -147,7 +147,8 @@ def answer_questions(
             for turn in range(max(turns, default=0)):
                 asked = [n for n in range(len(questions)) if turn < turns[n] and not kept.get(n, turn)]
                 prompts = _prompts(chat, questions, asked, turn, kept)
-                _answer_turn(chat, prompts, decoding, options.cache_gib or CACHE_GIB, partial(keep, turn))
+                cache_gib = options.cache_gib or CACHE_GIB
+                _answer_turn(chat, prompts, turn, decoding, cache_gib, partial(keep, turn))
         return [[kept.get(n, turn) for turn in range(turns[n])] for n in range(len(questions))]
 
 
@@ -227,6 +228,7 @@ def _prompts(
 def _answer_turn(
     chat: "ChatModel",
     prompts: dict[int, list[int] | Answer],
+    turn: int,
     decoding: Decoding,
     cache_gib: float,
     keep: Callable[[int, Answer], None],
@@ -251,6 +253,7 @@ def _answer_turn(
             stop_ids=chat.stop_ids,
             on_completion=keep_completion,
             cache_bytes=int(cache_gib * 2**30),
+            draws=[f"{number} {turn}" for number in asked],
         )
 
 

@@ -73,7 +73,7 @@ class BeamSearch:
         self.width = decoding.beams
         self.searches: list[_Search] = []
 
-    def admit(self, index: int, prompt: list[int], room: int) -> None:
+    def admit(self, draws: str, prompt: list[int], room: int) -> None:
         """Begin a prompt in the next slot, with room for `room` new tokens."""
         if self.seen:
             self.seen.begin(len(self.searches) * self.width, prompt, self.width)

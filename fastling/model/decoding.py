@@ -28,7 +28,7 @@ class Decoding:
     length_penalty: float = 1.0
     """In beam search an answer's score is its log-probability / length ** length_penalty."""
     seed: int = 0
-    """Seed of the draws; each prompt draws from this seed and its own index."""
+    """Seed of the draws; each prompt draws from this seed and its own index or name."""
 
     def __post_init__(self):
         for each in fields(self):

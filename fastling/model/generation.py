@@ -5,7 +5,7 @@ that take the places of finished answers. Shapes: R rows, T tokens of a step, V 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -54,9 +54,12 @@ def generate(
     stop_ids: set[int],
     on_completion: Callable[[int, Completion], None] | None = None,
     cache_bytes: int = CACHE_BYTES,
+    draws: Sequence[str] | None = None,
 ) -> list[Completion]:
     """Continue each prompt; `on_completion(index of the prompt, completion)` is called as each one is done.
 
+    If tokens are sampled, prompts[i] draws from the decoding's seed and the name draws[i], by default i. By
+    that name a prompt keeps its random numbers, whichever others it is continued with.
     A continuation ends before a stop id, after max_new_tokens, or at the model's longest sequence.
     A sequence in flight takes 2 * layers * kv_heads * head_dim * bytes * (prompt + max_new_tokens) bytes of
     cache, times beams. As many are in flight as fit into `cache_bytes`, at least one, and at most 256 rows.
@@ -66,7 +69,7 @@ def generate(
     Raises UserError for a prompt that is empty, too long, or has ids that the model does not have, and
     RunError if the model's scores are not finite numbers.
     """
-    generation = _Generation(model, prompts, decoding, stop_ids, cache_bytes)
+    generation = _Generation(model, prompts, decoding, stop_ids, cache_bytes, draws)
     completions: list[Completion | None] = [None] * len(prompts)
     for step in generation.steps():
         for index, _, completion in step:
@@ -102,10 +105,12 @@ class _Generation:
         decoding: Decoding,
         stop_ids: Iterable[int],
         cache_bytes: int,
+        draws: Sequence[str] | None = None,
     ):
         _check(model, prompts, decoding, cache_bytes)
         self.model, self.prompts, self.decoding = model, prompts, decoding
         self.stop_ids = set(stop_ids)
+        self.draws = [str(index) for index in range(len(prompts))] if draws is None else draws
         self.device = model.rotary_cos.device
         self.full = [i for i, prompt in enumerate(prompts) if len(prompt) == model.config.longest_sequence]
         self.waves = self._waves(cache_bytes)
@@ -184,7 +189,7 @@ class _Generation:
             if admitted and num_tokens > PREFILL_TOKENS:
                 break
             self.wave.indices.popleft()
-            self.search.admit(index, prompt, self._most_tokens(index) - len(prompt))
+            self.search.admit(self.draws[index], prompt, self._most_tokens(index) - len(prompt))
             self.slots.append(_Slot(index, 0))
             admitted.append(prompt)
         return admitted

@@ -101,14 +101,14 @@ class Sampler:
         self.decoding, self.stop_ids, self.seen = decoding, stop_ids, seen
         self.answers: list[_Answer] = []
 
-    def admit(self, index: int, prompt: list[int], room: int) -> None:
-        """Begin prompt number `index` in the next slot, with room for `room` new tokens.
+    def admit(self, draws: str, prompt: list[int], room: int) -> None:
+        """Begin a prompt in the next slot, with room for `room` new tokens.
 
-        Its random numbers depend on the seed and on `index` alone, not on its neighbours.
+        Its random numbers depend on the seed and on `draws` alone, not on its neighbours.
         """
         if self.seen:
             self.seen.begin(len(self.answers), prompt)
-        self.answers.append(_Answer(room, random.Random(f"{self.decoding.seed} {index}")))
+        self.answers.append(_Answer(room, random.Random(f"{self.decoding.seed} {draws}")))
 
     def leave(self, slot: int) -> None:
         """The last slot takes the place of one that is done."""

@@ -87,6 +87,16 @@ def test_a_cut_last_line_is_dropped_and_asked_again(options, tmp_path):
         assert sorted(path.read_bytes().split(b"\n")) == sorted(whole.split(b"\n"))
 
 
+def test_a_resumed_run_samples_what_an_uninterrupted_one_does(options, tmp_path):
+    """Each answer has random numbers of its own, however many others are asked with it."""
+    sampling, path = ("--temperature", "1", "--seed", "3"), tmp_path / "kept.jsonl"
+    first = ask(options(*sampling))
+    lines = path.read_bytes().splitlines(keepends=True)
+    for kept in range(1, len(lines)):
+        path.write_bytes(b"".join(lines[:kept]))
+        assert ask(options(*sampling)) == first
+
+
 @pytest.mark.parametrize(
     ("arguments", "questions", "named"),
     [
