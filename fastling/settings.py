@@ -76,7 +76,7 @@ def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> 
     found = found or difflib.get_close_matches(name, valid, n=1, cutoff=0.7)
     if not found:
         by_last = {each.rpartition(".")[2]: each for each in valid}
-        found = [by_last[each] for each in difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)]
+        found = [by_last[each] for each in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
     return f"Did you mean {' or '.join(found)}?" if found else "--help shows every setting."
 
 

@@ -278,6 +278,29 @@ def test_other_trainers_names_lead_to_settings_that_exist():
     assert not OTHER_NAMES.keys() & SETTINGS.keys()
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("base_model", "model.pretrained"),
+        ("val_set_size", "data.validation"),
+        ("batch_size", "train.micro_batch_tokens"),
+        ("save_steps", "checkpoint.every_steps"),
+        ("eval_steps", "evaluate.every_steps"),
+        ("lr_scheduler_type", "optimizer.schedule"),
+    ],
+)
+def test_another_trainers_name_is_not_taken_for_a_setting_that_merely_looks_like_it(given, meant):
+    assert settings.nearest(given, sorted(SETTINGS), OTHER_NAMES) == f"Did you mean {meant}?"
+
+
+@pytest.mark.parametrize("given", ["pad_token", "resume_from_checkpoint", "max_norm", "lora_r"])
+def test_what_has_no_counterpart_leads_to_no_other_setting(given):
+    sections = [item.name for item in dataclasses.fields(Config)]
+    assert (
+        settings.nearest(given, [*sorted(SETTINGS), *sections], OTHER_NAMES) == "--help shows every setting."
+    )
+
+
 @st.composite
 def mistyped(draw) -> str:
     """A valid name with one letter more, less, or other, or two changed about."""
