@@ -7,6 +7,7 @@ this file joins them, and says in two lines what is wrong. It knows nothing of w
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -151,7 +152,9 @@ class Parser(argparse.ArgumentParser):
             raise
         self._refuse_unknown(rest[:1])
         if rest:
-            self.error(f"unexpected: {rest[0]}")
+            is_config = "--config" in self._option_string_actions and rest[0].endswith((".yaml", ".yml"))
+            fix = f"Write --config {rest[0]}." if is_config else "--help shows every option."
+            raise UserError(self.prog, f"unexpected: {rest[0]}", fix)
         return parsed
 
     def _refuse_unknown(self, options: Sequence[str]) -> None:
@@ -260,8 +263,23 @@ class Settings:
             what = f"must be {_BOUNDS[kind]} {next(iter(context.values())):g}"
         else:
             what = _EXPECTED.get(kind.partition("_")[0], "is not valid")
-            fix = "Put it in quotes." if kind == "string_type" and isinstance(value, (int, float)) else ""
+            if kind == "string_type" and isinstance(value, (int, float)):
+                fix = "Put it in quotes."
+            elif kind == "list_type":
+                names = [item.name for item in dataclasses.fields(get_args(self._kind(location))[0])]
+                fix = f"Give a list of {{{', '.join(names)}}}."
+            elif isinstance(value, str) and self._would_be_valid(location, value):
+                fix = "Remove the quotes."
         return UserError(self._where(location), f"{what}: {_shown(value)}", fix)
+
+    def _would_be_valid(self, location: Location, text: str) -> bool:
+        """Whether this text, in quotes in a file, would be a valid value there without them."""
+        kind = self._kind(location)
+        with contextlib.suppress(UserError, pydantic.ValidationError):
+            value = _typed(dotted(location), kind, text)
+            pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+            return True
+        return False
 
     def _where(self, location: Location) -> str:
         place, name = self.places.get(location), dotted(location)

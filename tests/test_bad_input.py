@@ -172,7 +172,7 @@ def test_brackets_without_end(say):
     text = f"data: {{sources: {'[' * 200 + ']' * 200}}}".encode()
     said = "settings: are nested too deep\n  See configs/ for examples."
     assert say("preview", text=text) == (2, f"error: {said}\n")
-    said = f"--data.sources: expected a list: {deep[:80]}"
+    said = f"--data.sources: expected a list: {deep[:80]}\n  Give a list of {{name, path, weight, pair}}."
     assert say("preview", "--data.sources", deep) == (2, f"error: {said}\n")
 
 
