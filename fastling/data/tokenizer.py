@@ -238,6 +238,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(str(path), "holds neither tokenizer.json nor tokenizer.model")
     if path.is_file():
         check_no_pointer(path)
+        try:
+            path.open("rb").close()
+        except OSError as error:  # which the libraries would call another format
+            raise UserError(str(path), f"cannot be read: {error.strerror}") from None
     if path.suffix == ".json":
         return JsonTokenizer(path)
     return SentencePieceTokenizer(path)

@@ -1,6 +1,7 @@
 """Tokenizers: what a file says, and that text never becomes a control token."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -147,6 +148,17 @@ def test_a_folder_is_read_as_servers_do(kinds, tmp_path):
     assert load_tokenizer(tmp_path).path.name == "tokenizer.model"
     (tmp_path / "tokenizer.json").write_bytes(fast.read_bytes())
     assert load_tokenizer(tmp_path).path.name == "tokenizer.json"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_a_file_that_may_not_be_read_is_not_called_another_format(name, tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / name).touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=f"{name}: cannot be read: Permission denied"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
