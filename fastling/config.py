@@ -6,6 +6,8 @@ An unknown key is an error, and so is a setting beside one that leaves it withou
 
 import argparse
 import dataclasses
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
@@ -350,7 +352,7 @@ def build_parser(prog: str, description: str) -> Parser:
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """Arguments -> (config, everything parsed). Without `--config`, the demo's.
+    """Arguments -> (config, everything parsed). Without `--config`, the demo's, and says so.
 
     Raises UserError for unknown settings, wrong types and settings without effect.
     """
@@ -364,4 +366,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[Config, argparse.Na
         if f"train.{name}" in vars(options) and settings.tree["train"][name] is not None:
             if f"train.{other}" not in vars(options):
                 settings.forget(f"train.{other}")
-    return settings.build(), options
+    config = settings.build()
+    if not options.config and os.environ.get("RANK", "0") == "0":
+        print(f"no --config: this is the demo, in {config.run_dir}", file=sys.stderr)
+    return config, options

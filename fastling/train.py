@@ -7,8 +7,6 @@ Without --config it trains the demo. It resumes by itself when the run folder ho
 
 import contextlib
 import functools
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -255,6 +253,8 @@ class Run:
         self._plot()
         lines = files.read_json_lines(self.run_dir / "metrics.jsonl")
         done = summarise(lines, self.config)
+        if self.run_dir / "loss.png" in self.unwritten:
+            done["loss_plot"] = None
         print_summary(done, self.answers, self.console)
         print_checks(checks, self.console)
         return done
@@ -295,7 +295,10 @@ def print_summary(done: dict, answers: list[Answer], console: Console) -> None:
         console.print(f"\n  question   {visible(answer.question)}")
         console.print(f"  answer     {visible(answer.answer)}")
         console.print(f"  reference  {visible(answer.reference)}", style="dim")
-    console.print(f"\nloss plot: {done['loss_plot']}\nexport:    {done['export']}", soft_wrap=True)
+    console.print()
+    if done["loss_plot"]:
+        console.print(f"loss plot: {done['loss_plot']}", soft_wrap=True)
+    console.print(f"export:    {done['export']}", soft_wrap=True)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -303,8 +306,6 @@ def main(arguments: Sequence[str]) -> None:
     parser = build_parser("fastling train", description)
     parser.add_argument("--json", action="store_true", help="print a summary as one JSON object on stdout")
     config, options = parse(parser, arguments)
-    if not options.config and os.environ.get("RANK", "0") == "0":
-        print(f"no --config: training the demo, into {config.run_dir}", file=sys.stderr)
     done = train(config)
     if options.json and done:
         print_result(done)

@@ -270,6 +270,17 @@ def test_every_section_says_what_it_is_about():
             assert not item.type.__doc__.startswith(f"{item.type.__name__}("), item.name
 
 
+def test_whoever_forgets_the_config_is_told_that_this_is_the_demo(capsys, monkeypatch, file):
+    file.write_text("seed: 1", encoding="utf-8")
+    parse(build_parser("test", ""), ["--config", str(file)])
+    monkeypatch.setenv("RANK", "1")
+    parse(build_parser("test", ""), [])
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    parse(build_parser("test", ""), [])
+    assert capsys.readouterr().err == "no --config: this is the demo, in runs/demo\n"
+
+
 # Names ----------------------------------------------------------------------------------------------
 
 

@@ -278,7 +278,7 @@ def test_the_demo_as_eight_processes_would_train_it(tmp_path):
         "--evaluate.sample_tokens", "2", ranks=8,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "no --config: training the demo" in result.stderr
+    assert "no --config: this is the demo, in" in result.stderr
     assert "8 process(es)" in result.stderr
 
 

@@ -29,7 +29,14 @@ def preview(tmp_path):
     row = {"messages": [{"role": "user", "content": "你好, Grüße"}, {"role": "assistant", "content": "好"}]}
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    return ("fastling.preview", "--data.sources", f'[{{"name": "few", "path": "{path}"}}]')
+    config = str(ROOT / "configs" / "demo.yaml")
+    return (
+        "fastling.preview",
+        "--config",
+        config,
+        "--data.sources",
+        f'[{{"name": "few", "path": "{path}"}}]',
+    )
 
 
 def test_training_goes_on_when_nobody_reads_its_words(tiny_run, tmp_path):

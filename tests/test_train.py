@@ -265,6 +265,7 @@ def test_a_run_does_not_go_on_with_other_settings(finished, capsys):
     assert run_command(train_main, arguments) == 2
     said = capsys.readouterr().err
     assert "was made with another optimizer.lr: 0.01; the config now gives 0.5" in said
+    assert "set model.pretrained to this one's export" in said
 
 
 def test_export_from_a_checkpoint_equals_the_run_s_own(finished, tmp_path, capsys):
@@ -412,6 +413,7 @@ def test_a_plot_and_samples_that_cannot_be_written_do_not_keep_a_run_from_its_ch
     assert said.count("samples.jsonl: cannot be written: OSError: [Errno 28] No space left on device") == 1
     words = "ValueError: 'nonsense' is not a valid value for backend; the run goes on without"
     assert said.count(f"loss.png: cannot be written: {words}") == 1
+    assert "loss plot:" not in said
     assert (tmp_path / "run/checkpoints/step-00000006").is_dir()
 
 

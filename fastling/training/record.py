@@ -67,7 +67,8 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
             raise UserError(
                 str(where),
                 f"was made with another {words}: {recorded.get(name)}; the config now gives {value}",
-                "A run goes on with what it began with. Choose another run_dir to start a new one.",
+                "A run goes on with what it began with. Choose another run_dir to start a new one;\n"
+                "  to start it from this one's weights, set model.pretrained to this one's export.",
             )
 
 
