@@ -10,7 +10,7 @@ import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fastling import garbage
+from fastling import errors, garbage
 
 # PyTorch's threads on a CPU wait for one another after every operation, and spin while they do: where another
 # program works, on the cores that those they wait for want. Set here, since it is read when torch is loaded.
@@ -19,6 +19,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if any(option == "-m" and name.startswith("fastling.") for option, name in pairwise(sys.orig_argv)):
     garbage.wait_for_imports()  # those of a verb come next
+    errors.tell_of_the_keyboard()
 
 __version__ = "0.1.0"
 

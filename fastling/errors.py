@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import NoReturn
 
 from fastling import garbage, streams
@@ -18,6 +19,7 @@ MOST_LINES = 6
 SECONDS_FOR_RANK_0 = 5.0
 """How long the other ranks wait before they report an error. A mistake that all ranks have found is reported
 by rank 0 meanwhile, and torchrun ends the others before they repeat it."""
+STOPPED = "stopped by the keyboard"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of writing that name no file. Any other OSError without a file's name is a mistake of ours."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -61,6 +63,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
     """Run a verb and turn its outcome into an exit status: 0 done, 1 failed, 2 bad arguments."""
     streams.settle()
     try:
+        _check_folder()
         status = main(arguments) or 0
         sys.stdout.flush()
         return status
@@ -81,7 +84,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
         _say(f"memory is full: {error}".removesuffix(": "))
         return 1
     except KeyboardInterrupt:
-        print("stopped by the keyboard", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
 
 
@@ -119,6 +122,27 @@ def first_line(error: Exception) -> str:
 def kind_and_line(error: Exception) -> str:
     """The name of an error's class and the first line of its message, at most 300 characters."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def tell_of_the_keyboard() -> None:
+    """Have Ctrl-C end this process without a traceback while a verb is imported, too."""
+    usual = sys.excepthook
+
+    def say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(STOPPED, file=sys.stderr)
+        else:
+            usual(kind, error, traceback)
+
+    sys.excepthook = say
+
+
+def _check_folder() -> None:
+    """Raise UserError if the current folder was deleted: libraries of PyTorch end the process for it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("current folder", "was deleted", "Change to one that exists.") from None
 
 
 def _spelled_out(found: re.Match) -> str:

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -49,6 +50,25 @@ def test_fastling_alone_shows_its_verbs(fastling_, arguments):
     for verb, text in VERBS.items():
         assert re.search(rf"^  {verb} +{re.escape(text)}$", out, re.MULTILINE)
     assert len(out.splitlines()) < 20
+
+
+def test_a_current_folder_that_was_deleted(fastling_, tmp_path, monkeypatch):
+    """PyTorch's libraries would end the process in words of their own."""
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    said = "error: current folder: was deleted\n  Change to one that exists.\n"
+    assert fastling_("plan") == (2, "", said)
+
+
+@pytest.mark.parametrize("command", [["fastling.prepare"], ["fastling", "prepare"]], ids=" ".join)
+def test_the_keyboard_ends_a_verb_that_is_still_imported_without_a_traceback(command, tmp_path):
+    (tmp_path / "yaml.py").write_text("raise KeyboardInterrupt", encoding="utf-8")  # as Ctrl-C does there
+    ended = subprocess.run(
+        [sys.executable, "-m", *command],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode in (130, -signal.SIGINT)  # which a shell, too, calls 130
+    assert ended.stderr == "stopped by the keyboard\n"
 
 
 def test_version(fastling_):

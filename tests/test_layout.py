@@ -90,7 +90,7 @@ LAYERS = {
         ("rich", "torch"),
     ),
     # the doors: `import fastling` and `fastling VERB`, which import nothing else until it is asked for
-    "__init__": (("garbage", "model"), ()),
+    "__init__": (("errors", "garbage", "model"), ()),
     "__main__": (("errors", "garbage"), ()),
 }  # fmt: skip
 # Within data, tensors begin with batches; what comes before runs in processes without torch.
