@@ -27,6 +27,8 @@ from fastling.terminal import make_console, print_result
 MANIFEST = "manifest.json"
 """Name of the file in a run folder that says what the run began with (training/record.py)."""
 
+FEW_STEPS = 20
+"""Below, a run that is measured in epochs is told of its few steps: its data is small for the batch."""
 MOST_SHOWN = 1_000_000_000
 """Most conversations or packs of a run: the plan takes some bytes for each of them in every process."""
 
@@ -266,7 +268,7 @@ def summary(prepared: Prepared) -> dict:
     }
 
 
-def print_ledger(prepared: Prepared, console: Console) -> None:
+def print_ledger(prepared: Prepared, config: Config, console: Console) -> None:
     """Print a table with one line for each source, its rows and where every token went, and a summary."""
     table = Table(title="ledger: tokens = trained + masked + dropped", title_justify="left")
     names = ("source", "rows", "kept", "cut", "refused", "tokens", "trained", "masked", "dropped")
@@ -301,6 +303,9 @@ def print_ledger(prepared: Prepared, console: Console) -> None:
         f"{100 * prepared.padded_fill:.2f} % full)\nstore: {prepared.training.folder}",
         soft_wrap=True,
     )
+    if prepared.total_steps < FEW_STEPS and not config.train.steps:
+        said = f"so few steps teach a model little: {prepared.total_steps}; lower train.global_batch_tokens"
+        console.print(said, style="yellow")
 
 
 def _reasons(ledger: dict) -> Iterator[str]:
@@ -323,7 +328,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(said, soft_wrap=True)
     else:
         keep_records(prepared, config.run_folder)
-    print_ledger(prepared, console)
+    print_ledger(prepared, config, console)
     if options.json:
         print_result(summary(prepared))
 

@@ -109,7 +109,7 @@ class Run:
         )
 
     def _open_records(self) -> None:
-        print_ledger(self.prepared, self.console)
+        print_ledger(self.prepared, self.config, self.console)
         if self.first_step and record.evaluated_on_other(self.run_dir, self.prepared):
             said = f"held-out data is another: losses of it up to step {self.first_step} are not comparable"
             self.console.print(said, style="yellow")

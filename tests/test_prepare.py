@@ -152,6 +152,13 @@ def test_a_source_that_the_steps_do_not_reach_is_told(run, tmp_path):
     assert "no step shows" not in said
 
 
+def test_epochs_that_make_few_steps_are_told_and_steps_that_were_asked_for_are_not(run):
+    _, said, _ = run("--train.epochs", "1")
+    assert "so few steps teach a model little: 1; lower train.global_batch_tokens" in said
+    _, said, _ = run("--train.steps", "1")
+    assert "so few steps" not in said
+
+
 def test_without_json_nothing_is_on_stdout(tiny_run, sources, capsys):
     config = tiny_run(data={"sources": sources, "max_refused_share": 0.9})
     assert run_command(prepare.main, ["--config", str(config)]) == 0
