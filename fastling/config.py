@@ -337,7 +337,10 @@ def resolve(path: str, where: str) -> Path:
     inside = path.removeprefix("fastling:")
     resolved = PACKAGE / inside if inside != path else expand(path, where)
     if not resolved.exists():
-        raise UserError(where, f"no such file or folder: {path}", f"Looked for {resolved.absolute()}.")
+        fix = f"Looked for {resolved.absolute()}."
+        if where == "model.pretrained" and path.count("/") == 1:
+            fix += f"\n  If it is on Hugging Face's hub, fetch it: hf download {path} --local-dir {path}"
+        raise UserError(where, f"no such file or folder: {path}", fix)
     return resolved
 
 

@@ -355,6 +355,11 @@ def test_a_letter_left_out_of_a_longer_name_is_recognised(name):
             assert name in settings.nearest(typed, sorted(SETTINGS), OTHER_NAMES)
 
 
+def test_a_name_on_the_hub_is_no_folder_and_how_to_fetch_it_is_said():
+    with pytest.raises(UserError, match=r"hf download Qwen/Qwen2\.5-7B --local-dir Qwen/Qwen2\.5-7B"):
+        resolve("Qwen/Qwen2.5-7B", "model.pretrained")
+
+
 # Paths ----------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ class Encoder:
             raise UserError(
                 f"data.template: {self.template.name}",
                 f"needs the token {token}, which {self.tokenizer.path} does not have",
-                "Choose a template that was made for this tokenizer.",
+                "Choose a template that was made for this tokenizer, or add the token by fastling extend.",
             )
         return token_id
 
