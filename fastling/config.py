@@ -244,8 +244,8 @@ class Evaluate:
     """Steps between evaluations; the last step always has one."""
     samples: NonNegativeInt = 3
     """Held-out questions answered at each evaluation."""
-    sample_tokens: PositiveInt = 64
-    """Longest such answer in tokens."""
+    sample_tokens: PositiveInt | None = None
+    """Longest such answer in tokens (default: 64, or half of data.sequence_length if that is less)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -286,7 +286,7 @@ class Config:
         if not self.run_dir:
             raise UserError("run_dir", "is empty", "Name a folder.")
         asks = self.evaluate.samples and self.data.validation
-        if asks and self.evaluate.sample_tokens >= self.data.sequence_length:
+        if asks and (self.evaluate.sample_tokens or 0) >= self.data.sequence_length:
             raise UserError(
                 "evaluate.sample_tokens",
                 f"leaves no room for a question (data.sequence_length {self.data.sequence_length}): "
@@ -297,6 +297,11 @@ class Config:
     def as_yaml(self) -> str:
         """The resolved config, as it is kept with the run."""
         return as_yaml(dataclasses.asdict(self))
+
+    @property
+    def sample_tokens(self) -> int:
+        """Longest sample answer in tokens."""
+        return self.evaluate.sample_tokens or max(1, min(64, self.data.sequence_length // 2))
 
     @property
     def global_packs(self) -> int:

@@ -391,6 +391,17 @@ def test_steps_on_the_command_line_stand_in_place_of_epochs_in_the_file(read):
     assert (config.train.steps, config.train.epochs) == (None, 2)
 
 
+@pytest.mark.parametrize(("length", "expected"), [(8, 4), (64, 32), (2048, 64)])
+def test_sample_answers_leave_room_for_a_question_in_packs_of_any_length(length, expected, read):
+    text = f"data: {{sequence_length: {length}, validation: [{{name: a, path: a.jsonl}}]}}"
+    assert read(text).sample_tokens == expected
+    assert read(text, "--evaluate.sample_tokens", "7").sample_tokens == 7
+    with pytest.raises(
+        UserError, match=f"evaluate.sample_tokens: leaves no room for a question .*: {length}"
+    ):
+        read(text, "--evaluate.sample_tokens", str(length))
+
+
 @pytest.mark.parametrize("nothing", ["null", "~", ""])
 def test_null_on_the_command_line_stands_in_place_of_nothing_else(nothing, read):
     config = read("train: {epochs: 2}", "--train.steps", nothing)
