@@ -23,9 +23,10 @@ import torch
 
 from benchmarks.communication import measure_communication
 from benchmarks.training_case import Case, read_case, read_packs
-from fastling.config import OTHER_NAMES, Config
+from fastling.config import Config
 from fastling.data.batches import Batch
 from fastling.model.llama import Llama
+from fastling.other_names import OTHER_NAMES
 from fastling.settings import Settings
 from fastling.terminal import make_console
 from fastling.train import Run

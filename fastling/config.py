@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,40 +17,13 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from fastling.errors import UserError
+from fastling.other_names import OTHER_NAMES
 from fastling.settings import STRICT, Parser, Settings
 from fastling.yaml_file import as_yaml
 
 PACKAGE = Path(__file__).parent
 DEMO_CONFIG = PACKAGE / "configs" / "demo.yaml"
 Share = Annotated[float, Field(ge=0, le=1)]
-OTHER_NAMES = {  # other trainers' names -> ours
-    other: name
-    for name, others in {
-        "run_dir": "output_dir",
-        "model.pretrained": "base_model model_name model_name_or_path",
-        "data.sources": "dataset datasets data_path train_file",
-        "data.validation": "eval_dataset val_set_size",
-        "data.sequence_length": "max_length max_seq_length model_max_length cutoff_len",
-        "train.epochs": "num_train_epochs",
-        "train.steps": "max_steps",
-        "train.micro_batch_tokens": "batch_size per_device_train_batch_size",
-        "train.global_batch_tokens": "gradient_accumulation_steps",
-        "train.activation_checkpointing": "gradient_checkpointing",
-        "train.precision": "bf16 fp16 dtype torch_dtype",
-        "optimizer.lr": "learning_rate",
-        "optimizer.schedule": "lr_scheduler_type",
-        "optimizer.warmup_ratio": "warmup_steps",
-        "optimizer.clip_norm": "max_grad_norm",
-        "optimizer.eps": "adam_epsilon",
-        "parallel.shard": "deepspeed fsdp",
-        "checkpoint.every_steps": "save_steps",
-        "checkpoint.keep_last": "save_total_limit",
-        "evaluate.every_steps": "eval_steps",
-        "log.wandb": "report_to",
-        "log.every_steps": "logging_steps",
-    }.items()
-    for other in others.split()
-}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -136,7 +109,7 @@ class Data:
     """Held-out data, never trained on: a list of {name, path, pair}."""
     store: str | None = None
     """Folder of the token stores, kept between runs (default: ~/.cache/fastling)."""
-    max_refused_share: Share = 0.1
+    max_refused_share: Share = 0.5
     """Stop when more than this share of rows is refused (0 to 1), not counting those that are too long."""
     workers: PositiveInt | None = None
     """Processes that tokenize (default: all cores)."""
@@ -161,10 +134,11 @@ class Train:
     """Passes over the data (default 3 when steps is not given)."""
     steps: PositiveInt | None = None
     """Optimizer steps, in place of epochs."""
-    global_batch_tokens: PositiveInt = 262144
-    """Tokens of one optimizer step over all processes; a multiple of data.sequence_length."""
-    micro_batch_tokens: PositiveInt = 8192
-    """At most this many tokens in one forward and backward of one process."""
+    global_batch_tokens: PositiveInt | None = None
+    """Tokens of one optimizer step over all processes; a multiple of data.sequence_length (default: 262144,
+    or as many of them as make whole packs)."""
+    micro_batch_tokens: PositiveInt | None = None
+    """At most this many tokens in one forward and backward of one process (default: 8192, or one pack)."""
     loss: Literal["token", "turn", "sample"] = "token"
     """What weighs the same in a step: every supervised token, every turn, or every conversation."""
     precision: Literal["bf16", "fp32", "fp8"] = "bf16"
@@ -285,8 +259,9 @@ class Config:
     def __post_init__(self):
         if not self.run_dir:
             raise UserError("run_dir", "is empty", "Name a folder.")
+        self._set_by_length(self.data.sequence_length)
         asks = self.evaluate.samples and self.data.validation
-        if asks and (self.evaluate.sample_tokens or 0) >= self.data.sequence_length:
+        if asks and self.evaluate.sample_tokens >= self.data.sequence_length:
             raise UserError(
                 "evaluate.sample_tokens",
                 f"leaves no room for a question (data.sequence_length {self.data.sequence_length}): "
@@ -294,14 +269,19 @@ class Config:
                 "Lower it, or set evaluate.samples to 0.",
             )
 
+    def _set_by_length(self, length: int) -> None:
+        """Fill in the settings that are not given and follow the sequence length."""
+        train, evaluate = self.train, self.evaluate
+        global_tokens = train.global_batch_tokens or max(1, 262144 // length) * length
+        micro_tokens = train.micro_batch_tokens or max(8192, length)
+        sample_tokens = evaluate.sample_tokens or max(1, min(64, length // 2))
+        train = replace(train, global_batch_tokens=global_tokens, micro_batch_tokens=micro_tokens)
+        object.__setattr__(self, "train", train)  # the way to set a field of a frozen dataclass
+        object.__setattr__(self, "evaluate", replace(evaluate, sample_tokens=sample_tokens))
+
     def as_yaml(self) -> str:
         """The resolved config, as it is kept with the run."""
         return as_yaml(dataclasses.asdict(self))
-
-    @property
-    def sample_tokens(self) -> int:
-        """Longest sample answer in tokens."""
-        return self.evaluate.sample_tokens or max(1, min(64, self.data.sequence_length // 2))
 
     @property
     def global_packs(self) -> int:

@@ -206,7 +206,7 @@ def test_the_refused_rows_can_all_be_read(say, broken):
     (entry,) = map(json.loads, path.read_text().splitlines())
     assert (entry["source"], entry["row"], entry["reason"]) == ("mine", 1, "broken-json")
     assert entry["location"] == "3"  # the line; the file may be moved
-    assert "data.max_refused_share (0.1) says how many are too many." in message
+    assert "data.max_refused_share (0.5) says how many are too many." in message
 
 
 @table("preview")

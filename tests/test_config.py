@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from fastling import config as config_module
 from fastling import settings
-from fastling.config import OTHER_NAMES, PACKAGE, Config, build_parser, parse, resolve
+from fastling.config import PACKAGE, Config, build_parser, parse, resolve
 from fastling.errors import UserError
+from fastling.other_names import OTHER_NAMES
 
 SETTINGS = {setting.name: setting for setting in settings.settings_of(Config)}
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
@@ -394,12 +395,23 @@ def test_steps_on_the_command_line_stand_in_place_of_epochs_in_the_file(read):
 @pytest.mark.parametrize(("length", "expected"), [(8, 4), (64, 32), (2048, 64)])
 def test_sample_answers_leave_room_for_a_question_in_packs_of_any_length(length, expected, read):
     text = f"data: {{sequence_length: {length}, validation: [{{name: a, path: a.jsonl}}]}}"
-    assert read(text).sample_tokens == expected
-    assert read(text, "--evaluate.sample_tokens", "7").sample_tokens == 7
+    assert read(text).evaluate.sample_tokens == expected
+    assert read(text, "--evaluate.sample_tokens", "7").evaluate.sample_tokens == 7
     with pytest.raises(
         UserError, match=f"evaluate.sample_tokens: leaves no room for a question .*: {length}"
     ):
         read(text, "--evaluate.sample_tokens", str(length))
+
+
+@pytest.mark.parametrize(
+    ("length", "step", "micro_batch"),
+    [(2048, 262144, 8192), (1000, 262000, 8192), (300_000, 300_000, 300_000)],
+)
+def test_batches_that_are_not_given_are_whole_packs_of_any_length(length, step, micro_batch, read):
+    train = read(f"data: {{sequence_length: {length}}}").train
+    assert (train.global_batch_tokens, train.micro_batch_tokens) == (step, micro_batch)
+    given = read(f"data: {{sequence_length: {length}}}", "--train.global_batch_tokens", "4096").train
+    assert (given.global_batch_tokens, given.micro_batch_tokens) == (4096, micro_batch)
 
 
 @pytest.mark.parametrize("nothing", ["null", "~", ""])

@@ -29,7 +29,8 @@ LAYERS = {
     "workers": (("errors",), ()),
     # settings
     "settings": (("errors", "yaml_file"), ("pydantic", "yaml")),
-    "config": (("errors", "settings", "yaml_file"), ("pydantic",)),
+    "other_names": ((), ()),
+    "config": (("errors", "other_names", "settings", "yaml_file"), ("pydantic",)),
     # numbers
     "kernels": ((), ("torch", "triton", "flash_attn", "flash_attn_interface", "xformers")),
     "ops": (("errors", "kernels"), ("torch",)),

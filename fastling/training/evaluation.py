@@ -78,7 +78,7 @@ class HeldOut:
         generated = generate(
             model,
             [self.encoder.prompt_ids(question) for question, _ in self.questions],
-            Decoding(max_new_tokens=self.config.sample_tokens),
+            Decoding(max_new_tokens=self.config.evaluate.sample_tokens),
             stop_ids=set(self.encoder.stop_ids),
         )
         return [
@@ -90,7 +90,7 @@ class HeldOut:
 def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversation, str]]:
     """(a conversation up to its first question, the answer), spread over the first 1000 rows of each file."""
     found = []
-    room = config.data.sequence_length - config.sample_tokens
+    room = config.data.sequence_length - config.evaluate.sample_tokens
     for source in config.data.validation if config.evaluate.samples else ():
         for row in islice(read_rows(resolve(source.path, source.name), KEYS), 1000):
             try:
