@@ -18,7 +18,7 @@ from fastling.files import check_can_be_made
 from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
 from fastling.interactive.exclusion import read_exclusion
 from fastling.interactive.knowledge import learn
-from fastling.interactive.languages import LANGUAGES, check_language
+from fastling.interactive.languages import LANGUAGES, OTHER_LANGUAGES, check_user_language, user_languages
 from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step, share_in_another_language
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
@@ -87,10 +87,10 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     description = "Build interactive-translation dialogues from parallel text."
     parser = Parser("fastling dialogues", description, usage)
     add = parser.add_argument
-    known = ", ".join(LANGUAGES)
+    known, others = ", ".join(LANGUAGES), ", ".join(OTHER_LANGUAGES)
     add("--source", type=Path, required=True, metavar="F", help="text, one sentence a line; may be .gz")
     add("--target", type=Path, required=True, metavar="F", help="its translation, line by line")
-    add("--source-lang", required=True, metavar="L", help=f"language of the source: {known}")
+    add("--source-lang", required=True, metavar="L", help=f"language of the source: {known}, {others}")
     add("--target-lang", required=True, metavar="L", help="language of the target")
     add("--third", type=Path, metavar="F", help="the same in a third language, line by line")
     add("--third-lang", metavar="L", help="language of the third file")
@@ -101,7 +101,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         "--user-lang",
         default="both",
         metavar="L",
-        help=f"language the user writes in: {known}, or both of the pair's (default: both)",
+        help=f"language the user writes in: {known}, or both of the pair's, as far as they are among these, "
+        "and else en (default: both)",
     )
     shares = ",".join(f"{name}={weight:g}" for name, weight in MIX.items())
     third = f"with --third also {SWITCH_TARGET}={MIX_WITH_THIRD[SWITCH_TARGET]:g}"
@@ -168,7 +169,7 @@ def check_options(options: argparse.Namespace) -> Corpus:
     elif options.third_lang:
         raise UserError("--third-lang", "has no effect without --third")
     if options.user_lang != "both":
-        check_language("--user-lang", options.user_lang)
+        check_user_language("--user-lang", options.user_lang)
     _check_generator_options(options)
     numbers = ("generator_budget_tokens", "generator_requests", "generator_timeout")
     check_positive(options, ("count", "workers", *numbers))
@@ -183,7 +184,7 @@ def check_options(options: argparse.Namespace) -> Corpus:
 def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -> tuple[Recipe, int]:
     """(recipe, number of lines): learns from the corpus what the rules need, and counts its lines."""
     mix = parse_mix(options.mix, has_third=corpus.third is not None)
-    languages = corpus.languages if options.user_lang == "both" else (options.user_lang,)
+    languages = user_languages(corpus.languages) if options.user_lang == "both" else (options.user_lang,)
     phrasings = {language: load_phrasings(language) for language in languages}
     exclusion = read_exclusion(options.exclude)
     with console.status(f"learning words and links of {corpus.name}"):

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from conftest import DEMO, run_python
-from interactive.parallel_text import knowledge_of, recipe_of, sentences, write_corpus
+from interactive.parallel_text import corpus_of, knowledge_of, recipe_of, sentences, write_corpus
 from misbehaving_server import completion, serving
 
 from fastling import dialogues
 from fastling.errors import run_command
 from fastling.interactive import build
+from fastling.interactive.languages import LANGUAGES, OTHER_LANGUAGES
 from fastling.interactive.pairs import Corpus
 from fastling.interactive.rules import BUILDERS
 
@@ -182,11 +183,40 @@ def test_prepare_takes_the_dialogues(tmp_path):
     assert ledger["rows"] == ledger["kept"] == 60
 
 
+@pytest.mark.parametrize(
+    ("language", "name", "sentence"),
+    [
+        ("ja", "Japanese", "{number}番の箱は東京の倉庫に置いてあります。"),
+        ("es", "Spanish", "La caja {number} está en el almacén de Tokio."),
+        ("ru", "Russian", "Коробка {number} стоит на складе в Токио."),
+    ],
+)
+@pytest.mark.parametrize("other", ["en", "ko"])
+def test_any_pair_of_languages_users_write_in_those_that_have_phrasings(
+    tmp_path, language, name, sentence, other
+):
+    """And in English where neither has."""
+    beside = {
+        "en": "Box {number} is in the warehouse in Tokyo.",
+        "ko": "{number}번 상자는 도쿄의 창고에 있습니다.",
+    }
+    corpus = corpus_of(language, other, folder=tmp_path)
+    for path, text in ((corpus.first, sentence), (corpus.second, beside[other])):
+        path.write_text("".join(text.format(number=n) + "\n" for n in range(100, 160)), encoding="utf-8")
+    out = tmp_path / "out.jsonl"
+    assert run_command(dialogues.main, options(corpus, out)) == 0
+    rows = rows_of(out)
+    assert {row["user_lang"] for row in rows} == {"en"}
+    assert {row["pair"] for row in rows} == {f"{language}-{other}", f"{other}-{language}"}
+    assert {"translate", "switch_direction"} <= {row["type"] for row in rows}
+    assert any(name in row["messages"][0]["content"] for row in rows)
+
+
 def break_it(tmp_path, name):
     """(arguments, the whole of what is said) of one mistake."""
     corpus, out = write_corpus(tmp_path, count=40), tmp_path / "out.jsonl"
     good = options(corpus, out)
-    known = "Known are: en, zh, de, fr."
+    known = f"Known are: {', '.join(LANGUAGES + OTHER_LANGUAGES)}."
     if name == "different lengths":
         corpus.second.write_text("One line only.\n", encoding="utf-8")
         fix = "Give files in which the same line is the same sentence."
@@ -203,7 +233,11 @@ def break_it(tmp_path, name):
     if name == "an unknown language":
         return [*good, "--source-lang", "xx"], f"--source-lang: unknown language: xx\n  {known}"
     if name == "an unknown user":
-        return [*good, "--user-lang", "xx"], f"--user-lang: unknown language: xx\n  {known}"
+        return [
+            *good,
+            "--user-lang",
+            "xx",
+        ], "--user-lang: no phrasings for users of: xx\n  There are: en, zh, de, fr."
     if name == "no folder":
         return [
             *good,

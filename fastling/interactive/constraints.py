@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from fastling.interactive.knowledge import Knowledge
-from fastling.interactive.languages import HAN, Word, is_stop_word
+from fastling.interactive.languages import CASELESS, HAN, Word, is_stop_word
 from fastling.interactive.pairs import Direction
 
 MOST_WORDS = 3
@@ -103,11 +103,11 @@ def items_to_keep(pair: Direction) -> list[str]:
 
 
 def _latin_side(pair: Direction) -> str:
-    """The text whose capital letters tell names: never Chinese, and German, with its nouns, only last."""
-    return min(
-        ((pair.origin, pair.text), (pair.target, pair.reference)),
-        key=lambda side: ("en", "fr", "de", "zh").index(side[0]),
-    )[1]
+    """The text whose capital letters tell names: one in a language that has them; not German, with its nouns,
+    if the other one can be taken.
+    """
+    sides = ((pair.origin, pair.text), (pair.target, pair.reference))
+    return min(sides, key=lambda side: (side[0] in CASELESS, side[0] == "de", side[0] != "en"))[1]
 
 
 def _is_worth_keeping(item: str, pair: Direction) -> bool:

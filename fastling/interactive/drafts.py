@@ -190,7 +190,9 @@ def _addition(sentence: Sentence) -> Place | None:
     word = sentence.content_word()
     if not word or not sentence.ends_phrase(word):
         return None
-    and_ = AND[sentence.language]
+    and_ = AND.get(sentence.language)
+    if not and_:
+        return None
     other = sentence.similar_word(word, (and_.strip(), sentence.beside(word)[1]))
     return (word.end, and_ + other, "") if other else None
 
@@ -229,7 +231,7 @@ def _order(sentence: Sentence) -> Place | None:
                     found.append((first.start, f"{last.text}的{first.text}", whole))
     else:
         for first, second in zip(words[1:], words[2:], strict=False):
-            if first.text in _LEADING[language] and not is_stop_word(second.text, language):
+            if first.text in _LEADING.get(language, ()) and not is_stop_word(second.text, language):
                 if text[first.end : second.start] == " " and _whole(text, first.start, second.end):
                     whole = text[first.start : second.end]
                     found.append((first.start, f"{second.text} {first.text}", whole))

@@ -13,10 +13,10 @@ from fastling.interactive.constraints import is_meant
 from fastling.interactive.dialogue import Dialogue
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.knowledge import Knowledge
-from fastling.interactive.languages import HAN, reads_as, tokens
+from fastling.interactive.languages import CASELESS, HAN, reads_as, tokens
 from fastling.interactive.pairs import Corpus, Pair
 
-SHORTEST = {"zh": 4}
+SHORTEST = {"zh": 4, "ja": 6, "ko": 6}
 SHORTEST_LATIN = 12
 LONGEST = 1000
 """Shortest and longest sentence in characters."""
@@ -104,9 +104,11 @@ def has_other_years(pair: Pair) -> bool:
 
 
 def is_in_capitals(pair: Pair, corpus: Corpus) -> bool:
-    """Whether only one side is written all in capital letters; Chinese has none."""
+    """Whether only one side is written all in capital letters; some languages have none."""
     sides = zip(pair.texts, corpus.languages, strict=True)
-    loud = [language != "zh" and text == text.upper() and text != text.lower() for text, language in sides]
+    loud = [
+        language not in CASELESS and text == text.upper() and text != text.lower() for text, language in sides
+    ]
     return loud[0] != loud[1]
 
 

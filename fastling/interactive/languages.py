@@ -9,6 +9,19 @@ from typing import NamedTuple
 from fastling.errors import UserError
 
 LANGUAGES = ("en", "zh", "de", "fr")
+"""Languages that users write in: they have phrasings, stop words, and rules of their own."""
+OTHER_LANGUAGES = tuple(
+    "ar bg bn ca cs da el es et fa fi he hi hr hu id is it ja kk ko lt lv mn ms nl no pl pt ro ru sk sl sr "
+    "sv sw ta tr uk ur vi".split()
+)
+"""Languages that can be translated from and into, with a name in each file of phrasings."""
+CASELESS = frozenset("ar bn fa he hi ja ko ta ur zh".split())
+"""Languages without capital letters."""
+NOT_LATIN = CASELESS | {"bg", "el", "ru", "uk"}
+EITHER_SCRIPT = frozenset({"kk", "mn", "sr"})
+"""Languages that are not written in Latin letters, and those that are written in these or in others."""
+WORDLESS = CASELESS - {"zh"} | {"vi"}
+"""Languages whose words are not simply the letters between two spaces: nothing is asked about their words."""
 
 STOP_WORDS = {
     "en": (
@@ -91,6 +104,7 @@ _TO_NARROW = {code: code - 0xFEE0 for code in range(ord("０"), ord("ｚ") + 1) 
 _MARK_SPACES = re.compile(r"(?<=[\w)]) +(?=[.,;!?](?:\s|$))")
 _LATIN_WORD = re.compile(r"[^\W\d_]{2,}")
 _SPACES = re.compile(r"\s+")
+_LATIN_LETTER = re.compile("[A-Za-zªºÀ-ÖØ-öø-ɏḀ-ỿ]")
 _LETTER = re.compile(rf"[^\W\d_{HAN}]")
 
 
@@ -108,8 +122,20 @@ class Word(NamedTuple):
 
 def check_language(option: str, code: str) -> None:
     """Raise UserError, listing the known languages, for a language that is not among them."""
+    if code not in LANGUAGES + OTHER_LANGUAGES:
+        known = ", ".join(LANGUAGES + OTHER_LANGUAGES)
+        raise UserError(option, f"unknown language: {code}", f"Known are: {known}.")
+
+
+def check_user_language(option: str, code: str) -> None:
+    """Raise UserError for a language that no user writes in here."""
     if code not in LANGUAGES:
-        raise UserError(option, f"unknown language: {code}", f"Known are: {', '.join(LANGUAGES)}.")
+        raise UserError(option, f"no phrasings for users of: {code}", f"There are: {', '.join(LANGUAGES)}.")
+
+
+def user_languages(languages: Sequence[str]) -> Sequence[str]:
+    """Those of a pair's languages that users write in; English if there is none."""
+    return [language for language in languages if language in LANGUAGES] or ["en"]
 
 
 def tidy(text: str, language: str) -> str:
@@ -141,7 +167,12 @@ def _no_break_space(spaces: re.Match[str]) -> str:
 
 
 def tokens(text: str, language: str = "") -> list[Word]:
-    """Words and numbers of a text. Runs of Chinese stay whole, for a lexicon to cut; l’école is two words."""
+    """Words and numbers of a text. Runs of Chinese stay whole, for a lexicon to cut; l’école is two words.
+
+    Of a language in WORDLESS only the numbers are given.
+    """
+    if language in WORDLESS:
+        return [Word(match[0], match.start()) for match in _TOKEN.finditer(text) if match[0][0].isdigit()]
     if language != "fr":
         return [Word(match[0], match.start()) for match in _TOKEN.finditer(text)]
     found = []
@@ -155,8 +186,9 @@ def tokens(text: str, language: str = "") -> list[Word]:
 
 
 def is_stop_word(word: str, language: str) -> bool:
-    """Whether a word is a function word; in Chinese also if it begins or ends with a particle."""
-    if word.casefold() in STOP_WORDS[language]:
+    """Whether a word is a function word, as far as the language's are known; in Chinese also if it begins or
+    ends with a particle."""
+    if word.casefold() in STOP_WORDS.get(language, ()):
         return True
     return language == "zh" and (word[0] in CHINESE_PARTICLES or word[-1] in CHINESE_PARTICLES)
 
@@ -170,7 +202,10 @@ def reads_as(text: str, language: str, other: str) -> bool:
     """Whether a text may be in `language`, and not in `other`, that of its translation, or a third one.
 
     Chinese is recognised by its script, the others by their stop words; a text without any stop words passes.
+    A language without stop words here is only told from those of another script.
     """
+    if language not in STOP_WORDS:
+        return language in EITHER_SCRIPT or _is_latin(text) != (language in NOT_LATIN)
     han, letters = len(_HAN.findall(text)), len(_LETTER.findall(text))
     if language == "zh":
         return 3 * han >= letters and han > 0
@@ -178,8 +213,14 @@ def reads_as(text: str, language: str, other: str) -> bool:
         return False
     words = [word.casefold() for word in _LATIN_WORD.findall(text)]
     own = _share(words, language)
-    rivals = {"en", "de", "fr", other} - {language, "zh"}
+    rivals = {"en", "de", "fr", other} & STOP_WORDS.keys() - {language, "zh"}
     return all(own >= _share(words, rival) for rival in rivals)
+
+
+def _is_latin(text: str) -> bool:
+    """Whether most letters of a text are Latin ones."""
+    letters = [character for character in text if character.isalpha()]
+    return 2 * len(_LATIN_LETTER.findall(text)) > len(letters)
 
 
 def _share(words: Sequence[str], language: str) -> int:

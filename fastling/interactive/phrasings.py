@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from fastling.errors import UserError, first_line
-from fastling.interactive.languages import LANGUAGES
+from fastling.interactive.languages import LANGUAGES, OTHER_LANGUAGES
 
 FOLDER = Path(__file__).parent / "phrasings"
 
@@ -137,8 +137,10 @@ def load_phrasings(language: str, folder: Path = FOLDER, fewest: int = FEWEST) -
             key = f"{verdict}.{fault}"
             lists[key] = _sentences(path, key, reasons.get(fault), {"span"}, min(fewest, FEWEST_REASONS))
     names, separator = content.get("languages"), content.get("list_separator")
-    if not isinstance(names, dict) or not set(LANGUAGES) <= names.keys():
-        raise UserError(f"{path}: languages", f"must name {', '.join(LANGUAGES)}")
+    if not isinstance(names, dict):
+        raise UserError(f"{path}: languages", "is no mapping", "Give a name for each code.")
+    if nameless := [code for code in LANGUAGES + OTHER_LANGUAGES if not isinstance(names.get(code), str)]:
+        raise UserError(f"{path}: languages", f"has no name for {nameless[0]}")
     if not isinstance(separator, str) or not separator:
         raise UserError(f"{path}: list_separator", f"must be text: {separator!r}")
     addresses = _addresses(path, content.get("address", {}), lists)

@@ -51,7 +51,7 @@ def correct_draft(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
 
 def no_change(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
     pair = pairs[0]
-    if not dialogue.knowledge.links_of(pair):
+    if not (dialogue.knowledge.links_of(pair) or items_to_keep(pair)):
         return False  # the two may not say the same
     request = dialogue.say("correct_draft", target=pair.target, text=pair.text, draft=pair.reference)
     dialogue.add_version("no_change", [request], pair, lead=dialogue.say("no_change"))

@@ -120,7 +120,7 @@ def _says_more(answer: str, start: Seed) -> bool:
         return True
     if answer[0] in _QUOTES and answer[-1] in _QUOTES and first[0] not in _QUOTES:
         return True
-    return start.target_lang != "zh" and is_chinese(answer) and not is_chinese(first)
+    return start.target_lang not in ("zh", "ja", "ko") and is_chinese(answer) and not is_chinese(first)
 
 
 def _numbers(text: str) -> set[str]:

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastling.errors import UserError
-from fastling.interactive.languages import check_language, is_stop_word, reads_as, tidy, tokens
+from fastling.interactive.languages import (
+    check_language,
+    check_user_language,
+    is_stop_word,
+    reads_as,
+    tidy,
+    tokens,
+)
 from fastling.interactive.words import Lexicon, learn_lexicon
 
 
@@ -84,6 +91,14 @@ def test_tidy(text, language, tidied):
         ("The house is on the hill", "zh", "en", False),
         ("iPhone 7 发布会", "zh", "en", True),
         ("Frank Galicia", "de", "en", True),
+        ("La casa está en la colina", "es", "en", True),
+        ("The house is on the hill", "ja", "en", False),
+        ("家は丘の上にある", "ja", "en", True),
+        ("家は丘の上にある", "es", "en", False),
+        ("Дом стоит на холме", "ru", "en", True),
+        ("The house is on the hill", "ru", "en", False),
+        ("Дом стоит на холме", "pl", "en", False),
+        ("Kuća je na brdu", "sr", "en", True),
     ],
 )
 def test_reads_as(text, language, other, expected):
@@ -95,5 +110,16 @@ def test_stop_words():
 
 
 def test_an_unknown_language_is_refused_with_those_that_are_known():
-    with pytest.raises(UserError, match="unknown language: xx\n  Known are: en, zh, de, fr"):
+    with pytest.raises(UserError, match="unknown language: xx\n  Known are: en, zh, de, fr, ar, bg"):
         check_language("--source-lang", "xx")
+    check_language("--source-lang", "ja")
+
+
+def test_only_a_language_with_phrasings_is_one_that_users_write_in():
+    with pytest.raises(UserError, match="no phrasings for users of: ja\n  There are: en, zh, de, fr"):
+        check_user_language("--user-lang", "ja")
+
+
+def test_of_a_language_without_spaces_between_words_only_the_numbers_are_known():
+    assert [word.text for word in tokens("会議は2016年の5月に", "ja")] == ["2016", "5"]
+    assert [word.text for word in tokens("El 5 de mayo", "es")] == ["El", "5", "de", "mayo"]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fastling.errors import UserError
-from fastling.interactive.languages import LANGUAGES
+from fastling.interactive.languages import LANGUAGES, OTHER_LANGUAGES
 from fastling.interactive.phrasings import FAULTS, FOREIGN, PLACEHOLDERS, VERDICTS, load_phrasings
 
 
@@ -19,7 +19,10 @@ def content(**changes) -> dict:
     }
     good["foreign"] = {key: [f"abroad {good[key][0]}"] for key in FOREIGN}
     good |= {verdict: {fault: ["because of {span}"] for fault in FAULTS} for verdict in VERDICTS}
-    good |= {"languages": {code: code.upper() for code in LANGUAGES}, "list_separator": ", "}
+    good |= {
+        "languages": {code: code.upper() for code in LANGUAGES + OTHER_LANGUAGES},
+        "list_separator": ", ",
+    }
     return good | changes
 
 
@@ -115,7 +118,8 @@ def test_what_is_quoted_is_not_quoted_again(tmp_path):
         ({"foreign": {"translate": ["{text}"]}}, "en.yaml: foreign.correct_draft: is no list of sentences"),
         ({"first_better": []}, "en.yaml: first_better: is no mapping"),
         ({"first_better": {"order": ["{span}"]}}, "en.yaml: first_better.omission: is no list of sentences"),
-        ({"languages": {"en": "English"}}, "en.yaml: languages: must name en, zh, de, fr"),
+        ({"languages": {"en": "English"}}, "en.yaml: languages: has no name for zh"),
+        ({"languages": ["en"]}, "en.yaml: languages: is no mapping"),
         ({"list_separator": 1}, "en.yaml: list_separator: must be text: 1"),
     ],
 )
