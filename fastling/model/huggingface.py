@@ -14,7 +14,7 @@ from torch import Tensor
 from fastling.errors import UserError
 from fastling.files import read_json
 from fastling.model.llama import Llama, local_rows, reshard, whole
-from fastling.model.llama_config import FOREIGN, MODEL_TYPES, LlamaConfig
+from fastling.model.llama_config import ABSENT_SETTINGS, MODEL_TYPES, LlamaConfig
 from fastling.model.meta_format import MetaFolder
 from fastling.model.safetensors_folder import SafetensorsFolder
 
@@ -84,25 +84,10 @@ def read_config(folder: str | Path, *, may_be_delta: bool = False) -> LlamaConfi
     unless `may_be_delta`, for the folder of a delta, which looks like a model.
     """
     folder = Path(folder)
-    if not may_be_delta and (folder / DELTA_RECORD).is_file():
-        fix = f"fastling delta apply --base BASE --delta {folder} --out DIR makes the model."
-        raise UserError(str(folder), "holds differences from a base, not a model", fix)
-    adapter = next(filter(Path.is_file, map(folder.joinpath, _ADAPTER)), None)
-    if adapter:  # transformers would add it to weights in the same folder
-        fix = "Merge it into the model (PEFT's merge_and_unload), or move it to another folder."
-        raise UserError(str(adapter), "is an adapter, which is not read", fix)
+    _refuse_other_folders(folder, may_be_delta)
     if _is_meta_folder(folder):
         return MetaFolder(folder).config
     file = folder / "config.json"
-    if not file.is_file():
-        fix = "Give a Hugging Face folder (config.json) or Meta's original files (params.json)."
-        if (folder / "export").is_dir():
-            fix = f"This is the folder of a run; its model is {folder / 'export'}."
-        elif (folder / "checkpoints").is_dir():
-            fix = (
-                f"This is the folder of a run; fastling export --run {folder} --out DIR makes a model of it."
-            )
-        raise UserError(str(folder), "holds no model: there is no config.json", fix)
     raw = read_json(file)
     if raw.get("model_type") not in MODEL_TYPES:
         supported = ", ".join(MODEL_TYPES)
@@ -134,9 +119,29 @@ def read_config(folder: str | Path, *, may_be_delta: bool = False) -> LlamaConfi
         raise UserError(str(file), f"holds a value of the wrong type: {error}") from None
 
 
+def _refuse_other_folders(folder: Path, may_be_delta: bool) -> None:
+    """Raise UserError, with what to do instead, for a folder of anything but a model."""
+    if not may_be_delta and (folder / DELTA_RECORD).is_file():
+        fix = f"fastling delta apply --base BASE --delta {folder} --out DIR makes the model."
+        raise UserError(str(folder), "holds differences from a base, not a model", fix)
+    adapter = next(filter(Path.is_file, map(folder.joinpath, _ADAPTER)), None)
+    if adapter:  # transformers would add it to weights in the same folder
+        fix = "Merge it into the model (PEFT's merge_and_unload), or move it to another folder."
+        raise UserError(str(adapter), "is an adapter, which is not read", fix)
+    if not _is_meta_folder(folder) and not (folder / "config.json").is_file():
+        fix = "Give a Hugging Face folder (config.json) or Meta's original files (params.json)."
+        if (folder / "export").is_dir():
+            fix = f"This is the folder of a run; its model is {folder / 'export'}."
+        elif (folder / "checkpoints").is_dir():
+            fix = (
+                f"This is the folder of a run; fastling export --run {folder} --out DIR makes a model of it."
+            )
+        raise UserError(str(folder), "holds no model: there is no config.json", fix)
+
+
 def _shared_names(model_type: str) -> list[str]:
     """The shared names that a family has; it ignores others, whatever its config.json says of them."""
-    return [name for name in _REQUIRED + _OPTIONAL if name not in FOREIGN[model_type]]
+    return [name for name in _REQUIRED + _OPTIONAL if name not in ABSENT_SETTINGS[model_type]]
 
 
 def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:

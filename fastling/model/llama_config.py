@@ -6,14 +6,14 @@ from typing import get_args, get_type_hints
 
 from fastling.errors import UserError
 
-FOREIGN = {
+ABSENT_SETTINGS = {
     "llama": (),
     "mistral": ("attention_bias", "mlp_bias"),
     "qwen2": ("attention_bias", "mlp_bias"),
     "qwen3": ("mlp_bias",),
 }
 """Family of models that can be trained -> the settings that it does not have."""
-MODEL_TYPES = tuple(FOREIGN)
+MODEL_TYPES = tuple(ABSENT_SETTINGS)
 _SCALING_KEYS = {
     "linear": {"factor"},
     "llama3": {
@@ -93,7 +93,7 @@ class LlamaConfig:
             refuse("num_key_value_heads", f"does not divide {self.num_attention_heads} heads")
         if self.head_dim % 2:
             refuse("head_dim", "must be even")
-        for name in FOREIGN[self.model_type]:
+        for name in ABSENT_SETTINGS[self.model_type]:
             if getattr(self, name):
                 refuse(name, f"{self.model_type} has no such setting")
         if self.rope_scaling is not None:
