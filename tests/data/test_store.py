@@ -84,9 +84,8 @@ def test_a_store_holds_what_the_encoder_gives(tmp_path):
     sources = (SourceFile("first", first, "zh-en"), SourceFile("second", second, None))
     store = open_store(recipe(sources=sources), tmp_path / "store", workers=1)
 
-    encoder = Encoder(TEMPLATES["bayling"], load_tokenizer(TOKENIZER), 200)
     good = [*rows(3), *rows(2, "mehr"), *rows(2, "noch"), *rows(1, "x")]
-    expected = encoder.encode([parse_row(row) for row in good])
+    expected = encoder("bayling").encode([parse_row(row) for row in good])
     assert len(store) == len(expected) == 8
     for number, each in enumerate(expected):
         tokens, spans = store.document(number)

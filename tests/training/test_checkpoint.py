@@ -16,7 +16,6 @@ from torch.distributed.checkpoint import filesystem
 from fastling.config import Checkpoint
 from fastling.errors import RunError, UserError
 from fastling.training import checkpoint
-from fastling.training.parallel import open_world
 
 
 @pytest.fixture
@@ -369,12 +368,3 @@ def test_state_json_tells_step_and_ranks(process_group, tmp_path):
     folder = save(tmp_path, 7, *model_and_optimizer())
     state = json.loads((folder / "state.json").read_text())
     assert state["step"] == 7 and state["ranks"] == 1
-
-
-def test_a_world_of_one_needs_no_launcher(tiny_run):
-    from fastling.config import build_parser, parse
-
-    config, _ = parse(build_parser("test", ""), ["--config", str(tiny_run())])
-    with open_world(config) as world:
-        assert (world.rank, world.size, world.is_main) == (0, 1, True)
-        assert world.from_main(5) == 5

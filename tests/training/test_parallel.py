@@ -10,9 +10,16 @@ import pytest
 import torch
 from conftest import run_python
 
-from fastling.config import Config
+from fastling.config import Config, build_parser, parse
 from fastling.errors import RunError, UserError
 from fastling.training.parallel import open_world
+
+
+def test_a_world_of_one_needs_no_launcher(tiny_run):
+    config, _ = parse(build_parser("test", ""), ["--config", str(tiny_run())])
+    with open_world(config) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        assert world.from_main(5) == 5
 
 
 def test_a_gpu_that_is_full_is_told_in_words_with_what_helps():
