@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -27,6 +28,13 @@ from fastling.terminal import make_progress
 
 DESCRIPTION = "Judge answers of one or more turns against a baseline's, through an OpenAI-compatible server."
 PAPERS_JUDGE = "gpt-4"
+
+
+class Asked(NamedTuple):
+    """What a user asks, turn by turn."""
+
+    category: str
+    turns: tuple[str, ...]
 
 
 def add_options(parser: Parser) -> None:
@@ -108,14 +116,14 @@ def _cache(options: argparse.Namespace) -> Path:
 
 
 def _our_answers(
-    options: argparse.Namespace, questions: dict, console: Console
+    options: argparse.Namespace, questions: dict[str, Asked], console: Console
 ) -> tuple[dict[str, tuple[str, ...]], dict, tuple[str, ...]]:
     """(question_id -> answers, read or generated; failures of the model that generated them; notes)."""
     if options.answers:
         answers, notes = read_answers(options.answers, questions)
         return answers, {}, notes
     asked = dict(list(questions.items())[: options.limit])
-    answered = answer_questions(options, [Question(turns) for _, turns in asked.values()], console)
+    answered = answer_questions(options, [Question(question.turns) for question in asked.values()], console)
     counts, notes = failures_of(answered)
     texts = [tuple(answer.text for answer in answers) for answers in answered]
     return dict(zip(asked, texts, strict=True)), {"answers": counts}, notes
@@ -124,8 +132,8 @@ def _our_answers(
 # Files ----------------------------------------------------------------------------------------------
 
 
-def read_questions(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """question_id -> (category, turns). Raises UserError with file and line."""
+def read_questions(path: Path) -> dict[str, Asked]:
+    """question_id -> question. Raises UserError with file and line."""
     questions = {}
     for where, key, row in _named_rows(path):
         turns = texts_of(row.get("text", row.get("turns")))
@@ -134,12 +142,12 @@ def read_questions(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
         category = row.get("category") or "none"
         if not isinstance(category, str):
             raise UserError(where, f"category must be text: {category!r:.80}")
-        questions[key] = (category, tuple(turns))
+        questions[key] = Asked(category, tuple(turns))
     return questions
 
 
 def read_answers(
-    path: Path, questions: dict[str, tuple[str, tuple[str, ...]]]
+    path: Path, questions: dict[str, Asked]
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """(question_id -> an answer for each turn, for all questions; a note if rows answer no question).
 
@@ -151,8 +159,9 @@ def read_answers(
             others += 1
             continue
         found = answers_of(row, where)
-        if len(found) != len(questions[key][1]):
-            raise UserError(where, f"holds {len(found)} answers; the turns are {len(questions[key][1])}")
+        turns = questions[key].turns
+        if len(found) != len(turns):
+            raise UserError(where, f"holds {len(found)} answers; the turns are {len(turns)}")
         answers[key] = tuple(found)
     missing = [key for key in questions if key not in answers]
     if missing:

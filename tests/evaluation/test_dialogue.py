@@ -23,7 +23,7 @@ from misbehaving_server import completion, serving
 
 from fastling import evaluate
 from fastling.errors import RunError, UserError
-from fastling.evaluation.dialogue import read_answers, read_questions
+from fastling.evaluation.dialogue import Asked, read_answers, read_questions
 from fastling.evaluation.judge import Failures, Judgement, Pair
 from fastling.evaluation.judge_summary import summarize
 
@@ -341,7 +341,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_pays_nothing_twice(tmp_pa
 
 # Files ----------------------------------------------------------------------------------------------
 
-TWO = {"1": ("generic", ("Hi?", "So?")), "b": ("math", ("1 + 1?",))}
+TWO = {"1": Asked("generic", ("Hi?", "So?")), "b": Asked("math", ("1 + 1?",))}
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_questions_are_read_in_each_form(tmp_path):
     ]
     path = tmp_path / "q.json"
     path.write_text("\ufeff" + json.dumps(rows), encoding="utf-8")
-    assert read_questions(path) == TWO | {"-3": ("none", ("Wie?",))}
+    assert read_questions(path) == TWO | {"-3": Asked("none", ("Wie?",))}
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_a_row_that_cannot_be_right_is_named_with_its_line(tmp_path, line, what)
 
 
 def test_a_file_that_ends_early_is_named_with_what_it_lacks(tmp_path):
-    questions = {str(number): ("generic", ("Hi?",)) for number in range(80)}
+    questions = {str(number): Asked("generic", ("Hi?",)) for number in range(80)}
     path = write_rows(tmp_path / "a.jsonl", [{"question_id": n, "text": "A"} for n in range(73)])
     with pytest.raises(
         UserError, match=r"a\.jsonl: 7 of 80 questions have no answer: 73, 74, 75, 76, 77, \.\.\."
