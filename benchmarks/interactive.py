@@ -5,7 +5,6 @@ in the same direction and asked for in the same language, as single turns. Both 
 tokens; both are judged on held-out dialogues of every type and on held-out single turns.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -27,7 +26,7 @@ from fastling.interactive.languages import tidy
 from fastling.interactive.pairs import read_lines
 from fastling.interactive.phrasings import load_phrasings
 from fastling.other_names import OTHER_NAMES
-from fastling.settings import Settings
+from fastling.settings import Parser, Settings
 from fastling.workers import own_cores
 
 ARMS = ("interactive", "single")
@@ -36,7 +35,7 @@ SINGLE = "single"
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.interactive", description=__doc__)
+    parser = Parser("python -m benchmarks.interactive", __doc__)
     parser.add_argument("--config", type=Path, required=True, help="trains on interactive dialogues")
     parser.add_argument("--text", type=Path, required=True, help="folder of the lines they were built from")
     parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and table.jsonl")

@@ -49,6 +49,7 @@ from fastling.config import Config, Parallel
 from fastling.errors import RunError, UserError, leave, run_program
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
+from fastling.settings import Parser
 from fastling.terminal import make_console
 from fastling.training.parallel import open_world
 
@@ -260,7 +261,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.ranks", description=__doc__.splitlines()[0])
+    parser = Parser("python -m benchmarks.ranks", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of processes (default: 1 2 4 8)")
     add("--steps", type=int, default=5, help=f"timed of each, after {WARM_UP} (default: %(default)s)")
