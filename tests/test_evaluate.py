@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import sys
+from argparse import Namespace
 
 import pytest
 from conftest import run_python
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from fastling import evaluate
 from fastling.errors import RunError, UserError
-from fastling.evaluation.result import TableData
+from fastling.evaluation.result import Result, TableData
 
 
 @pytest.fixture
@@ -134,6 +135,13 @@ def test_where_nothing_can_be_written_is_told_before_the_work(files, tmp_path, a
 def test_a_result_takes_no_place_of_what_it_is_made_of(arguments, named):
     with pytest.raises(UserError, match=named):
         evaluate.main(arguments.split())
+
+
+def test_a_result_with_half_a_character_is_kept(tmp_path):
+    """As in the name of a file that is no UTF-8."""
+    result, out = Result("exam", {"file": "caf\udce9"}), tmp_path / "r.json"
+    evaluate._deliver(result, Namespace(out=out, report=None, json=False), Console(file=io.StringIO()))
+    assert json.loads(out.read_text(encoding="utf-8"))["file"] == "caf\udce9"
 
 
 def test_a_comet_that_fails_ends_with_status_1_after_the_scores_are_delivered(files, tmp_path, capsys):
