@@ -235,7 +235,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         for name in ("tokenizer.json", "tokenizer.model"):
             if (path / name).exists():
                 return load_tokenizer(path / name)
-        raise UserError(str(path), "holds neither tokenizer.json nor tokenizer.model")
+        fix = "Put the model's tokenizer there; training also takes it as data.tokenizer."
+        if (path / "export").is_dir():
+            fix = f"This is the folder of a run; its model is {path / 'export'}."
+        raise UserError(str(path), "holds neither tokenizer.json nor tokenizer.model", fix)
     if path.is_file():
         check_no_pointer(path)
         try:

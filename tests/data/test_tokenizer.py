@@ -150,6 +150,14 @@ def test_a_folder_is_read_as_servers_do(kinds, tmp_path):
     assert load_tokenizer(tmp_path).path.name == "tokenizer.json"
 
 
+def test_a_folder_without_tokenizer_may_be_a_run(tmp_path):
+    with pytest.raises(UserError, match="training also takes it as data.tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "export").mkdir()
+    with pytest.raises(UserError, match="This is the folder of a run; its model is .*/export"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
 def test_a_file_that_may_not_be_read_is_not_called_another_format(name, tmp_path, monkeypatch):
     def refuse(path, *_):
