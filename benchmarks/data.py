@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.training_case import Case, make_weights
-from fastling.config import Config
+from fastling.config import Config, resolve
 from fastling.data.batches import Loader
 from fastling.data.conversation import Conversation, Refused, parse_row
 from fastling.data.packing import make_plan
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m benchmarks.data", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", type=Path, default=Path("fastling/demo/train.jsonl"), help="default: the demo's")
+    add("--data", default="fastling:demo/train.jsonl", help="default: the demo's")
     add("--tokenizer", default="fastling:demo/tokenizer.model", help="default: the demo's")
     add("--template", default="bayling", help="default: %(default)s; TRL is compared with bayling only")
     add("--rows", type=int, default=20_000, help="default: %(default)s")
@@ -79,8 +79,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:
         "demo", str(folder / "rows.jsonl"), options.tokenizer, options.template, options.sequence_length
     )
     few = dataclasses.replace(case, data=str(folder / "few.jsonl"))
-    write_rows(options.data, Path(case.data), options.rows)
-    write_rows(options.data, Path(few.data), options.rows // 10)
+    rows = resolve(options.data, "--data")
+    write_rows(rows, Path(case.data), options.rows)
+    write_rows(rows, Path(few.data), options.rows // 10)
     cores = own_cores()
     peers = options.template == "bayling" and find_spec("trl") is not None
     if peers:

@@ -69,6 +69,19 @@ def test_rows_tell_the_command_with_files_by_their_names(tmp_path, monkeypatch, 
     assert row["command"] == f"python -m benchmarks.data --data own.jsonl {more}"
 
 
+def test_the_demos_data_are_found_from_every_folder(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise RunError("rows", "are written")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "make_weights", stop)
+    monkeypatch.setattr(data, "prepare", stop)
+    with pytest.raises(RunError, match="are written"):
+        next(data.measure(data.parse(["--rows", "40"]), tmp_path))
+    with pytest.raises(UserError, match="^--data: no such file or folder: nowhere.jsonl"):
+        next(data.measure(data.parse(["--data", "nowhere.jsonl"]), tmp_path))
+
+
 def test_packing_says_how_full_packs_are(monkeypatch):
     monkeypatch.setattr(data, "CONVERSATIONS_TO_PACK", 1000)
     assert data.packing_row(numpy.array([5]), capacity=10)["fill"] == 1.0
