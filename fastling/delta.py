@@ -63,7 +63,9 @@ def apply(arguments: Sequence[str]) -> None:
         "Deltas of other software (FastChat's, with no delta.json) are applied with a warning that the "
         "base cannot be checked.",
     )
-    parser.add_argument("--delta", type=Path, required=True, help="folder with the differences")
+    differences = parser.add_mutually_exclusive_group(required=True)
+    differences.add_argument("--delta", type=Path, help="folder with the differences")
+    differences.add_argument("--target", type=Path, dest="delta", help="the same, by the name that make has")
     options = parser.parse_args(arguments)
     console = make_console()
     record = apply_delta(

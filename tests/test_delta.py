@@ -23,7 +23,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_there_and_back(folder, tmp_path, capsys):
+@pytest.mark.parametrize("named", ["--delta", "--target"])
+def test_there_and_back(folder, tmp_path, capsys, named):
     base, target = str(folder / "base"), str(folder / "target")
     made, back = str(tmp_path / "delta"), str(tmp_path / "back")
     delta.main(["make", "--base", base, "--target", target, "--out", made, "--dtype", "fp16", "--json"])
@@ -31,7 +32,7 @@ def test_there_and_back(folder, tmp_path, capsys):
     facts = json.loads(shown.out)
     assert facts["out"] == made and facts["exact"] is True and facts["largest_difference"] == 0
     assert "bit for bit" in shown.err and "Traceback" not in shown.err
-    delta.main(["apply", "--base", base, "--delta", made, "--out", back, "--json"])
+    delta.main(["apply", "--base", base, named, made, "--out", back, "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert facts["base_checked"] is True and facts["result_dtype"] == "float16"
     found, wanted = tensors_of(tmp_path / "back"), tensors_of(folder / "target")
@@ -61,6 +62,10 @@ def test_nothing_is_overwritten(folder):
     [
         (["unmake"], "neither make nor apply: unmake"),
         (["make", "--base", "nowhere"], "--out"),
+        (
+            ["apply", "--base", "nowhere", "--delta", "one", "--target", "other", "--out", "x"],
+            "not allowed with",
+        ),
         (["make", "--base", "nowhere", "--target", "nowhere", "--out", "x"], "holds no model"),
         (
             ["apply", "--base", "nowhere", "--delta", "nowhere", "--out", "x", "--dtype", "fp16"],
