@@ -60,7 +60,7 @@ def broken(tmp_path_factory) -> Path:
         "refused.jsonl": '{"a": 1}\n' * 3,
         "good.jsonl": row,
         "escape.jsonl": '{"\\u001b[31m": 1}',
-        "half.jsonl": f"{row}\n\n{{broken\n",
+        "most.jsonl": f"{row}\n\n{{broken\n{{broken\n",
         "broken.json": f"[{row},\n{{]",
         "cut.jsonl.gz": "\x1f",
         "text.parquet": "PAR",
@@ -201,9 +201,9 @@ def test_a_mistake_in_the_data(say, tmp_path, given, said):
 
 def test_the_refused_rows_can_all_be_read(say, broken):
     """The message names the first one, the file with all of them, and the setting that allows more."""
-    _, message = say("prepare", data={"sources": [{"name": "mine", "path": "FILES/half.jsonl"}]})
+    _, message = say("prepare", data={"sources": [{"name": "mine", "path": "FILES/most.jsonl"}]})
     path = Path(message.split("All of them: ")[1].split(". data.max")[0])
-    (entry,) = map(json.loads, path.read_text().splitlines())
+    entry, _ = map(json.loads, path.read_text().splitlines())
     assert (entry["source"], entry["row"], entry["reason"]) == ("mine", 1, "broken-json")
     assert entry["location"] == "3"  # the line; the file may be moved
     assert "data.max_refused_share (0.5) says how many are too many." in message
