@@ -19,6 +19,7 @@ import tokenizers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from fastling.data.normalization import steps_of
 from fastling.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 from fastling.errors import UserError
 
@@ -49,8 +50,8 @@ def exact_tokenizer_json(tokenizer: Tokenizer, control_tokens: Sequence[str]) ->
 def check_doubtful_kinds(tokenizer: Tokenizer, control_tokens: Sequence[str]) -> None:
     """Raise UserError if a SentencePiece model of a doubtful kind has no exact tokenizer.json.
 
-    Only kinds that seldom have one are tried here. The proof takes a second, which models of the usual kinds
-    do not need before they are exported.
+    Only kinds that may have none are tried here. The proof takes seconds, which models of the usual kinds do
+    not need before they are exported.
     """
     if isinstance(tokenizer, JsonTokenizer):
         return
@@ -148,14 +149,15 @@ def _unigram(proto) -> models.Unigram:
 
 
 def _normalizer(spec) -> normalizers.Normalizer:
-    steps = []
+    first_space = [normalizers.Prepend("▁")] if spec.add_dummy_prefix else []
+    # A text of which the table leaves nothing still has its first space, unless blanks are collapsed.
+    steps = [] if spec.remove_extra_whitespaces else first_space
     if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+        steps += steps_of(spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
         # At the end SentencePiece looks for spaces after it has replaced them.
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(r"\A +|[ ▁]+\z"), "")]
-    if spec.add_dummy_prefix:
-        steps.append(normalizers.Prepend("▁"))
+        steps += first_space
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", "▁"))
     return normalizers.Sequence(steps)

@@ -46,13 +46,27 @@ EXACT = {
     "no first space": {"add_dummy_prefix": False},
     "blanks collapsed": {"remove_extra_whitespaces": True},
     "control symbols": {"control_symbols": "<|im_start|>,<|im_end|>"},
+    "NFKC": {"normalization_rule_name": "nmt_nfkc", "vocab_size": 450},
+    "NFKC and blanks collapsed": {
+        "normalization_rule_name": "nmt_nfkc",
+        "remove_extra_whitespaces": True,
+        "vocab_size": 450,
+    },
+    "NFKC in lower case": {"normalization_rule_name": "nfkc_cf", "vocab_size": 450},
+    "as SentencePiece trains by itself": {
+        "model_type": "unigram",
+        "vocab_size": 200,
+        "byte_fallback": False,
+        "normalization_rule_name": "nmt_nfkc",
+        "remove_extra_whitespaces": True,
+        "split_digits": False,
+        "allow_whitespace_only_pieces": False,
+    },
     "Unigram": {"model_type": "unigram", "vocab_size": 450},
     "Unigram, no byte fallback": {"model_type": "unigram", "vocab_size": 200, "byte_fallback": False},
     "Unigram, no first space": {"model_type": "unigram", "vocab_size": 450, "add_dummy_prefix": False},
 }
 REFUSED = {
-    "text changed by NFKC": {"normalization_rule_name": "nmt_nfkc"},
-    "NFKC and blanks collapsed": {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
     "pieces that are found first": {"user_defined_symbols": "\n,  "},
     "spaces at the end of words": {"treat_whitespace_as_suffix": True},
 }
