@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fastling import files
@@ -22,7 +22,7 @@ from fastling.data.template import load_template
 from fastling.data.tokenizer import Tokenizer, load_tokenizer
 from fastling.data.tokenizer_export import check_doubtful_kinds
 from fastling.errors import UserError, run_program
-from fastling.terminal import make_console, print_result
+from fastling.terminal import make_console, make_progress, print_result
 
 MANIFEST = "manifest.json"
 """Name of the file in a run folder that says what the run began with (training/record.py)."""
@@ -218,13 +218,11 @@ def _open(config: Config, sources: Sequence[Source], label: str) -> Store:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError("data.store", f"cannot be written: {folder}: {error.strerror}") from None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=make_console(), transient=True)
+    progress = make_progress(make_console(), SpinnerColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     task = progress.add_task(f"tokenizing and proving {label} rows", total=None)
 
     def advance(rows: int) -> None:  # only the one process that builds the store gets here
-        if progress.console.is_terminal:
-            progress.start()
+        progress.start()
         progress.advance(task, rows)
 
     try:

@@ -1,13 +1,24 @@
 """Words for a person go to stderr; stdout is for results that a program reads."""
 
 import sys
+import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from fastling.files import json_line
 
 WIDTH_OF_A_FILE = 120
+SECONDS_BETWEEN_LINES = 10.0
+"""Where stderr is no terminal, long work says so often how far it is."""
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -19,10 +30,34 @@ def make_console(*, quiet: bool = False) -> Console:
     return Console(stderr=True, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
 
 
-def make_progress(console: Console) -> Progress:
-    """A progress bar with counts, on a terminal only; it disappears at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+class LoggedProgress(Progress):
+    """A bar that disappears at the end; without a terminal, as in a job's log, a line now and then."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console):
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.said_at = time.monotonic()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def update(self, task_id: TaskID, **changes: object) -> None:
+        super().update(task_id, **changes)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        if self.console.is_terminal or time.monotonic() - self.said_at < SECONDS_BETWEEN_LINES:
+            return
+        self.said_at = time.monotonic()
+        (task,) = (task for task in self.tasks if task.id == task_id)
+        of_total = f" of {task.total:,.0f}" if task.total is not None else ""
+        self.console.print(f"{task.description}: {task.completed:,.0f}{of_total}")
+
+
+def make_progress(console: Console, *columns: ProgressColumn) -> LoggedProgress:
+    """The progress of counted work: its description, and a bar with counts if no other columns are given."""
+    columns = columns or (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return LoggedProgress(TextColumn("{task.description}"), *columns, console=console)
 
 
 def print_result(result: object) -> None:

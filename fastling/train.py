@@ -8,6 +8,7 @@ Without --config it trains the demo. It resumes by itself when the run folder ho
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -116,7 +117,8 @@ class Run:
         if not self.first_step and files.read_json_lines(self.run_dir / "metrics.jsonl"):
             said = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
             self.console.print(said, style="yellow")
-        if self.config.evaluate != Evaluate() and not self.prepared.validation:
+        evaluate = replace(self.config.evaluate, sample_tokens=None)  # which every config has been given
+        if evaluate != Evaluate() and not self.prepared.validation:
             self.console.print("nothing is evaluated: data.validation names no held-out data", style="yellow")
         record.write_records(self.config, self.prepared, self.export.shape, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)

@@ -60,8 +60,8 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy_TO):
         (x_TI,) = ctx.saved_tensors
-        weight_OI = ctx.weight_OI
-        dx_TI = _input_gradient(dy_TO, weight_OI) if ctx.needs_input_grad[0] else None
+        weight_OI, dy_TO = ctx.weight_OI, _widened(dy_TO)
+        dx_TI = _times_weight(dy_TO, weight_OI, x_TI.dtype) if ctx.needs_input_grad[0] else None
         is_first = weight_OI.grad is None
         if is_first:
             weight_OI.grad = torch.empty_like(weight_OI)
@@ -86,8 +86,9 @@ class _Widened(torch.autograd.Function):
     def backward(ctx, dy_TO):
         x_TI, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        dx_TI = _input_gradient(dy_TO, weight_OI) if needs_x else None
-        dw_OI = dy_TO.t().float() @ x_TI.float() if needs_weight else None
+        dy_TO = _widened(dy_TO)
+        dx_TI = _times_weight(dy_TO, weight_OI, x_TI.dtype) if needs_x else None
+        dw_OI = dy_TO.t() @ _widened(x_TI) if needs_weight else None
         return dx_TI, dw_OI, _bias_gradient(dy_TO) if ctx.has_bias else None
 
 
@@ -108,11 +109,13 @@ def _forward(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> T
     return F.linear(x_TI.float(), *rounded).to(x_TI.dtype)
 
 
-def _input_gradient(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
-    rounded_OI = weight_OI.to(dy_TO.dtype)
-    if widens(dy_TO):
-        return (dy_TO.float() @ rounded_OI.float()).to(dy_TO.dtype)
-    return dy_TO @ rounded_OI
+def _widened(x_TI: Tensor) -> Tensor:
+    return x_TI.float() if widens(x_TI) else x_TI
+
+
+def _times_weight(dy_TO: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
+    """dy W16 (T, I) in `dtype`, that of W16; dy may be widened."""
+    return (dy_TO @ weight_OI.to(dtype).to(dy_TO.dtype)).to(dtype)
 
 
 def _bias_gradient(dy_TO: Tensor) -> Tensor:
@@ -131,6 +134,10 @@ def add_product_float32(total: Tensor, left: Tensor, right: Tensor, *, beta: int
 
 
 # For torch.compile, which would keep W16 from forward to backward -----------------------------------
+
+
+def _input_gradient(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
+    return _times_weight(_widened(dy_TO), weight_OI, dy_TO.dtype)
 
 
 def _weight_gradient(dy_TO: Tensor, x_TI: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ LAYERS = {
     "interactive": (("errors", "files", "remote", "workers"), ("numpy", "yaml")),
     # both
     "training": (
-        ("config", "data", "errors", "files", "kernels", "model", "ops", "prepare"),
+        ("config", "data", "errors", "files", "kernels", "model", "ops", "prepare", "terminal"),
         ("matplotlib", "numpy", "rich", "safetensors", "torch", "torchao", "wandb"),
     ),
     "inference": (("data", "errors", "model"), ("jinja2", "torch")),

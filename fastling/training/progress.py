@@ -12,7 +12,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-SECONDS_BETWEEN_LINES = 10.0
+from fastling.terminal import SECONDS_BETWEEN_LINES
 
 
 def loss_units(loss_per: str) -> tuple[str, str]:
