@@ -23,8 +23,8 @@ from fastling.errors import UserError
 SEPARATOR = "\ufdd0"
 STAND_INS = [chr(code) for code in range(0xFDD1, 0xFDF0)]
 LABELS = np.arange(1, 256)
-LONGEST_KEY_BYTES = 64
-"""More than any key has; in a damaged table there may be one that never ends."""
+LONGEST_KEY_BYTES, MOST_NODES = 64, 5_000_000
+"""More than any table has; in a damaged one keys may have no end, or be without number."""
 MOST_UNLIKE = 100
 """Keys that may be replaced by name; of a table with more, NFKC is not the base."""
 ALL = [chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
@@ -89,9 +89,12 @@ def _leaves(units: np.ndarray, replacements: bytes) -> Iterator[tuple[str, str]]
         start = int(units[node]) & 0x7FFFFFFF
         return node, replacements[start : replacements.index(b"\0", start)].decode()
 
-    waiting = [(_offset(int(units[0])), b"")]
+    waiting, visited = [(_offset(int(units[0])), b"")], 0
     while waiting:
         node, start = waiting.pop()
+        visited += 1
+        if visited + len(waiting) > MOST_NODES:
+            raise ValueError("it has too many keys")
         for label, below, replacement in children(node):
             key = start + label
             if len(key) > LONGEST_KEY_BYTES:
@@ -109,7 +112,8 @@ def _offset(unit: int) -> int:
 def _borders(table: Mapping[str, str]) -> str:
     """A pattern of the places, of width zero, between two characters that no key spans."""
     products = _products(key for key in table if len(key) > 1)
-    later = {char for product in products for chars in product[1:] for char in chars}
+    # The separator, which is in no text, lest the class is empty.
+    later = {SEPARATOR, *(char for product in products for chars in product[1:] for char in chars)}
     spans = "".join(f"(?!(?<={''.join(map(_class, before))}){_class(last)})" for *before, last in products)
     return rf"(?!\A)(?=[\s\S])(?:(?!{_class(later)})|{spans})"
 

@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,14 +71,26 @@ def test_a_table_that_is_not_built_on_nfkc_is_left_to_tokenizers(rule, monkeypat
     assert whole.normalize_str("①") == "1"
 
 
-@pytest.mark.parametrize("damage", ["cut", "no replacements", "a circle"])
-def test_a_damaged_table_is_told_in_words(damage):
-    # One unit whose children are itself and its neighbours, each a node that goes on.
-    circle = (
-        (256).to_bytes(4, "little")
-        + bytes(4)
-        + b"".join((label | 1 << 10).to_bytes(4, "little") for label in range(1, 64))
-    )
-    charsmap = {"cut": b"\x10\0", "no replacements": b"\x08\0\0\0" + b"\0" * 4, "a circle": circle}[damage]
-    with pytest.raises(UserError, match="its table of normalisation is damaged"):
+# A trie whose first unit leads to the others, and each of these to all of them again.
+CIRCLE = np.array([64, 0, *(label | 1 << 10 for label in range(1, 64))], "<u4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("charsmap", "why"),
+    [
+        (b"\x10\0", "requires a buffer"),
+        (b"\x10\0\0\0" + bytes(4), "buffer is smaller"),
+        (CIRCLE, "a key has no end"),
+    ],
+    ids=["no size", "cut", "a circle"],
+)
+def test_a_damaged_table_is_told_in_words(charsmap, why):
+    with pytest.raises(UserError, match=f"its table of normalisation is damaged: .*{why}"):
+        read_table(charsmap)
+
+
+def test_a_table_of_keys_without_number_fills_no_memory(rule, monkeypatch):
+    _, charsmap, _ = rule
+    monkeypatch.setattr(normalization, "MOST_NODES", 10_000)
+    with pytest.raises(UserError, match="it has too many keys"):
         read_table(charsmap)
