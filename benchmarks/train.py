@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         batch_tokens=options.batch_tokens,
         micro_batch_tokens=options.micro_batch_tokens or options.batch_tokens,
         steps=options.steps,
+        precision=options.precision,
         peers=not options.ladder,
         processes=options.processes,
     )
@@ -103,6 +104,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--batch-tokens", type=int, default=8192, help="of a step (default: %(default)s)")
     add("--micro-batch-tokens", type=int, help="at once, for fastling (default: a step's)")
     add("--steps", type=int, default=20, help="of every trainer (default: %(default)s)")
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help="of all (default: %(default)s)")
     add("--processes", type=int, default=1, help="that share a step, by torchrun (default: %(default)s)")
     add("--trainers", help=f"some of: {'; '.join(PEERS)} (default: what can run here)")
     add("--ladder", action="store_true", help="fastling beside itself, one thing more at a time")

@@ -150,14 +150,13 @@ def _unigram(proto) -> models.Unigram:
 
 def _normalizer(spec) -> normalizers.Normalizer:
     first_space = [normalizers.Prepend("▁")] if spec.add_dummy_prefix else []
-    # A text of which the table leaves nothing still has its first space, unless blanks are collapsed.
-    steps = [] if spec.remove_extra_whitespaces else first_space
-    if spec.precompiled_charsmap:
-        steps += steps_of(spec.precompiled_charsmap)
+    steps = [*steps_of(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         # At the end SentencePiece looks for spaces after it has replaced them.
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(r"\A +|[ ▁]+\z"), "")]
         steps += first_space
+    else:  # a text of which the table leaves nothing still has its first space
+        steps = first_space + steps
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", "▁"))
     return normalizers.Sequence(steps)
