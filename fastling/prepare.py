@@ -19,8 +19,16 @@ from fastling.data.encoding import Encoder
 from fastling.data.packing import Plan, make_plan
 from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
 from fastling.data.template import load_template
-from fastling.data.tokenizer import Tokenizer, load_tokenizer
+from fastling.data.tokenizer import load_tokenizer
 from fastling.data.tokenizer_export import check_doubtful_kinds
+from fastling.data_checks import (
+    check_held_out_names,
+    check_model,
+    check_plan_size,
+    check_tokenizer,
+    check_weights,
+    other_form_in_words,
+)
 from fastling.errors import UserError, run_program
 from fastling.terminal import make_console, make_progress, print_result
 
@@ -29,8 +37,6 @@ MANIFEST = "manifest.json"
 
 FEW_STEPS = 20
 """Below, a run that is measured in epochs is told of its few steps: its data is small for the batch."""
-MOST_SHOWN = 1_000_000_000
-"""Most conversations or packs of a run: the plan takes some bytes for each of them in every process."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +117,15 @@ def prepare_data(config: Config) -> Prepared:
     encoder = make_encoder(config)
     # Before hours of work, not after it.
     check_doubtful_kinds(encoder.tokenizer, encoder.template.control_tokens)
-    _check_is_the_models(config, encoder.tokenizer)
+    check_tokenizer(config, encoder.tokenizer)
+    check_model(config, encoder.tokenizer)
     training = _open(config, data.sources, "training")
     validation = _open(config, data.validation, "held-out") if data.validation else None
     if validation:
-        _check_held_out_names(validation)
+        check_held_out_names(validation)
     epochs = train.epochs or 3
-    _check_weights(data.sources, training, None if train.steps else epochs)
-    _check_length(config, training, epochs)
+    check_weights(data.sources, training, None if train.steps else epochs)
+    check_plan_size(config, training, epochs)
     plan = make_plan(
         training.document_tokens,
         training.sources,
@@ -129,76 +136,6 @@ def prepare_data(config: Config) -> Prepared:
         packs=train.steps * config.global_packs if train.steps else None,
     )
     return Prepared(encoder, training, validation, plan, -(-len(plan) // config.global_packs))
-
-
-def _check_is_the_models(config: Config, tokenizer: Tokenizer) -> None:
-    """Raise UserError if the tokenizer is unlike the pretrained model's, to which ids mean other text."""
-    if not (config.data.tokenizer and config.model.pretrained):
-        return
-    try:
-        own = load_tokenizer(resolve(config.model.pretrained, "model.pretrained"))
-    except UserError:  # none in the folder, or one that cannot be read
-        return
-    known = min(own.vocab_size, tokenizer.vocab_size)  # one may have been extended
-    numbers = range(0, known, max(1, known // 1000))
-    same = sum(own.piece(number) == tokenizer.piece(number) for number in numbers)
-    if same < 0.9 * len(numbers):
-        what = f"is not like {own.path}: of {len(numbers)} tokens {same} are the same"
-        raise UserError("data.tokenizer", what, "Leave it out, or name the model's own.")
-
-
-def _check_weights(sources: Sequence[Source], training: Store, epochs: int | None) -> None:
-    """Raise UserError for a source whose weight is so low that `epochs` epochs show nothing of it.
-
-    Without `epochs`, a run by steps may be many epochs long: then only if no source is shown at all, since
-    planning it would never end.
-    """
-    shown = [(epochs or 1) * each.weight * training.ledgers[each.name]["kept"] for each in sources]
-    fix = "A weight is how often an epoch shows each conversation of a source. Raise it."
-    if not any(map(round, shown)):
-        what = f"is so low that {epochs or 1} epoch(s) show no conversation: {max(shown):.3g} of one"
-        raise UserError("data.sources: weight", what, fix)
-    for source, count in zip(sources, shown, strict=True):
-        if epochs and count and not round(count):
-            what = f"is so low that {epochs} epoch(s) show no conversation: {count:.3g} of one"
-            raise UserError(f"source {source.name}: weight", what, fix)
-
-
-def _check_length(config: Config, training: Store, epochs: int) -> None:
-    """Raise UserError for a run so long that its plan would not fit into memory."""
-    if config.train.steps:
-        name, value, what = "steps", config.train.steps, "packs"
-        shown = value * config.global_packs
-    else:
-        name, value, what = "epochs", epochs, "conversations"
-        kept = [each.weight * training.ledgers[each.name]["kept"] for each in config.data.sources]
-        shown = value * sum(kept)
-    if shown > MOST_SHOWN:
-        said = f"is more than can be planned: {value:,} are {shown:.2g} {what}"
-        raise UserError(f"train.{name}", said, f"Lower it: at most {MOST_SHOWN:,} are planned ahead.")
-
-
-def _check_held_out_names(validation: Store) -> None:
-    """Raise UserError if two held-out losses would have the same name, eval_loss_NAME.
-
-    These may be the losses of a source and of a language pair with other rows, or one of them and a loss from
-    before training, whose name ends in _before.
-    """
-    names = [*validation.source_names, *validation.pair_names]
-    before = {"before", *(f"{name}_before" for name in names)}
-    for name in names:
-        if name in before:
-            what = f"a source or language pair cannot be called so: {name}"
-            raise UserError("data.validation", what, f"eval_loss_{name} is of before the first step.")
-    for number, name in enumerate(validation.source_names):
-        if name in validation.pair_names:
-            of_pair = validation.pairs == validation.pair_names.index(name)
-            if ((validation.sources == number) != of_pair).any():
-                raise UserError(
-                    "data.validation",
-                    f"a source has the name of a language pair, whose rows are not the same: {name}",
-                    f"Both losses would be eval_loss_{name}. Name the source otherwise.",
-                )
 
 
 def _nearest(value: int, unit: int) -> int:
@@ -301,6 +238,8 @@ def print_ledger(prepared: Prepared, config: Config, console: Console) -> None:
         f"{100 * prepared.padded_fill:.2f} % full)\nstore: {prepared.training.folder}",
         soft_wrap=True,
     )
+    if said := other_form_in_words(config, prepared.encoder):
+        console.print(said, style="yellow", soft_wrap=True)
     if prepared.total_steps < FEW_STEPS and not config.train.steps:
         said = f"so few steps teach a model little: {prepared.total_steps}; lower train.global_batch_tokens"
         console.print(said, style="yellow")

@@ -12,13 +12,22 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
+from pathlib import Path
 
 from fastling.errors import RunError
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""In a container: microseconds of all its cores together in each period, and the period's microseconds."""
+
 
 def own_cores() -> int:
-    """Number of cores that this process may use; under Slurm those of its job, not all of the machine's."""
-    return len(os.sched_getaffinity(0))
+    """Number of cores that this process may use: of a Slurm job its own, of a container its quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        microseconds, period = map(int, CPU_QUOTA.read_text().split())
+    except (OSError, ValueError):  # no container, or one without a quota ("max")
+        return cores
+    return min(cores, -(-microseconds // period))
 
 
 @contextmanager

@@ -40,15 +40,16 @@ LAYERS = {
         ("errors", "files", "workers", "yaml_file"),
         ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch"),
     ),
-    "prepare": (("config", "data", "errors", "files", "terminal"), ("rich",)),
     "remote": (("errors", "files"), ("openai",)),
     "interactive": (("errors", "files", "remote", "workers"), ("numpy", "yaml")),
     # both
+    "inference": (("data", "errors", "model"), ("jinja2", "torch")),
+    "data_checks": (("config", "data", "errors", "inference", "model"), ()),
+    "prepare": (("config", "data", "data_checks", "errors", "files", "terminal"), ("rich",)),
     "training": (
         ("config", "data", "errors", "files", "kernels", "model", "ops", "prepare", "terminal"),
         ("matplotlib", "numpy", "rich", "safetensors", "torch", "torchao", "wandb"),
     ),
-    "inference": (("data", "errors", "model"), ("jinja2", "torch")),
     "evaluation": (
         ("data", "errors", "files", "inference", "model", "remote", "settings", "terminal"),
         ("langdetect", "matplotlib", "numpy", "rich", "sacrebleu", "torch"),

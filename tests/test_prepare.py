@@ -200,6 +200,48 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_run, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_position_embeddings": 128}, "data.sequence_length: the model takes at most 128 tokens"),
+        ({"vocab_size": 100}, "data.tokenizer: has 2000 tokens, and the model's embedding has 100 rows"),
+    ],
+    ids=["length", "vocabulary"],
+)
+def test_data_that_does_not_fit_the_model_is_refused_before_any_row_is_read(
+    tiny_run, tmp_path, capsys, fields, said
+):
+    base, model = tmp_path / "base", tiny_settings(tmp_path)["model"]
+    base.mkdir()
+    shutil.copy(DEMO / "tokenizer.model", base)
+    config = tiny_run(
+        model=dict.fromkeys(model) | {"pretrained": str(base)}, data={"store": str(tmp_path / "store")}
+    )
+    shape = {"model_type": "llama", "vocab_size": 2000, "max_position_embeddings": 256, **model}
+    (base / "config.json").write_text(json.dumps(shape | fields))
+    assert run_command(prepare.main, ["--config", str(config)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+    (base / "config.json").write_text(json.dumps(shape))
+    assert run_command(prepare.main, ["--config", str(config)]) == 0
+
+
+def test_a_model_that_knows_conversations_in_another_form_is_told(tiny_run, tmp_path, capsys):
+    """An export of one template, trained on with another, would answer well in neither."""
+    base = tmp_path / "base"
+    base.mkdir()
+    shutil.copy(DEMO / "tokenizer.model", base)
+    pretrained = dict.fromkeys(tiny_settings(tmp_path)["model"]) | {"pretrained": str(base)}
+    for template, told in (("vicuna", False), ("bayling", True)):
+        config = tiny_run(model=pretrained, data={"template": template})
+        bound = prepare.make_encoder(parse(build_parser("test", ""), ["--config", str(config)])[0]).template
+        if not told:
+            (base / "chat_template.jinja").write_text(bound.jinja())
+        assert run_command(prepare.main, ["--config", str(config)]) == 0
+        said = f"{base} knows conversations by its chat_template.jinja (vicuna), another form than"
+        assert (f"{said} data.template bayling" in capsys.readouterr().err) is told
+
+
 # Refused rows ---------------------------------------------------------------------------------------
 
 

@@ -40,15 +40,31 @@ def find_template(folder: Path, tokenizer: Tokenizer) -> FoundTemplate:
     Raises UserError if the folder has no chat template, or if no built-in template agrees with it.
     """
     chat_template, file = _read_chat_template(folder)
-    special = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
     for template in TEMPLATES.values():
-        if _agrees(template, tokenizer, chat_template, special):
+        if _agrees(template, tokenizer, chat_template):
             return FoundTemplate(template, file)
     raise UserError(
         "--template",
         f"is needed: {folder / file} says what none of the built-in templates says",
         f"Give one of {', '.join(TEMPLATES)}, or a YAML file that is like the one the model learned.",
     )
+
+
+def other_form(folder: Path, tokenizer: Tokenizer, template: Template) -> str | None:
+    """The folder's chat template, in words, if it renders another text than `template`; else None.
+
+    A folder without a chat template, such as a base model's, has no other form.
+    """
+    try:
+        chat_template, file = _read_chat_template(folder)
+    except UserError:
+        return None
+    if _agrees(template, tokenizer, chat_template):
+        return None
+    try:
+        return f"{file} ({find_template(folder, tokenizer).template.name})"
+    except UserError:
+        return file
 
 
 def _read_chat_template(folder: Path) -> tuple[str, str]:
@@ -78,7 +94,8 @@ def _is_default(named: object) -> bool:
     return isinstance(named, dict) and named.get("name") == "default"
 
 
-def _agrees(template: Template, tokenizer: Tokenizer, chat_template: str, special: Mapping[str, str]) -> bool:
+def _agrees(template: Template, tokenizer: Tokenizer, chat_template: str) -> bool:
+    special = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
     try:
         bound = template.bind(tokenizer.bos, tokenizer.eos)
     except UserError:

@@ -141,6 +141,15 @@ class LlamaConfig:
         no longer than the window: up to there it is the same as full attention."""
         return min(self.max_position_embeddings, self.sliding_window or math.inf)
 
+    def check_vocab_size(self, needed: int) -> None:
+        """Raise UserError if a tokenizer with `needed` tokens has some that this model has no rows for."""
+        if self.vocab_size < needed:
+            raise UserError(
+                "data.tokenizer",
+                f"has {needed} tokens, and the model's embedding has {self.vocab_size} rows",
+                "Use the tokenizer that the model was made with.",
+            )
+
     def check_sequence_length(self, length: int) -> None:
         """Raise UserError if a document of `length` tokens is more than this model can take."""
         if length > self.longest_sequence:

@@ -35,12 +35,7 @@ def model_config(config: Config, encoder: Encoder) -> LlamaConfig:
                 )
         defaults = {"vocab_size": needed, "max_position_embeddings": config.data.sequence_length}
         found = LlamaConfig(**{**defaults, **shape})
-    if found.vocab_size < needed:
-        raise UserError(
-            "data.tokenizer",
-            f"has {needed} tokens, and the model's embedding has {found.vocab_size} rows",
-            "Use the tokenizer that the model was made with.",
-        )
+    found.check_vocab_size(needed)
     found.check_sequence_length(config.data.sequence_length)
     return found
 

@@ -15,6 +15,7 @@ import numpy
 import pyarrow.parquet
 import pytest
 
+from fastling import workers
 from fastling.data import encode_files as encode_files_module
 from fastling.data import store as store_module
 from fastling.data.conversation import parse_row
@@ -224,9 +225,16 @@ def test_the_second_time_nothing_is_built(tmp_path, data):
     assert arrays(first) == arrays(second)
 
 
-def test_no_more_processes_tokenize_than_this_one_has_cores(tmp_path, data, monkeypatch):
-    """As under Slurm, on a machine with many more."""
+@pytest.mark.parametrize(
+    "quota, processes",
+    [(None, 3), ("max 100000", 3), ("800000 100000", 3), ("150000 100000", 2), ("50000 100000", 1)],
+)
+def test_no_more_processes_tokenize_than_this_one_has_cores(tmp_path, data, monkeypatch, quota, processes):
+    """As under Slurm, or in a container with a quota, on a machine with many more."""
     asked = []
+    monkeypatch.setattr(workers, "CPU_QUOTA", tmp_path / "cpu.max")
+    if quota:
+        workers.CPU_QUOTA.write_text(f"{quota}\n")
 
     def encode_files(paths, encoder, workers):
         asked.append(workers)
@@ -234,10 +242,10 @@ def test_no_more_processes_tokenize_than_this_one_has_cores(tmp_path, data, monk
 
     monkeypatch.setattr(store_module, "encode_files", encode_files)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
     with pytest.raises(UserError, match="source data: is empty"):
         open_store(recipe(data), tmp_path / "store")
-    assert asked == [2]
+    assert asked == [processes]
 
 
 SCRIPT = """

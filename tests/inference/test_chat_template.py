@@ -7,7 +7,7 @@ import pytest
 from fastling.data.template import TEMPLATES
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
-from fastling.inference.chat_template import find_template
+from fastling.inference.chat_template import find_template, other_form
 
 # As they lie beside published models: nobody's here.
 LLAMA3 = (
@@ -56,6 +56,16 @@ def test_our_own_are_recognised(kinds, tmp_path, name):
     bound = TEMPLATES[name].bind(tokenizer.bos, tokenizer.eos)
     (tmp_path / "chat_template.jinja").write_text(bound.jinja(), encoding="utf-8")
     assert find_template(tmp_path, tokenizer).template.name == name
+
+
+def test_a_model_that_knows_conversations_in_another_form_is_told_apart(kinds, tmp_path):
+    tokenizer = load_tokenizer(kinds["byte-level"].path)
+    assert other_form(tmp_path, tokenizer, TEMPLATES["bayling"]) is None  # a base model has no form yet
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    assert other_form(tmp_path, tokenizer, TEMPLATES["chatml"]) is None
+    assert other_form(tmp_path, tokenizer, TEMPLATES["bayling"]) == "chat_template.jinja (chatml)"
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert other_form(tmp_path, tokenizer, TEMPLATES["bayling"]) == "chat_template.jinja"
 
 
 @pytest.mark.parametrize(
