@@ -29,6 +29,7 @@ from rich.table import Table
 
 from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.training_case import Case, make_weights
+from fastling.command_line import Parser, check_positive
 from fastling.config import Config, resolve
 from fastling.data.batches import Loader
 from fastling.data.conversation import Conversation, Refused, parse_row
@@ -36,9 +37,9 @@ from fastling.data.packing import make_plan
 from fastling.data.rows import read_rows
 from fastling.data.store import Store
 from fastling.errors import RunError, UserError, run_program
-from fastling.files import json_line, write_text
+from fastling.files import write_text
+from fastling.json_files import json_line
 from fastling.prepare import prepare_data
-from fastling.settings import Parser, check_positive
 from fastling.workers import own_cores
 
 CONVERSATIONS_TO_PACK = 1_000_000

@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.data import timed
+from fastling.command_line import Parser, check_positive, option_of
 from fastling.errors import UserError, run_program
 from fastling.interactive.pairs import read_lines
-from fastling.settings import Parser, check_positive, option_of
 
 
 def main(arguments: Sequence[str]) -> None:

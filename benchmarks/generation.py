@@ -22,11 +22,11 @@ import torch
 from rich.table import Table
 
 from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
+from fastling.command_line import Parser, check_positive
 from fastling.errors import RunError, UserError, run_program
 from fastling.model.decoding import Decoding
 from fastling.model.generation import generate
 from fastling.model.huggingface import load_pretrained
-from fastling.settings import Parser, check_positive
 
 VOCAB_SIZE = 16000
 OURS = "fastling"

@@ -30,12 +30,12 @@ from benchmarks.trainers import DEVICE, Finished, Gate, draw_on_device
 from benchmarks.training_case import SIZES, make_shape
 from benchmarks.worker import Result, Worker
 from fastling import ops
+from fastling.command_line import Parser
 from fastling.config import Config, Optimizer
 from fastling.data.batches import IGNORED, Batch, Step
 from fastling.errors import RunError, UserError, run_program
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
-from fastling.settings import Parser
 from fastling.terminal import make_console
 from fastling.training.build import build_model
 from fastling.training.optimizer import make_optimizer

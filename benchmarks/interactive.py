@@ -18,15 +18,17 @@ import torch
 from rich.table import Table
 
 from benchmarks.timing import describe_machine, make_table_console, now, with_every_key
+from fastling.command_line import Parser
 from fastling.config import Config, Source
 from fastling.errors import RunError, UserError, run_program
 from fastling.evaluation.records import read_records
-from fastling.files import json_line, read_json_lines, write_text
+from fastling.files import write_text
 from fastling.interactive.languages import tidy
 from fastling.interactive.pairs import read_lines
 from fastling.interactive.phrasings import load_phrasings
+from fastling.json_files import json_line, read_json_lines
 from fastling.other_names import OTHER_NAMES
-from fastling.settings import Parser, Settings
+from fastling.settings import Settings
 from fastling.workers import own_cores
 
 ARMS = ("interactive", "single")

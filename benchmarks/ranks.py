@@ -45,11 +45,11 @@ from benchmarks.timing import (
     make_table_console,
     now,
 )
+from fastling.command_line import Parser
 from fastling.config import Config, Parallel
 from fastling.errors import RunError, UserError, leave, run_program
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
-from fastling.settings import Parser
 from fastling.terminal import make_console
 from fastling.training.parallel import open_world
 

@@ -1,7 +1,7 @@
 """What was measured, as one page of tables and plots: python -m benchmarks.report [FILE.jsonl ...] --out DIR
 
 Reads lines of JSON that the benchmarks have written. Kernels' tables are printed. With --out there are
-report.html, which holds everything; a plot of each kernel; and training.svg, the newest comparison of
+report.html, which holds everything; a plot of each kernel; and training.svg, the broadest comparison of
 trainers on a CPU, if there was one.
 """
 

@@ -20,10 +20,10 @@ from rich.table import Table
 from benchmarks.ranks import GATHERED, REDUCED, layer_and_rest, padded_weights
 from benchmarks.timing import add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.training_case import SIZES, make_shape
+from fastling.command_line import Parser, given_options, option_of, refuse_options
 from fastling.errors import UserError, run_program
 from fastling.evaluation.records import read_records
 from fastling.model.llama_config import LlamaConfig
-from fastling.settings import Parser, given_options, option_of, refuse_options
 from fastling.training.work import Work
 
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]

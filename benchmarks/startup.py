@@ -33,6 +33,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from benchmarks.timing import Measurement, add_rows, command_line, describe_machine, make_table_console, now
 from benchmarks.training_case import SIZES, make_shape
 from fastling import train
+from fastling.command_line import Parser, check_positive
 from fastling.config import Config
 from fastling.errors import RunError, UserError, leave, run_program
 from fastling.export import Export
@@ -41,7 +42,6 @@ from fastling.model.huggingface import config_json, hf_shapes, load_weights, rea
 from fastling.model.llama import Llama, local_rows
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import SafetensorsFolder
-from fastling.settings import Parser, check_positive
 from fastling.terminal import make_console
 from fastling.training.build import build_model
 from fastling.training.parallel import World

@@ -40,9 +40,9 @@ from benchmarks.timing import (
 from benchmarks.trainers import LADDER, PEERS, TRAINERS, Trainer
 from benchmarks.training_case import SIZES, Case, check_case, make_case
 from benchmarks.worker import Result, TrainerWorker
+from fastling.command_line import Parser
 from fastling.errors import RunError, UserError, run_program
 from fastling.prepare import Prepared
-from fastling.settings import Parser
 from fastling.terminal import make_console
 from fastling.training.work import Work
 

@@ -1,4 +1,4 @@
-"""Training on the page: trainers beside each other, ladders, and the picture of the newest comparison."""
+"""Training on the page: trainers beside each other, ladders, and the picture of the broadest comparison."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -97,12 +97,12 @@ def ladder_bars(rows: Sequence[dict]) -> list[Bar]:
 
 
 def picture_of_training(rows: Sequence[dict]) -> str | None:
-    """The newest comparison of trainers on a CPU, as an SVG file; None where there is none."""
+    """The broadest comparison of trainers on a CPU, or the newest of those, as an SVG file; None without any."""
     runs = runs_of(row for row in rows if not is_of_kernels(row) and row["bench"] == "train")
     compared = [run for run in runs if run.device == "cpu" and not run.is_ladder and measured_rows(run)[1:]]
     if not compared:
         return None
-    run = compared[0]
+    run = max(compared, key=lambda run: len(measured_rows(run)))  # of equals the first, which is the newest
     title = f"Supervised tokens a second, and times the first's: {run.rows[0]['case']} on {run.device}"
     drawing = plots.bars(training_bars(measured_rows(run)), title)
     captions = [settings_in_words(asked_of(run)), f"In turns in one run on {machine(run)}"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fastling.command_line import Parser, build_from_options, given_options, refuse_options
 from fastling.errors import UserError, needing, run_program
 from fastling.inference.chat_model import ChatModel, load_chat_model
 from fastling.inference.context import default_max_new_tokens
@@ -17,7 +18,6 @@ from fastling.model.huggingface import DTYPES
 from fastling.serving.gate import is_loopback
 from fastling.serving.session import Session
 from fastling.serving.terminal import Chat, make_prompt, talk_by_lines, talk_in_terminal, write_to_stdout
-from fastling.settings import Parser, build_from_options, given_options, refuse_options
 from fastling.terminal import make_console, print_result
 
 ONLY_WITH_WEB = ("host", "port", "token")

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from fastling.command_line import Parser
 from fastling.errors import UserError
 from fastling.other_names import OTHER_NAMES
-from fastling.settings import STRICT, Parser, Settings
+from fastling.settings import STRICT, Settings
 from fastling.yaml_file import as_yaml
 
 PACKAGE = Path(__file__).parent

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastling.command_line import Parser
 from fastling.errors import UserError, run_program
-from fastling.settings import Parser
 from fastling.surgery.delta_weights import Record, apply_delta, make_delta
 from fastling.surgery.folders import HALF_DTYPES, add_result_options
 from fastling.terminal import make_console, print_result

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fastling.command_line import Parser, check_positive, option_of, refuse_options
 from fastling.errors import UserError, needing, run_program
 from fastling.files import check_can_be_made
 from fastling.interactive.build import Recipe, Tally, even_mix, write_dialogues
@@ -22,7 +23,6 @@ from fastling.interactive.languages import LANGUAGES, OTHER_LANGUAGES, check_use
 from fastling.interactive.pairs import Corpus, Pair, make_corpus, out_of_step, share_in_another_language
 from fastling.interactive.phrasings import load_phrasings
 from fastling.interactive.rules import BUILDERS
-from fastling.settings import Parser, check_positive, option_of, refuse_options
 from fastling.terminal import make_console, make_progress, print_result
 from fastling.workers import own_cores
 

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fastling import files
+from fastling.command_line import Parser, option_of
 from fastling.errors import UserError, needing, run_program, visible
 from fastling.evaluation.result import Result, TableData
-from fastling.settings import Parser, option_of
+from fastling.json_files import json_text
 from fastling.terminal import make_console, print_result
 
 
@@ -132,7 +133,7 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
         console.print(note, soft_wrap=True)
     kept = result.as_json()
     if options.out:
-        files.write_text(options.out, files.json_text(kept))
+        files.write_text(options.out, json_text(kept))
     if options.report:
         from fastling.evaluation.report_page import page_of
 

@@ -21,12 +21,15 @@ from rich.table import Table
 from torch import Tensor
 
 from fastling import files
+from fastling.command_line import Parser
 from fastling.config import Config, build_parser, parse
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer import Tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, sentencepiece_file
 from fastling.errors import RunError, UserError, run_program
 from fastling.export_check import Check, check_export, check_small_files, first_failed
+from fastling.json_files import json_text
+from fastling.locks import Hold
 from fastling.model.digests import digested
 from fastling.model.huggingface import DTYPES, config_json, hf_tensors
 from fastling.model.llama import Llama
@@ -34,7 +37,6 @@ from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import save_weights
 from fastling.model_card import model_card
 from fastling.prepare import make_encoder
-from fastling.settings import Parser
 from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint, record
 from fastling.training.build import model_config
@@ -60,7 +62,7 @@ class Export:
     encoder: Encoder
     config: Config
     dtype: torch.dtype
-    _hold: files.Hold | None = field(default=None, init=False)
+    _hold: Hold | None = field(default=None, init=False)
 
     @property
     def aside(self) -> Path:
@@ -95,7 +97,7 @@ class Export:
         if self._hold and self._hold.is_of(self.aside):
             return
         try:
-            self._hold = files.Hold(self.aside)
+            self._hold = Hold(self.aside)
         except BlockingIOError:
             fix = "Wait for it, stop it, or name another folder."
             raise UserError(str(self.folder), "is being written by another process", fix) from None
@@ -227,11 +229,11 @@ class Export:
         }
         return {
             CARD: model_card(self.config, self.encoder.template.name),
-            "config.json": files.json_text(config),
-            "generation_config.json": files.json_text(generation),
+            "config.json": json_text(config),
+            "generation_config.json": json_text(generation),
             "tokenizer.json": self.tokenizer_json,
-            "tokenizer_config.json": files.json_text(tokenizer_config),
-            "special_tokens_map.json": files.json_text(special),
+            "tokenizer_config.json": json_text(tokenizer_config),
+            "special_tokens_map.json": json_text(special),
             "chat_template.jinja": chat_template,
             "template.yaml": template.template.as_yaml(),
         }

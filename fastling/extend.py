@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastling.command_line import Parser
 from fastling.errors import UserError, run_program
-from fastling.settings import Parser
 from fastling.surgery.folders import add_result_options
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
 from fastling.surgery.vocabulary import INITS, extend_model

@@ -1,21 +1,15 @@
-"""Files that are whole or absent: written aside, flushed to the disk, then renamed. Also JSON."""
+"""Files that are whole or absent: written aside, flushed to the disk, then renamed."""
 
-import errno
-import fcntl
 import hashlib
-import json
 import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from fastling.errors import UserError
 
 GIT_LFS = b"version https://git-lfs"
-_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
 def flush(folder: Path) -> None:
@@ -61,71 +55,6 @@ def gone_after_error(folder: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-@contextmanager
-def alone(lock_file: Path) -> Iterator[str]:
-    """Let one process at a time run the block, by a lock on a file.
-
-    Yields "" where the lock holds for every machine. On a disk without locks, such as Lustre mounted without
-    them, only the processes of this machine wait for one another, and its name is yielded.
-    """
-    with open(lock_file, "w") as lock, ExitStack() as stack:
-        machine = ""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            name = hashlib.sha256(bytes(lock_file.absolute())).hexdigest()
-            local = Path(tempfile.gettempdir(), f"fastling-{os.getuid()}-{name}.lock")
-            descriptor = os.open(local, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            machine = os.uname().nodename
-        yield machine
-
-
-def takes(descriptor: int, path: Path) -> bool:
-    """Lock an opened file or folder; the lock ends when it is closed, or when this process is killed.
-
-    Returns False if another process holds the lock. On a disk without locks it returns True, keeps nobody
-    out, and says so on stderr.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        unnoticed = "another process at work in it would go unnoticed"
-        print(f"note: {path}: its disk knows no locks ({error.strerror}): {unnoticed}", file=sys.stderr)
-    try:
-        # The process that held the lock until now may have renamed or deleted it.
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-class Hold:
-    """A lock on a folder, which is made if it is missing. It lasts as long as this object does."""
-
-    def __init__(self, folder: Path):
-        """Raises BlockingIOError if another process holds the folder."""
-        self._descriptor = None
-        folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        if not takes(self._descriptor, folder):
-            raise BlockingIOError(errno.EAGAIN, "is held by another process", str(folder))
-
-    def is_of(self, folder: Path) -> bool:
-        """Whether the folder of this name is still the one that is locked: it may have been replaced."""
-        return folder.exists() and os.path.samestat(os.fstat(self._descriptor), os.stat(folder))
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __del__(self):
-        self.close()
 
 
 @contextmanager
@@ -194,60 +123,3 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}") from None
-
-
-def json_text(content: dict) -> str:
-    r"""Return an object as indented JSON; what is no UTF-8 (in a file's name) is escaped as \udce9."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode() + "\n"
-
-
-def json_line(content: object) -> str:
-    r"""Return a value as one line of JSON, with its line end, that every reader takes for one line.
-
-    Text is not escaped, with two exceptions: the characters at which `str.splitlines` breaks a line as well
-    (U+0085, U+2028, U+2029), and what cannot be encoded as UTF-8 (in the name of a file).
-    """
-    text = json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS)
-    return text.encode("utf-8", "backslashreplace").decode() + "\n"
-
-
-def read_json_lines(path: Path) -> list[dict]:
-    """Return the objects of a file of JSON lines; none if there is no such file.
-
-    Lines that a kill or a full disk has left broken are skipped.
-    """
-    lines: list[dict] = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict):
-                lines.append(line)
-    return lines
-
-
-def drop_later_steps(path: Path, last: int) -> None:
-    """Keep of a file of JSON lines, if it is there, those of steps up to `last`; not those without a step."""
-    if path.exists():
-        lines = [(line.get("step"), line) for line in read_json_lines(path)]
-        kept = [line for step, line in lines if isinstance(step, int) and step <= last]
-        write_text(path, "".join(map(json_line, kept)))
-
-
-def read_json(file: Path) -> dict:
-    """Return the object that a JSON file holds. Raises UserError, naming the file, if it holds none."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(str(file), f"is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(str(file), f"holds no JSON object: {str(found)[:40]}")
-    return found
-
-
-def read_json_if_there(file: Path) -> dict:
-    """Return the object that a JSON file holds, or {} if there is no such file. Raises as `read_json`."""
-    return read_json(file) if file.is_file() else {}

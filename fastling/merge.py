@@ -6,8 +6,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastling.command_line import Parser, refuse_options
 from fastling.errors import UserError, run_program
-from fastling.settings import Parser, refuse_options
 from fastling.surgery.folders import add_result_options
 from fastling.surgery.merging import merge_models
 from fastling.terminal import make_console, print_result

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastling.command_line import Parser, option_of
 from fastling.config import Config, build_parser, parse
 from fastling.errors import UserError, run_program
 from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import Prepared, prepare_data
-from fastling.settings import Parser, option_of
 from fastling.terminal import make_console, print_result
 from fastling.training import checkpoint
 from fastling.training.build import model_config, share_of_step

@@ -30,6 +30,7 @@ from fastling.data_checks import (
     other_form_in_words,
 )
 from fastling.errors import UserError, run_program
+from fastling.json_files import json_line, json_text, read_json_if_there
 from fastling.terminal import make_console, make_progress, print_result
 
 MANIFEST = "manifest.json"
@@ -173,8 +174,8 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
     """Put the ledger and all refused rows into the run folder. Raises UserError if it cannot be written."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        files.write_text(run_dir / "ledger.json", files.json_text(summary(prepared)))
-        refused = "".join(files.json_line(each) for store in prepared.stores for each in store.refused())
+        files.write_text(run_dir / "ledger.json", json_text(summary(prepared)))
+        refused = "".join(json_line(each) for store in prepared.stores for each in store.refused())
         files.write_text(run_dir / "refused.jsonl", refused)
     except OSError as error:
         raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
@@ -182,7 +183,7 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
 
 def read_manifest(run_dir: Path) -> dict:
     """What the run in this folder recorded when it began; {} if no run has begun there."""
-    return files.read_json_if_there(run_dir / MANIFEST)
+    return read_json_if_there(run_dir / MANIFEST)
 
 
 def summary(prepared: Prepared) -> dict:

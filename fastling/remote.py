@@ -21,7 +21,7 @@ from typing import BinaryIO
 import openai
 
 from fastling.errors import RunError, UserError, first_line
-from fastling.files import takes
+from fastling.locks import takes
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 BYTES_PER_TOKEN = 3  # assumed for a server that does not report its usage

@@ -1,23 +1,20 @@
-"""Typed settings from YAML files and from `--section.key value`; errors name the place of each mistake.
+"""Typed settings from YAML files and options; errors name the place of each mistake.
 
 A dataclass describes them: its fields with types and defaults, the text below each field, and nested
-dataclasses as sections. argparse reads the command line, yaml_file the files, pydantic checks the types;
+dataclasses as sections. `yaml_file` reads the files, `command_line` the options, pydantic checks the types;
 this file joins them, and says in two lines what is wrong. It knows nothing of what the settings mean;
-`config.py` does.
+`config` does.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
 import functools
-import inspect
 import json
-import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
@@ -28,7 +25,6 @@ from fastling.yaml_file import Location, dotted
 
 STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 """How pydantic checks every dataclass of settings."""
-_PLACEHOLDERS = {str: "TEXT", bool: "true|false", int: "N", float: "X", list: "LIST"}
 _EXPECTED = {
     "float": "expected a number",
     "finite": "expected a number",
@@ -81,102 +77,7 @@ def nearest(name: str, valid: Sequence[str], other_names: Mapping[str, str]) -> 
     return f"Did you mean {' or '.join(found)}?" if found else "--help shows every setting."
 
 
-def option_of(name: str) -> str:
-    """The option that argparse stores under this name: top_p -> --top-p."""
-    return f"--{name.replace('_', '-')}"
-
-
-def given_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """Name -> value, of those among the named options that were given."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def refuse_options(options: argparse.Namespace, names: Iterable[str], what: str, fix: str = "") -> None:
-    """Raise UserError for the first of the named options that was given."""
-    for name in given_options(options, names):
-        raise UserError(option_of(name), what, fix)
-
-
-def check_positive(options: argparse.Namespace, names: Iterable[str]) -> None:
-    """Raise UserError for the first of the named options that is given and not a finite number above 0."""
-    for name, number in given_options(options, names).items():
-        if not 0 < number < float("inf"):
-            raise UserError(option_of(name), f"must be > 0: {number:g}")
-
-
-def build_from_options(kind: type, section: str, given: Mapping[str, Any]) -> Any:
-    """Return kind(**given). A UserError of `section`.top_p is raised as one of the option --top-p."""
-    try:
-        return kind(**given)
-    except UserError as error:
-        raise UserError(option_of(error.where.removeprefix(f"{section}.")), error.what, error.fix) from None
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises UserErrors of two lines, and whose usage line stays short."""
-
-    def __init__(self, prog: str, description: str, usage: str | None = None):
-        formatter = functools.partial(argparse.HelpFormatter, max_help_position=32, width=100)
-        super().__init__(
-            prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=formatter
-        )
-        self.other_names: Mapping[str, str] = {}
-
-    def add_settings(self, cls: type, other_names: Mapping[str, str]) -> None:
-        """Add an option that takes text for every setting of a dataclass, in one group for each section."""
-        self.other_names = other_names
-        groups = {
-            name: self.add_argument_group(name, inspect.getdoc(kind))
-            for name, kind in get_type_hints(cls).items()
-            if dataclasses.is_dataclass(kind)
-        }
-        for setting in settings_of(cls):
-            group = groups.get(setting.name.partition(".")[0], self)
-            shown = str(setting.default).lower() if isinstance(setting.default, bool) else setting.default
-            default = f" (default: {shown})" if shown not in (None, []) else ""
-            group.add_argument(
-                f"--{setting.name}",
-                dest=setting.name,
-                metavar=_placeholder(setting.kind),
-                default=argparse.SUPPRESS,
-                help=(setting.text + default).replace("%", "%%"),
-            )
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        args = sys.argv[1:] if args is None else args
-        try:
-            parsed, rest = self.parse_known_args(args, namespace)
-        except UserError:
-            # A misspelled name first: what it leaves missing only follows from it.
-            self._refuse_unknown([each for each in args if each.startswith("--")])
-            raise
-        self._refuse_unknown(rest[:1])
-        if rest:
-            is_config = "--config" in self._option_string_actions and rest[0].endswith((".yaml", ".yml"))
-            fix = f"Write --config {rest[0]}." if is_config else "--help shows every option."
-            raise UserError(self.prog, f"unexpected: {rest[0]}", fix)
-        return parsed
-
-    def _refuse_unknown(self, options: Sequence[str]) -> None:
-        names = [each.partition("=")[0] for each in options if each.startswith("-")]
-        unknown = [name.lstrip("-") for name in names if name not in self._option_string_actions]
-        if unknown:
-            valid = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-            fix = nearest(unknown[0], valid, self.other_names)
-            raise UserError("command line", f"unknown setting: {unknown[0]}", fix)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(self.prog, message, "--help shows every option.")
-
-
-def _placeholder(kind: Any) -> str:
-    kind = _without_none(kind)
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(get_args(kind)) + "}"
-    return _PLACEHOLDERS[get_origin(kind) or kind]
-
-
-def _without_none(kind: Any) -> Any:
+def without_none(kind: Any) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         return next(each for each in get_args(kind) if each is not types.NoneType)
     return kind
@@ -252,7 +153,7 @@ class Settings:
             return UserError(self._where(location[:-1]), f"lacks {location[-1]}")
         fix = ""
         if kind == "literal_error":
-            choices = get_args(_without_none(self._kind(location)))
+            choices = get_args(without_none(self._kind(location)))
             what = f"must be one of {', '.join(choices)}"
             near = difflib.get_close_matches(str(value), choices, n=1)
             fix = f"Did you mean {near[0]}?" if near else ""
@@ -322,7 +223,7 @@ def _typed(name: str, kind: Any, text: str) -> Any:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"--{name}", f"is not UTF-8 at character {error.start}: {text}") from None
-    if _without_none(kind) is str and (kind is str or text != "null"):
+    if without_none(kind) is str and (kind is str or text != "null"):
         return text
     try:
         return yaml_file.parse(text)

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fastling.files import json_line
+from fastling.json_files import json_line
 
 WIDTH_OF_A_FILE = 120
 SECONDS_BETWEEN_LINES = 10.0

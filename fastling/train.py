@@ -15,10 +15,11 @@ from typing import NoReturn
 import torch
 from rich.console import Console
 
-from fastling import files, ops
+from fastling import ops
 from fastling.config import Config, Evaluate, build_parser, parse
 from fastling.errors import RunError, kind_and_line, leave, run_program, visible
 from fastling.export import make_export, print_checks
+from fastling.json_files import drop_later_steps, read_json_lines
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
 from fastling.terminal import make_console, print_result
@@ -27,7 +28,8 @@ from fastling.training.build import build_model, make_loader, model_config
 from fastling.training.evaluation import Answer, HeldOut, keep_answers
 from fastling.training.footprint import check_memory
 from fastling.training.isolation import prove_isolation
-from fastling.training.metrics import Measured, Meter, MetricsLog, check_finite, check_wandb, plot_loss
+from fastling.training.metrics import Measured, Meter, check_finite
+from fastling.training.metrics_log import MetricsLog, check_wandb, plot_loss
 from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.progress import TrainingProgress, loss_units
@@ -114,7 +116,7 @@ class Run:
         if self.first_step and record.evaluated_on_other(self.run_dir, self.prepared):
             said = f"held-out data is another: losses of it up to step {self.first_step} are not comparable"
             self.console.print(said, style="yellow")
-        if not self.first_step and files.read_json_lines(self.run_dir / "metrics.jsonl"):
+        if not self.first_step and read_json_lines(self.run_dir / "metrics.jsonl"):
             said = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
             self.console.print(said, style="yellow")
         evaluate = replace(self.config.evaluate, sample_tokens=None)  # which every config has been given
@@ -123,7 +125,7 @@ class Run:
         record.write_records(self.config, self.prepared, self.export.shape, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)
         # The samples of step 0 come again, too.
-        files.drop_later_steps(self.run_dir / "samples.jsonl", self.first_step or -1)
+        drop_later_steps(self.run_dir / "samples.jsonl", self.first_step or -1)
 
     def _find_checkpoint(self) -> checkpoint.Found | None:
         """The newest undamaged checkpoint, None without any; rank 0 verifies it for all ranks."""
@@ -253,7 +255,7 @@ class Run:
         if not world.is_main:
             return {}
         self._plot()
-        lines = files.read_json_lines(self.run_dir / "metrics.jsonl")
+        lines = read_json_lines(self.run_dir / "metrics.jsonl")
         done = summarise(lines, self.config)
         if self.run_dir / "loss.png" in self.unwritten:
             done["loss_plot"] = None

@@ -14,11 +14,11 @@ from conftest import ROOT, run_python
 
 import fastling
 from fastling.__main__ import VERBS, dispatch, main
+from fastling.command_line import Parser
 from fastling.errors import run_command
 from fastling.evaluate import KINDS
 from fastling.export import main as export_main
 from fastling.prepare import main as prepare_main
-from fastling.settings import Parser
 
 QUICK = [
     "--data.sources",

@@ -1,17 +1,14 @@
 """Files and folders that are whole or absent, whenever the program is killed."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastling import files
 from fastling.config import Config
 from fastling.errors import run_command
-from fastling.training.metrics import MetricsLog
+from fastling.training.metrics_log import MetricsLog
 
 
 class Killed(BaseException):
@@ -90,16 +87,3 @@ def test_metrics_that_find_no_room_name_their_file(tmp_path, quota):
     with pytest.raises(OSError, match="File too large: '.*metrics.jsonl'"):
         with MetricsLog(tmp_path, Config(), first_step=0) as log:  # what it still holds finds no room either
             log.write({"step": 1, "words": "x" * 5000})
-
-
-@given(st.text(st.characters(exclude_categories=())))
-def test_json_is_one_line_for_every_reader_and_its_text_comes_back(text):
-    r"""Also where it holds what `str.splitlines` breaks at, or half a surrogate pair, of a file's name."""
-    line = files.json_line({"text": text})
-    assert line.splitlines() == [line[:-1]]
-    assert json.loads(line.encode()) == {"text": text}
-    assert json.loads(files.json_text({"text": text}).encode()) == {"text": text}
-
-
-def test_text_stays_readable_in_json():
-    assert files.json_line("你好 😀\u2028") == '"你好 😀\\u2028"\n'

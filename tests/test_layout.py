@@ -24,67 +24,85 @@ LAYERS = {
     "streams": ((), ()),
     "errors": (("garbage", "streams"), ()),
     "files": (("errors",), ()),
-    "terminal": (("files",), ("rich",)),
+    "json_files": (("errors", "files"), ()),
+    "locks": ((), ()),
+    "terminal": (("json_files",), ("rich",)),
     "yaml_file": (("errors",), ("yaml",)),
     "workers": (("errors",), ()),
     # settings
     "settings": (("errors", "yaml_file"), ("pydantic", "yaml")),
+    "command_line": (("errors", "settings"), ()),
     "other_names": ((), ()),
-    "config": (("errors", "other_names", "settings", "yaml_file"), ("pydantic",)),
+    "config": (("command_line", "errors", "other_names", "settings", "yaml_file"), ("pydantic",)),
     # numbers
     "kernels": ((), ("torch", "triton", "flash_attn", "flash_attn_interface", "xformers")),
     "ops": (("errors", "kernels"), ("torch",)),
-    "model": (("errors", "files", "ops"), ("torch", "safetensors")),
+    "model": (("errors", "files", "json_files", "ops"), ("torch", "safetensors")),
     # text
     "data": (
-        ("errors", "files", "workers", "yaml_file"),
+        ("errors", "files", "json_files", "locks", "workers", "yaml_file"),
         ("numpy", "pyarrow", "sentencepiece", "tokenizers", "torch"),
     ),
-    "remote": (("errors", "files"), ("openai",)),
-    "interactive": (("errors", "files", "remote", "workers"), ("numpy", "yaml")),
+    "remote": (("errors", "locks"), ("openai",)),
+    "interactive": (("errors", "json_files", "locks", "remote", "workers"), ("numpy", "yaml")),
     # both
     "inference": (("data", "errors", "model"), ("jinja2", "torch")),
     "data_checks": (("config", "data", "errors", "inference", "model"), ()),
-    "prepare": (("config", "data", "data_checks", "errors", "files", "terminal"), ("rich",)),
+    "prepare": (
+        ("config", "data", "data_checks", "errors", "files", "json_files", "terminal"),
+        ("rich",),
+    ),
     "training": (
-        ("config", "data", "errors", "files", "kernels", "model", "ops", "prepare", "terminal"),
+        (
+            "config", "data", "errors", "files", "json_files", "kernels", "locks", "model", "ops", "prepare",
+            "terminal",
+        ),
         ("matplotlib", "numpy", "rich", "safetensors", "torch", "torchao", "wandb"),
     ),
     "evaluation": (
-        ("data", "errors", "files", "inference", "model", "remote", "settings", "terminal"),
+        (
+            "command_line", "data", "errors", "files", "inference", "json_files", "locks", "model", "remote",
+            "terminal",
+        ),
         ("langdetect", "matplotlib", "numpy", "rich", "sacrebleu", "torch"),
     ),
     "serving": (
-        ("data", "errors", "files", "inference", "model"),
+        ("data", "errors", "files", "inference", "json_files", "model"),
         ("fastapi", "prompt_toolkit", "pydantic", "rich", "starlette", "uvicorn"),
     ),
     "surgery": (
-        ("data", "errors", "files", "model", "terminal"),
+        ("data", "errors", "files", "json_files", "locks", "model", "terminal"),
         ("numpy", "rich", "safetensors", "sentencepiece", "tokenizers", "torch"),
     ),
     "export_check": (("data", "errors", "inference", "model"), ("tokenizers", "torch", "transformers")),
     "model_card": (("config",), ("yaml",)),
     # the other verbs, which join them
-    "dialogues": (("errors", "files", "interactive", "remote", "settings", "terminal", "workers"), ("rich",)),
+    "dialogues": (
+        ("command_line", "errors", "files", "interactive", "remote", "terminal", "workers"),
+        ("rich",),
+    ),
     "preview": (("config", "data", "errors", "files", "prepare", "terminal"), ("numpy", "rich")),
     "export": (
         (
-            "config", "data", "errors", "export_check", "files", "model", "model_card", "prepare", "settings",
-            "terminal", "training",
+            "command_line", "config", "data", "errors", "export_check", "files", "json_files", "locks", "model",
+            "model_card", "prepare", "terminal", "training",
         ),
         ("rich", "torch"),
     ),
-    "evaluate": (("errors", "evaluation", "files", "settings", "terminal"), ("rich",)),
-    "chat": (("errors", "inference", "model", "serving", "settings", "terminal"), ("rich",)),
-    "delta": (("errors", "settings", "surgery", "terminal"), ()),
-    "extend": (("errors", "settings", "surgery", "terminal"), ()),
-    "merge": (("errors", "settings", "surgery", "terminal"), ()),
+    "evaluate": (
+        ("command_line", "errors", "evaluation", "files", "json_files", "terminal"),
+        ("rich",),
+    ),
+    "chat": (("command_line", "errors", "inference", "model", "serving", "terminal"), ("rich",)),
+    "delta": (("command_line", "errors", "surgery", "terminal"), ()),
+    "extend": (("command_line", "errors", "surgery", "terminal"), ()),
+    "merge": (("command_line", "errors", "surgery", "terminal"), ()),
     "train": (
-        ("config", "data", "errors", "export", "files", "model", "ops", "prepare", "terminal", "training"),
+        ("config", "errors", "export", "json_files", "model", "ops", "prepare", "terminal", "training"),
         ("rich", "torch"),
     ),
     "plan": (
-        ("config", "errors", "model", "prepare", "settings", "terminal", "training"),
+        ("command_line", "config", "errors", "model", "prepare", "terminal", "training"),
         ("rich",),
     ),
     "verify": (

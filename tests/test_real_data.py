@@ -15,7 +15,7 @@ from conftest import ROOT, kill, run_python
 from pairs_to_dialogues import main as pairs_to_dialogues
 from test_train import course, train
 
-from fastling.files import read_json_lines
+from fastling.json_files import read_json_lines
 
 DATA = Path(os.environ.get("FASTLING_DATA", "/nowhere"))
 pytestmark = [

@@ -18,7 +18,7 @@ from conftest import ROOT, kill, run_python, tiny_settings
 
 from fastling.errors import run_command
 from fastling.export import main as export_main
-from fastling.files import read_json_lines
+from fastling.json_files import read_json_lines
 from fastling.train import main as train_main
 
 pytestmark = pytest.mark.slow
@@ -407,7 +407,7 @@ def test_a_plot_and_samples_that_cannot_be_written_do_not_keep_a_run_from_its_ch
     def without(*_, **__):
         raise ValueError("'nonsense' is not a valid value for backend")
 
-    monkeypatch.setattr("fastling.training.evaluation.files.json_line", full)
+    monkeypatch.setattr("fastling.training.evaluation.json_line", full)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", without)
     train_main(["--config", str(tiny_run())])
     said = capsys.readouterr().err

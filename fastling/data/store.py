@@ -32,6 +32,8 @@ from fastling.data.rows import Row, kind_of
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
+from fastling.json_files import json_line
+from fastling.locks import alone
 from fastling.workers import own_cores
 
 FORMAT = 12
@@ -205,7 +207,7 @@ def open_store(
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise RuntimeError("call this under `if __name__ == '__main__':` in your script")
         folder.mkdir(parents=True, exist_ok=True)
-        with files.alone(folder / f"{final.name}.lock") as machine:
+        with alone(folder / f"{final.name}.lock") as machine:
             if not (final / "manifest.json").exists():
                 aside = final.with_name(f"{final.name}{machine}.tmp")
                 with files.gone_after_error(aside):
@@ -348,7 +350,7 @@ class _Writer:
             "reason": refusal.reason,
             "detail": refusal.detail,
         }
-        self.refused.write(files.json_line(entry).encode())
+        self.refused.write(json_line(entry).encode())
 
     def __exit__(self, kind, *_) -> None:
         with ExitStack() as closing:  # all of them, even where the disk is full

@@ -14,7 +14,8 @@ import sentencepiece
 import tokenizers
 
 from fastling.errors import UserError
-from fastling.files import check_no_pointer, read_json_if_there
+from fastling.files import check_no_pointer
+from fastling.json_files import read_json_if_there
 
 
 class Tokenizer(Protocol):

@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fastling.data.conversation import Conversation, Turn
-from fastling.errors import UserError
-from fastling.evaluation.kept_answers import Answer, KeptAnswers
-from fastling.files import check_can_be_made
-from fastling.model.decoding import Decoding
-from fastling.settings import (
+from fastling.command_line import (
     Parser,
     build_from_options,
     check_positive,
@@ -28,6 +23,11 @@ from fastling.settings import (
     option_of,
     refuse_options,
 )
+from fastling.data.conversation import Conversation, Turn
+from fastling.errors import UserError
+from fastling.evaluation.kept_answers import Answer, KeptAnswers
+from fastling.files import check_can_be_made
+from fastling.model.decoding import Decoding
 from fastling.terminal import make_progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and is not needed for given outputs

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from fastling.command_line import Parser
 from fastling.errors import UserError
 from fastling.evaluation.answering import add_model_options, check_source, model_name
 from fastling.evaluation.bleu import (
@@ -33,7 +34,6 @@ from fastling.evaluation.translation import (
     request,
     translate,
 )
-from fastling.settings import Parser
 
 DESCRIPTION = (
     "Count the words asked for that occur in the translations, in percent: by word, and by sentence with all "

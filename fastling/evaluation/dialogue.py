@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from fastling.command_line import Parser, check_positive
 from fastling.errors import UserError, needing
 from fastling.evaluation.answering import (
     Question,
@@ -23,7 +24,6 @@ from fastling.evaluation.answering import (
 from fastling.evaluation.conversation_answers import ANSWER_FORMS, answers_of, read_name, texts_of
 from fastling.evaluation.records import read_records
 from fastling.evaluation.result import Result
-from fastling.settings import Parser, check_positive
 from fastling.terminal import make_progress
 
 DESCRIPTION = "Judge answers of one or more turns against a baseline's, through an OpenAI-compatible server."

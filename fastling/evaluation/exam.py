@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from fastling.command_line import Parser
 from fastling.errors import UserError
 from fastling.evaluation import cloze
 from fastling.evaluation.answering import (
@@ -29,7 +30,6 @@ from fastling.evaluation.characters import HAN
 from fastling.evaluation.choices import Choice, extract_choice
 from fastling.evaluation.records import Record, check_same_number, read_records
 from fastling.evaluation.result import Result, TableData, cell, percent
-from fastling.settings import Parser
 
 DESCRIPTION = (
     "Score answers to exams in AGIEval's format. The choice is read out of each text; a text without a clear "

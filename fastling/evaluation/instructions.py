@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy
 from rich.console import Console
 
+from fastling.command_line import Parser
 from fastling.errors import UserError
 from fastling.evaluation.answering import Question, add_model_options, check_source
 from fastling.evaluation.bootstrap import SEED, middle_95
@@ -37,7 +38,6 @@ from fastling.evaluation.instruction_checks import DISABLED, make_check
 from fastling.evaluation.instruction_text import load_detector
 from fastling.evaluation.records import read_records
 from fastling.evaluation.result import Result, TableData, cell, percent
-from fastling.settings import Parser
 
 DESCRIPTION = "Instructions that add up over turns, in several languages, checked by rules (Multi-IF)."
 TURNS = (1, 2, 3)

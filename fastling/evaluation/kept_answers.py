@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastling.errors import UserError
-from fastling.files import json_line, naming, takes
+from fastling.files import naming
+from fastling.json_files import json_line
+from fastling.locks import takes
 
 OPENING = b'{"fingerprint": '
 

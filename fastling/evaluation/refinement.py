@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy
 from rich.console import Console
 
+from fastling.command_line import Parser
 from fastling.data.conversation import Refused, parse_row
 from fastling.errors import UserError
 from fastling.evaluation.answering import Question, add_model_options, check_source
@@ -47,7 +48,6 @@ from fastling.evaluation.revision import (
     tokens,
     version_of,
 )
-from fastling.settings import Parser
 
 DESCRIPTION = "How drafts are revised over turns: errors fixed, the rest left alone, earlier wishes kept."
 _REMEDY = "Write the dialogues with `fastling dialogues`, from rules; it records what each turn holds."

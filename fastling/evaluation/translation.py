@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fastling.command_line import Parser
 from fastling.errors import RunError, UserError
 from fastling.evaluation.answering import (
     Question,
@@ -29,7 +30,6 @@ from fastling.evaluation.bleu import (
 from fastling.evaluation.comet import check_command, comet
 from fastling.evaluation.records import check_same_number, read_lines
 from fastling.evaluation.result import Result, TableData
-from fastling.settings import Parser
 
 DESCRIPTION = "Score translations by BLEU and chrF, with the tokenizer of the target language, and by COMET."
 

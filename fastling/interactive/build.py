@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from fastling.errors import RunError, UserError
-from fastling.files import json_line, takes
 from fastling.interactive.dialogue import SENDING_DRAFTS, Dialogue
 from fastling.interactive.diversity import Diversity, own_words
 from fastling.interactive.drafts import drawn_order
@@ -25,6 +24,8 @@ from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.pairs import Corpus, Pair, fingerprint
 from fastling.interactive.phrasings import Phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
+from fastling.json_files import json_line
+from fastling.locks import takes
 from fastling.workers import ahead, start_workers
 
 LINES_PER_CHUNK = 1000

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastling.files import json_line
 from fastling.interactive.build import Recipe, Tally, check_some_built, distinct_pairs, whole_or_absent
 from fastling.interactive.gates import check_pair
 from fastling.interactive.pairs import Pair
 from fastling.interactive.refinements import Counts, Seed, Writer, load_prompts
+from fastling.json_files import json_line
 from fastling.remote import Server
 
 MOST_USELESS = 256

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastling.errors import UserError
-from fastling.files import read_json
+from fastling.json_files import read_json
 from fastling.model.llama import Llama, local_rows, reshard, whole
 from fastling.model.llama_config import ABSENT_SETTINGS, MODEL_TYPES, LlamaConfig
 from fastling.model.meta_format import MetaFolder

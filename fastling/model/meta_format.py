@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastling.errors import UserError, first_line
-from fastling.files import read_json
+from fastling.json_files import read_json
 from fastling.model.llama_config import LlamaConfig, wrong_size, wrong_type
 
 # Meta's name: (Hugging Face's name, the dimension that tensor parallelism splits, None if whole).

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastling import files
 from fastling.errors import RunError, UserError
+from fastling.json_files import read_json
 
 _INDEX = "model.safetensors.index.json"
 _FLOATING = ("F64", "F32", "F16", "BF16")
@@ -87,7 +88,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = files.read_json(index).get("weight_map")
+    found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise UserError(str(index), "has no weight_map of tensors to files", "Download it again.")
     return found

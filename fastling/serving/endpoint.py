@@ -12,8 +12,8 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from fastling.files import json_line
 from fastling.inference.chat_model import ChatModel, StreamedAnswer
+from fastling.json_files import json_line
 from fastling.model.decoding import Decoding
 from fastling.serving.gate import error_body
 from fastling.serving.request import ApiError, ChatRequest, read_request, to_decoding, to_prompt

@@ -9,6 +9,7 @@ from fastling.data.conversation import Conversation, Turn
 from fastling.errors import UserError
 from fastling.inference.chat_model import ChatModel, StreamedAnswer
 from fastling.inference.context import fit
+from fastling.json_files import json_line
 from fastling.model.decoding import Decoding
 
 
@@ -98,7 +99,7 @@ class Session:
             path = path.expanduser().absolute()
             if path.exists() and path not in self._written:
                 raise UserError("/save", f"exists: {path}", "Name another file.")
-            files.write_text(path, files.json_line({"messages": self.messages()}))
+            files.write_text(path, json_line({"messages": self.messages()}))
         except (OSError, RuntimeError, ValueError) as error:  # also nobody's home folder, and a NUL in a name
             reason = getattr(error, "strerror", error)
             raise UserError("/save", f"cannot be written: {path}: {reason}") from None

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastling import files
 from fastling.errors import RunError, UserError
+from fastling.json_files import json_text, read_json
 from fastling.model.digests import digest
 from fastling.model.huggingface import DELTA_RECORD
 from fastling.surgery.folders import (
@@ -89,7 +90,7 @@ def make_delta(base_folder: Path, target_folder: Path, out: Path, dtype: torch.d
         )
         record.delta = write_weights(_differences(base, target, dtype, record, advance), aside, dtype)
         record.files = {name: files.sha256(aside / name) for name in copy_small_files(target_folder, aside)}
-        files.write_text(aside / DELTA_RECORD, files.json_text(asdict(record)))
+        files.write_text(aside / DELTA_RECORD, json_text(asdict(record)))
     return record
 
 
@@ -200,7 +201,7 @@ def _read_record(folder: Path) -> Record | None:
     path = folder / DELTA_RECORD
     if not path.is_file():
         return None
-    content = files.read_json(path)
+    content = read_json(path)
     if content.get("format") != FORMAT:
         raise UserError(str(path), f"is not of the format {FORMAT}", "A newer fastling may read it.")
     default = Record()

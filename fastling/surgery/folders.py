@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastling import files
 from fastling.errors import RunError, UserError
+from fastling.locks import Hold
 from fastling.model.digests import digested, misread
 from fastling.model.huggingface import DTYPES, check_shapes, check_tied, open_weights, read_config
 from fastling.model.llama import Llama
@@ -160,10 +161,10 @@ def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _hold(aside: Path, path: Path) -> files.Hold:
+def _hold(aside: Path, path: Path) -> Hold:
     """Lock `aside`, the folder beside `path`, so that no other process writes `path`."""
     try:
-        return files.Hold(aside)
+        return Hold(aside)
     except BlockingIOError:
         what = f"is being written by another process: {path}"
         raise UserError("--out", what, "Wait for it, stop it, or name another folder.") from None

@@ -33,7 +33,7 @@ from fastling.data.tokenizer_export import (
     probing_strings,
 )
 from fastling.errors import UserError
-from fastling.files import json_text, read_json, read_json_if_there
+from fastling.json_files import json_text, read_json, read_json_if_there
 from fastling.surgery.pieces import (
     NORMAL,
     as_inside_a_text,

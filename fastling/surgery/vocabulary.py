@@ -17,6 +17,7 @@ from torch import Tensor
 from fastling import files
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import RunError, UserError
+from fastling.json_files import json_text, read_json
 from fastling.model.huggingface import read_config
 from fastling.surgery.folders import (
     EMBEDDINGS,
@@ -127,8 +128,8 @@ def _write_small_files(folder: Path, aside: Path, added: NewTokens, rows: int) -
     copy_small_files(folder, aside)
     for name, content in added.files.items():
         (aside / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    config = files.read_json(folder / "config.json") | {"vocab_size": rows}
-    files.write_text(aside / "config.json", files.json_text(config))
+    config = read_json(folder / "config.json") | {"vocab_size": rows}
+    files.write_text(aside / "config.json", json_text(config))
 
 
 def _check(aside: Path, added: NewTokens, rows: int) -> None:

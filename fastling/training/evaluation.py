@@ -14,6 +14,7 @@ from fastling.data.encoding import Encoder
 from fastling.data.packing import make_plan
 from fastling.data.rows import read_rows
 from fastling.data.store import Store
+from fastling.json_files import json_line
 from fastling.model.decoding import Decoding
 from fastling.model.generation import generate
 from fastling.model.llama import Llama
@@ -120,4 +121,4 @@ def keep_answers(answers: list[Answer], path: Path, step: int) -> None:
     """Append answers to `path`, which is samples.jsonl of a run."""
     with files.naming(path), open(path, "a", encoding="utf-8") as file:
         for answer in answers:
-            file.write(files.json_line({"step": step, **vars(answer)}))
+            file.write(json_line({"step": step, **vars(answer)}))

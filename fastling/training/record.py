@@ -17,6 +17,8 @@ from fastling import files
 from fastling.config import Config, resolve
 from fastling.data.encoding import Encoder
 from fastling.errors import UserError
+from fastling.json_files import json_text
+from fastling.locks import takes
 from fastling.model.digests import mark_of_weights
 from fastling.model.llama_config import LlamaConfig
 from fastling.prepare import MANIFEST, Prepared, keep_records, read_manifest
@@ -101,7 +103,7 @@ class RunLock:
     def __init__(self, path: Path):
         self._file = None
         self._file = open(path, "a+")
-        if not files.takes(self._file.fileno(), path):
+        if not takes(self._file.fileno(), path):
             raise BlockingIOError
         self.number = secrets.randbelow(2**62) + 1
         """A random number in the lock file, by which other processes see that the file is this one."""
@@ -190,7 +192,7 @@ def write_records(config: Config, prepared: Prepared, shape: LlamaConfig, world:
         "device": world.device.type,
     }
     files.write_text(run_dir / "config.yaml", config.as_yaml())
-    files.write_text(run_dir / MANIFEST, files.json_text(manifest))
+    files.write_text(run_dir / MANIFEST, json_text(manifest))
 
 
 def _version(package: str) -> str | None:

@@ -290,12 +290,14 @@ def test_the_picture_is_whole_xml_whatever_the_rows_hold():
 # The command ----------------------------------------------------------------------------------------
 
 
-def test_the_picture_is_of_the_newest_comparison_on_a_cpu():
+def test_the_picture_is_of_the_newest_of_the_broadest_comparisons_on_a_cpu():
     rows = [*compared(), *compared(device="NVIDIA H200", date="2026-11-23"), *LADDER]
     rows += [trained(supervised=800.0, date="2026-11-22"), trained("trl", 80.0, date="2026-11-22")]
     picture = picture_of_training([*rows, trained(date="2026-11-24")])
     assert "800, 1.00 ×" in picture and "80, 0.10 ×" in picture
     assert "commit 0123456789ab" in picture and "2026-11-22" in picture
+    broader = [trained(supervised=900.0), trained("trl", 90.0), trained("plain loop", 300.0)]
+    assert "900, 1.00 ×" in picture_of_training([*rows, *broader])
     assert picture_of_training(LADDER) is None and picture_of_training([]) is None
 
 

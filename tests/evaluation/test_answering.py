@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastling import evaluate
+from fastling.command_line import Parser
 from fastling.data.conversation import Conversation, Turn
 from fastling.errors import RunError, UserError
 from fastling.evaluation.answering import (
@@ -24,7 +25,6 @@ from fastling.evaluation.kept_answers import KeptAnswers
 from fastling.inference.chat_model import load_chat_model
 from fastling.model.decoding import Decoding
 from fastling.model.generation import generate
-from fastling.settings import Parser
 from fastling.terminal import make_console
 
 pytestmark = pytest.mark.slow  # seconds in all; `make check` does without

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastling.command_line import Parser
 from fastling.errors import UserError
 from fastling.evaluation.constrained import _request, add_options, as_whole_words, evaluate, occurring
-from fastling.settings import Parser
 from fastling.terminal import make_console
 
 ROWS = [

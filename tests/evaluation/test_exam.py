@@ -5,11 +5,11 @@ import time
 
 import pytest
 
+from fastling.command_line import Parser
 from fastling.errors import UserError
 from fastling.evaluation.cloze import is_right
 from fastling.evaluation.exam import add_options, evaluate, prompt_of, read_item
 from fastling.evaluation.records import Record
-from fastling.settings import Parser
 from fastling.terminal import make_console
 
 CHOICE = {

@@ -12,11 +12,11 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastling.command_line import Parser
 from fastling.errors import RunError, UserError
 from fastling.evaluation import bleu, comet
 from fastling.evaluation.records import read_lines, read_records
 from fastling.evaluation.translation import add_options, evaluate, request
-from fastling.settings import Parser
 from fastling.terminal import make_console
 
 CHINESE = ["我想退款，谢谢。", "他昨天去了北京。", "ABC公司的订单在哪里？", "这是第四句话。"]

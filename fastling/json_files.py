@@ -1,0 +1,66 @@
+"""JSON, read and written: whole files, and files of lines."""
+
+import json
+from pathlib import Path
+
+from fastling.errors import UserError
+from fastling.files import write_text
+
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+
+
+def json_text(content: dict) -> str:
+    r"""Return an object as indented JSON; what is no UTF-8 (in a file's name) is escaped as \udce9."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+def json_line(content: object) -> str:
+    r"""Return a value as one line of JSON, with its line end, that every reader takes for one line.
+
+    Text is not escaped, with two exceptions: the characters at which `str.splitlines` breaks a line as well
+    (U+0085, U+2028, U+2029), and what cannot be encoded as UTF-8 (in the name of a file).
+    """
+    text = json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """Return the objects of a file of JSON lines; none if there is no such file.
+
+    Lines that a kill or a full disk has left broken are skipped.
+    """
+    lines: list[dict] = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict):
+                lines.append(line)
+    return lines
+
+
+def drop_later_steps(path: Path, last: int) -> None:
+    """Keep of a file of JSON lines, if it is there, those of steps up to `last`; not those without a step."""
+    if path.exists():
+        lines = [(line.get("step"), line) for line in read_json_lines(path)]
+        kept = [line for step, line in lines if isinstance(step, int) and step <= last]
+        write_text(path, "".join(map(json_line, kept)))
+
+
+def read_json(file: Path) -> dict:
+    """Return the object that a JSON file holds. Raises UserError, naming the file, if it holds none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(file), f"is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(str(file), f"holds no JSON object: {str(found)[:40]}")
+    return found
+
+
+def read_json_if_there(file: Path) -> dict:
+    """Return the object that a JSON file holds, or {} if there is no such file. Raises as `read_json`."""
+    return read_json(file) if file.is_file() else {}

@@ -1,0 +1,99 @@
+"""The metrics that are kept of a run: their file, W&B, and the plot."""
+
+import errno
+import os
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from fastling.config import Config, Log
+from fastling.errors import RunError, UserError
+from fastling.json_files import drop_later_steps, read_json_lines
+from fastling.training.metrics_log import MetricsLog, _start_wandb, plot_loss
+
+
+@pytest.mark.parametrize("other", ['{"loss": 1.0}', '{"step": null}', '{"step": "2"}'])
+def test_what_others_have_written_there_does_not_keep_a_run_from_going_on(tmp_path, other):
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (tmp_path / name).write_text(f'{{"step": 2}}\n{other}\n{{"step": 3}}\n')
+    with MetricsLog(tmp_path, Config(), 2):
+        pass
+    drop_later_steps(tmp_path / "samples.jsonl", 2)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert read_json_lines(tmp_path / name) == [{"step": 2}]
+
+
+def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+
+    def refuses(**_):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuses)
+    with pytest.raises(UserError, match="log.wandb: W&B does not start: No API key configured.\n  Run"):
+        MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0)
+
+
+def test_wandb_s_id_of_a_run_is_whole_or_absent(monkeypatch, tmp_path):
+    """With half of one, the run could not be started again."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "init", lambda **given: SimpleNamespace(define_metric=lambda *_, **__: given))
+
+    def is_full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", is_full)
+        with pytest.raises(OSError, match="No space left"):
+            _start_wandb(tmp_path, Config(log=Log(wandb=True)))
+    assert not (tmp_path / "wandb-id").exists()
+    assert len(_start_wandb(tmp_path, Config(log=Log(wandb=True))).define_metric()["id"]) == 8
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, 0), (RunError("step 3", "not finite"), 1)])
+def test_wandb_is_told_how_a_run_ended_and_keeps_its_last_steps(monkeypatch, tmp_path, error, status):
+    finished = []
+    fake = SimpleNamespace(finish=lambda **given: finished.append(given["exit_code"]))
+    monkeypatch.setattr("fastling.training.metrics_log._start_wandb", lambda *_: fake)
+    with pytest.raises(RunError) if error else nullcontext():
+        with MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0):
+            if error:
+                raise error
+    assert finished == [status]
+
+
+def test_a_plot_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    def killed_in_the_midst(figure, path, **_):
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    before = plot_loss(tmp_path, "token").read_bytes()
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", killed_in_the_midst)
+    with pytest.raises(KeyboardInterrupt):
+        plot_loss(tmp_path, "token")
+    assert (tmp_path / "loss.png").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["run", "cost$_$", "运行"])
+def test_plot_is_a_picture_whatever_the_folder_is_called(name, tmp_path):
+    run_dir = tmp_path / name
+    run_dir.mkdir()
+    (run_dir / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "eval_loss": 2.5}\n'
+    )
+    assert plot_loss(run_dir, "token").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_says_by_what_each_loss_is(tmp_path, monkeypatch):
+    labels = []
+
+    def look(figure, path, **_):
+        labels.extend(figure.axes[0].get_legend_handles_labels()[1])
+        path.write_bytes(b"")
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 2.0, "eval_loss": 2.5}\n')
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
+    plot_loss(tmp_path, "turn")
+    assert labels == ["training, per turn", "running mean", "held out, per token"]
