@@ -97,7 +97,7 @@ def ladder_bars(rows: Sequence[dict]) -> list[Bar]:
 
 
 def picture_of_training(rows: Sequence[dict]) -> str | None:
-    """The broadest comparison of trainers on a CPU, or the newest of those, as an SVG file; None without any."""
+    """The broadest comparison of trainers on a CPU, of several the newest, as an SVG file; None if none."""
     runs = runs_of(row for row in rows if not is_of_kernels(row) and row["bench"] == "train")
     compared = [run for run in runs if run.device == "cpu" and not run.is_ladder and measured_rows(run)[1:]]
     if not compared:
