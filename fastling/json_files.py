@@ -1,5 +1,6 @@
-"""JSON, read and written: whole files, and files of lines."""
+"""JSON, read and written: whole files, sealed ones, and files of lines."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -64,3 +65,20 @@ def read_json(file: Path) -> dict:
 def read_json_if_there(file: Path) -> dict:
     """Return the object that a JSON file holds, or {} if there is no such file. Raises as `read_json`."""
     return read_json(file) if file.is_file() else {}
+
+
+def sealed_json(content: dict) -> str:
+    """Text of a JSON file that holds an object and a digest of it."""
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": seal}, indent=1)
+
+
+def read_sealed_json(file: Path) -> dict | None:
+    """Return the object in a file of `sealed_json`, None if a character of the file has changed.
+
+    A file that is no JSON object with a seal raises whatever reading it leads to.
+    """
+    text = file.read_text(encoding="utf-8")
+    content = json.loads(text)
+    del content["sha256"]
+    return content if text == sealed_json(content) else None

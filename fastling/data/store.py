@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,11 @@ from fastling.data.rows import Row, kind_of
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
 from fastling.errors import UserError
-from fastling.json_files import json_line
+from fastling.json_files import json_line, read_sealed_json, sealed_json
 from fastling.locks import alone
 from fastling.workers import own_cores
 
-FORMAT = 12
+FORMAT = 13
 """Raised whenever the same inputs would give another store."""
 ARRAYS = {
     "document_offsets": numpy.int64,  # (documents + 1,) into tokens
@@ -111,12 +111,9 @@ class Store:
         return UserError(str(self.folder / name), what, f"Delete {self.folder}; it is built anew.")
 
     def _read_manifest(self) -> dict:
-        try:
-            fields = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-            if fields.pop("sha256") == _seal(fields):
+        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            if fields := read_sealed_json(self.folder / "manifest.json"):
                 return fields
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            pass
         raise self._damaged("manifest.json", "is not what was written")
 
     def _map(self, name: str, kind: numpy.dtype) -> numpy.ndarray:
@@ -176,10 +173,6 @@ class Store:
         with open(self.folder / "refused.jsonl", encoding="utf-8") as file:
             for entry in map(json.loads, file):
                 yield entry | {"location": f"{paths[entry['source']]}:{entry['location']}"}
-
-
-def _seal(fields: dict) -> str:
-    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 def default_store() -> Path:
@@ -370,5 +363,4 @@ class _Writer:
             "ledgers": {name: ledger.as_dict() for name, ledger in zip(names, self.ledgers, strict=True)},
             "digests": {file.path.name: file.digest for file in self.opened},
         }
-        manifest = json.dumps(fields | {"sha256": _seal(fields)}, indent=1)
-        (self.folder / "manifest.json").write_text(manifest, encoding="utf-8")
+        (self.folder / "manifest.json").write_text(sealed_json(fields), encoding="utf-8")

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from fastling import files
 from fastling.config import Checkpoint
 from fastling.errors import RunError, kind_and_line
+from fastling.json_files import read_sealed_json, sealed_json
 from fastling.model.llama import local_rows
 
 BYTES_OF_A_WEIGHT = 12
@@ -112,7 +113,7 @@ def save(
             dcp.save(tensors, storage_writer=_Writer(aside, step, digests), process_group=group)
         if rank == 0:
             state = {**state, "step": step, "ranks": dist.get_world_size()}
-            (aside / "state.json").write_text(_sealed(state))
+            (aside / "state.json").write_text(sealed_json(state))
     except (OSError, dcp.api.CheckpointException) as error:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk is no place to leave it
         raise RunError(str(aside), f"the checkpoint could not be written: {_cause(error)}") from error
@@ -146,7 +147,7 @@ class _Writer(HuggingFaceStorageWriter):
         written = super().write_data(plan, planner)
         file_of = {each.index.fqn: each.storage_data.relative_path for each in written.wait()}
         tensors = {name: [*digest, file_of.get(name)] for name, digest in self._digests.items()}
-        self._file.write_text(_sealed({"step": self._step, "tensors": tensors}))
+        self._file.write_text(sealed_json({"step": self._step, "tensors": tensors}))
         return written
 
 
@@ -269,20 +270,12 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _sealed(content: dict) -> str:
-    """Text of a JSON file with this content and a digest of it."""
-    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**content, "sha256": seal}, indent=1)
-
-
 def _read_sealed(path: Path) -> dict:
-    """The content of a file that `_sealed` made. Raises _DamagedFile if a character of it has changed, or if
-    it was written for another step."""
+    """The content of a file of `sealed_json`. Raises _DamagedFile if a character of it has changed, or if it
+    was written for another step."""
     with _as_damage(path):
-        text = path.read_text()
-        content = json.loads(text)
-        content.pop("sha256", None)
-        if text != _sealed(content):
+        content = read_sealed_json(path)
+        if content is None:
             raise _DamagedFile(f"{path.name}: is not what was saved")
         if content["step"] != _step_of(path.parent):
             raise _DamagedFile(f"{path.name}: is of step {content['step']}")

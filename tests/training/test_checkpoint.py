@@ -15,6 +15,7 @@ from torch.distributed.checkpoint import filesystem
 
 from fastling.config import Checkpoint
 from fastling.errors import RunError, UserError
+from fastling.json_files import sealed_json
 from fastling.training import checkpoint
 
 
@@ -122,11 +123,11 @@ def test_a_replica_written_by_another_rank_is_not_missing(process_group, tmp_pat
     for tensor in digests["tensors"].values():
         tensor[-1] = None  # in none of its own files
     del digests["sha256"]
-    (folder / "digests-0001.json").write_text(checkpoint._sealed(digests))
-    (folder / "state.json").write_text(checkpoint._sealed({"identity": {}, "step": 1, "ranks": 2}))
+    (folder / "digests-0001.json").write_text(sealed_json(digests))
+    (folder / "state.json").write_text(sealed_json({"identity": {}, "step": 1, "ranks": 2}))
     assert checkpoint.damage(folder) is None
     digests["tensors"]["model.0.weight"][0] = "0" * 64
-    (folder / "digests-0001.json").write_text(checkpoint._sealed(digests))
+    (folder / "digests-0001.json").write_text(sealed_json(digests))
     assert checkpoint.damage(folder) == "rank 1: model.0.weight is missing"
 
 
