@@ -65,7 +65,8 @@ def add_options(parser: Parser) -> None:
         "--judge-prompts",
         type=Path,
         metavar="DIR",
-        help="holds a prompt of your own, named as in fastling/evaluation/prompts: dialogue.txt",
+        help="holds a prompt of your own, named as in fastling/evaluation/prompts: dialogue.txt; it asks for "
+        "two scores from 1 to 10, or for [[A]], [[B]] or, for a tie, [[C]]",
     )
     add_model_options(parser)
 

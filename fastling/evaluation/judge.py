@@ -1,7 +1,8 @@
 """Asks a judge to score pairs of conversations from 1 to 10, and records what failed and why.
 
 A judge often favours the answer that is shown first. So each pair is shown in both orders, and the means of
-each side's two scores are compared. A pair that lacks a score in one order counts as not judged.
+each side's two scores are compared. If the judge only said who is better, the verdicts of both orders are
+added. A pair that lacks both scores and verdict in one order counts as not judged.
 """
 
 import asyncio
@@ -15,13 +16,13 @@ from pathlib import Path
 from string import Template
 
 from fastling.errors import RunError, UserError
-from fastling.evaluation.judge_scores import HIGHEST, LOWEST, Scores, Unreadable, parse_scores
+from fastling.evaluation.judge_scores import HIGHEST, LOWEST, Scores, Told, Unreadable, parse_answer
 from fastling.remote import BudgetSpent, NoAnswer, Server, read_prompt
 
 PROMPT = "dialogue.txt"
 PLACES = {"conversation_1", "conversation_2", "mark"}
 ATTEMPTS = 3
-"""How often a judge is asked at most until its answer holds two scores."""
+"""How often a judge is asked at most until its answer holds two scores or a verdict."""
 TEMPERATURES = (0.0, 0.7, 0.7)  # of each attempt; at 0 a judge would write the same again
 MOST_TOKENS = 2048  # of a judge's answer; some think before they score
 NOTHING_SAID = "[no answer]"
@@ -40,16 +41,21 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores of one pair, (ours, baseline) each: when ours was shown first, and when it was second."""
+    """What was told of a pair, ours before the baseline: when ours was shown first, and when second."""
 
-    ours_first: Scores
-    ours_second: Scores
+    ours_first: Told
+    ours_second: Told
     asked: bool = True
     """False if one side answered nothing, which needs no judge."""
 
     @property
+    def is_scored(self) -> bool:
+        """False if the judge only said who is better, in one order at least."""
+        return not isinstance(self.ours_first, int) and not isinstance(self.ours_second, int)
+
+    @property
     def mean(self) -> Scores:
-        """(ours, baseline), each the exact mean over both orders."""
+        """(ours, baseline), each the exact mean over both orders. Only of a judgement that is scored."""
         first, second = self.ours_first, self.ours_second
         return (first[0] + second[0]) / 2, (first[1] + second[1]) / 2
 
@@ -60,15 +66,17 @@ class Judgement:
 
     @property
     def sign(self) -> int:
-        """The winner by the means over both orders, likewise."""
-        return _sign(self.mean)
+        """The winner by the means over both orders, or by both verdicts, likewise."""
+        return _sign(self.mean) if self.is_scored else _sign((sum(self.signs), 0))
 
 
 @dataclass
 class Failures:
     """What went wrong in the judging."""
 
-    unreadable: Counter = field(default_factory=Counter)  # the judge's answers without two scores, by reason
+    unreadable: Counter = field(
+        default_factory=Counter
+    )  # the judge's answers that could not be read, by reason
     excluded: dict[str, str] = field(default_factory=dict)  # question -> why it has no judgement
     budget_spent: bool = False  # questions that are neither judged nor excluded were left unasked
     stopped: RunError | None = None  # likewise, since the server could not be used any more
@@ -156,11 +164,11 @@ async def _judge(pair: Pair, server: Server, prompt: Template, failures: Failure
         failures.budget_spent = True
         return None
     first, second = answers[0], answers[-1]
-    return Judgement(ours_first=first, ours_second=(second[1], second[0]))
+    return Judgement(first, -second if isinstance(second, int) else (second[1], second[0]))
 
 
-async def _ask(server: Server, text: str, failures: Failures) -> Scores | str | None:
-    """Scores of (first shown, second shown); as text, why there are none; None if no budget is left."""
+async def _ask(server: Server, text: str, failures: Failures) -> Told | str | None:
+    """What is told of (first shown, second shown); as text, why nothing is; None if no budget is left."""
     reason = ""
     for attempt in range(ATTEMPTS):
         try:
@@ -170,7 +178,7 @@ async def _ask(server: Server, text: str, failures: Failures) -> Scores | str | 
                 seed=attempt,
                 most_tokens=MOST_TOKENS,
             )
-            return parse_scores(answer)
+            return parse_answer(answer)
         except Unreadable as error:
             reason = str(error)
             failures.unreadable[reason] += 1
@@ -209,5 +217,5 @@ def _render(mark: str, number: int, turns: Sequence[str], answers: Sequence[str]
     return "\n\n".join(parts)
 
 
-def _sign(scores: Scores) -> int:
-    return (scores[0] > scores[1]) - (scores[0] < scores[1])
+def _sign(told: Told) -> int:
+    return told if isinstance(told, int) else (told[0] > told[1]) - (told[0] < told[1])

@@ -1,8 +1,9 @@
-"""Reads two scores from a judge's answer: it accepts many forms, and guesses nothing.
+"""Reads two scores or a verdict from a judge's answer: it accepts many forms, and guesses nothing.
 
 The judge is asked for a first line of two numbers. Judges also write "[[8]] [[9]]", JSON, "Assistant 1: 8/10
 ... Assistant 2: 7.5/10", "Scores: 8 9", or a last line of two numbers after much thought. The first of these
 forms that is found decides, and all scores in it must agree. Numbers that are only mentioned are no scores.
+An answer without scores may end as MT-bench's prompts ask for: [[A]], [[B]], or [[C]] for a tie.
 """
 
 import json
@@ -16,6 +17,8 @@ LONGEST_TEXT = 50_000  # characters; a judge that writes more has lost its way
 MOST_OBJECTS = 20  # JSON objects that are looked for in a text
 Scores = tuple[Fraction, Fraction]
 """Scores of Assistant 1 and Assistant 2; they are exact, so that equal means compare as equal."""
+Told = Scores | int
+"""What a judge told: scores, or only who is better: 1 for Assistant 1, -1 for Assistant 2, 0 for neither."""
 
 _NUMBER = r"(?<![0-9.])([-+]?[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9])"
 _SCALE = r"(?:\s?(?:/\s?|out of )10(?:\.0)?(?!\.?[0-9])|\s?分)"
@@ -46,6 +49,8 @@ ANNOUNCED = re.compile(rf"(?:(?:the|my|final|overall) )*{_WORD}{_BOTH_NAMED}\s?(
 LABELLED = re.compile(rf"{_LABEL}{_SAID}{_NUMBER}(?:{_SCALE}{_OF_ONE_TURN}|{_AND_ON})", re.MULTILINE)
 ONLY_LETTERS = re.compile(rf"([1a])\s?[:=]\s?{_SCORE}[\s,;]*([2b])\s?[:=]\s?{_SCORE}\.?")
 BRACKETS = re.compile(r"\[\[([^\[\]]*)\]\]")
+VERDICT = re.compile(r"\[\[\s?([abc])\s?\]\]")
+BETTER = {"a": 1, "b": -1, "c": 0}
 KEY = re.compile(r"(?:score|rating|of|for|assistant|model|answer|response|ai)*([12ab])(?:score|rating)?")
 
 
@@ -53,8 +58,11 @@ class Unreadable(Exception):
     """Raised for a text without two scores; its message is the reason, in a few words to count by."""
 
 
-def parse_scores(text: str) -> Scores:
-    """The scores of Assistant 1 and Assistant 2, each from 1 to 10. Raises Unreadable if there are none."""
+def parse_answer(text: str) -> Told:
+    """The scores of Assistant 1 and Assistant 2, each from 1 to 10; in an answer without scores, its verdict.
+
+    Raises Unreadable if there is neither.
+    """
     if len(text) > LONGEST_TEXT:
         raise Unreadable("far too long")
     text = text.rpartition("</think>")[2].strip()
@@ -73,7 +81,10 @@ def parse_scores(text: str) -> Scores:
     ):
         if pairs:
             return _agreed(pairs)
-    raise Unreadable("no scores")
+    verdicts = set(VERDICT.findall(text))
+    if len(verdicts) == 1:
+        return BETTER[verdicts.pop()]
+    raise Unreadable("verdicts that disagree" if verdicts else "no scores")
 
 
 def _agreed(found: list[list[str]]) -> Scores:

@@ -27,7 +27,8 @@ def summarize(
     unasked = len(pairs) - len(found) - len(failures.excluded)
     scores = {
         **overall,
-        "score_ratio_interval": ratio_interval(found),
+        "score_ratio_interval": ratio_interval(_scored(found)),
+        "verdicts_only": sum(not each.is_scored for each in found),
         "agreed_win": sum(each.signs == (1, 1) for each in found),
         "agreed_loss": sum(each.signs == (-1, -1) for each in found),
         "first_place_advantage": _first_place_advantage(found),
@@ -86,19 +87,26 @@ def _counts(pairs: Sequence[Pair], judgements: dict[str, Judgement]) -> dict:
     """Counts, verdicts, mean scores and their ratio in percent; None for what cannot be computed."""
     found = [judgements[pair.question_id] for pair in pairs if pair.question_id in judgements]
     verdicts = Counter(each.sign for each in found)
-    ours, baseline = (sum((each.mean[side] for each in found), Fraction()) for side in (0, 1))
+    scored = _scored(found)
+    ours, baseline = (sum((each.mean[side] for each in scored), Fraction()) for side in (0, 1))
     asked = [each for each in found if each.asked]
     disagree = sum(each.signs[0] != each.signs[1] for each in asked)
     return {
         "questions": len(pairs),
         "judged": len(found),
         **{name: verdicts[sign] for sign, name in VERDICTS.items()},
-        "score": float(ours / len(found)) if found else None,
-        "baseline_score": float(baseline / len(found)) if found else None,
-        "score_ratio": float(100 * ours / baseline) if found else None,
+        "score": float(ours / len(scored)) if scored else None,
+        "baseline_score": float(baseline / len(scored)) if scored else None,
+        "score_ratio": float(100 * ours / baseline) if scored else None,
         "orders_disagree": disagree,
         "position_bias": percent(disagree, len(asked)),
     }
+
+
+def _scored(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """Those with scores; none if the judge gave no scores, and only empty answers have them."""
+    scored = [each for each in judgements if each.is_scored]
+    return scored if len(scored) == len(judgements) or any(each.asked for each in scored) else []
 
 
 def ratio_interval(judgements: Sequence[Judgement]) -> list[float] | None:
@@ -110,11 +118,11 @@ def ratio_interval(judgements: Sequence[Judgement]) -> list[float] | None:
 
 
 def _first_place_advantage(judgements: Sequence[Judgement]) -> float | None:
-    """By how many points the answer shown first is scored higher on average; None if no judge was asked."""
+    """By how many points the answer shown first is scored higher on average; None if no judge gave scores."""
     gains = [
         (each.ours_first[0] - each.ours_first[1] + each.ours_second[1] - each.ours_second[0]) / 2
         for each in judgements
-        if each.asked
+        if each.asked and each.is_scored
     ]
     return float(sum(gains) / len(gains)) if gains else None
 
@@ -128,9 +136,11 @@ def _record(pair: Pair, judgement: Judgement | None, failures: Failures) -> dict
     record = {"question_id": pair.question_id, "category": pair.category}
     if judgement is None:
         return record | {"verdict": None, "reason": failures.excluded.get(pair.question_id, "not asked")}
+    record["verdict"] = VERDICTS[judgement.sign]
+    if not judgement.is_scored:
+        return record | {"verdicts": [VERDICTS[sign] for sign in judgement.signs]}  # in the order below
     first, second = judgement.ours_first, judgement.ours_second
     return record | {
-        "verdict": VERDICTS[judgement.sign],
         "scores": [float(first[0]), float(second[0])],  # with ours shown first, with ours shown second
         "baseline_scores": [float(first[1]), float(second[1])],
     }
@@ -155,20 +165,28 @@ def _notes(scores: dict) -> list[str]:
         )
     if scores["position_bias"] is not None:
         split = scores["judged"] - scores["agreed_win"] - scores["agreed_loss"]
+        advantage = scores["first_place_advantage"]
+        points = "" if advantage is None else f"; the answer shown first gets {advantage:+.2f} points"
         notes.append(
-            f"The verdicts of the two orders differ on {scores['orders_disagree']} questions; the answer "
-            f"shown first gets {scores['first_place_advantage']:+.2f} points. If a win must be one in both "
-            f"orders: {scores['agreed_win']} wins, {split} ties, {scores['agreed_loss']} losses."
+            f"The verdicts of the two orders differ on {scores['orders_disagree']} questions{points}. If a "
+            f"win must be one in both orders: {scores['agreed_win']} wins, {split} ties, "
+            f"{scores['agreed_loss']} losses."
+        )
+    if scores["verdicts_only"]:
+        notes.append(
+            f"On {scores['verdicts_only']} questions the judge only said who is better: they are in no mean "
+            "and no ratio. A win is then one in both orders, or in one beside a tie."
         )
     if scores["parse_failures"]:
         notes.append(
-            f"{scores['parse_failures']} answers of the judge held no two scores from {LOWEST} to {HIGHEST}; "
-            f"each was asked for again, up to {ATTEMPTS} times in all, with another seed and temperature."
+            f"{scores['parse_failures']} answers of the judge held neither two scores from {LOWEST} to "
+            f"{HIGHEST} nor a verdict; each was asked for again, up to {ATTEMPTS} times in all, with another "
+            "seed and temperature."
         )
     if scores["excluded"]:
         excluded = sum(scores["excluded"].values())
         notes.append(
-            f"{excluded} questions are in no score, for want of a score in either order; "
+            f"{excluded} questions are in no score, for want of one, or of a verdict, in either order; "
             "the same command asks again where the judge did not answer."
         )
     if scores["unasked"]:

@@ -213,12 +213,44 @@ def test_what_cannot_be_judged_is_left_out_counted_and_said(judged):
 
 def test_a_judge_that_answers_only_nonsense_fails_and_says_what_it_did(judged):
     questions, ours, baseline, _ = drawn(3)
-    with serving(lambda number, body: (200, completion("[[A]]"))) as server:
+    with serving(lambda number, body: (200, completion("Both are fine."))) as server:
         scores = judged(
             server, questions, ours, baseline, failure=r"no question could be judged: no scores \(3\)"
         )
     assert scores["judged"] == 0 and scores["score_ratio"] is None and scores["position_bias"] is None
     assert scores["parse_failures"] == 18
+
+
+def test_a_judge_that_gives_verdicts_has_wins_ties_and_losses_but_no_scores(judged):
+    told = {"tied": "CC", "split": "AA", "good": "AB", "bad": "BA"}  # with ours shown first, and second
+    questions = [{"question_id": key, "text": ["Hi?"]} for key in "12345"]
+    ours = [{"question_id": key, "text": [text]} for key, text in zip("12345", ["", *told], strict=True)]
+    baseline = [{"question_id": key, "text": ["other"]} for key in "12345"]
+
+    def behave(number: int, body: dict) -> tuple[int, str]:
+        first, second = (answers[0] for answers in parts_of(body["messages"][0]["content"]))
+        letter = told[second][1] if first == "other" else told[first][0]
+        return 200, completion(f"Both are read.\n\n[[{letter}]]")
+
+    with serving(behave) as server:
+        scores = judged(server, questions, ours, baseline)
+    assert len(server.bodies) == 8 and scores["parse_failures"] == 0 and scores["complete"]
+    assert [row["verdict"] for row in scores["pairs"]] == ["loss", "tie", "tie", "win", "loss"]
+    assert scores["pairs"][2]["verdicts"] == ["win", "loss"] and "scores" not in scores["pairs"][2]
+    assert (scores["agreed_win"], scores["agreed_loss"], scores["orders_disagree"]) == (1, 2, 1)
+    assert scores["score"] is scores["score_ratio"] is scores["score_ratio_interval"] is None
+    assert scores["first_place_advantage"] is None and scores["verdicts_only"] == 4
+    assert "On 4 questions the judge only said who is better" in judged.words
+
+
+def test_a_verdict_in_one_order_leaves_the_pair_out_of_the_means():
+    pairs = [Pair(key, "none", ("Hi?",), ("x",), ("y",)) for key in "12"]
+    told = {
+        "1": Judgement(1, (Fraction(5), Fraction(5))),
+        "2": Judgement((Fraction(9), Fraction(5)), (Fraction(7), Fraction(5))),
+    }
+    scores = summarize(pairs, told, Failures(), judge="m", tokens=9).scores
+    assert (scores["win"], scores["score"], scores["score_ratio"], scores["verdicts_only"]) == (2, 8, 160, 1)
 
 
 def test_a_spent_budget_scores_what_was_judged_and_more_of_it_goes_on(judged):

@@ -18,7 +18,7 @@ from misbehaving_server import completion, serving, together
 
 from fastling.errors import RunError, UserError
 from fastling.evaluation.judge import ATTEMPTS, Judgement, Pair, fill, judge_pairs, load_prompt
-from fastling.evaluation.judge_scores import Unreadable, parse_scores
+from fastling.evaluation.judge_scores import Unreadable, parse_answer
 from fastling.remote import Server
 
 pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds i
     ],
 )  # fmt: skip
 def test_the_forms_in_which_judges_write_are_read(text):
-    assert parse_scores(text) == (8, 9)
+    assert parse_answer(text) == (8, 9)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_forms_in_which_judges_write_are_read(text):
         ("Assistant 1: 8\nAssistant 2: 9\nAll in all\nAssistant 1: 7", "scores that disagree"),
         ("[[8]] [[9]], no, [[9]] [[8]]", "scores that disagree"),
         ('{"turn_1": {"assistant_1": 8, "assistant_2": 9}, "turn_2": {"assistant_1": 7, "assistant_2": 9}}', "scores that disagree"),
-        ("I cannot judge this.", "no scores"), ("[[A]]", "no scores"), ("8/9", "no scores"), ("8-9", "no scores"), ("1 - 8\nGood.\n2 - 9", "no scores"),
+        ("I cannot judge this.", "no scores"), ("A", "no scores"), ("A careful reader likes both.", "no scores"), ("[[D]]", "no scores"), ("[[A]] if the first, [[B]] if the second", "verdicts that disagree"), ("8/9", "no scores"), ("8-9", "no scores"), ("1 - 8\nGood.\n2 - 9", "no scores"),
         ("8 - 9\n7 - 8", "more than two scores"), ("80% 90%", "no scores"),
         ("8 9% better", "no scores"), ("8 9/11", "no scores"), ("8½ 9", "no scores"), ("9/10/2023", "no scores"), ("3, 4 and 5 are wrong", "no scores"), ("8 9, 7 then", "no scores"),
         ("Assistant 1: 8/10 for turn 1, 3/10 for turn 2. Assistant 2: 7/10 in the first turn, 7/10 in the second turn", "no scores"),
@@ -80,19 +80,37 @@ def test_the_forms_in_which_judges_write_are_read(text):
 )  # fmt: skip
 def test_what_is_no_pair_of_scores_is_never_guessed(text, reason):
     with pytest.raises(Unreadable, match=f"^{reason}$"):
-        parse_scores(text)
+        parse_answer(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("[[A]]", 1), ("[[B]]", -1), ("Both are right.\n\nMy final verdict is: **[[C]]**", 0), ("[[ａ]]. So: [[A]]", 1),
+        ("<think>[[A]] or [[C]]?</think>A says more, but B is right: [[B]]", -1),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_read_in_the_form_that_mt_bench_asks_for(text, verdict):
+    assert parse_answer(text) == verdict
+
+
+def test_scores_beside_a_verdict_are_the_scores():
+    assert parse_answer("Assistant A: 8/10, Assistant B: 9/10. [[B]]") == (8, 9)
 
 
 def test_scores_are_exact():
-    assert parse_scores("7.3 8.1") == (Fraction(73, 10), Fraction(81, 10))
+    assert parse_answer("7.3 8.1") == (Fraction(73, 10), Fraction(81, 10))
 
 
 @given(st.text() | st.text(alphabet='0123456789 .,/[]{}:"ab-\nassistant分10', max_size=80))
-def test_any_text_has_two_scores_in_range_or_is_unreadable(text):
+def test_any_text_has_two_scores_in_range_or_a_verdict_or_is_unreadable(text):
     try:
-        first, second = parse_scores(text)
+        told = parse_answer(text)
     except Unreadable:
         return
+    if told in (1, 0, -1):
+        return
+    first, second = told
     assert 1 <= first <= 10 and 1 <= second <= 10
 
 
@@ -100,7 +118,7 @@ def test_any_text_has_two_scores_in_range_or_is_unreadable(text):
     st.integers(2, 20), st.integers(2, 20), st.sampled_from(["{} {}", "{}/10, {}/10\nwhy", "[[{}]] [[{}]]"])
 )
 def test_whatever_is_written_in_a_known_form_is_read_back(first, second, form):
-    assert parse_scores(form.format(first / 2, second / 2)) == (Fraction(first, 2), Fraction(second, 2))
+    assert parse_answer(form.format(first / 2, second / 2)) == (Fraction(first, 2), Fraction(second, 2))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +130,7 @@ def test_whatever_is_written_in_a_known_form_is_read_back(first, second, form):
 def test_hostile_text_takes_no_time(text):
     began = time.thread_time()  # not the machine's other work
     with pytest.raises(Unreadable):
-        parse_scores(text)
+        parse_answer(text)
     assert time.thread_time() - began < 2
 
 
