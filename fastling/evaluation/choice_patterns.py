@@ -80,7 +80,7 @@ _VERDICT = (
     r"|对(?=[.。,，;!]|$)|符合(?=[.。,，;!]|$)|(?:本题|此题)的?(?=答案))(?!吗|与否|的是|不))"
 )
 DENIED = re.compile(
-    r"\s*(?:项|选项)?\s*(?:(?:is|are|was|were|can|could|would)(?:n't|\s*not\b|\s+never\b)|cannot\b"
+    r"\s*(?:项|选项)?\s*(?:(?:is|are|was|were|do|does|did|can|could|would)(?:n't|\s*not\b|\s+never\b)|cannot\b"
     r"|(?:is|are)\s+(?:\w+\s+)?(?:wrong|incorrect|false|out)\b|(?:都|均|是|也)*(?:错|不|误|有误|排除))",
     re.I,
 )

@@ -170,6 +170,7 @@ DENIED = [
     ("Answer: A is wrong.", UNCLEAR), ("Answer: A is incorrect because it is in France.", UNCLEAR), ("答案：A错，B对", "B"),
     ("答案A错误", UNCLEAR), ("The answer: A cannot be right. B fits.", UNCLEAR), ("(A) Paris is incorrect.", UNCLEAR),
     ("(A) Paris is not mentioned. (B) London is mentioned in line 3.", UNCLEAR), ("A. Paris is ruled out by line 3.", UNCLEAR),
+    ("A. Paris doesn't fit.", UNCLEAR), ("A. Paris does not fit.\nB. London fits.", "B"), ("The answer is A, B doesn't fit.", "A"),
     ("(A) Paris is correct.", "A"), ("A. Paris is in France", "A"), ("Answer: A, B and C are wrong", "A"),
     ("All except B are correct.", UNCLEAR), ("All of them but B are true.", UNCLEAR), ("除了B都正确。", UNCLEAR),
 ]  # fmt: skip
