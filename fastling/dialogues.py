@@ -195,7 +195,7 @@ def make_recipe(corpus: Corpus, options: argparse.Namespace, console: Console) -
         check_languages(corpus, sample)
         check_in_step(corpus, sample, console)
         knowledge = learn(corpus, sample)
-        if not knowledge.running_text and mix.pop("continue_text", None):
+        if not knowledge.running_text and mix.pop("continue_text", None) and not options.generator_url:
             console.print(
                 "continue_text is left out: neighbouring lines of these files have little in common",
                 soft_wrap=True,
@@ -346,24 +346,25 @@ def _generate(recipe: Recipe, options: argparse.Namespace, total: int, console: 
                 task, completed=lines, description=f"asking for turns, {tokens:,} tokens, by line"
             ),
         )
-    table = Table("kind", "dialogues", title=f"{counts.kept.total():,} dialogues, {tokens:,} tokens")
-    for kind, number in counts.kept.most_common():
+    # By name where counts are equal, not by which answer came first.
+    kept, rejects = (Counter(dict(sorted(c.items()))) for c in (counts.kept, tally.rejects + counts.rejected))
+    table = Table("kind", "dialogues", title=f"{kept.total():,} dialogues, {tokens:,} tokens")
+    for kind, number in kept.most_common():
         table.add_row(kind, f"{number:,}")
     console.print(table)
-    rejects = tally.rejects + counts.rejected
     _print_rejects(rejects, console)
     if counts.unasked:
         console.print(f"the budget left {counts.unasked:,} pairs unasked", soft_wrap=True)
-    elif options.count and counts.kept.total() < options.count:
+    elif options.count and kept.total() < options.count:
         why = (
             f"of the last {counts.useless:,} pairs the model made none"
             if counts.useless >= MOST_USELESS
             else "no more pairs are left"
         )
-        console.print(f"{counts.kept.total():,} of {options.count:,} dialogues: {why}", soft_wrap=True)
+        console.print(f"{kept.total():,} of {options.count:,} dialogues: {why}", soft_wrap=True)
     return {
-        "dialogues": counts.kept.total(),
-        "types": dict(counts.kept.most_common()),
+        "dialogues": kept.total(),
+        "types": dict(kept.most_common()),
         "pairs": {recipe.knowledge.corpus.name: tally.pairs},
         "rejects": dict(rejects.most_common()),
         "unasked": counts.unasked,

@@ -153,14 +153,17 @@ def test_packed_files_are_read(tmp_path):
         assert plain["messages"] == other["messages"]
 
 
-def test_lines_without_context_are_not_continued(tmp_path, capsys):
-    """Sentences that have nothing in common with their neighbours are no text."""
+def lines_without_context(tmp_path) -> Corpus:
+    """A corpus of sentences that have nothing in common with their neighbours."""
     rooms = [[f"room{number}x{word}" for word in range(6)] for number in range(300)]
     for language, stop in (("de", "das ist"), ("en", "this is")):
         lines = [f"{stop} {' '.join(words)}{language}." for words in rooms]
         (tmp_path / f"text.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    corpus = Corpus(tmp_path / "text.de", tmp_path / "text.en", "de", "en")
-    dialogues.main(options(corpus, tmp_path / "out.jsonl"))
+    return Corpus(tmp_path / "text.de", tmp_path / "text.en", "de", "en")
+
+
+def test_lines_without_context_are_not_continued(tmp_path, capsys):
+    dialogues.main(options(lines_without_context(tmp_path), tmp_path / "out.jsonl"))
     assert "continue_text is left out" in capsys.readouterr().err
     assert all(row["type"] != "continue_text" for row in rows_of(tmp_path / "out.jsonl"))
 
@@ -402,6 +405,22 @@ def test_a_model_writes_the_further_turns(tmp_path, capsys, model_server):
     first = out.read_bytes()
     assert run_command(dialogues.main, arguments) == 0  # again, from what was answered
     assert out.read_bytes() == first and len(model_server.bodies) == asked
+
+
+def test_counts_are_told_in_one_order_whatever_order_answers_come_in(tmp_path, capsys, model_server):
+    corpus = write_corpus(tmp_path, "de", "en", count=60)
+    assert run_command(dialogues.main, generate(corpus, tmp_path / "out.jsonl", model_server, "--json")) == 0
+    said = capsys.readouterr()
+    counts = json.loads(said.out)
+    for counted in (counts["types"], counts["rejects"]):
+        assert list(counted.items()) == sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    assert len({*counts["types"].values()}) < len(counts["types"])  # some are equally frequent
+
+
+def test_a_type_that_only_rules_build_is_not_told_to_be_left_out(tmp_path, capsys, model_server):
+    corpus = lines_without_context(tmp_path)
+    run_command(dialogues.main, generate(corpus, tmp_path / "out.jsonl", model_server, "--count", 1))
+    assert "continue_text" not in capsys.readouterr().err
 
 
 def test_pairs_are_drawn_until_the_count_is_reached(tmp_path, capsys, model_server):
