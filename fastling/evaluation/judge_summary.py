@@ -1,5 +1,6 @@
 """Sums up judgements of pairs: wins, ties, losses, the ratio of scores, and how reliable the judge is."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -10,6 +11,8 @@ from fastling.evaluation.judge import ATTEMPTS, HIGHEST, LOWEST, Failures, Judge
 from fastling.evaluation.result import Result, TableData, cell, percent
 from fastling.remote import UNREACHABLE
 
+ASKED_AGAIN = re.compile(f"{UNREACHABLE.pattern}|broken")
+"""Reasons for no answer that may be others, or none, when the same command asks again."""
 VERDICTS = {1: "win", 0: "tie", -1: "loss"}
 COLUMNS = ("questions", "judged", "win", "tie", "loss", "score", "baseline", "ratio, %", "orders disagree, %")
 
@@ -65,7 +68,7 @@ def _failure(scores: dict, failures: Failures) -> RunError | None:
         return RunError(
             "--judge-budget-tokens", what, "What was judged is kept; the same command with more goes on."
         )
-    silent = {reason: count for reason, count in scores["excluded"].items() if UNREACHABLE.match(reason)}
+    silent = {reason: count for reason, count in scores["excluded"].items() if ASKED_AGAIN.match(reason)}
     if not scores["judged"] and silent != scores["excluded"]:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in scores["excluded"].items())
         return RunError(

@@ -283,6 +283,8 @@ def test_a_server_that_dies_midway_leaves_what_was_judged(judged):
     [
         ("status 503", r"1 of 2 questions had no answer: status 503 \(1\)"),
         ("too slow", "1 of 2"),
+        ("broken answer", "1 of 2"),
+        ("broken off: error", "1 of 2"),
         ("status 400", None),
     ],
 )
