@@ -313,6 +313,11 @@ def expand(path: str, where: str) -> Path:
     if "\0" in path:
         raise UserError(where, f"has a NUL in it, as no name of a file may: {path}")
     try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        fix = "Set LC_ALL=C.UTF-8, and unset PYTHONUTF8."
+        raise UserError(where, f"cannot be written in {error.encoding}, the locale's: {path}", fix) from None
+    try:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(where, f"nobody's home folder is known by that name: {path}") from None

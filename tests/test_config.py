@@ -1,7 +1,10 @@
 """Settings: where they come from, which wins, and that none is ever accepted by mistake."""
 
 import dataclasses
+import os
 import string
+import subprocess
+import sys
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -420,3 +423,13 @@ def test_null_on_the_command_line_stands_in_place_of_nothing_else(nothing, read)
     assert (config.train.steps, config.train.epochs) == (None, 2)
     config = read("train: {steps: 100}", "--train.epochs", nothing)
     assert (config.train.steps, config.train.epochs) == (100, None)
+
+
+def test_a_name_that_the_locale_cannot_write_is_refused_in_words():
+    """Python would say in a traceback that a codec cannot encode it, or that there is no such file."""
+    code = r"from fastling.config import resolve; resolve('\u6570.jsonl', 'source a')"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert "source a: cannot be written in ascii, the locale's" in found.stderr
