@@ -102,14 +102,13 @@ class RunLock:
 
     def __init__(self, path: Path):
         self._file = None
-        self._file = open(path, "a+")
+        self._file = open(path, "ab", buffering=0)  # what a full disk refuses is not written again at the end
         if not takes(self._file.fileno(), path):
             raise BlockingIOError
         self.number = secrets.randbelow(2**62) + 1
         """A random number in the lock file, by which other processes see that the file is this one."""
         self._file.truncate(0)
-        self._file.write(str(self.number))
-        self._file.flush()
+        self._file.write(str(self.number).encode())
         os.fsync(self._file.fileno())
 
     def __del__(self):

@@ -1,7 +1,9 @@
 """What a run folder records, and that it is one folder for all processes."""
 
+import gc
 import json
 import re
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -44,6 +46,14 @@ def test_whoever_comes_second_leaves_the_lock_as_it_is(tmp_path):
     with pytest.raises(UserError, match="another run is at work"):
         record.lock_run_dir(tmp_path)
     record.check_shared(tmp_path, lock.number)
+
+
+def test_a_full_disk_is_told_once_and_not_again_when_the_lock_is_given_up(tmp_path, quota):
+    (tmp_path / "checkpoints").mkdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(UserError, match="run_dir: cannot be written: .*: File too large"):
+        record.lock_run_dir(tmp_path)
+    gc.collect()  # pytest fails the test if the end of the lock raises
 
 
 def test_on_a_disk_that_knows_no_locks_a_run_goes_on_without_and_says_so(tmp_path, no_locks, capsys):
