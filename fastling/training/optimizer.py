@@ -30,11 +30,22 @@ def clip(optimizer: torch.optim.AdamW, clip_norm: float) -> torch.Tensor:
     The scaling happens inside torch's fused update, by its `grad_scale` on the device. So clipping itself
     only reads the gradients once, for the norm.
     """
-    gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
-    norm = get_total_norm(gradient for gradient in gradients if gradient is not None)
-    norm = whole(norm)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = whole(get_total_norm(_norms_of_rows(gradient) for gradient in gradients))
     optimizer.grad_scale = ops.clip_scale(norm, clip_norm)
     return norm
+
+
+def _norms_of_rows(gradient: torch.Tensor) -> torch.Tensor:
+    """A tensor with the same norm: on a CPU that of each row of a matrix, (rows,); else the gradient itself.
+
+    On a CPU PyTorch adds up a tensor's squares one after another in float32, and loses 1 % of the norm of 130
+    million numbers. The numbers of a row are few enough.
+    """
+    if gradient.device.type != "cpu" or gradient.dim() < 2:
+        return gradient
+    return torch.linalg.vector_norm(gradient, dim=-1)
 
 
 def learning_rate(config: Optimizer, step: int, total_steps: int) -> float:
