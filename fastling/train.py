@@ -7,6 +7,7 @@ Without --config it trains the demo. It resumes by itself when the run folder ho
 
 import contextlib
 import functools
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from fastling.training.metrics_log import MetricsLog, check_wandb, plot_loss
 from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.progress import TrainingProgress, loss_units
-from fastling.training.stopping import STATUS, Stopped, told_to_stop
+from fastling.training.stopping import Stopped, status_of, told_to_stop
 from fastling.training.update import Updater
 
 
@@ -163,7 +164,7 @@ class Run:
         progress = TrainingProgress(self.console, len(self.loader), first, config.train.loss)
         with told_to_stop() as told, progress as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
-                measured = self.updater.update(step, number, stops=told())
+                measured = self.updater.update(step, number, stops=bool(told()))
                 if waiting:  # the step before: it is done, or soon will be, and the device has new work
                     self._tell(waiting)
                 waiting = measured
@@ -176,7 +177,7 @@ class Run:
                     if saves:
                         self._save(number)
                         if self.stops:
-                            self._stop(number)
+                            self._stop(number, told() or signal.SIGTERM)
                     self.meter.restart()
 
     def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
@@ -207,14 +208,13 @@ class Run:
         write = functools.partial(plot_loss, self.run_dir, self.config.train.loss)
         self._write_for_people(self.run_dir / "loss.png", write)
 
-    def _stop(self, number: int) -> NoReturn:
+    def _stop(self, number: int, signal_number: int) -> NoReturn:
         """End the process after a saved step. Rank 0 raises Stopped; the others wait until it has ended."""
         if not self.world.is_main:
             with contextlib.suppress(RuntimeError):  # raised when rank 0 closes the connection
                 self.world.from_main(0)
-            leave(STATUS)
-        what = f"was told to stop, and is saved after step {number} of {len(self.loader)}"
-        raise Stopped(str(self.run_dir), what, "The same command goes on from there.")
+            leave(status_of(signal_number))
+        raise Stopped(self.run_dir, number, len(self.loader), signal_number)
 
     def _is_due(self, number: int, every_steps: int) -> bool:
         return number % every_steps == 0 or number == len(self.loader)

@@ -242,22 +242,29 @@ def test_two_runs_do_not_share_a_folder(finished, capsys):
     assert "another run is at work in it" in capsys.readouterr().err
 
 
-def test_interrupted_by_the_keyboard_it_says_so_without_a_traceback(finished, tmp_path):
-    config, _, _ = finished
+@pytest.mark.parametrize(
+    ("how", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=["Ctrl-C", "a connection that ends"]
+)
+def test_whoever_stops_a_run_by_hand_loses_no_step(tiny_run, tmp_path, how, status):
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "fastling.train", "--config", str(config), "--run_dir", str(run_dir)]
+    rarely = {"every_steps": 50000}
+    config = tiny_run(train={"steps": 50000}, checkpoint=rarely, evaluate=rarely)
     process = subprocess.Popen(
-        [*command, "--train.steps", "50000", "--log.wandb", "false"],
+        [sys.executable, "-m", "fastling.train", "--config", str(config)],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
         # A shell's background job, and all it starts, would ignore the keyboard.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],
     )  # fmt: skip
-    while len(read_json_lines(run_dir / "metrics.jsonl")) < 3 and process.poll() is None:
+    while len(read_json_lines(run_dir / "metrics.jsonl")) < 2 and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in said
+    assert ("Ctrl-C again ends the run" in said) == (how == signal.SIGINT)
+    step = read_json_lines(run_dir / "metrics.jsonl")[-1]["step"]
+    assert f"{run_dir}: was told to stop, and is saved after step {step} of 50000" in said
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step-{step:08d}"]
 
 
 def test_a_run_does_not_go_on_with_other_settings(finished, capsys):

@@ -1,29 +1,64 @@
-"""SIGTERM, by which clusters take their machines back: the run finishes its step, saves and ends (P10)."""
+"""A run that is told to stop finishes its step, saves and ends (P10).
+
+SIGTERM is how clusters take their machines back, SIGINT is Ctrl-C, and SIGHUP the end of a connection.
+"""
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from fastling.errors import RunError
 
-STATUS = 128 + signal.SIGTERM
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(RunError):
     """The run was told to end, and has saved a checkpoint to go on from."""
 
-    exit_status = STATUS
+    def __init__(self, run_dir: Path, step: int, steps: int, signal_number: int):
+        what = f"was told to stop, and is saved after step {step} of {steps}"
+        super().__init__(str(run_dir), what, "The same command goes on from there.")
+        self.exit_status = status_of(signal_number)
+
+
+def status_of(signal_number: int) -> int:
+    """Exit status of a process that has ended because of a signal, as shells give it."""
+    return 128 + signal_number
 
 
 @contextlib.contextmanager
-def told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM has come; in the block the signal does not end the process.
+def told_to_stop() -> Iterator[Callable[[], int]]:
+    """Yield a function that gives the signal that has come, or 0; in the block it does not end the process.
 
-    It may come several times: Slurm sends it to torchrun and to the processes, and torchrun sends it on.
+    It may come several times: Slurm sends it to torchrun and to the processes, and torchrun sends it on. Only
+    without torchrun a second Ctrl-C must be another wish of the user's, and raises KeyboardInterrupt. A
+    signal that is ignored, as by nohup, goes on being ignored.
     """
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    came: list[int] = []
+    is_launched = "TORCHELASTIC_RUN_ID" in os.environ
+
+    def note(number: int, _) -> None:
+        if number == signal.SIGINT and not is_launched:
+            if number in came:
+                raise KeyboardInterrupt
+            _say("\nsaving after this step; Ctrl-C again ends the run without\n")
+        came.append(number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    noted = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
     try:
-        yield lambda: bool(came)
+        for number in noted:
+            signal.signal(number, note)
+        yield lambda: came[0] if came else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in noted:
+            signal.signal(number, before[number])
+
+
+def _say(text: str) -> None:
+    """Write to stderr, which may be in the midst of writing something else when a signal comes."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode())
