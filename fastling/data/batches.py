@@ -193,7 +193,7 @@ class Loader:
         packs += [self.plan.documents[:0]] * (-len(packs) % (self.ranks * self.micro_batches))
         squares = [int((self.document_tokens[pack] ** 2).sum()) for pack in packs]
         documents = numpy.concatenate(packs)
-        total = max(1, self.normaliser.total(documents))
+        total = self.normaliser.total(documents)
         mine = deal(numpy.array(squares), self.ranks, self.micro_batches)[self.rank]
         batches = [
             make_batch(

@@ -14,6 +14,7 @@ The template's own text is the same in every row, so it is checked once, when an
 server that finds a control token spelled in it would feed the model other ids (P1).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -102,7 +103,7 @@ class Encoder:
         special = {*self.tokenizer.special_tokens(), *self._ids} - {""}
         turns = (Turn("user", "\0"), Turn("assistant", "\0")) * 2
         for system in ("", "\0"):
-            for part in self._chain(Conversation(turns, system), for_answer=True):
+            for part in self._chain(Conversation(turns, system)):
                 found = [] if isinstance(part, str) else [token for token in special if token in part.text]
                 if found:
                     raise UserError(
@@ -237,6 +238,5 @@ class Encoder:
 
 
 def _first_difference(text: str, decoded: str) -> str:
-    shorter = min(len(text), len(decoded))
-    same = next((i for i in range(shorter) if text[i] != decoded[i]), shorter)
+    same = len(os.path.commonprefix([text, decoded]))
     return f"{text[same : same + 20]!r} came back as {decoded[same : same + 20]!r}"

@@ -123,7 +123,7 @@ def make_plan(
         packs_per_epoch.append(len(bins))
         epoch += 1
     plan = Plan(
-        numpy.concatenate(documents).astype(numpy.int64) if documents else numpy.empty(0, numpy.int64),
+        numpy.concatenate(documents).astype(numpy.int64),
         numpy.concatenate([[0], numpy.cumsum(sizes)]).astype(numpy.int64),
         tuple(packs_per_epoch),
     )

@@ -225,7 +225,7 @@ def damage(folder: Path) -> str | None:
             stored = dict(zip([path.name for path in paths], threads.map(_stored, paths), strict=True))
     except _DamagedFile as error:
         return str(error)
-    written = {(file, name, digest) for _, name, digest, file in saved if file}
+    written = {(file, name, digest) for _, name, digest, file in saved}
     for file, tensors in stored.items():
         for name, digest in tensors:
             if (file, name, digest) not in written and digest.sha256 != EMPTY:
@@ -327,7 +327,7 @@ def _digest_of_rows(tensor: torch.Tensor) -> Digest:
 
 
 def _digest(tensor: torch.Tensor, offsets: tuple[int, ...] | list[int]) -> Digest:
-    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    data = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return Digest(hashlib.sha256(data).hexdigest(), str(tensor.dtype), tuple(tensor.shape), tuple(offsets))
 
 
