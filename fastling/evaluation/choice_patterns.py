@@ -134,8 +134,8 @@ OTHER_LETTER = re.compile(r"(?<![A-Za-z0-9_])[A-Z][)\].。:、]")
 # Marks at the end of an option's text that `_compared` (choices.py) leaves out.
 CLOSERS = r"[\"'”’()]*"
 AFTER_TEXT = re.compile(r"\s*(?:[.。,;:!]|(?:because|since)\b|因为)")
-# After an option's text that was announced: words that say what it is.
-WHAT_IT_IS = re.compile(r"\s*,\s*(?:the|a|an|as|where|who|located|in)\b", re.I)
+# After an option's text that was announced: words that say what it is, or "since", which is no time there.
+WHAT_IT_IS = re.compile(r"\s*(?:,\s*(?:the|a|an|as|where|who|located|in)|,?\s*since)\b", re.I)
 # After an option's text: its letter, or a reason.
 MORE_SAID = re.compile(
     r"\s*(?:\((?:option\s+|选项)?(?P<letter>[a-z])(?:\)|$)|,?\s*(?:i\.e\.,?|or)\s+(?P<other>[a-z])\W*$"

@@ -36,7 +36,7 @@ ENGLISH = [
     ("At first I thought A. But A is wrong, so the answer is B.", "B"), ("A is incorrect. B is correct.", "B"),
     ("If the answer is A, it never rains. So the answer is B.", "B"), ("The answer isn't A. The answer is B.", "B"),
     ("The answer is B, not A.", "B"), ("The answer is (B) because (A), (C) and (D) are wrong.", "B"),
-    ("I would not choose A. I would choose B.", "B"), ("The answer is A because B is wrong", "A"),
+    ("I would not choose A. I would choose B.", "B"), ("The answer is A because B is wrong", "A"), ("The answer is B. D is true of France.", "B"),
     ("The answer is a.", "A"), ("The answer is A", "A"), ("The answer is (A) Paris, a city.", "A"), ("A. Paris", "A"),
     ("A", "A"), ("The answer is A Paris", "A"), ("Let me think about Paris (A) and London (B). Answer: (A)", "A"),
     ("A and C", "AC"), ("A, C", "AC"), ("AC", "AC"), ("A C", "AC"), ("(A)(C)", "AC"), ("A, C and D", "ACD"),
@@ -57,7 +57,7 @@ ENGLISH = [
     ("If the answer is A, what follows?", UNCLEAR), ("Why is the answer B?", UNCLEAR), ("Madrid", UNCLEAR),
     ("The answer is BAD.", UNCLEAR), ("Vitamin C is healthy.", UNCLEAR), ("Plan B failed.", UNCLEAR),
     ("A is correct. C is correct.", UNCLEAR), ("Paris or London", UNCLEAR), ("None of the above.", UNCLEAR),
-    ("The answer is B-flat.", UNCLEAR), ("The set A = {1, 2} is closed.", UNCLEAR), ("Therefore A = B.", UNCLEAR),
+    ("The answer is B-flat.", UNCLEAR), ("B?", UNCLEAR), ("The set A = {1, 2} is closed.", UNCLEAR), ("Therefore A = B.", UNCLEAR),
     ("The passage mentions Paris (A) and Rome (D).", UNCLEAR), ("The answer is 42.", UNCLEAR), ("I", UNCLEAR),
 ]  # fmt: skip
 CHINESE = [
@@ -140,7 +140,7 @@ REASONED = [
     ("我认为是C。再想一下，还是B吧。", "B"), ("Is it A? No, B.", "B"), ("The answer is A. Wait, it's B.", "B"), ("This leaves us with C.", "C"),
     ("The answer is A, and B is wrong.", "A"), ("答案是A，B错误。", "A"), ("故选A，B、C错误", "A"), ("Thus A, C are wrong. B is correct.", "B"),
     ("A) Paris: incorrect\nB) London: correct\nC) Berlin: incorrect\nD) Rome: incorrect", "B"), ("A. Paris ✗\nB. London ✓\nC. Berlin ✗", "B"),
-    ("The answer is Berlin, the capital of Germany.", "C"), ("The most appropriate choice is D.", "D"), ("The correct letter is D.", "D"),
+    ("The answer is Berlin, the capital of Germany.", "C"), ("The answer is London since it rains.", "B"), ("Answer: London, since it rains", "B"), ("The most appropriate choice is D.", "D"), ("The correct letter is D.", "D"),
     ("The answer that best fits is D.", "D"), ("B would be the best choice.", "B"), ("B fits the description best.", "B"),
     ("Thus, option B (London) is correct.", "B"), ("Not A, not B, not C: it has to be D.", "D"), ("答案不是A，也不是B，而是C。", "C"),
     ("The answer is B a city in England.", "B"), ("So the closest option is (D).", "D"),
@@ -149,7 +149,7 @@ REASONED = [
     ("It is A, B or C.", UNCLEAR), ("I think A, B are wrong.", UNCLEAR), ("The answer is A, B, and C are wrong.", UNCLEAR),
     ("Option B (or A) is wrong.", UNCLEAR), ("If it rains: B is not correct.", UNCLEAR), ("There is no C.", UNCLEAR), ("He left A.", UNCLEAR), ("This leaves A and B.", UNCLEAR), ("是A还是B，我拿不准。", UNCLEAR),
     ("Actually, A: Paris is far away.", UNCLEAR), ("B would be correct if it rained.", UNCLEAR), ("A. Paris - no\nB. London - no", UNCLEAR),
-    ("Paris, the capital of France, is large.", UNCLEAR), ("The most common choice is A.", UNCLEAR), ("Option A is like option B.", UNCLEAR),
+    ("Paris, the capital of France, is large.", UNCLEAR), ("London since 1900 is larger.", UNCLEAR), ("The most common choice is A.", UNCLEAR), ("Option A is like option B.", UNCLEAR),
 ]  # fmt: skip
 NUMBERS = ("20", "25", "30", "blue", "②③")
 # (text, letters) for options that are numbers and small letters, repeated with their letter as AGIEval
@@ -159,7 +159,7 @@ REPEATED = [
     ("（B）25", "B"), ("[B]25", "B"), ("【B】25", "B"), ("(B)25.", "B"), ("(B)25, because 5*5=25", "B"),
     ("(B)25\n\nBecause 5*5=25", "B"), ("B．25\n解析：略", "B"), ("(b)25", "B"), ("(D)blue", "D"), ("D、blue", "D"),
     ("(E)②③", "E"), ("(E)23", "E"), ("B 25", "B"), ("B - 25", "B"), ("Option (B) 25", "B"), ("Option B: 25", "B"),
-    ("选项B：25", "B"), ("\\boxed{(B)25}", "B"), ("The answer is (B)25", "B"), ("答案选项：B", "B"), ("Sure! B", "B"),
+    ("选项B：25", "B"), ("\\boxed{(B)25}", "B"), ("The answer is (B), as \\boxed{x=25}.", "B"), ("The answer is (B)25", "B"), ("答案选项：B", "B"), ("Sure! B", "B"),
     ("Correct answer - B", "B"), ("Answer - B", "B"), ('{"answer": "B"}', "B"), ("好的。B", "B"),
     # nothing that can be counted on
     ("(B)251", UNCLEAR), ("B.255", UNCLEAR), ("(A)blueprint", UNCLEAR), ("(B)25 is wrong", UNCLEAR), ("b 25", UNCLEAR),
@@ -317,3 +317,14 @@ def test_an_option_that_is_a_letter_is_not_taken_for_another():
 
 def test_options_of_the_same_text_are_not_told_apart_by_it():
     assert extract_choice("Paris", ["Paris", "Paris", "Rome"]) is None
+    assert extract_choice("Paris, because it is the capital.", ["Paris", "Paris", "Rome"]) is None
+
+
+def test_an_option_that_begins_with_another_ones_letter_is_chosen_by_its_text():
+    cells = ["B cells", "T cells", "Mast cells"]
+    assert extract_choice("The answer is B cells because they make antibodies.", cells) == {"A"}
+
+
+def test_a_long_option_is_announced_by_its_whole_text():
+    long = "a long road " * 20 + "through the hills"
+    assert extract_choice(f"The answer is {long}.", ["a path", long, "a lane"]) == {"B"}
