@@ -125,9 +125,9 @@ FORMATS = {
         },
         Conversation(HI, "Kurz."),
     ),
-    "the same system text twice": (
-        {"system": "Kurz.", "messages": [{"role": "system", "content": "Kurz."}, *messages("Hi", "你好")]},
-        Conversation(HI, "Kurz."),
+    "the same system text twice, but for blanks": (
+        {"system": "Kurz.", "messages": [{"role": "system", "content": " Kurz.\n"}, *messages("Hi", "你好")]},
+        Conversation(HI, " Kurz.\n"),
     ),
     "no tool is called": (
         {

@@ -112,10 +112,18 @@ def test_jinja_refuses_a_role_it_would_have_to_drop():
         environment.from_string(bound.jinja()).render(messages=[{"role": "tool", "content": "x"}])
 
 
-def test_plain_text_is_all_supervised():
-    bound = TEMPLATES["bayling"].bind("<s>", "</s>")
+@pytest.mark.parametrize(
+    ("name", "begin", "end"),
+    [("bayling", ["<s>"], "</s>"), ("llama2", ["<s>"], "</s>"), ("chatml", [], "<|im_end|>")],
+)
+def test_plain_text_is_all_supervised_and_begins_as_the_template_has_it(name, begin, end):
+    bound = TEMPLATES[name].bind("<s>", "</s>")
     segments = bound.render(Conversation((Turn("text", "Once upon a time."),)))
-    assert segments == [("<s>", True, -1), ("Once upon a time.", False, 0), ("</s>", True, 0)]
+    assert segments == [
+        *((each, True, -1) for each in begin),
+        ("Once upon a time.", False, 0),
+        (end, True, 0),
+    ]
 
 
 GOOD = {"user": "{content}\n", "assistant": "A: {content}{eos}"}

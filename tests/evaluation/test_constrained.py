@@ -149,5 +149,7 @@ def test_a_model_is_asked_with_the_words_in_a_second_line(run, tiny_export, monk
         assert result.scores["word_accuracy"] == 100 and result.scores["length"] == 1
     with pytest.raises(UserError, match=r"rows\.jsonl:1: lacks src"):
         run(ROWS, "en", "--model", str(tiny_export), option="--questions")
+    with pytest.raises(UserError, match="--questions: is needed with --model"):
+        run(ROWS, "en", option="--model")
     with pytest.raises(UserError, match="--questions: has no effect"):
         run(ROWS, "en", "--predictions", "x", option="--questions")

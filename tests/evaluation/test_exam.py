@@ -117,7 +117,7 @@ def test_an_option_is_known_by_its_place_whatever_mark_it_bears():
     ("row", "words"),
     [
         (CLOZE | {"answer": None}, "neither options nor an answer"), (CHOICE | {"label": None}, "lacks label"),
-        ({"question": "x"}, "neither options nor an answer"), (CHOICE | {"label": "E"}, "A to D"), (CHOICE | {"label": ""}, "A to D"),
+        ({"question": "x"}, "neither options nor an answer"), (CHOICE | {"label": "E"}, "A to D"), (CHOICE | {"label": "A-C"}, "A to D"), (CHOICE | {"label": ""}, "A to D"),
         (CHOICE | {"label": 1}, "A to D"), (CHOICE | {"label": "None"}, "A to D"), (CHOICE | {"label": ["A", 2]}, "A to D"),
         (CHOICE | {"options": ["one"]}, "1 options"), (CHOICE | {"options": "ABCD"}, "list of texts"), (CLOZE | {"answer": " "}, "is empty"),
         (CHOICE | {"options": [1, 2]}, "list of texts"), ({"options": ["a", "b"], "label": "A"}, "lacks question"), ([], "object"),
@@ -143,12 +143,13 @@ def test_predictions_without_text_and_files_without_partners_are_errors(run):
 
 
 def test_the_prompt_is_in_the_language_of_the_question():
-    english = prompt_of(read_item(Record("f:1", CHOICE | {"passage": "Long ago ..."})))
+    english = prompt_of(read_item(Record("f:1", CHOICE | {"passage": "\nLong ago ...\n"})))
     assert (
         english.splitlines()[:3] == ["Long ago ...", "Where is the Louvre?", "(A) Paris"]
         and "The answer is" in english
     )
-    assert "答案是" in prompt_of(read_item(Record("f:1", SEVERAL)))
+    chinese = prompt_of(read_item(Record("f:1", SEVERAL)))  # without a passage there is no line for it
+    assert chinese.startswith("下列正确的是\n") and "答案是" in chinese
     assert "semicolons" in prompt_of(read_item(Record("f:1", CLOZE)))
 
 

@@ -273,6 +273,8 @@ def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, t
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: disk)
     each = Checkpoint(every_steps=1)
     checkpoint.check_room(tmp_path, 1000, each, 2, other_bytes=11_000)  # 24,000 and 11,000
+    with pytest.raises(UserError, match="2 checkpoints and the export"):
+        checkpoint.check_room(tmp_path, 1000, each, 2, other_bytes=11_001)
     with pytest.raises(UserError, match="3 checkpoints and the export, less what is there, need 0.000"):
         checkpoint.check_room(tmp_path, 1000, each, 3, other_bytes=0)
     folder = save(tmp_path, 1, *model_and_optimizer())
@@ -291,6 +293,10 @@ def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, t
 def test_one_is_written_before_one_goes(keep_last, steps, already, most):
     config = Checkpoint(every_steps=1, keep_last=keep_last)
     assert checkpoint.copies_at_once(config, steps, already) == most
+
+
+def test_the_last_steps_are_saved_though_they_are_few():
+    assert checkpoint.copies_at_once(Checkpoint(every_steps=4, keep_last=9), 9) == 3
 
 
 def test_without_a_good_one_it_says_so(process_group, tmp_path):
@@ -323,13 +329,17 @@ def test_one_that_the_run_deletes_while_it_is_read_gives_way_to_a_newer_one(
         assert torch.equal(mine, theirs)
 
 
-def test_one_that_fails_after_it_was_found_good_is_told_in_words(process_group, tmp_path):
+def test_one_that_fails_after_it_was_found_good_is_told_in_words(process_group, tmp_path, monkeypatch):
     """As on a disk of another machine, or one that fails just then."""
     model, optimizer = model_and_optimizer()
     folder = save(tmp_path, 1, model, optimizer)
     next(folder.glob("*.safetensors")).write_bytes(b"\0" * 64)
     with pytest.raises(RunError, match="step-00000001: the checkpoint could not be read: "):
         checkpoint.load(folder, checkpoint.training_tensors(model, optimizer))
+    asked = iter([1])  # once
+    monkeypatch.setattr(checkpoint, "newest_step", lambda *_: next(asked))
+    with pytest.raises(RunError, match="step-00000001: the checkpoint could not be read: "):
+        checkpoint.load_newest(tmp_path, checkpoint.training_tensors(model, optimizer))
     (folder / "state.json").unlink()
     with pytest.raises(RunError, match="step-00000001: was found good, and cannot be read now: state.json"):
         checkpoint.open_checkpoint(tmp_path, 1)

@@ -36,15 +36,18 @@ def test_wsd_stays_up_until_its_decay_begins():
     assert rates[-1] == pytest.approx(0.04)
 
 
-@pytest.mark.parametrize(("warmup", "decay", "falling"), [(0.5, 0.2, 20), (0.5, 0.5, 50), (0.9, 0.5, 10)])
+@pytest.mark.parametrize(
+    ("warmup", "decay", "falling"), [(0.5, 0.2, 20), (0.5, 0.5, 50), (0.9, 0.5, 10), (0.5, None, 20)]
+)
 def test_wsd_decays_in_its_share_of_all_steps_warm_up_included(warmup, decay, falling):
     rates = course(schedule="wsd", warmup_ratio=warmup, decay_ratio=decay)
     assert sum(rate < 1.0 for rate in rates[round(100 * warmup) :]) == falling - 1  # the first is at the top
     assert rates[-1] == pytest.approx(1 / falling)
 
 
-def test_constant_stays():
+def test_constant_stays_and_so_does_wsd_without_decay():
     assert set(course(schedule="constant", warmup_ratio=0.0)) == {1.0}
+    assert set(course(schedule="wsd", warmup_ratio=0.0, decay_ratio=0.0)) == {1.0}
 
 
 def test_a_setting_without_effect_is_refused():
