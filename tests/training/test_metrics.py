@@ -42,6 +42,7 @@ def test_mfu_is_needed_work_over_what_all_gpus_could_do_in_that_time(monkeypatch
     assert speeds == pytest.approx((80, 20, 256))
     assert line["loss_a"] == 2.0 and "loss_b" not in line  # nothing of b was in the step
     assert (line["loss"], line["grad_norm"], line["epoch"]) == (0.25, 2.0, 0.5)
+    assert 0.05 < line["memory_gib"] < 100
 
 
 def test_a_step_that_is_not_finite_ends_the_run_with_advice_that_can_be_taken():

@@ -10,15 +10,15 @@ import pytest
 from fastling.config import Config, Log
 from fastling.errors import RunError, UserError
 from fastling.json_files import drop_later_steps, read_json_lines
-from fastling.training.metrics_log import MetricsLog, _start_wandb, plot_loss
+from fastling.training.metrics_log import MetricsLog, _running_mean, _start_wandb, plot_loss
 
 
 @pytest.mark.parametrize("other", ['{"loss": 1.0}', '{"step": null}', '{"step": "2"}'])
 def test_what_others_have_written_there_does_not_keep_a_run_from_going_on(tmp_path, other):
     for name in ("metrics.jsonl", "samples.jsonl"):
         (tmp_path / name).write_text(f'{{"step": 2}}\n{other}\n{{"step": 3}}\n')
-    with MetricsLog(tmp_path, Config(), 2):
-        pass
+    with MetricsLog(tmp_path, Config(), 2) as log:
+        assert log.wandb is None  # as nobody asked for it
     drop_later_steps(tmp_path / "samples.jsonl", 2)
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert read_json_lines(tmp_path / name) == [{"step": 2}]
@@ -53,14 +53,17 @@ def test_wandb_s_id_of_a_run_is_whole_or_absent(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("error", "status"), [(None, 0), (RunError("step 3", "not finite"), 1)])
 def test_wandb_is_told_how_a_run_ended_and_keeps_its_last_steps(monkeypatch, tmp_path, error, status):
-    finished = []
-    fake = SimpleNamespace(finish=lambda **given: finished.append(given["exit_code"]))
+    finished, told = [], []
+    fake = SimpleNamespace(finish=lambda **given: finished.append(given["exit_code"]), log=told.append)
     monkeypatch.setattr("fastling.training.metrics_log._start_wandb", lambda *_: fake)
     with pytest.raises(RunError) if error else nullcontext():
-        with MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0):
+        with MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0) as log:
+            log.write({"lr": 0.1, "loss_demo": 2.0, "eval_loss_demo": 3.0})
             if error:
                 raise error
     assert finished == [status]
+    assert told == [{"train/learning_rate": 0.1, "train/loss_demo": 2.0, "eval/loss_demo": 3.0}]
+    assert read_json_lines(tmp_path / "metrics.jsonl")[0]["eval_loss_demo"] == 3.0
 
 
 def test_a_plot_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch):
@@ -97,3 +100,7 @@ def test_a_plot_says_by_what_each_loss_is(tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
     plot_loss(tmp_path, "turn")
     assert labels == ["training, per turn", "running mean", "held out, per token"]
+
+
+def test_the_running_mean_begins_with_the_steps_that_there_are():
+    assert _running_mean((4.0, 2.0, 6.0), 2) == [4.0, 3.0, 4.0]
