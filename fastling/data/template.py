@@ -95,11 +95,7 @@ class Template:
 
     def as_yaml(self) -> str:
         """The file that `load_template` reads back as the same template."""
-        fields = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
-        return yaml_file.as_yaml(fields)
+        return yaml_file.as_yaml(dataclasses.asdict(self))
 
     def bind(self, bos: str | None, eos: str | None) -> "BoundTemplate":
         """The template with a tokenizer's own begin and end tokens; without a bos, `{bos}` is left out.

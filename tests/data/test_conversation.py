@@ -328,6 +328,7 @@ REFUSED = [
     ({"messages": weighted({"function_calls": "f(1)"}, {})}, "tool-call", "function_calls in message 2: only"),
     ({"messages": [{"role": "system", "content": "Kurz.", "functions": "[{}]"}, *messages("Hi", "x")]}, "tool-call", "functions in message 1"),
     ({"instruction": "Hi", "output": "x", "history": 5}, "unknown-format", "history must be a list"),
+    ({"instruction": "Hi", "output": "x", "history": [["a", "b", "c"]]}, "unknown-format", "history must be a list"),
     ({"instruction": "Hi", "input": 0, "output": "x"}, "not-text", "expected text: int"),
     ({"instruction": "Hi", "response": "x", "text": "y"}, "unknown-format", "has the keys instruction, resp"),
     ({"question": "Hi", "answer": "x", "text": "y"}, "unknown-format", "or text alone"),

@@ -169,6 +169,7 @@ def test_a_template_that_cannot_work_is_refused_in_words(changes, what, tmp_path
         ("broken.yaml", b"a: [", "is not valid YAML"),
         ("latin.yaml", "user: über".encode("latin-1"), "is not UTF-8: byte 6"),
         ("list.yaml", b"- user", "needs at least the patterns user and assistant"),
+        ("empty.yaml", b"\n", "needs at least the patterns user and assistant"),
         (
             "half.yaml",
             b"user: a",
@@ -192,6 +193,12 @@ def test_a_template_that_is_written_to_a_file_is_read_back_the_same(text, tmp_pa
     )
     (tmp_path / "mine.yaml").write_text(template.as_yaml(), encoding="utf-8")
     assert load_template(str(tmp_path / "mine.yaml")) == template
+
+
+def test_of_two_control_tokens_the_longer_one_is_meant():
+    own = Template("x", "{content}\n", "<end>{content}<end>2", control_tokens=("<end>", "<end>2"))
+    bound = own.bind(None, None)
+    assert (bound.answer_prefix, bound.end_token) == ([("<end>", True, -1)], "<end>2")
 
 
 def test_a_template_in_the_home_folder(tmp_path, monkeypatch):
