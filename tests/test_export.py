@@ -232,6 +232,8 @@ def test_tokenizer_config_is_right_for_transformers_4_and_5(case):
         token_id = case.encoder.tokenizer.control_id(config[name])
         assert str(token_id) in config["added_tokens_decoder"]
     assert case.json("config.json")["pad_token_id"] == case.encoder.tokenizer.control_id(config["pad_token"])
+    # Not the token that ends an answer, where there is another: who trains on leaves out what is padding.
+    assert config["pad_token"] == ("<unk>" if case.template == "bayling" else "<|end_of_text|>")
 
 
 def test_a_token_that_the_tokenizer_lacks_is_not_named(byte_level, tmp_path):
@@ -527,6 +529,23 @@ def test_an_unfinished_export_is_begun_anew_wherever_it_was_killed(small):
     for path in small.aside.iterdir():
         path.unlink()
     (small.aside / "README.md").touch()
+    small.rehearse()
+
+
+def test_what_is_left_of_one_that_was_killed_while_it_was_removed_is_known_as_an_export(small, monkeypatch):
+    small.rehearse()
+    deleted, unlink = [], Path.unlink
+
+    def killed_after_the_first(path):
+        if deleted:
+            raise KeyboardInterrupt
+        deleted.append(path)
+        unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed_after_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            small.rehearse()
     small.rehearse()
 
 
