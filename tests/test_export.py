@@ -510,6 +510,11 @@ def test_an_export_to_which_something_was_added_is_left_alone(small):
     (small.folder / "model.gguf").write_text("an hour of converting")
     with pytest.raises(UserError, match="out: exists and is not an export: it holds model.gguf"):
         small.rehearse()
+    (small.folder / "model.gguf").unlink()
+    (small.folder / "chat_template.jinja").unlink()
+    (small.folder / "chat_template.jinja").mkdir()  # a folder of one of our files' names
+    with pytest.raises(UserError, match="out: exists and is not an export: it holds chat_template.jinja"):
+        small.rehearse()
 
 
 def test_what_was_added_while_the_training_went_on_is_left_alone(small):
