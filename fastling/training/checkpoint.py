@@ -78,7 +78,7 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
         moments = optimizer.state[parameter]
         if not moments:
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            zeros = [torch.zeros_like(parameter, requires_grad=False) for _ in range(2)]
+            zeros = [torch.zeros_like(parameter) for _ in range(2)]
             moments.update(step=step, exp_avg=zeros[0], exp_avg_sq=zeros[1])
         tensors[f"model.{name}"] = parameter.detach()
         tensors[f"exp_avg.{name}"] = moments["exp_avg"]
