@@ -10,7 +10,7 @@ import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fastling import errors, garbage
+from fastling import errors, garbage, launcher  # noqa: F401  launcher sees here who has started this process
 
 # PyTorch's threads on a CPU wait for one another after every operation, and spin while they do: where another
 # program works, on the cores that those they wait for want. Set here, since it is read when torch is loaded.

@@ -21,6 +21,7 @@ from conftest import ROOT, run_python
 LAYERS = {
     # words and files
     "garbage": ((), ()),
+    "launcher": ((), ()),
     "streams": ((), ()),
     "errors": (("garbage", "streams"), ()),
     "files": (("errors",), ()),
@@ -54,8 +55,8 @@ LAYERS = {
     ),
     "training": (
         (
-            "config", "data", "errors", "files", "json_files", "kernels", "locks", "model", "ops", "prepare",
-            "terminal",
+            "config", "data", "errors", "files", "json_files", "kernels", "launcher", "locks", "model", "ops",
+            "prepare", "terminal",
         ),
         ("matplotlib", "numpy", "rich", "safetensors", "torch", "torchao", "wandb"),
     ),
@@ -110,7 +111,7 @@ LAYERS = {
         ("rich", "torch"),
     ),
     # the doors: `import fastling` and `fastling VERB`, which import nothing else until it is asked for
-    "__init__": (("errors", "garbage", "model"), ()),
+    "__init__": (("errors", "garbage", "launcher", "model"), ()),
     "__main__": (("errors", "garbage"), ()),
 }  # fmt: skip
 # Within data, tensors begin with batches; what comes before runs in processes without torch.

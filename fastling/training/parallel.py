@@ -5,9 +5,6 @@ Gradients are summed in float32 and not averaged, since the weights of a step's 
 """
 
 import os
-import sys
-import threading
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from fastling import ops
+from fastling import launcher, ops
 from fastling.config import Config
 from fastling.errors import RunError, UserError
 from fastling.kernels.attention import ASK_FOR_LENGTHS
@@ -92,8 +89,7 @@ def open_world(config: Config):
         _check_launched()
     else:
         _check_alone()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    launcher.end_with_torchrun()
     prepare_device()
     let_blocks_grow()
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -159,16 +155,6 @@ def _join(backend: str) -> None:
     store, rank, size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"restart {restarts}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-
-
-def _leave_with(launcher: int) -> None:
-    """End this process when torchrun is gone: if it is killed, its processes would train on unnoticed."""
-    while os.getppid() == launcher:
-        time.sleep(1)
-    try:
-        print(f"error: rank {os.environ['RANK']}: torchrun was killed", file=sys.stderr, flush=True)
-    finally:  # who read stderr may be gone, too
-        os._exit(1)
 
 
 def _device(local_rank: int) -> torch.device:

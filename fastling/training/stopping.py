@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastling.errors import RunError
+from fastling.launcher import is_torchrun
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -38,10 +39,9 @@ def told_to_stop() -> Iterator[Callable[[], int]]:
     signal that is ignored, as by nohup, goes on being ignored.
     """
     came: list[int] = []
-    is_launched = "TORCHELASTIC_RUN_ID" in os.environ
 
     def note(number: int, _) -> None:
-        if number == signal.SIGINT and not is_launched:
+        if number == signal.SIGINT and not is_torchrun():
             if number in came:
                 raise KeyboardInterrupt
             _say("\nsaving after this step; Ctrl-C again ends the run without\n")

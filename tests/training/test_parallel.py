@@ -85,12 +85,26 @@ with open_world(Config()):
 """
 
 
+IMPORTING = """
+import os, time
+import fastling
+
+launcher = os.getppid()
+os.write(1, b".")
+while os.getppid() == launcher:  # as if PyTorch took that long to import
+    time.sleep(0.01)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("is_read", [True, False], ids=["read", "unread"])
-def test_the_processes_of_a_launcher_that_is_killed_end_with_it(tmp_path, is_read):
+@pytest.mark.parametrize(
+    ("program", "is_read"), [(BUSY, True), (BUSY, False), (IMPORTING + BUSY, True)],
+    ids=["read", "unread", "while they import"],
+)  # fmt: skip
+def test_the_processes_of_a_launcher_that_is_killed_end_with_it(tmp_path, program, is_read):
     """And say so, whether anybody still reads what they say or not."""
     script = tmp_path / "busy.py"
-    script.write_text(BUSY)
+    script.write_text(program)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **streams) as launcher:
