@@ -3,6 +3,7 @@
 What it builds is kept: training with the same config starts from it at once.
 """
 
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from fastling.terminal import make_console, make_progress, print_result
 MANIFEST = "manifest.json"
 """Name of the file in a run folder that says what the run began with (training/record.py)."""
 
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+"""Errors of a folder in which nothing can be made: no permission, or a file or dangling link in its place."""
 FEW_STEPS = 20
 """Below, a run that is measured in epochs is told of its few steps: its data is small for the batch."""
 
@@ -152,10 +155,6 @@ def _open(config: Config, sources: Sequence[Source], label: str) -> Store:
         config.data.max_refused_share,
     )
     folder = expand(config.data.store, "data.store") if config.data.store else default_store()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError("data.store", f"cannot be written: {folder}: {error.strerror}") from None
     progress = make_progress(make_console(), SpinnerColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     task = progress.add_task(f"tokenizing and proving {label} rows", total=None)
 
@@ -164,7 +163,13 @@ def _open(config: Config, sources: Sequence[Source], label: str) -> Store:
         progress.advance(task, rows)
 
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         return open_store(recipe, folder, workers=config.data.workers, progress=advance)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        what = f"cannot be written: {folder}: {error.strerror}"
+        raise UserError("data.store", what, "Name another folder.") from None
     finally:
         if progress.live.is_started:  # else it would print an empty line
             progress.stop()

@@ -47,7 +47,14 @@ class BudgetSpent(Exception):
 
 
 class NoAnswer(Exception):
-    """Raised if the server gave no whole answer to one request; the message says why, in a word or two."""
+    """Raised if the server gave no whole answer to one request; the message says why, in a word or two.
+
+    `said` is what the server said of it, if it did.
+    """
+
+    def __init__(self, reason: str, said: str = ""):
+        super().__init__(reason)
+        self.said = said
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Server:
             try:
                 answer = await self._send(request)
             except NoAnswer as reason:
-                self._count_failure(str(reason))
+                self._count_failure(reason)
                 raise
         self._failures, self._has_answered = 0, True
         self.tokens += answer.tokens
@@ -150,14 +157,16 @@ class Server:
             async with asyncio.timeout(self._longest_seconds):
                 response = await self._create(request)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            words = f"{self.url} refuses {self.model}: {error.status_code}"
+            # What a server says of a wrong key may repeat a part of it.
+            said = _said(error) if isinstance(error, openai.NotFoundError) else ""
+            words = f"{self.url} refuses {self.model}: {error.status_code}{said}"
             raise RunError(f"{self._option}-url", words, "Check address, model and OPENAI_API_KEY.") from None
         except (openai.APITimeoutError, TimeoutError):
             raise NoAnswer("too slow") from None
         except openai.APIConnectionError:
             raise NoAnswer("no connection") from None
         except openai.APIStatusError as error:
-            raise NoAnswer(f"status {error.status_code}") from None
+            raise NoAnswer(f"status {error.status_code}", _said(error)) from None
         except (openai.OpenAIError, ValueError, RecursionError):
             raise NoAnswer("broken answer") from None
         text = _text_of(response)
@@ -176,15 +185,15 @@ class Server:
                     raise
                 self._names[refused] = OTHER_NAMES[refused]
 
-    def _count_failure(self, reason: str) -> None:
+    def _count_failure(self, reason: NoAnswer) -> None:
         """Count a request without an answer. Raises RunError after many in a row, to not ask for hours."""
         self._failures += 1
         most = self._most_failures
-        if not self._has_answered and UNREACHABLE.match(reason):
+        if not self._has_answered and UNREACHABLE.match(str(reason)):
             most = min(FEWEST_FAILURES, most)
         if self._failures >= most:
             # The limit, not the count: others in flight fail after this one, and any may be the one shown.
-            words = f"{most} requests in a row had no answer from {self.url}: {reason}"
+            words = f"{most} requests in a row had no answer from {self.url}: {reason}{reason.said}"
             raise RunError(
                 f"{self._option}-url", words, "What was answered is kept; the same command goes on."
             )
@@ -214,6 +223,12 @@ def _client(url: str, **settings: float) -> openai.AsyncOpenAI:
     except Exception as error:  # of httpx, which has no common type for them
         where, fix = "the environment's proxy or certificates", "It reads HTTPS_PROXY, HTTP_PROXY, ALL_PROXY"
         raise UserError(where, first_line(error), f"{fix}, NO_PROXY and SSL_CERT_FILE.") from None
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The server's own words about an error, behind a comma; "" without any."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    return f", {' '.join(said.split())[:200]}" if isinstance(said, str) and said.strip() else ""
 
 
 def _text_of(response) -> str:

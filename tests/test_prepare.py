@@ -1,5 +1,6 @@
 """`fastling prepare`: the ledger, the refused rows, and that nothing is done twice."""
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import pytest
 import sentencepiece
 from conftest import DEMO, tiny_settings
 
-from fastling import prepare
+from fastling import locks, prepare
 from fastling.config import build_parser, parse
 from fastling.data import store
 from fastling.data.encoding import Encoder
@@ -406,6 +407,23 @@ def test_a_damaged_store_says_what_to_delete(run, tiny_run, sources, tmp_path, c
         capsys.readouterr().err
         == f"error: {tokens}: has the wrong size\n  Delete {found['store']}; it is built anew.\n"
     )
+
+
+def test_a_store_s_folder_that_is_read_only_is_told_and_enough_where_the_store_is_there(
+    run, tiny_run, sources, tmp_path, capsys, monkeypatch
+):
+    folder = str(tmp_path / "store")
+    run(store=folder)
+
+    def on_a_read_only_disk(path, *arguments):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(locks, "open", on_a_read_only_disk, raising=False)
+    run(store=folder)
+    config = tiny_run(data={"sources": sources, "store": folder, "template": "vicuna"})
+    assert run_command(prepare.main, ["--config", str(config)]) == 2
+    said = f"data.store: cannot be written: {folder}: Read-only file system\n  Name another folder."
+    assert said in capsys.readouterr().err
 
 
 def test_the_default_store_is_in_the_cache_folder(monkeypatch, tmp_path):

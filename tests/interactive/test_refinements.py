@@ -219,6 +219,22 @@ def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
     assert len(server.bodies) < 10
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, "status 400, maximum context length is 10 tokens"),
+        (404, "refuses m: 404, maximum context length is 10 tokens"),
+        (401, "refuses m: 401$"),  # the words may be about the key, and repeat it
+    ],
+)
+def test_what_a_server_says_of_its_refusal_is_told(serve, ask, status, said):
+    error = {"error": {"message": "maximum context length\n is 10 tokens", "code": "x"}}
+    server = serve(lambda number, body: (status, json.dumps(error)))
+    with pytest.raises(RunError) as refusal:
+        ask(server, 50, requests_in_flight=2)
+    assert re.search(said, refusal.value.what)
+
+
 def test_a_server_that_has_answered_is_given_more_time(serve, ask):
     heard = threading.Event()
 
