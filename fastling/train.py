@@ -117,6 +117,9 @@ class Run:
         if self.first_step and record.evaluated_on_other(self.run_dir, self.prepared):
             said = f"held-out data is another: losses of it up to step {self.first_step} are not comparable"
             self.console.print(said, style="yellow")
+        if self.first_step and (changed := record.changed_since(self.run_dir, self.world)):
+            said = f"resuming on the same data in the same order, not to the same bits: {changed}"
+            self.console.print(said, style="yellow", soft_wrap=True)
         if not self.first_step and read_json_lines(self.run_dir / "metrics.jsonl"):
             said = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
             self.console.print(said, style="yellow")

@@ -152,6 +152,20 @@ def evaluated_on_other(run_dir: Path, prepared: Prepared) -> bool:
     return before is not None and validation is not None and before != validation.folder.name
 
 
+def changed_since(run_dir: Path, world: World) -> str:
+    """What has changed since the run's last start of that on which the last bits of a step depend; else "".
+
+    A run that resumes has the same data in the same order all the same (P10). Call it before `write_records`.
+    """
+    manifest = read_manifest(run_dir)
+    before = manifest | {"torch": manifest.get("packages", {}).get("torch")}
+    now = _conditions(world) | {"torch": _version("torch")}
+    known = {name: value for name, value in now.items() if before.get(name) is not None}
+    return ", ".join(
+        f"{name} {before[name]} -> {value}" for name, value in known.items() if before[name] != value
+    )
+
+
 def check_as_trained(run_dir: Path, encoder: Encoder, shape: LlamaConfig) -> None:
     """Raise UserError if the files that a run's config names are no longer those it was trained with."""
     recorded = read_manifest(run_dir)
@@ -187,11 +201,15 @@ def write_records(config: Config, prepared: Prepared, shape: LlamaConfig, world:
         **_made_with(prepared.encoder, shape),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "python": sys.version.split()[0],
-        "processes": world.size,
-        "device": world.device.type,
+        **_conditions(world),
     }
     files.write_text(run_dir / "config.yaml", config.as_yaml())
     files.write_text(run_dir / MANIFEST, json_text(manifest))
+
+
+def _conditions(world: World) -> dict:
+    threads = torch.get_num_threads() if world.device.type == "cpu" else None
+    return {"processes": world.size, "device": world.device.type, "threads": threads}
 
 
 def _version(package: str) -> str | None:

@@ -173,6 +173,24 @@ def test_a_model_that_shares_its_beginning_with_another_is_another_one(tmp_path)
     assert mark_of_weights(tmp_path / "base") != mark_of_weights(tmp_path / "tuned")
 
 
+@pytest.mark.parametrize(
+    ("manifest", "changed"),
+    [
+        ({"processes": 2, "device": "cpu", "threads": 4, "packages": {"torch": "2.13.0"}}, ""),
+        ({"processes": 8, "device": "cuda"}, "processes 8 -> 2, device cuda -> cpu"),
+        ({"threads": 1, "packages": {"torch": "2.12.0"}}, "threads 1 -> 4, torch 2.12.0 -> 2.13.0"),
+    ],
+)
+def test_of_what_the_last_bits_of_a_step_depend_on_it_is_known_what_has_changed(
+    tmp_path, monkeypatch, manifest, changed
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(record, "_version", lambda package: "2.13.0")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    world = SimpleNamespace(size=2, device=torch.device("cpu"))
+    assert record.changed_since(tmp_path, world) == changed
+
+
 def test_a_run_is_exported_with_the_files_that_it_was_trained_with(tmp_path):
     """Else a folder that passes every check would have the weights read other prompts than training's."""
     (tmp_path / "own.yaml").write_text(OWN)
