@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -215,10 +216,16 @@ def _our_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 def _why_not_imported(model_type: str) -> str | None:
     """Why transformers cannot load this kind of model at all (too old, or broken here); None if it can."""
+    before = logging.root.manager.disable
+    logging.disable(
+        logging.WARNING
+    )  # warnings of packages that it imports, such as torchao, are not of the export
     try:
         importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
     except Exception as error:  # such as of a package that it needs in another version
         return kind_and_line(error)[:120]
+    finally:
+        logging.disable(before)
     return None
 
 

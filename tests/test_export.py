@@ -1,6 +1,7 @@
 """The exported folder: every file of it, what other software makes of it, and that its check can fail."""
 
 import json
+import logging
 import re
 import shutil
 import signal
@@ -747,6 +748,19 @@ def test_the_check_of_the_logits_holds_one_model_at_a_time(good, monkeypatch):
     monkeypatch.setattr(export_check, "_transformers_logits", theirs)
     logits = check_export(made.folder, made.encoder, made.shape, digests)[-1]
     assert logits.result.startswith("differ by"), logits
+
+
+def test_what_transformers_imports_does_not_talk_beside_the_checks(monkeypatch, caplog):
+    """As torchao, which warns at length of kernels that it has for another Python."""
+
+    def warn(name: str) -> None:
+        logging.getLogger("torchao").warning("failed to load")
+
+    monkeypatch.setattr(export_check.importlib, "import_module", warn)
+    assert export_check._why_not_imported("llama") is None
+    assert not caplog.records
+    warn("afterwards")
+    assert len(caplog.records) == 1
 
 
 def test_a_transformers_that_cannot_be_imported_fails_no_export(good, monkeypatch):
