@@ -157,17 +157,19 @@ class Run:
     def loop(self) -> None:
         """Make the steps, one after another, and evaluate and save when it is due."""
         config, first = self.config, self.first_step
+        self.told: Callable[[], int] = lambda: 0
         # Losses from before the first step, which are written with the first line of metrics.
         self.extra = (
             {f"{name}_before": loss for name, loss in self._evaluate(0).items()} if first == 0 else {}
         )
+        self._make_up_evaluation()
         self.meter = Meter(self.model, self.world, self.prepared.plan, self.prepared.training.source_names)
         waiting: Measured | None = None
         self.stops = False
         progress = TrainingProgress(self.console, len(self.loader), first, config.train.loss)
-        with told_to_stop() as told, progress as self.progress:
+        with told_to_stop() as self.told, progress as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
-                measured = self.updater.update(step, number, stops=bool(told()))
+                measured = self.updater.update(step, number, stops=bool(self.told()))
                 if waiting:  # the step before: it is done, or soon will be, and the device has new work
                     self._tell(waiting)
                 waiting = measured
@@ -177,10 +179,10 @@ class Run:
                     # Raises if the numbers are not finite, before they are saved.
                     self._tell(waiting, evaluates=evaluates, saves=saves)
                     waiting = None
-                    if saves:
+                    if saves or self.stops:
                         self._save(number)
                         if self.stops:
-                            self._stop(number, told() or signal.SIGTERM)
+                            self._stop(number, self.told() or signal.SIGTERM)
                     self.meter.restart()
 
     def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
@@ -223,10 +225,17 @@ class Run:
         return number % every_steps == 0 or number == len(self.loader)
 
     def _evaluate(self, number: int) -> dict:
-        """Held-out losses after `number` steps, {} without held-out data; also writes sample answers."""
+        """Held-out losses after `number` steps, {} without held-out data; also writes sample answers.
+
+        If the run is told to stop meanwhile there are none, and the run that resumes makes up for it.
+        """
         if self.held_out is None:
             return {}
-        losses = self.held_out.losses(self.model)
+        losses = self.held_out.losses(self.model, self.told)
+        if losses is None or self.world.any(bool(self.told())):
+            self.stops = True
+            reshard(self.model)
+            return {}
         check_finite(number, losses)
         self.answers = self.held_out.answers(self.model)
         reshard(self.model)  # a forward without backward leaves the root's weights gathered
@@ -234,6 +243,21 @@ class Run:
             path = self.run_dir / "samples.jsonl"
             self._write_for_people(path, lambda: keep_answers(self.answers, path, number))
         return losses
+
+    def _make_up_evaluation(self) -> None:
+        """Evaluate after the step to resume from, if the run was told to stop before it had done so."""
+
+        def is_missing() -> int:
+            last = read_json_lines(self.run_dir / "metrics.jsonl")[-1:]
+            return int(bool(last) and last[0]["step"] == first and "eval_loss" not in last[0])
+
+        first = self.first_step
+        is_due = first > 0 and self.held_out and self._is_due(first, self.config.evaluate.every_steps)
+        if is_due and self.world.on_main(is_missing):
+            losses = self._evaluate(first)
+            if self.log:
+                self.log.amend(losses)
+                self._plot()
 
     def _save(self, number: int) -> None:
         if self.log:

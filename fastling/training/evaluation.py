@@ -1,5 +1,6 @@
 """Held-out loss by source and by language pair, and sample answers, during training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -51,15 +52,17 @@ class HeldOut:
         self.questions = _choose_questions(config, encoder)
 
     @torch.no_grad()
-    def losses(self, model: Llama) -> dict[str, float]:
+    def losses(self, model: Llama, told: Callable[[], int]) -> dict[str, float] | None:
         """Mean losses by name: eval_loss over all supervised tokens, eval_loss_<source>, eval_loss_<pair>.
 
-        All ranks must call this together.
+        All ranks must call this together. None as soon as one of them is told to stop.
         """
         names = [*self.store.source_names, *self.store.pair_names]
         num_sources, num_pairs = len(self.store.source_names), len(self.store.pair_names)
         sums = torch.zeros(2 * (num_sources + num_pairs + 1), device=self.world.device)
         for step in self.loader.steps():
+            if self.world.any(bool(told())):
+                return None
             batch = step.batches[0].to(self.world.device)
             _, nll = model.loss_and_nll(batch)
             by_source = sums_by(batch.sources, nll, num_sources)

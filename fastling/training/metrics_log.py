@@ -44,8 +44,19 @@ class MetricsLog:
         with files.naming(self.path):
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
+        self._to_wandb(line)
+
+    def _to_wandb(self, line: dict) -> None:
         if self.wandb:
             self.wandb.log({_wandb_name(key): value for key, value in line.items()})
+
+    def amend(self, more: dict) -> None:
+        """Add to the metrics of the last step, as they would be had they been written together."""
+        *lines, last = read_json_lines(self.path)
+        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in [*lines, last | more]))
+        self.file.close()  # of the text that was replaced
+        self.file = open(self.path, "a", encoding="utf-8")
+        self._to_wandb({"step": last["step"], **more})
 
     def sync(self) -> None:
         """Have what was written reach the disk, as a checkpoint does after which no step comes again."""

@@ -54,6 +54,13 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. Waits for the ranks, not for their devices."""
+        count = torch.tensor(int(flag))
+        if self.size > 1:
+            dist.all_reduce(count, group=self.patient)
+        return bool(count)
+
     def from_main(self, number: int) -> int:
         """Return rank 0's number on all ranks. Waits until all ranks have called this, up to PATIENCE."""
         value = torch.tensor(number if self.is_main else 0)

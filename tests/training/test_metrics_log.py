@@ -24,6 +24,24 @@ def test_what_others_have_written_there_does_not_keep_a_run_from_going_on(tmp_pa
         assert read_json_lines(tmp_path / name) == [{"step": 2}]
 
 
+def test_what_is_added_to_the_last_step_stands_in_its_line_and_is_told_to_wandb(tmp_path, monkeypatch):
+    told = []
+    fake = SimpleNamespace(log=told.append, finish=lambda **_: None)
+    monkeypatch.setattr("fastling.training.metrics_log._start_wandb", lambda *_: fake)
+    with MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0) as log:
+        for step in (1, 2):
+            log.write({"step": step, "loss": 2.0})
+        log.amend({"eval_loss": 3.0})
+        log.write({"step": 3, "loss": 1.0})
+    two = {"step": 2, "loss": 2.0, "eval_loss": 3.0}
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 2.0},
+        two,
+        {"step": 3, "loss": 1.0},
+    ]
+    assert told[2] == {"train/global_step": 2, "eval/loss": 3.0}
+
+
 def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
     wandb = pytest.importorskip("wandb")
 
