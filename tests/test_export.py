@@ -249,6 +249,16 @@ def test_a_token_that_the_tokenizer_lacks_is_not_named(byte_level, tmp_path):
     assert len(read) == made.encoder.tokenizer.vocab_size and read.pad_token_id == read.eos_token_id
 
 
+def test_the_unknown_token_of_a_unigram_model_is_its_padding(tmp_path):
+    """Its tokenizer.json gives that token's id alone, where others give its text."""
+    built = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    built.add_special_tokens(["<unk>", "<|im_start|>", "<|im_end|>"])
+    built.save(str(tmp_path / "tokenizer.json"))
+    made = make_export(tmp_path / "out", "chatml", tmp_path / "tokenizer.json")
+    named = json.loads(made.small_files()["special_tokens_map.json"])
+    assert named == {"eos_token": "<|im_end|>", "unk_token": "<unk>", "pad_token": "<unk>"}
+
+
 def test_a_qwen2_takes_no_tokenizer_that_transformers_5_would_read_as_qwen2s(byte_level, tmp_path):
     """It puts Qwen2's own rules in place of those of tokenizer.json, for this model_type alone."""
     made = make_export(tmp_path / "out", "bayling", DEMO / "tokenizer.model", model_type="qwen2")

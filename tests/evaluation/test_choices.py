@@ -49,7 +49,7 @@ ENGLISH = [
     ("The answer is a city.", UNCLEAR), ("The answer is complicated.", UNCLEAR), ("I cannot answer.", UNCLEAR),
     ("Because.", UNCLEAR), ("not A", UNCLEAR), ("Not B.", UNCLEAR), ("The answer is not A.", UNCLEAR),
     ("The answer isn't B", UNCLEAR), ("I would not choose A.", UNCLEAR), ("A is wrong.", UNCLEAR),
-    ("A or B", UNCLEAR), ("The answer is A or B.", UNCLEAR), ("A/B", UNCLEAR), ("either (A) or (B)", UNCLEAR),
+    ("A or B", UNCLEAR), ("B\n\nA or so I thought at first.", "B"), ("The answer is A or B.", UNCLEAR), ("A/B", UNCLEAR), ("either (A) or (B)", UNCLEAR),
     ("The answer is either A or C", UNCLEAR), ("Answer: A, B or C", UNCLEAR), ("\\boxed{A or B}", UNCLEAR),
     ("A\nB\nC\nD", UNCLEAR), ("(A) Paris (B) London (C) Berlin (D) Rome", UNCLEAR),
     ("A. Paris\nB. London\nC. Berlin\nD. Rome", UNCLEAR), ("Is it A?", UNCLEAR), ("The answer is A?", UNCLEAR),
@@ -172,7 +172,7 @@ DENIED = [
     ("(A) Paris is not mentioned. (B) London is mentioned in line 3.", UNCLEAR), ("A. Paris is ruled out by line 3.", UNCLEAR),
     ("A. Paris doesn't fit.", UNCLEAR), ("A. Paris does not fit.\nB. London fits.", "B"), ("The answer is A, B doesn't fit.", "A"),
     ("(A) Paris is correct.", "A"), ("A. Paris is in France", "A"), ("Answer: A, B and C are wrong", "A"),
-    ("All except B are correct.", UNCLEAR), ("All of them but B are true.", UNCLEAR), ("除了B都正确。", UNCLEAR),
+    ("Whether it is B, I cannot say.", UNCLEAR), ("All except B are correct.", UNCLEAR), ("All of them but B are true.", UNCLEAR), ("除了B都正确。", UNCLEAR),
 ]  # fmt: skip
 # Texts that go through the options: what stands between a letter and what is said of it is the option's own.
 WEIGHED = [

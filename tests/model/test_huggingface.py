@@ -431,9 +431,12 @@ def test_a_head_in_a_tied_models_file_must_be_the_embedding(exported):
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
     model = load_pretrained(exported.folder)
     assert model.head_weight is model.model.embed_tokens.weight
-    save_file(tensors | {"lm_head.weight": torch.ones(3, 32)}, file)
-    with pytest.raises(UserError, match=r"unexpected: lm_head.weight \(3, 32\)"):
-        load_pretrained(exported.folder)
+    head = tensors.pop("lm_head.weight")
+    for name, extra in (("lm_head.weight", torch.ones(3, 32)), ("head.weight", head)):
+        save_file(tensors | {name: extra}, file)
+        with pytest.raises(UserError) as refused:
+            load_pretrained(exported.folder)
+        assert f"unexpected: {name} {tuple(extra.shape)}" in refused.value.what
 
 
 def test_weights_that_are_no_numbers_are_named_before_a_step_is_lost_to_them(exported):
