@@ -1,10 +1,14 @@
 """The course of the learning rate."""
 
 import pytest
+import torch
 
-from fastling.config import Optimizer
+from fastling.config import Config, Optimizer
+from fastling.data.batches import Step
 from fastling.errors import UserError
-from fastling.training.optimizer import learning_rate
+from fastling.training.optimizer import learning_rate, make_optimizer
+from fastling.training.parallel import World
+from fastling.training.update import Updater
 
 
 def course(total_steps: int = 100, **settings) -> list[float]:
@@ -55,3 +59,18 @@ def test_a_setting_without_effect_is_refused():
         Optimizer(decay_ratio=0.1)
     with pytest.raises(UserError, match="min_lr_ratio: has no effect with schedule constant"):
         Optimizer(schedule="constant", min_lr_ratio=0.1)
+
+
+def test_each_step_goes_as_far_as_the_rate_that_is_told_of_it():
+    """AdamW takes each weight as far as the rate says, if its gradient is the same at every step."""
+    model = torch.nn.Linear(2, 2, bias=False)
+    config = Config(optimizer=Optimizer(lr=0.1, weight_decay=0.0, schedule="linear", warmup_ratio=0.5))
+    optimizer = make_optimizer(model, config.optimizer)
+    world = World(0, 1, torch.device("cpu"), mesh=None)
+    updater = Updater(config, world, model, optimizer, num_sources=1, num_steps=4)
+    for number, rate in enumerate((0.05, 0.1, 0.1, 0.05), start=1):
+        before = model.weight.detach().clone()
+        model.weight.grad = torch.ones(2, 2)
+        told = updater.update(Step([], 0, 0, 0, 0), number).lr
+        went = before - model.weight.detach()
+        assert told == pytest.approx(rate) and went.flatten().tolist() == pytest.approx([rate] * 4, rel=1e-4)
