@@ -453,7 +453,7 @@ def test_a_model_that_writes_nothing_of_use_is_a_failed_run_soon(tmp_path, capsy
         (["--generator-url", "http://x/v1", "--generator-model", "m", "--mix", "keep=1"], "--mix: has no effect with --generator-url"),
         (["--generator-url", "http://x/v1", "--generator-model", "m", "--generator-prompts", "nowhere"], "--generator-prompts: no such folder: nowhere"),
         (["--generator-url", "http://x/v1", "--generator-model", "m", "--generator-requests", "0"], "--generator-requests: must be > 0: 0"),
-        (["--generator-url", "http://x/v1", "--generator-model", "m", "--generator-timeout", "nan"], "--generator-timeout: must be > 0: nan"),
+        (["--generator-url", "http://x/v1", "--generator-model", "m", "--generator-timeout", "inf"], "--generator-timeout: must be > 0: inf"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

@@ -62,7 +62,7 @@ def _parquet_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
         unread = dict.fromkeys(names)
         for batch in file.iter_batches(batch_size=256, columns=wanted):
             size = batch.nbytes // max(1, batch.num_rows)
-            together = max(1, min(256, BYTES_AT_ONCE // max(1, size)))
+            together = max(1, BYTES_AT_ONCE // max(1, size))
             for start in range(0, batch.num_rows, together):
                 for record in batch.slice(start, together).to_pylist():
                     yield Row(index, f"{path}:row {index}", unread | record, size)

@@ -291,6 +291,9 @@ def test_names_and_shapes_are_refused_with_both_shapes(tmp_path):
     fewer = make_model(tmp_path / "fewer", vocab_size=1990)
     with pytest.raises(UserError, match=r"lm_head\.weight is \(2000, 16\).*\(1990, 16\)"):
         make_delta(base, fewer, tmp_path / "delta", None)
+    narrow = make_model(tmp_path / "narrow", num_key_value_heads=1)  # only embeddings may have grown
+    with pytest.raises(UserError, match=r"k_proj\.weight is \(8, 16\) in .*narrow, and \(16, 16\)"):
+        make_delta(narrow, base, tmp_path / "delta", None)
     assert not (tmp_path / "delta").exists()
 
 
