@@ -1,12 +1,14 @@
 """What of a long conversation is left when the context is full."""
 
+from types import SimpleNamespace
+
 import pytest
 from inference.conftest import write_export
 
 from fastling.data.conversation import Conversation, Turn
 from fastling.errors import UserError
 from fastling.inference.chat_model import load_chat_model
-from fastling.inference.context import default_max_new_tokens, fit
+from fastling.inference.context import ROOM_FOR_AN_ANSWER, default_max_new_tokens, fit
 
 
 @pytest.fixture(scope="module")
@@ -62,5 +64,6 @@ def test_a_question_that_is_too_long_alone_is_refused(chat):
         fit(chat, Conversation((Turn("user", "x"),)), exact + 1)
 
 
-def test_an_answer_gets_half_of_a_small_context(chat):
+def test_an_answer_gets_half_of_a_small_context_and_a_fixed_part_of_a_large_one(chat):
     assert default_max_new_tokens(chat) == 128
+    assert default_max_new_tokens(SimpleNamespace(longest_sequence=131_072)) == ROOM_FOR_AN_ANSWER

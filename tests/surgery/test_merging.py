@@ -146,7 +146,9 @@ def test_ties_of_folders(family, tmp_path):
 
 def test_the_same_model_merged_with_itself(family, tmp_path):
     _, one, _ = family
-    merge_models([one, one, one], [1, 1, 1], tmp_path / "out", no_warning)
+    longer = shutil.copytree(one, tmp_path / "longer")
+    set_json("config.json", max_position_embeddings=128)(longer)  # which says nothing of its weights
+    merge_models([one, one, longer], [1, 1, 1], tmp_path / "out", no_warning)
     first, found = tensors_of(one), tensors_of(tmp_path / "out")
     assert all(torch.equal(found[name], first[name]) for name in first)
 
@@ -190,7 +192,7 @@ def test_other_tokenizers_are_refused_and_missing_ones_said(tmp_path):
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (other / "tokenizer.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match=r"tokenizers differ: token \d+ is 'b' here, and 'a' there"):
-        merge_models([one, other], [1, 1], tmp_path / "out", no_warning)
+        merge_models([one, one, other], [1, 1, 1], tmp_path / "out", no_warning)
     fields = json.loads(text)
     fields["model"]["merges"].reverse()
     (other / "tokenizer.json").write_text(json.dumps(fields))

@@ -221,6 +221,7 @@ def train_pieces(folder, rule):
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "text"), model_prefix=str(folder / "new"), vocab_size=120, model_type="bpe",
         byte_fallback=False, character_coverage=1.0, normalization_rule_name=rule, minloglevel=2,
+        control_symbols=["<theirs>"],
     )  # fmt: skip
     return folder / "new.model"
 
