@@ -38,7 +38,7 @@ def as_inside_a_text(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
 def with_pieces(model: ModelProto, pieces: Sequence[str]) -> ModelProto:
     """The model with further pieces, of lower scores than all old ones, so that old merges come first."""
     extended = copy.deepcopy(model)
-    lowest = min((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
+    lowest = min(piece.score for piece in model.pieces)
     # Scores are float32 and must differ. LLaMA's lowest is -1e9, to which a step of 1 makes no difference.
     step = max(1.0, abs(lowest) * 2**-22)
     for number, piece in enumerate(pieces, 1):

@@ -107,6 +107,10 @@ def test_what_may_begin_a_stop_string_is_held_back(encoder):
         stream.add(each)
     assert stream.text == "a"
     assert stream.end() == " END"
+    stream = TextStream(encoder, ["ENDING"])
+    for each in encoder.tokenizer.encode(["ENDING of all"])[0]:
+        stream.add(each)
+    assert stream.stopped and stream.text == ""
 
 
 def test_spaces_anywhere_in_a_long_answer_are_kept(tmp_path, sentencepiece_model):

@@ -27,7 +27,7 @@ def test_sentences_on_lines_of_a_prompt_are_known(tmp_path):
     told = {
         "messages": [{"content": "Which is better?\nSource: Es ging gut.\n1. It went well.\n2：情况很好。"}]
     }
-    (tmp_path / "held.jsonl").write_text(json.dumps(told | {"n": [1, "All right.\nIt is late."]}))
+    (tmp_path / "held.jsonl").write_text(json.dumps(told | {"n": [1, "All right.\nIt is late."]}) + "\n\n")
     exclusion = read_exclusion([tmp_path / "held.jsonl"])
     for sentence in ("Es ging gut.", "It went well.", "情况很好。", "It is late.", "Which is better?"):
         assert exclusion.holds(sentence), sentence

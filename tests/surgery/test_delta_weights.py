@@ -204,7 +204,9 @@ def test_the_base_may_be_metas_original_files(made, tmp_path):
     assert all(torch.equal(found[name], target[name]) for name in target)
     with pytest.raises(UserError, match="Only the base may be Meta's"):
         make_delta(folder / "base", meta, tmp_path / "delta", None)
-    with pytest.raises(UserError, match="Only later models may be Meta's"):  # who reads it needs a config.json
+    with pytest.raises(
+        UserError, match="Only later models may be Meta's"
+    ):  # who reads it needs a config.json
         merge_models([meta, folder / "base"], [1, 1], tmp_path / "merged", lambda text: None)
 
 
