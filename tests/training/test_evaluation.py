@@ -1,8 +1,11 @@
-"""Which held-out questions are answered during training, and when held-out losses are given up."""
+"""What a run says of its held-out data: the losses, when they are given up, and which questions are answered."""
 
 import json
+from statistics import fmean
 
+import pytest
 import torch
+import torch.nn.functional as F
 from conftest import DEMO
 
 from fastling.config import Config, Data, Source, build_parser, parse
@@ -16,14 +19,15 @@ from fastling.training.evaluation import HeldOut, _choose_questions
 from fastling.training.parallel import World
 
 
-def test_an_answer_that_is_not_to_be_learned_is_no_reference(tmp_path):
+def test_an_answer_that_is_not_to_be_learned_or_has_no_question_is_no_reference(tmp_path):
     rows = [
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": said, "weight": weight}] * 2
         for said, weight in (("bad", 0), ("good", 1))
     ]
     rows[0][3] = {"role": "assistant", "content": "better"}
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    rows = [{"text": "asked by nobody"}, *({"messages": row} for row in rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config(data=Data(validation=[Source(name="held-out", path=str(path))]))
     encoder = Encoder(load_template("bayling"), load_tokenizer(DEMO / "tokenizer.model"), 256)
     assert [reference for _, reference in _choose_questions(config, encoder)] == ["good"]
@@ -42,3 +46,37 @@ def test_held_out_losses_end_as_soon_as_the_run_is_told_to_stop(tiny_run):
     of_all = len(forwards)
     assert held_out.losses(model, lambda: len(forwards) - of_all) is None  # told in the first of them
     assert len(forwards) == of_all + 1 < 2 * of_all
+
+
+def test_held_out_losses_are_means_over_all_supervised_tokens(tiny_run, tmp_path):
+    """Of each source and pair, against one conversation at a time; a row without a pair counts in the others."""
+    lines = (DEMO / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
+    messages = [json.dumps({"messages": json.loads(line)["messages"]}) for line in lines]
+    (tmp_path / "paired.jsonl").write_text("\n".join(messages[:3]))
+    (tmp_path / "other.jsonl").write_text("\n".join(messages[3:5]))
+    validation = [
+        {"name": "other", "path": str(tmp_path / "other.jsonl")},
+        {"name": "paired", "path": str(tmp_path / "paired.jsonl"), "pair": "zh-en"},
+    ]
+    config, _ = parse(build_parser("", ""), ["--config", str(tiny_run(data={"validation": validation}))])
+    prepared = prepare_data(config)
+    torch.manual_seed(0)
+    model = Llama(model_config(config, prepared.encoder))
+    model.reset_parameters()
+    world = World(0, 1, torch.device("cpu"), mesh=None)
+    found = HeldOut(config, world, prepared.validation, prepared.encoder).losses(model, lambda: 0)
+    losses = {"other": [], "paired": []}
+    for number, source in enumerate(prepared.validation.sources):
+        tokens, spans = prepared.validation.document(number)
+        ids = torch.tensor(tokens.astype("int64"))
+        with torch.no_grad():
+            logits = model.logits(ids, torch.tensor([0, len(ids)], dtype=torch.int32))
+        each = F.cross_entropy(logits[:-1].float(), ids[1:], reduction="none").tolist()
+        for start, stop in spans.tolist():
+            losses[prepared.validation.source_names[source]] += each[start - 1 : stop - 1]
+    other, paired = losses.values()
+    expected = {
+        "eval_loss": fmean(paired + other), "eval_loss_paired": fmean(paired),
+        "eval_loss_other": fmean(other), "eval_loss_zh-en": fmean(paired),
+    }  # fmt: skip
+    assert found == pytest.approx(expected, rel=1e-5)
