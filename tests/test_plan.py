@@ -6,11 +6,11 @@ import re
 import pytest
 
 from fastling import plan
-from fastling.config import build_parser, parse
+from fastling.config import Config, Data, Train, build_parser, parse
 from fastling.data.batches import Loader
 from fastling.errors import UserError
 from fastling.prepare import prepare_data, summary
-from fastling.training.build import make_loader
+from fastling.training.build import make_loader, share_of_step
 from fastling.training.parallel import open_world
 
 BILLIONS = {  # LLaMA-7B's shape
@@ -43,6 +43,19 @@ def test_steps_and_tokens_are_those_that_training_makes(capsys, tiny_run):
     squares = sum(step.squared_tokens for step in steps)
     attention = 12 * 2 * 32 * squares / 2
     assert found["flops"] == 6 * (every * found["tokens"] + wanted * found["supervised_tokens"]) + attention
+
+
+@pytest.mark.parametrize(
+    ("processes", "most_packs", "micro_batches", "packs"),
+    [(1, 1, 12, 1), (1, 5, 3, 4), (1, 7, 2, 6), (3, 3, 2, 2), (3, 4, 1, 4), (5, 2, 2, 2), (12, 4, 1, 1)],
+)
+def test_a_process_makes_its_share_in_the_fewest_micro_batches_and_those_alike(
+    processes, most_packs, micro_batches, packs
+):
+    """Of the 12 packs of a step, which 5 processes do not share evenly."""
+    train = Train(global_batch_tokens=12 * 256, micro_batch_tokens=most_packs * 256 + 100)
+    config = Config(data=Data(sequence_length=256), train=train)
+    assert share_of_step(config, processes, evenly=False) == (micro_batches, packs)
 
 
 @pytest.mark.parametrize(("gpus", "packs"), [(4, 1), (1, 4)])
