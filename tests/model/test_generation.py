@@ -128,7 +128,7 @@ def test_beam_search_is_that_of_transformers_for_every_family(oracle, beams):
     ("stop_ids", "penalty", "length_penalty"),
     [
         (set(), 1.0, 1.0),
-        ({17}, 1.0, 1.0),
+        ({17}, 2.0, 1.0),
         (SOME_STOP_IDS, 1.0, 2.0),
         (SOME_STOP_IDS, 1.3, -0.5),
         ({3, 4}, 1.0, 0.0),
