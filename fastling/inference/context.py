@@ -1,5 +1,6 @@
 """Cuts a conversation that has grown too long: its last turns and the system text stay."""
 
+import bisect
 import dataclasses
 from typing import NamedTuple
 
@@ -31,16 +32,25 @@ def fit(chat: ChatModel, conversation: Conversation, max_new_tokens: int, *, dro
     The first `dropped` turns are left out in any case. The system text and the newest question always stay;
     raises UserError if even they do not fit.
     """
-    while True:
+
+    def window(dropped: int) -> Window:
         kept = dataclasses.replace(conversation, turns=conversation.turns[dropped:])
-        prompt = chat.prompt_ids(kept)
-        if len(prompt) + max_new_tokens <= chat.longest_sequence:
-            return Window(kept, prompt, dropped)
-        if len(kept.turns) < 3:
-            raise UserError(
-                "the question",
-                f"has with the template {len(prompt)} tokens; with {max_new_tokens} for the answer "
-                f"that is beyond the model's {chat.longest_sequence}",
-                "Ask something shorter, or for a shorter answer.",
-            )
-        dropped += 2
+        return Window(kept, chat.prompt_ids(kept), dropped)
+
+    def fits(window: Window) -> bool:
+        return len(window.prompt) + max_new_tokens <= chat.longest_sequence
+
+    found = window(dropped)
+    if not fits(found):
+        # By halving: a long question may leave out hundreds of turns, and each try encodes all the others.
+        starts = range(dropped, len(conversation.turns), 2)
+        place = bisect.bisect_left(starts, True, lo=1, key=lambda start: fits(window(start)))
+        found = window(starts[min(place, len(starts) - 1)])
+    if not fits(found):
+        raise UserError(
+            "the question",
+            f"has with the template {len(found.prompt)} tokens; with {max_new_tokens} for the answer "
+            f"that is beyond the model's {chat.longest_sequence}",
+            "Ask something shorter, or for a shorter answer.",
+        )
+    return found

@@ -52,6 +52,13 @@ def test_what_was_left_out_stays_out(chat):
     assert fit(chat, long, 1, dropped=4).dropped == 4
 
 
+def test_a_long_conversation_is_encoded_a_few_times_not_once_for_each_turn(chat, monkeypatch):
+    tried, prompt_ids = [], chat.prompt_ids
+    monkeypatch.setattr(chat, "prompt_ids", lambda kept: tried.append(len(kept.turns)) or prompt_ids(kept))
+    assert fit(chat, conversation(200), 1).dropped > 300
+    assert len(tried) <= 10
+
+
 def test_a_question_that_is_too_long_alone_is_refused(chat):
     asked = Conversation(
         (*conversation(2).turns, Turn("assistant", "x"), Turn("user", "wort " * 400)), "Be brief."
