@@ -59,15 +59,15 @@ class HeldOut:
         """
         names = [*self.store.source_names, *self.store.pair_names]
         num_sources, num_pairs = len(self.store.source_names), len(self.store.pair_names)
-        sums = torch.zeros(2 * (num_sources + num_pairs + 1), device=self.world.device)
+        sums = torch.zeros(num_sources + num_pairs + 1, 2, device=self.world.device)
         for step in self.loader.steps():
             if self.world.any(bool(told())):
                 return None
-            batch = step.batches[0].to(self.world.device)
-            _, nll = model.loss_and_nll(batch)
-            by_source = sums_by(batch.sources, nll, num_sources)
-            sums += torch.cat([by_source, sums_by(batch.pairs, nll, num_pairs + 1)])
-        totals = self.world.sum(sums).view(-1, 2).tolist()
+            batch = step.batches[0]
+            _, nll = model.loss_and_nll(batch.to(self.world.device))
+            add_sums(sums[:num_sources], batch.sources, nll)
+            add_sums(sums[num_sources:], batch.pairs, nll)
+        totals = self.world.sum(sums).tolist()
         of_sources = totals[:num_sources]
         everything = sum(total for total, _ in of_sources) / max(1.0, sum(count for _, count in of_sources))
         named = zip(names, totals, strict=False)  # the last group holds rows without a pair
@@ -108,6 +108,17 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
                     found.append((question, conversation.turns[1].content))
     count = min(config.evaluate.samples, len(found))
     return [found[i] for i in numpy.linspace(0, len(found) - 1, count).round().astype(int)]
+
+
+def add_sums(sums: torch.Tensor, groups: torch.Tensor, values: torch.Tensor) -> None:
+    """Add sum and count of the values in each group to `sums` (groups, 2); `groups` (S,) is on the CPU.
+
+    A batch has a few of perhaps thousands of language pairs, and `sums_by` makes a matrix of all it is given.
+    """
+    present, places = groups.unique(return_inverse=True)
+    if len(present):
+        found = sums_by(places.to(values.device), values, len(present)).view(-1, 2)
+        sums.index_add_(0, present.to(values.device), found)
 
 
 def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:

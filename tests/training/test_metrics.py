@@ -8,7 +8,7 @@ from fastling.data.batches import Step
 from fastling.data.packing import Plan
 from fastling.errors import RunError
 from fastling.model.llama import Llama, LlamaConfig
-from fastling.training import metrics
+from fastling.training import evaluation, metrics
 from fastling.training.evaluation import sums_by
 from fastling.training.metrics import (
     Mark,
@@ -57,6 +57,16 @@ def test_sums_by_group():
     sums = sums_by(torch.tensor([2, 0, 2]), torch.tensor([1.0, 2.0, 4.0]), 3)
     assert sums.tolist() == [2, 1, 0, 0, 5, 2]
     assert sums_by(torch.tensor([], dtype=torch.long), torch.tensor([]), 2).tolist() == [0, 0, 0, 0]
+
+
+def test_a_batch_is_summed_by_the_groups_that_it_has_and_not_by_all_there_are(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(evaluation, "sums_by", lambda *given: sizes.append(given[2]) or sums_by(*given))
+    sums = torch.zeros(100_000, 2)
+    for groups, values in (([70_000, 3, 70_000], [1.0, 2.0, 4.0, 0.0]), ([3], [1.0]), ([], [5.0])):
+        evaluation.add_sums(sums, torch.tensor(groups, dtype=torch.long), torch.tensor(values))
+    assert sums[[3, 70_000]].tolist() == [[3, 2], [5, 2]] and sums.sum() == 12
+    assert sizes == [2, 1]
 
 
 @pytest.mark.parametrize(("step", "fix"), [(0, "train.precision fp32"), (3, "A lower optimizer.lr")])
