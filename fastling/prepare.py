@@ -180,8 +180,8 @@ def keep_records(prepared: Prepared, run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         files.write_text(run_dir / "ledger.json", json_text(summary(prepared)))
-        refused = "".join(json_line(each) for store in prepared.stores for each in store.refused())
-        files.write_text(run_dir / "refused.jsonl", refused)
+        refused = (json_line(each) for store in prepared.stores for each in store.refused())
+        files.write_parts(run_dir / "refused.jsonl", refused)
     except OSError as error:
         raise UserError("run_dir", f"cannot be written: {run_dir}: {error.strerror}") from None
 

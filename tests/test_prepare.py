@@ -5,7 +5,9 @@ import json
 import os
 import re
 import shutil
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -442,6 +444,18 @@ def test_a_cache_folder_whose_name_is_no_utf_8_is_kept_in_the_ledger(monkeypatch
     kept = json.loads((tmp_path / "run" / "ledger.json").read_text(encoding="utf-8"))
     assert kept["store"] == str(prepared.training.folder)
     assert "/caf\udce9/" in kept["store"]
+
+
+def test_refused_rows_are_not_held_together(monkeypatch, tmp_path):
+    held = SimpleNamespace(refused=lambda: ({"detail": "x" * 10_000} for _ in range(2000)))
+    monkeypatch.setattr(prepare, "summary", lambda prepared: {})
+    tracemalloc.start()
+    try:
+        prepare.keep_records(SimpleNamespace(stores=[held]), tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "refused.jsonl").read_text() == f'{{"detail": "{"x" * 10_000}"}}\n' * 2000
 
 
 def test_who_has_no_home_folder_is_told_what_to_name(monkeypatch):
