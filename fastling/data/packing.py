@@ -7,6 +7,7 @@ so any number of them shares the same global batches, and one step number resume
 
 import bisect
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy
 
@@ -110,22 +111,23 @@ def make_plan(
     packs: int | None = None,
 ) -> Plan:
     """Plan `epochs` whole epochs, or the first `packs` packs of as many epochs as they take."""
-    documents, sizes, packs_per_epoch = [], [], []
-    epoch = 0
-    while epoch < epochs if epochs is not None else len(sizes) < packs:
+    # Of each epoch one array: an object for each pack would take hundreds of bytes.
+    documents, sizes = [], []
+    epoch = planned = 0
+    while epoch < epochs if epochs is not None else planned < packs:
         members = epoch_documents(sources, weights, epoch, seed)
         shuffle = numpy.random.default_rng([seed, epoch, 1])
         members = shuffle.permutation(members)  # ties in length fall differently in every epoch
         bins = best_fit(document_tokens[members], capacity)
-        for number in shuffle.permutation(len(bins)):
-            documents.append(members[bins[number]])
-            sizes.append(len(bins[number]))
-        packs_per_epoch.append(len(bins))
+        bins = [bins[number] for number in shuffle.permutation(len(bins))]
+        documents.append(members[numpy.fromiter(chain.from_iterable(bins), numpy.int64, len(members))])
+        sizes.append(numpy.fromiter(map(len, bins), numpy.int64, len(bins)))
+        planned += len(bins)
         epoch += 1
     plan = Plan(
         numpy.concatenate(documents).astype(numpy.int64),
-        numpy.concatenate([[0], numpy.cumsum(sizes)]).astype(numpy.int64),
-        tuple(packs_per_epoch),
+        numpy.concatenate([[0], *sizes]).cumsum(dtype=numpy.int64),
+        tuple(map(len, sizes)),
     )
     return plan if packs is None else plan.first(packs)
 

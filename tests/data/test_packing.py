@@ -2,6 +2,7 @@
 
 import collections
 import random
+import tracemalloc
 
 import numpy
 import pytest
@@ -74,6 +75,16 @@ def test_half_a_weight_shows_every_document_once_in_two_epochs():
 
 
 # Plans --------------------------------------------------------------------------------------------
+
+
+def test_a_plan_takes_a_few_bytes_for_each_document_and_no_object_for_each_pack():
+    lengths = numpy.random.default_rng(0).integers(200, 1800, 1000)
+    tracemalloc.start()
+    try:
+        plan = make_plan(lengths, numpy.zeros(1000, numpy.int16), [1.0], capacity=2048, seed=0, epochs=20)
+        assert tracemalloc.get_traced_memory()[1] < 50 * len(plan.documents)
+    finally:
+        tracemalloc.stop()
 
 
 def plan_of(count: int = 300, **changes) -> Plan:
