@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastling.errors import UserError
-from fastling.files import write_text
+from fastling.files import write_parts
 
 _LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
@@ -27,28 +28,31 @@ def json_line(content: object) -> str:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """Return the objects of a file of JSON lines; none if there is no such file.
+    """Return the objects that `json_lines` yields."""
+    return list(json_lines(path))
+
+
+def json_lines(path: Path) -> Iterator[dict]:
+    """Yield the objects of a file of JSON lines, one after another; none if there is no such file.
 
     Lines that a kill or a full disk has left broken are skipped.
     """
-    lines: list[dict] = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict):
-                lines.append(line)
-    return lines
+        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(line, dict):
+                    yield line
 
 
 def drop_later_steps(path: Path, last: int) -> None:
     """Keep of a file of JSON lines, if it is there, those of steps up to `last`; not those without a step."""
     if path.exists():
-        lines = [(line.get("step"), line) for line in read_json_lines(path)]
-        kept = [line for step, line in lines if isinstance(step, int) and step <= last]
-        write_text(path, "".join(map(json_line, kept)))
+        steps = ((line.get("step"), line) for line in json_lines(path))
+        write_parts(path, (json_line(line) for step, line in steps if isinstance(step, int) and step <= last))
 
 
 def read_json(file: Path) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastling import files
 from fastling.config import Config
 from fastling.errors import UserError, first_line
-from fastling.json_files import drop_later_steps, read_json_lines
+from fastling.json_files import drop_later_steps, json_lines
 
 # Names that Hugging Face's and TRL's runs have on W&B, so that panels overlay.
 WANDB_NAMES = {
@@ -118,9 +118,11 @@ def plot_loss(run_dir: Path, loss_per: str) -> Path:
     """
     from matplotlib.figure import Figure  # half a second, which no run waits for at its start
 
-    lines = read_json_lines(run_dir / "metrics.jsonl")
-    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+    train, held_out = [], []
+    for line in json_lines(run_dir / "metrics.jsonl"):  # one by one: a long run has a million
+        for points, name in ((train, "loss"), (held_out, "eval_loss")):
+            if name in line:
+                points.append((line["step"], line[name]))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     if train:

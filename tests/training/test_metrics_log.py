@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tracemalloc
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from fastling.config import Config, Log
 from fastling.errors import RunError, UserError
-from fastling.json_files import drop_later_steps, read_json_lines
+from fastling.json_files import drop_later_steps, json_line, read_json_lines
 from fastling.training.metrics_log import MetricsLog, _running_mean, _start_wandb, plot_loss
 
 
@@ -118,6 +119,20 @@ def test_a_plot_says_by_what_each_loss_is(tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
     plot_loss(tmp_path, "turn")
     assert labels == ["training, per turn", "running mean", "held out, per token"]
+
+
+def test_neither_a_plot_nor_a_resume_holds_all_metrics(tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: path.write_bytes(b""))
+    line = {"step": 1, "loss": 2.0, "words": "x" * 10_000}
+    (tmp_path / "metrics.jsonl").write_text(2000 * json_line(line))
+    tracemalloc.start()
+    try:
+        drop_later_steps(tmp_path / "metrics.jsonl", 1)
+        plot_loss(tmp_path, "token")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert read_json_lines(tmp_path / "metrics.jsonl") == 2000 * [line]
 
 
 def test_the_running_mean_begins_with_the_steps_that_there_are():
