@@ -84,7 +84,8 @@ def _files_of(folder: Path) -> list[Path]:
     if any(folder.glob("*.bin")):
         fix = "Convert it: transformers' save_pretrained writes safetensors."
         raise UserError(str(folder), "holds pickle files (.bin), which can run code", fix)
-    raise UserError(str(folder), "holds no model.safetensors")
+    fix = "Copy the model's weights there as safetensors; GGUF and other formats are not read."
+    raise UserError(str(folder), "holds no model.safetensors", fix)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -486,8 +486,10 @@ def test_an_incomplete_or_unsafe_folder_is_refused_in_words(exported):
         load_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(UserError, match="holds no model.safetensors"):
+    (folder / "model.Q4_K_M.gguf").touch()
+    with pytest.raises(UserError, match="holds no model.safetensors") as refused:
         load_pretrained(folder)
+    assert "GGUF and other formats are not read" in refused.value.fix
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match="holds pickle files .* can run code") as refused:
         load_pretrained(folder)
