@@ -166,6 +166,10 @@ def _read_rope(raw: dict, file: Path) -> tuple[float, dict | None]:
     ):
         _check_same(file, name, [each[name] for each in places if name in each])
     _check_same(file, "rope_scaling", scalings)
+    # transformers then takes rope_scaling, and its default for a theta that stands elsewhere.
+    if len(given) == 2 and "rope_theta" in given[0] and "rope_theta" not in given[1] | raw:
+        said = f"rope_theta {given[0]['rope_theta']} in rope_parameters alone, not read beside rope_scaling"
+        raise UserError(str(file), f"says {said}", "Say it outside of both, or take rope_scaling out.")
     theta = next((each["rope_theta"] for each in (*given, raw) if "rope_theta" in each), 10000.0)
     return theta, scalings[0] if scalings else None
 

@@ -180,6 +180,10 @@ def test_a_window_that_transformers_does_not_slide_is_none(family, window, tmp_p
             {"rope_scaling": {"rope_type": "default", "type": "linear", "factor": 2.0}},
             "says rope_type more than once, and not the same: default and linear",
         ),
+        (
+            {"rope_scaling": {"rope_type": "default"}, "rope_theta": "gone"},
+            "says rope_theta 10000.0 in rope_parameters alone, not read beside rope_scaling",
+        ),
         ({"partial_rotary_factor": 0.5}, "a part of each head is not supported"),
         (
             {"rope_scaling": {"factor": 2.0}},
