@@ -8,7 +8,7 @@ Without --config it trains the demo. It resumes by itself when the run folder ho
 import contextlib
 import functools
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +20,7 @@ from fastling import ops
 from fastling.config import Config, Evaluate, build_parser, parse
 from fastling.errors import RunError, kind_and_line, leave, run_program, visible
 from fastling.export import make_export, print_checks
-from fastling.json_files import drop_later_steps, read_json_lines
+from fastling.json_files import drop_later_steps, json_lines
 from fastling.model.llama import reshard
 from fastling.prepare import prepare_data, print_ledger
 from fastling.terminal import make_console, print_result
@@ -120,7 +120,7 @@ class Run:
         if self.first_step and (changed := record.changed_since(self.run_dir, self.world)):
             said = f"resuming on the same data in the same order, not to the same bits: {changed}"
             self.console.print(said, style="yellow", soft_wrap=True)
-        if not self.first_step and read_json_lines(self.run_dir / "metrics.jsonl"):
+        if not self.first_step and any(json_lines(self.run_dir / "metrics.jsonl")):
             said = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
             self.console.print(said, style="yellow")
         evaluate = replace(self.config.evaluate, sample_tokens=None)  # which every config has been given
@@ -248,15 +248,15 @@ class Run:
         """Evaluate after the step to resume from, if the run was told to stop before it had done so."""
 
         def is_missing() -> int:
-            last = read_json_lines(self.run_dir / "metrics.jsonl")[-1:]
-            return int(bool(last) and last[0]["step"] == first and "eval_loss" not in last[0])
+            lines = json_lines(self.run_dir / "metrics.jsonl")
+            return int(any(line["step"] == first and "eval_loss" not in line for line in lines))
 
         first = self.first_step
         is_due = first > 0 and self.held_out and self._is_due(first, self.config.evaluate.every_steps)
         if is_due and self.world.on_main(is_missing):
             losses = self._evaluate(first)
             if self.log:
-                self.log.amend(losses)
+                self.log.amend(first, losses)
                 self._plot()
 
     def _save(self, number: int) -> None:
@@ -282,8 +282,7 @@ class Run:
         if not world.is_main:
             return {}
         self._plot()
-        lines = read_json_lines(self.run_dir / "metrics.jsonl")
-        done = summarise(lines, self.config)
+        done = summarise(json_lines(self.run_dir / "metrics.jsonl"), self.config)
         if self.run_dir / "loss.png" in self.unwritten:
             done["loss_plot"] = None
         print_summary(done, self.answers, self.console)
@@ -291,22 +290,24 @@ class Run:
         return done
 
 
-def summarise(lines: list[dict], config: Config) -> dict:
+def summarise(lines: Iterable[dict], config: Config) -> dict:
     """The run in a few numbers, from its metrics. Raises RunError if there are none."""
-    run_dir = config.run_folder
-    if not lines:
+    run_dir, speeds, first, last, held_out = config.run_folder, [], {}, {}, None
+    for last in lines:
+        first = first or last
+        speeds.append(last["supervised_tokens_per_s"])
+        held_out = last.get("eval_loss", held_out)
+    if not first:
         raise RunError(str(run_dir / "metrics.jsonl"), "holds no steps", "The export is written.")
-    speeds = sorted(line["supervised_tokens_per_s"] for line in lines)
-    held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
     return {
         "run_dir": str(run_dir),
-        "steps": lines[-1]["step"],
+        "steps": last["step"],
         "loss_per": config.train.loss,
-        "loss_first": lines[0]["loss"],
-        "loss_last": lines[-1]["loss"],
-        "eval_loss_first": lines[0].get("eval_loss_before"),
-        "eval_loss_last": held_out[-1] if held_out else None,
-        "supervised_tokens_per_s": speeds[len(speeds) // 2],
+        "loss_first": first["loss"],
+        "loss_last": last["loss"],
+        "eval_loss_first": first.get("eval_loss_before"),
+        "eval_loss_last": held_out,
+        "supervised_tokens_per_s": sorted(speeds)[len(speeds) // 2],
         "loss_plot": str(run_dir / "loss.png"),
         "export": str(run_dir / "export"),
     }

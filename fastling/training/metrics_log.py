@@ -10,7 +10,7 @@ from pathlib import Path
 from fastling import files
 from fastling.config import Config
 from fastling.errors import UserError, first_line
-from fastling.json_files import drop_later_steps, json_lines
+from fastling.json_files import drop_later_steps, json_line, json_lines
 
 # Names that Hugging Face's and TRL's runs have on W&B, so that panels overlay.
 WANDB_NAMES = {
@@ -50,13 +50,13 @@ class MetricsLog:
         if self.wandb:
             self.wandb.log({_wandb_name(key): value for key, value in line.items()})
 
-    def amend(self, more: dict) -> None:
-        """Add to the metrics of the last step, as they would be had they been written together."""
-        *lines, last = read_json_lines(self.path)
-        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in [*lines, last | more]))
+    def amend(self, step: int, more: dict) -> None:
+        """Add to the metrics of a step, so that they are as if they had been written together."""
+        lines = (line | more if line["step"] == step else line for line in json_lines(self.path))
+        files.write_parts(self.path, map(json_line, lines))
         self.file.close()  # of the text that was replaced
         self.file = open(self.path, "a", encoding="utf-8")
-        self._to_wandb({"step": last["step"], **more})
+        self._to_wandb({"step": step, **more})
 
     def sync(self) -> None:
         """Have what was written reach the disk, as a checkpoint does after which no step comes again."""

@@ -32,7 +32,7 @@ def test_what_is_added_to_the_last_step_stands_in_its_line_and_is_told_to_wandb(
     with MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0) as log:
         for step in (1, 2):
             log.write({"step": step, "loss": 2.0})
-        log.amend({"eval_loss": 3.0})
+        log.amend(2, {"eval_loss": 3.0})
         log.write({"step": 3, "loss": 1.0})
     two = {"step": 2, "loss": 2.0, "eval_loss": 3.0}
     assert read_json_lines(tmp_path / "metrics.jsonl") == [
