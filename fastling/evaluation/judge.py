@@ -74,9 +74,7 @@ class Judgement:
 class Failures:
     """What went wrong in the judging."""
 
-    unreadable: Counter = field(
-        default_factory=Counter
-    )  # the judge's answers that could not be read, by reason
+    unreadable: Counter = field(default_factory=Counter)  # answers that could not be read, by reason
     excluded: dict[str, str] = field(default_factory=dict)  # question -> why it has no judgement
     budget_spent: bool = False  # questions that are neither judged nor excluded were left unasked
     stopped: RunError | None = None  # likewise, since the server could not be used any more
