@@ -7,8 +7,9 @@ import yaml
 import fastling
 from fastling.config import Config
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?", re.ASCII)
-"""Names of models on the Hugging Face hub, which refuses a card whose base model cannot be one of them."""
+_HUB_NAME = re.compile(r"(?!models/)[A-Za-z0-9_-][\w.-]*/[A-Za-z0-9_-][\w.-]*", re.ASCII)
+"""Paths that are OWNER/NAME, as models are named on the Hugging Face hub, where nobody owns `models`. The hub
+refuses a card whose base model cannot be one of them."""
 LANGUAGES = {"zh", "en", "de", "fr", "ja", "es", "ru", "ko", "it", "pt", "ar"}
 
 

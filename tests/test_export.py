@@ -324,18 +324,19 @@ def test_the_model_card_is_read_by_the_hub(case):
 
 
 def test_the_model_card_names_the_base_model(case):
-    config = replace(case.export.config, model=Model(pretrained="models/llama-7b"))
+    config = replace(case.export.config, model=Model(pretrained="meta-llama/Llama-2-7b-hf"))
     _, front, body = model_card(config, case.template).split("---\n", 2)
     card = yaml.safe_load(front)
-    assert (card["base_model"], card["base_model_relation"]) == ("models/llama-7b", "finetune")
-    assert "Fine-tuned from models/llama-7b" in body
+    assert (card["base_model"], card["base_model_relation"]) == ("meta-llama/Llama-2-7b-hf", "finetune")
+    assert "Fine-tuned from meta-llama/Llama-2-7b-hf" in body
 
 
 @pytest.mark.parametrize(
-    "path", ["/data/models/llama-7b", "../llama-7b", "~/llama", "a/b/c", "llama 7b", "m/"]
+    "path",
+    ["/data/models/llama-7b", "../llama-7b", "~/llama", "a/b/c", "llama 7b", "m/", "models/llama", "ext"],
 )
 def test_a_base_model_that_no_hub_can_have_is_named_in_words_alone(case, path):
-    """The hub refuses a whole upload whose card has such a one in its front matter."""
+    """The hub refuses a whole upload whose card has such a one in its front matter, or shows a link to nothing."""
     config = replace(case.export.config, model=Model(pretrained=path))
     _, front, body = model_card(config, case.template).split("---\n", 2)
     assert not {"base_model", "base_model_relation"} & yaml.safe_load(front).keys()
