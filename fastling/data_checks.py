@@ -1,4 +1,4 @@
-"""What prepare refuses: settings that do not fit the model, or do not fit the data, before hours of work."""
+"""What prepare refuses or tells: settings that do not fit the model, or do not fit the data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,10 +50,9 @@ def other_form_in_words(config: Config, encoder: Encoder) -> str | None:
     """What to tell whose pretrained model has learned conversations in another form than the config's."""
     folder, template = _model_folder(config), encoder.template.template
     form = other_form(folder, encoder.tokenizer, template) if folder else None
-    return (
-        form
-        and f"{folder} knows conversations by its {form}, another form than data.template {template.name}"
-    )
+    if form is None:
+        return None
+    return f"{folder} knows conversations by its {form}, another form than data.template {template.name}"
 
 
 def _model_folder(config: Config) -> Path | None:

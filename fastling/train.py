@@ -34,7 +34,7 @@ from fastling.training.metrics_log import MetricsLog, check_wandb, plot_loss
 from fastling.training.optimizer import make_optimizer
 from fastling.training.parallel import World, compute_dtype, open_world
 from fastling.training.progress import TrainingProgress, loss_units
-from fastling.training.stopping import Stopped, status_of, told_to_stop
+from fastling.training.stopping import status_of, stopped, told_to_stop
 from fastling.training.update import Updater
 
 
@@ -214,12 +214,12 @@ class Run:
         self._write_for_people(self.run_dir / "loss.png", write)
 
     def _stop(self, number: int, signal_number: int) -> NoReturn:
-        """End the process after a saved step. Rank 0 raises Stopped; the others wait until it has ended."""
+        """End the process after a saved step. Rank 0 raises RunError; the others wait until it has ended."""
         if not self.world.is_main:
             with contextlib.suppress(RuntimeError):  # raised when rank 0 closes the connection
                 self.world.from_main(0)
             leave(status_of(signal_number))
-        raise Stopped(self.run_dir, number, len(self.loader), signal_number)
+        raise stopped(self.run_dir, number, len(self.loader), signal_number)
 
     def _is_due(self, number: int, every_steps: int) -> bool:
         return number % every_steps == 0 or number == len(self.loader)
@@ -247,11 +247,12 @@ class Run:
     def _make_up_evaluation(self) -> None:
         """Evaluate after the step to resume from, if the run was told to stop before it had done so."""
 
+        first = self.first_step
+
         def is_missing() -> int:
             lines = json_lines(self.run_dir / "metrics.jsonl")
             return int(any(line["step"] == first and "eval_loss" not in line for line in lines))
 
-        first = self.first_step
         is_due = first > 0 and self.held_out and self._is_due(first, self.config.evaluate.every_steps)
         if is_due and self.world.on_main(is_missing):
             losses = self._evaluate(first)

@@ -160,9 +160,10 @@ def changed_since(run_dir: Path, world: World) -> str:
     manifest = read_manifest(run_dir)
     before = manifest | {"torch": manifest.get("packages", {}).get("torch")}
     now = _conditions(world) | {"torch": _version("torch")}
-    known = {name: value for name, value in now.items() if before.get(name) is not None}
+    pairs = [(name, before.get(name), value) for name, value in now.items()]
+    # None where it does not matter, as threads on a GPU, or was not recorded.
     return ", ".join(
-        f"{name} {before[name]} -> {value}" for name, value in known.items() if before[name] != value
+        f"{name} {old} -> {new}" for name, old, new in pairs if None not in (old, new) and old != new
     )
 
 

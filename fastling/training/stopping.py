@@ -16,13 +16,12 @@ from fastling.launcher import is_torchrun
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Stopped(RunError):
-    """The run was told to end, and has saved a checkpoint to go on from."""
-
-    def __init__(self, run_dir: Path, step: int, steps: int, signal_number: int):
-        what = f"was told to stop, and is saved after step {step} of {steps}"
-        super().__init__(str(run_dir), what, "The same command goes on from there.")
-        self.exit_status = status_of(signal_number)
+def stopped(run_dir: Path, step: int, steps: int, signal_number: int) -> RunError:
+    """The error of a run that was told to end by a signal, and has saved a checkpoint to go on from."""
+    what = f"was told to stop, and is saved after step {step} of {steps}"
+    error = RunError(str(run_dir), what, "The same command goes on from there.")
+    error.exit_status = status_of(signal_number)
+    return error
 
 
 def status_of(signal_number: int) -> int:

@@ -191,6 +191,12 @@ def test_of_what_the_last_bits_of_a_step_depend_on_it_is_known_what_has_changed(
     assert record.changed_since(tmp_path, world) == changed
 
 
+def test_on_a_gpu_the_number_of_threads_is_no_condition(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"device": "cpu", "threads": 4}))
+    world = SimpleNamespace(size=1, device=torch.device("cuda"))
+    assert record.changed_since(tmp_path, world) == "device cpu -> cuda"
+
+
 def test_a_run_is_exported_with_the_files_that_it_was_trained_with(tmp_path):
     """Else a folder that passes every check would have the weights read other prompts than training's."""
     (tmp_path / "own.yaml").write_text(OWN)
