@@ -58,20 +58,20 @@ class Run:
         self.config, self.world, self.console = config, world, console
         self.run_dir = config.run_folder
         record.check_shared(self.run_dir, world.on_main(self._lock_run_dir))
+        self.dtype = compute_dtype(config)
+        self.choices = ops.configure(
+            config.model.kernels, config.model.attention, device=world.device, dtype=self.dtype
+        )
         self.prepared = prepare_data(config)
         shape = model_config(config, self.prepared.encoder)
         check_memory(shape, world.size // config.parallel.replicate, world.device)
-        self.dtype = compute_dtype(config)
         self.identity = record.identity(config, self.prepared, shape)
-        record.check_agreed(config, self.prepared, self.identity, world)
+        record.check_agreed(config, self.prepared, self.identity, self.choices, world)
         found = self._find_checkpoint()
         self.first_step = found.state["step"] if found else 0
         # A run may resume on any number of processes; only a new run has to share its packs evenly.
         data = (self.prepared.training, self.prepared.plan)
         self.loader = make_loader(config, world, *data, evenly=found is None)
-        choices = ops.configure(
-            config.model.kernels, config.model.attention, device=world.device, dtype=self.dtype
-        )
         prove_isolation(shape, world.device, self.dtype)
         self.export = make_export(self.run_dir / "export", shape, self.prepared.encoder, config)
         world.on_main(self._check_disk)
@@ -94,7 +94,7 @@ class Run:
         self.unwritten: set[Path] = set()
         self.log: MetricsLog | None = None
         world.on_main(self._open_records)
-        self._describe(choices)
+        self._describe()
 
     def _lock_run_dir(self) -> int:
         self.lock = record.lock_run_dir(self.run_dir)
@@ -117,7 +117,7 @@ class Run:
         if self.first_step and record.evaluated_on_other(self.run_dir, self.prepared):
             said = f"held-out data is another: losses of it up to step {self.first_step} are not comparable"
             self.console.print(said, style="yellow")
-        if self.first_step and (changed := record.changed_since(self.run_dir, self.world)):
+        if self.first_step and (changed := record.changed_since(self.run_dir, self.choices, self.world)):
             said = f"resuming on the same data in the same order, not to the same bits: {changed}"
             self.console.print(said, style="yellow", soft_wrap=True)
         if not self.first_step and any(json_lines(self.run_dir / "metrics.jsonl")):
@@ -126,7 +126,7 @@ class Run:
         evaluate = replace(self.config.evaluate, sample_tokens=None)  # which every config has been given
         if evaluate != Evaluate() and not self.prepared.validation:
             self.console.print("nothing is evaluated: data.validation names no held-out data", style="yellow")
-        record.write_records(self.config, self.prepared, self.export.shape, self.world)
+        record.write_records(self.config, self.prepared, self.export.shape, self.choices, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)
         # The samples of step 0 come again, too.
         drop_later_steps(self.run_dir / "samples.jsonl", self.first_step or -1)
@@ -142,13 +142,13 @@ class Run:
         record.check_identity(found.folder, found.state["identity"], self.identity)
         return found
 
-    def _describe(self, choices: list[ops.Choice]) -> None:
+    def _describe(self) -> None:
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         self.console.print(
             f"{weights:,} weights; {self.world.size} process(es) on {self.world.device.type}, each with "
             f"{self.loader.micro_batches} micro-batch(es) a step; {self.config.train.precision}"
         )
-        for choice in choices:
+        for choice in self.choices:
             self.console.print(f"  {choice}")
         self.console.print("  no document of a pack sees another: proved on this device")
         if self.first_step:

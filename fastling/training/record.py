@@ -21,6 +21,7 @@ from fastling.json_files import json_text
 from fastling.locks import takes
 from fastling.model.digests import mark_of_weights
 from fastling.model.llama_config import LlamaConfig
+from fastling.ops import Choice
 from fastling.prepare import MANIFEST, Prepared, keep_records, read_manifest
 from fastling.training.parallel import World
 
@@ -74,8 +75,10 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
             )
 
 
-def check_agreed(config: Config, prepared: Prepared, identity: dict, world: World) -> None:
-    """Raise UserError on all ranks if their configs or data differ: each node may have files of its own."""
+def check_agreed(
+    config: Config, prepared: Prepared, identity: dict, choices: list[Choice], world: World
+) -> None:
+    """Raise UserError on all ranks if they differ: each node may have files and packages of its own."""
     sections = ("train", "parallel", "checkpoint", "evaluate")
     settings = {
         f"{section}.{name}": value
@@ -83,7 +86,7 @@ def check_agreed(config: Config, prepared: Prepared, identity: dict, world: Worl
         for name, value in vars(getattr(config, section)).items()
     }
     held_out = prepared.validation.folder.name if prepared.validation else None
-    values = identity | settings | {"data.validation": held_out}
+    values = identity | settings | {"data.validation": held_out} | _implementations(choices)
     digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
     marks = torch.tensor([int.from_bytes(digest[:4]) for digest in digests])
     world.from_main(0)  # wait for processes that still prepare their data, perhaps for hours
@@ -91,7 +94,8 @@ def check_agreed(config: Config, prepared: Prepared, identity: dict, world: Worl
     for name, mark, total in zip(values, marks.tolist(), sums.tolist(), strict=True):
         if total != world.size * mark:
             what = "is not the same in all processes"
-            raise UserError(IN_WORDS.get(name, name), what, "Give every node the same config and files.")
+            fix = "Give every node the same config, files and packages."
+            raise UserError(IN_WORDS.get(name, name), what, fix)
 
 
 class RunLock:
@@ -152,14 +156,16 @@ def evaluated_on_other(run_dir: Path, prepared: Prepared) -> bool:
     return before is not None and validation is not None and before != validation.folder.name
 
 
-def changed_since(run_dir: Path, world: World) -> str:
+def changed_since(run_dir: Path, choices: list[Choice], world: World) -> str:
     """What has changed since the run's last start of that on which the last bits of a step depend; else "".
 
     A run that resumes has the same data in the same order all the same (P10). Call it before `write_records`.
     """
     manifest = read_manifest(run_dir)
-    before = manifest | {"torch": manifest.get("packages", {}).get("torch")}
-    now = _conditions(world) | {"torch": _version("torch")}
+    before = (
+        manifest | manifest.get("implementations", {}) | {"torch": manifest.get("packages", {}).get("torch")}
+    )
+    now = _conditions(world) | _implementations(choices) | {"torch": _version("torch")}
     pairs = [(name, before.get(name), value) for name, value in now.items()]
     # None where it does not matter, as threads on a GPU, or was not recorded.
     return ", ".join(
@@ -191,7 +197,9 @@ def _made_with(encoder: Encoder, shape: LlamaConfig) -> dict:
     }
 
 
-def write_records(config: Config, prepared: Prepared, shape: LlamaConfig, world: World) -> None:
+def write_records(
+    config: Config, prepared: Prepared, shape: LlamaConfig, choices: list[Choice], world: World
+) -> None:
     """config.yaml (resolved), manifest.json, ledger.json and refused.jsonl of a run."""
     run_dir = config.run_folder
     keep_records(prepared, run_dir)
@@ -203,6 +211,7 @@ def write_records(config: Config, prepared: Prepared, shape: LlamaConfig, world:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "python": sys.version.split()[0],
         **_conditions(world),
+        "implementations": _implementations(choices),
     }
     files.write_text(run_dir / "config.yaml", config.as_yaml())
     files.write_text(run_dir / MANIFEST, json_text(manifest))
@@ -211,6 +220,11 @@ def write_records(config: Config, prepared: Prepared, shape: LlamaConfig, world:
 def _conditions(world: World) -> dict:
     threads = torch.get_num_threads() if world.device.type == "cpu" else None
     return {"processes": world.size, "device": world.device.type, "threads": threads}
+
+
+def _implementations(choices: list[Choice]) -> dict[str, str]:
+    """The implementation of each op: `auto` takes what a machine has."""
+    return {choice.op: choice.implementation for choice in choices}
 
 
 def _version(package: str) -> str | None:

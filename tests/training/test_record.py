@@ -22,6 +22,7 @@ from fastling.model.huggingface import hf_tensors
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import save_weights
+from fastling.ops import Choice
 from fastling.prepare import make_encoder, prepare_data
 from fastling.training import record
 from fastling.training.build import model_config
@@ -131,16 +132,19 @@ def test_of_other_data_it_is_said_what_may_differ(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "held_out", "said"),
+    ("changes", "held_out", "attention", "said"),
     [
-        ({}, "a", None),
-        ({"data": "34"}, "a", r"data \(rows, .*\): is not the same in all processes"),
-        ({"optimizer.lr": 0.2}, "a", "optimizer.lr: is not the same"),
-        ({}, "b", "data.validation: is not the same"),
+        ({}, "a", "flash3", None),
+        ({"data": "34"}, "a", "flash3", r"data \(rows, .*\): is not the same in all processes"),
+        ({"optimizer.lr": 0.2}, "a", "flash3", "optimizer.lr: is not the same"),
+        ({}, "b", "flash3", "data.validation: is not the same"),
+        ({}, "a", "torch", "attention: is not the same"),
     ],
 )
-def test_processes_that_would_train_otherwise_than_one_another_are_all_stopped(changes, held_out, said):
-    """As with a copy of the data on each node, one of them an older one."""
+def test_processes_that_would_train_otherwise_than_one_another_are_all_stopped(
+    changes, held_out, attention, said
+):
+    """As with a copy of the data on each node, one of them an older one; or FlashAttention-3 on one only."""
     identities = [{"data": "12", "optimizer.lr": 0.1}, {"data": "12", "optimizer.lr": 0.1, **changes}]
     both = threading.Barrier(2, timeout=60)
     marks = [None, None]
@@ -151,10 +155,11 @@ def test_processes_that_would_train_otherwise_than_one_another_are_all_stopped(c
             both.wait()
             return marks[0] + marks[1]
 
-        validation = SimpleNamespace(folder=Path(("a", held_out)[rank]))
+        prepared = SimpleNamespace(validation=SimpleNamespace(folder=Path(("a", held_out)[rank])))
         world = SimpleNamespace(size=2, sum=add, from_main=lambda number: number)
+        choices = [Choice("attention", ("flash3", attention)[rank], "first of those installed")]
         try:
-            record.check_agreed(Config(), SimpleNamespace(validation=validation), identities[rank], world)
+            record.check_agreed(Config(), prepared, identities[rank], choices, world)
         except UserError as error:
             return str(error)
 
@@ -179,6 +184,7 @@ def test_a_model_that_shares_its_beginning_with_another_is_another_one(tmp_path)
         ({"processes": 2, "device": "cpu", "threads": 4, "packages": {"torch": "2.13.0"}}, ""),
         ({"processes": 8, "device": "cuda"}, "processes 8 -> 2, device cuda -> cpu"),
         ({"threads": 1, "packages": {"torch": "2.12.0"}}, "threads 1 -> 4, torch 2.12.0 -> 2.13.0"),
+        ({"implementations": {"attention": "flash3"}}, "attention flash3 -> tiled"),
     ],
 )
 def test_of_what_the_last_bits_of_a_step_depend_on_it_is_known_what_has_changed(
@@ -188,13 +194,14 @@ def test_of_what_the_last_bits_of_a_step_depend_on_it_is_known_what_has_changed(
     monkeypatch.setattr(record, "_version", lambda package: "2.13.0")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     world = SimpleNamespace(size=2, device=torch.device("cpu"))
-    assert record.changed_since(tmp_path, world) == changed
+    choices = [Choice("attention", "tiled", "plain PyTorch")]
+    assert record.changed_since(tmp_path, choices, world) == changed
 
 
 def test_on_a_gpu_the_number_of_threads_is_no_condition(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"device": "cpu", "threads": 4}))
     world = SimpleNamespace(size=1, device=torch.device("cuda"))
-    assert record.changed_since(tmp_path, world) == "device cpu -> cuda"
+    assert record.changed_since(tmp_path, [], world) == "device cpu -> cuda"
 
 
 def test_a_run_is_exported_with_the_files_that_it_was_trained_with(tmp_path):
@@ -212,7 +219,7 @@ def test_a_run_is_exported_with_the_files_that_it_was_trained_with(tmp_path):
     folder.mkdir()
     shape = model_config(config, prepared.encoder)
     world = SimpleNamespace(size=1, device=torch.device("cpu"))
-    record.write_records(config, prepared, shape, world)
+    record.write_records(config, prepared, shape, [], world)
     record.check_as_trained(folder, make_encoder(config), shape)
     with pytest.raises(UserError, match="another model.rope_theta: 10000.0; what .* has 500000.0"):
         record.check_as_trained(folder, make_encoder(config), replace(shape, rope_theta=500000.0))
