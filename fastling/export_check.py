@@ -17,7 +17,7 @@ from fastling.data.conversation import Conversation, Turn
 from fastling.data.encoding import Encoder
 from fastling.data.tokenizer_export import PROOF_STRINGS, adds_what_it_may, first_difference
 from fastling.errors import kind_and_line
-from fastling.inference.chat_template import render
+from fastling.inference.chat_template import render_conversation
 from fastling.model.digests import misread
 from fastling.model.huggingface import load_pretrained, read_config
 from fastling.model.llama_config import LlamaConfig
@@ -139,7 +139,7 @@ def _template_text(folder: Path, encoder: Encoder) -> Check:
         segments = encoder.template.render(conversation, for_answer=for_answer)
         expected = "".join(segment.text for segment in segments)
         for name, each in (("file", chat_template), ("field", field)):
-            if render(each, conversation, for_answer=for_answer) != expected:
+            if render_conversation(each, conversation, for_answer=for_answer) != expected:
                 return Check("template text", False, f"the {name} renders something else than was trained")
     return Check("template text", True, "file and field render what was trained")
 
@@ -153,7 +153,7 @@ def _prompt_ids(folder: Path, encoder: Encoder) -> Check:
     for conversation in _probes(encoder):
         for count in range(1, len(conversation.turns) + 1, 2):
             asked = Conversation(conversation.turns[:count], conversation.system)
-            text = render(chat_template, asked, for_answer=True)
+            text = render_conversation(chat_template, asked, for_answer=True)
             if built.encode(text, add_special_tokens=False).ids != encoder.prompt_ids(asked):
                 return Check("prompt ids", False, f"a server would feed other ids for {text[-40:]!r}")
     return Check("prompt ids", True, "a server feeds the ids that training saw")

@@ -1,16 +1,15 @@
 """Finds the built-in template that a folder's chat template is equal to, by rendering both."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastling.data.conversation import Conversation, Turn
 from fastling.data.template import TEMPLATES, Template
 from fastling.data.tokenizer import Tokenizer
 from fastling.errors import UserError
+from fastling.inference.sandbox import render, render_bounded
 
 # The messages have no white space around them, since many chat templates trim it.
 SAMPLES = (
@@ -40,9 +39,8 @@ def find_template(folder: Path, tokenizer: Tokenizer) -> FoundTemplate:
     Raises UserError if the folder has no chat template, or if no built-in template agrees with it.
     """
     chat_template, file = _read_chat_template(folder)
-    for template in TEMPLATES.values():
-        if _agrees(template, tokenizer, chat_template):
-            return FoundTemplate(template, file)
+    if found := _find_equal(_render_samples(chat_template, tokenizer), tokenizer):
+        return FoundTemplate(found, file)
     raise UserError(
         "--template",
         f"is needed: {folder / file} says what none of the built-in templates says",
@@ -59,12 +57,15 @@ def other_form(folder: Path, tokenizer: Tokenizer, template: Template) -> str | 
         chat_template, file = _read_chat_template(folder)
     except UserError:
         return None
-    if _agrees(template, tokenizer, chat_template):
+    rendered = _render_samples(chat_template, tokenizer)
+    if _agrees(template, tokenizer, rendered):
         return None
-    try:
-        return f"{file} ({find_template(folder, tokenizer).template.name})"
-    except UserError:
-        return file
+    known = _find_equal(rendered, tokenizer)
+    return f"{file} ({known.name})" if known else file
+
+
+def _find_equal(rendered: Sequence[str | None], tokenizer: Tokenizer) -> Template | None:
+    return next((each for each in TEMPLATES.values() if _agrees(each, tokenizer, rendered)), None)
 
 
 def _read_chat_template(folder: Path) -> tuple[str, str]:
@@ -94,48 +95,39 @@ def _is_default(named: object) -> bool:
     return isinstance(named, dict) and named.get("name") == "default"
 
 
-def _agrees(template: Template, tokenizer: Tokenizer, chat_template: str) -> bool:
+def _render_samples(chat_template: str, tokenizer: Tokenizer) -> list[str | None]:
     special = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
+    return render_bounded(
+        chat_template,
+        [special | _variables(sample, for_answer=_asks(sample)) for sample in SAMPLES],
+    )
+
+
+def _agrees(template: Template, tokenizer: Tokenizer, rendered: Sequence[str | None]) -> bool:
+    """Whether a built-in template renders all samples so."""
     try:
         bound = template.bind(tokenizer.bos, tokenizer.eos)
     except UserError:
         return False
     if any(tokenizer.control_id(token) is None for token in bound.control_tokens):
         return False
-    for conversation in SAMPLES:
-        for_answer = conversation.turns[-1].role == "user"
-        expected = "".join(segment.text for segment in bound.render(conversation, for_answer=for_answer))
-        try:
-            rendered = render(chat_template, conversation, special, for_answer=for_answer)
-        except Exception:  # any failure of somebody's template means that it does not render this
-            return False
-        if rendered != expected:
-            return False
-    return True
+    return all(
+        text == "".join(segment.text for segment in bound.render(sample, for_answer=_asks(sample)))
+        for sample, text in zip(SAMPLES, rendered, strict=True)
+    )
 
 
-def render(
-    chat_template: str,
-    conversation: Conversation,
-    special: Mapping[str, str] | None = None,
-    *,
-    for_answer: bool,
-) -> str:
-    """Render a conversation with a chat template, in Jinja's sandbox, with transformers' settings.
+def _asks(sample: Conversation) -> bool:
+    return sample.turns[-1].role == "user"
 
-    `special` are variables that the template may use for tokens, such as bos_token; our own templates spell
-    the tokens out and need none.
-    """
+
+def render_conversation(chat_template: str, conversation: Conversation, *, for_answer: bool) -> str:
+    """Render a conversation with a chat template of our own, which spells its control tokens out."""
+    return render(chat_template, _variables(conversation, for_answer=for_answer))
+
+
+def _variables(conversation: Conversation, *, for_answer: bool) -> dict:
     messages = [{"role": role, "content": content} for role, content in conversation.turns]
     if conversation.system:
         messages.insert(0, {"role": "system", "content": conversation.system})
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise
-    template = environment.from_string(chat_template)
-    return template.render(messages=messages, add_generation_prompt=for_answer, **(special or {}))
-
-
-def _raise(message: str) -> None:
-    raise ValueError(message)
+    return {"messages": messages, "add_generation_prompt": for_answer}

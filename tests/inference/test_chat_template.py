@@ -79,11 +79,18 @@ def test_a_model_that_knows_conversations_in_another_form_is_told_apart(kinds, t
         "{{ range(999999999) | list }}",
         "{{ cycler.__init__.__globals__.os.popen('touch pwned') }}",
         "",
+        # Without end: in a loop, in one operation, in memory, in itself.
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 10 ** 10 ** 10 }}",
+        "{{ 'x' * 10 ** 11 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "\ud800",
     ],
+    ids=range(13),
 )
 def test_what_renders_something_else_needs_a_word_of_the_user(kinds, tmp_path, chat_template, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text(chat_template)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": chat_template}))
     with pytest.raises(UserError, match="says what none of the built-in templates says"):
         find_template(tmp_path, load_tokenizer(kinds["byte-level"].path))
     assert not (tmp_path / "pwned").exists()
