@@ -119,7 +119,7 @@ def _check_beside(record: dict) -> None:
     """Raise Refused if other keys of the row say that its text must not be trained on, or not alone."""
     _check_is_text(record, "beside the text")
     for key, trained in TRAINED.items():
-        if isinstance(record.get(key), Number) and record[key] == 1 - trained:  # Decimal, in a table, is one
+        if _as_number(record.get(key)) == 1 - trained:
             raise Refused("nothing-to-train-on", f"{key} of the row is {record[key]!r}")
     weight = record.get("weight")
     if isinstance(weight, Number) and weight not in (0, 1):
@@ -127,6 +127,16 @@ def _check_beside(record: dict) -> None:
     for key in ("label", "kto_tag"):
         if record.get(key) is False:
             raise Refused("preference", f"{key} is false: its answer is an example of what not to say")
+
+
+def _as_number(value: Any) -> Number | None:
+    """A mark of a row as a number, of which Decimal, in a table, is one; None if it says nothing.
+
+    Tables made of CSV spell truth values as text, which would be true in Python whatever it says.
+    """
+    if isinstance(value, str):
+        return {"false": 0, "0": 0, "true": 1, "1": 1}.get(value.strip().lower())
+    return value if isinstance(value, Number) else None
 
 
 def _check_is_text(holder: dict, where: str) -> None:
@@ -159,8 +169,6 @@ def _read_turns(record: dict) -> Conversation:
     if instructed and "output" in record:
         return _alpaca(record)
     if record.get("prompt") is not None and "completion" in record:
-        if record.get("history"):
-            raise Refused("unread-input", "history beside a prompt: make it messages")
         return _prompt_completion(record)
     sides = any(record.get(key) is not None for key in SIDES)
     if record.get("text") is not None and not instructed and not sides:
@@ -179,12 +187,19 @@ def _check_all_said(record: dict, found: Conversation) -> None:
     """Raise Refused if a key beside the conversation holds a question or reasoning that no turn has."""
     said = [found.system, *(turn.content for turn in found.turns)]
     is_text = bool(found.turns) and found.turns[0].role == "text"
-    for key in THOUGHTS if is_text else (*INPUTS, *THOUGHTS):
+    for key in THOUGHTS if is_text else (*INPUTS, "history", *THOUGHTS):
         value = record.get(key)
-        is_said = isinstance(value, str) and any(value.strip() in text for text in said)
-        if value and isinstance(value, str | list | dict) and not is_said:
-            reason = "unread-input" if key in INPUTS else "reasoning-apart"
+        if not isinstance(value, str | list | dict) or not value:
+            continue
+        # Alpaca's history is a list of pairs.
+        parts = [part for each in _as_list(value) for part in _as_list(each)]
+        if not all(isinstance(part, str) and any(part.strip() in text for text in said) for part in parts):
+            reason = "reasoning-apart" if key in THOUGHTS else "unread-input"
             raise Refused(reason, f"{key} is in no turn: put it into one, or leave it out")
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _system(record: dict) -> str:
