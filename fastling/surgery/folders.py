@@ -181,10 +181,8 @@ def _take_over(aside: Path) -> None:
         raise _taken(aside)
     mark.touch()
     for left in aside.iterdir():
-        if left.is_dir():
+        if left != mark:
             shutil.rmtree(left)
-        elif left != mark:
-            left.unlink()
 
 
 def _taken(aside: Path) -> UserError:

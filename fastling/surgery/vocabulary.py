@@ -88,7 +88,8 @@ def extend_model(folder: Path, out: Path, added: NewTokens, init: str, multiple:
             what = f"its tokenizer has {added.first_id} tokens, and its embedding {old_rows} rows"
             raise UserError(str(folder), what, "They do not belong together.")
         sources, rows = row_sources(added, init), num_rows(old_rows, added, multiple)
-        num_weights = weights.num_weights + 2 * (rows - old_rows) * weights.config.hidden_size
+        num_tables = len(weights.shapes.keys() & set(EMBEDDINGS))  # one, where they are tied
+        num_weights = weights.num_weights + num_tables * (rows - old_rows) * weights.config.hidden_size
         aside = stack.enter_context(new_folder(out, num_weights * weights.dtype.itemsize))
         advance = stack.enter_context(progress_over("extending", weights.num_weights))
         write_weights(_tensors(weights, added, sources, rows, advance), aside, weights.dtype)

@@ -34,14 +34,19 @@ def test_an_empty_folder_is_filled_and_any_other_left_alone(tmp_path):
 def test_what_another_left_beside_is_not_deleted_and_what_a_killed_run_left_is(tmp_path):
     beside = tmp_path / "out.tmp"
     beside.mkdir()
-    (beside / "mine").write_text("mine")
+    (beside / "out").mkdir()
+    (beside / "out/mine").write_text("mine")
     with pytest.raises(UserError, match="is taken"), new_folder(tmp_path / "out", 0):
         pass
-    assert (beside / "mine").read_text() == "mine"
+    assert (beside / "out/mine").read_text() == "mine"
     (beside / ".unfinished").touch()
     with new_folder(tmp_path / "out", 0) as aside:
         assert not (aside / "mine").exists()
     assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "new.tmp").write_text("mine")
+    with pytest.raises(UserError, match="is taken"), new_folder(tmp_path / "new", 0):
+        pass
+    assert (tmp_path / "new.tmp").read_text() == "mine"
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path):

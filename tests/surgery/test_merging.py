@@ -180,6 +180,9 @@ def test_models_of_other_kinds_are_refused_in_words(family, tmp_path, edit, said
     with pytest.raises(UserError) as caught:
         merge_models([one, other], [1, 1], tmp_path / "out", no_warning)
     assert said in str(caught.value)
+    with pytest.raises(UserError) as caught:  # as a base, too
+        merge_models([one, base], [1, 1], tmp_path / "out", no_warning, base_folder=other)
+    assert said in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 

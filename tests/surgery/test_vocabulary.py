@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import sentencepiece
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 from surgery.models import SHAPE, logits_of, make_model, tensors_of
 from tokenizers import Tokenizer
 
-from fastling import load_pretrained
+from fastling import files, load_pretrained
 from fastling.data import tokenizer_export
 from fastling.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from fastling.data.tokenizer_export import exact_tokenizer_json, model_proto
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.surgery.pieces import NORMAL, extended_to_reach, with_pieces
 from fastling.surgery.tokens import add_pieces, add_tokens, read_token_file
 from fastling.surgery.vocabulary import extend_model
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.slow  # seconds in all; `make check` does without
 
 TOKENS = ["舒舟", " 艾", " 艾芳", "苍舒", "苍舒舟", "龘", "zq", "qzq", "qzqz", "nh"]
 """Joints of pieces that the demo's tokenizer has, a letter that it lacks, and a leading space."""
-BYTE_TOKENS = ["龘龘", "<note>", " Übersetzung", "qzq"]
+BYTE_TOKENS = ["龘龘", "<note>", " Übersetzung", "qzq", "3.14", " \x7f\xa1\xac\xad\xae"]
+"""Text that the proof comes upon as well, and bytes on both sides of those that stand for themselves."""
 OLD_TEXTS = [
     "Hello, world!",
     "  两个 空格\n",
@@ -95,6 +97,40 @@ def test_transformers_and_fastling_load_it_and_agree(case):
     assert len(theirs) == added.first_id + len(added.texts)
     ours = load_pretrained(out).logits(torch.tensor(ids), torch.tensor([0, len(ids)], dtype=torch.int32))
     torch.testing.assert_close(ours, logits_of(out, ids), atol=1e-4, rtol=0)
+
+
+def test_a_byte_level_folders_list_of_added_tokens_goes_on(byte_level):
+    """Llama 3's and Qwen's folders have one beside tokenizer.json, and readers take either."""
+    _, out, added = byte_level
+    decoder = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    listed = {int(number): token["content"] for number, token in decoder.items()}
+    assert listed == dict(enumerate(added.texts, added.first_id))
+
+
+def test_a_tokenizer_json_that_cuts_and_pads_takes_tokens_too(byte_level, tmp_path):
+    """As its trainer may have saved it; the proof reads whole texts all the same."""
+    model = shutil.copytree(byte_level[0], tmp_path / "model")
+    built = Tokenizer.from_file(str(model / "tokenizer.json"))
+    built.enable_truncation(2)
+    built.enable_padding(length=4)
+    built.save(str(model / "tokenizer.json"))
+    assert add_tokens(model, BYTE_TOKENS).texts == BYTE_TOKENS
+
+
+@pytest.mark.parametrize("multiple", [1, 4096])
+def test_the_disk_is_asked_for_what_the_weights_take(case, tmp_path, monkeypatch, multiple):
+    model, _, added = case
+    asked = []
+    monkeypatch.setattr(files, "check_disk", lambda folder, num_bytes, *_: asked.append(num_bytes))
+    extend_model(model, tmp_path / "out", added, "mean", multiple)
+    assert asked == [sum(each.nbytes for each in tensors_of(tmp_path / "out").values())]
+
+
+def test_a_folder_whose_tokenizer_does_not_know_the_tokens_is_not_left(spm, tmp_path):
+    model, _, added = spm
+    with pytest.raises(RunError, match="failed its check: '舒舟' is not token 2000"):
+        extend_model(model, tmp_path / "out", replace(added, files={}), "mean")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_new_rows_are_the_mean_of_what_the_text_was_until_now(case):
