@@ -93,15 +93,18 @@ def test_applied_it_is_the_target_bit_for_bit(made, tmp_path):
     assert not (tmp_path / "out" / "delta.json").exists()
 
 
-@pytest.mark.parametrize("stored", HALF)
-def test_a_float32_model_comes_back_within_one_rounding_and_the_largest_is_said(tmp_path, stored):
+@pytest.mark.parametrize(
+    ("asked", "stored"), [*((each, each) for each in HALF.values()), (None, torch.float16)], ids=str
+)
+def test_a_float32_model_comes_back_within_one_rounding_and_the_largest_is_said(tmp_path, asked, stored):
     base = make_model(tmp_path / "base", dtype=torch.float32)
     target = make_model(tmp_path / "target", dtype=torch.float32, seed=9)  # no relation: nothing is exact
-    record = make_delta(base, target, tmp_path / "delta", HALF[stored])
+    record = make_delta(base, target, tmp_path / "delta", asked)
+    assert {tensor.dtype for tensor in tensors_of(tmp_path / "delta").values()} == {stored}
     apply_delta(base, tmp_path / "delta", tmp_path / "out", no_warning)
     was, wanted, found = (tensors_of(tmp_path / name) for name in ("base", "target", "out"))
     largest, count = 0.0, 0
-    limits = torch.finfo(HALF[stored])
+    limits = torch.finfo(stored)
     for name, tensor in wanted.items():
         error = (found[name].double() - tensor.double()).abs()
         exact = (tensor.double() - was[name].double()).abs()
@@ -166,6 +169,9 @@ def test_a_delta_of_other_software_is_applied_with_one_warning(made, tmp_path, c
     assert len(warnings) == 1 and "cannot be checked" in warnings[0]
     target, found = tensors_of(copied / "target"), tensors_of(tmp_path / "out")
     assert all(torch.equal(found[name], tensor) for name, tensor in target.items())
+    deeper = make_model(tmp_path / "deeper", num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"does not fit the base .*:\n  model\.layers\.2\..* is only in"):
+        apply_delta(deeper, copied / "delta", tmp_path / "other", warnings.append)
 
 
 def test_old_buffers_and_the_second_copy_of_a_tied_embedding_do_not_count(tmp_path):

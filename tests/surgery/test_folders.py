@@ -4,13 +4,15 @@ import shutil
 
 import pytest
 import torch
-from surgery.models import change, make_model
+from surgery.models import change, make_model, tensors_of
 
 from fastling import delta, files, merge
 from fastling.errors import RunError, UserError, run_command
 from fastling.model.digests import digest
 from fastling.surgery import folders
+from fastling.surgery.delta_weights import apply_delta, make_delta
 from fastling.surgery.folders import Weights, joint_digest, new_folder, write_weights
+from fastling.surgery.merging import merge_models
 
 pytestmark = pytest.mark.slow  # servers, processes or compilers: many seconds in all
 
@@ -111,6 +113,16 @@ def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, monkeypatch)
     monkeypatch.setattr(folders, "save_weights", damaging)
     with pytest.raises(RunError, match="x is not what was written"):
         write_weights(iter([("x", torch.ones(3))]), tmp_path, torch.float32)
+
+
+def test_the_disk_is_asked_for_what_the_weights_take(tmp_path, monkeypatch):
+    one, other = (make_model(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b")))
+    asked = []
+    monkeypatch.setattr(files, "check_disk", lambda folder, num_bytes, *_: asked.append(num_bytes))
+    merge_models([one, other], [1, 1], tmp_path / "merged", pytest.fail)
+    make_delta(one, other, tmp_path / "delta", None)
+    apply_delta(one, tmp_path / "delta", tmp_path / "applied", pytest.fail)
+    assert asked == 3 * [sum(tensor.nbytes for tensor in tensors_of(one).values())]
 
 
 @pytest.mark.parametrize("verb", [delta, merge], ids=["delta", "merge"])
