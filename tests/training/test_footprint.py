@@ -1,5 +1,6 @@
 """What a run holds on each GPU: the arithmetic against tensors that are really there."""
 
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -126,7 +127,9 @@ def test_a_gpu_too_small_for_its_share_of_the_weights_is_refused(monkeypatch):
 
 
 def test_processes_on_a_cpu_share_its_memory(monkeypatch):
+    memory = {"SC_PAGE_SIZE": 16, "SC_PHYS_PAGES": Weights.of(SHAPE).total}
+    monkeypatch.setattr(os, "sysconf", memory.get)
     check_memory(SHAPE, 1, torch.device("cpu"))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "10000000")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="this machine has"):
         check_memory(SHAPE, 1, torch.device("cpu"))

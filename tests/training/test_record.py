@@ -198,6 +198,22 @@ def test_of_what_the_last_bits_of_a_step_depend_on_it_is_known_what_has_changed(
     assert record.changed_since(tmp_path, choices, world) == changed
 
 
+def test_what_a_run_writes_down_is_what_its_next_start_compares(tmp_path, monkeypatch):
+    settings = tiny_settings(tmp_path / "run")
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+    prepared, folder = prepare_data(config), config.run_folder
+    folder.mkdir()
+    world = SimpleNamespace(size=1, device=torch.device("cpu"))
+    record.write_records(config, prepared, model_config(config, prepared.encoder), world)
+    assert record.changed_since(folder, world) == "" and not record.evaluated_on_other(folder, prepared)
+    other = replace(prepared, validation=SimpleNamespace(folder=Path("other")))
+    assert record.evaluated_on_other(folder, other)
+    assert not record.evaluated_on_other(folder, replace(prepared, validation=None))
+    monkeypatch.setattr(record, "_version", lambda package: "0.0")
+    assert record.changed_since(folder, world) == f"torch {torch.__version__} -> 0.0"
+
+
 def test_on_a_gpu_the_number_of_threads_is_no_condition(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"device": "cpu", "threads": 4}))
     world = SimpleNamespace(size=1, device=torch.device("cuda"))
