@@ -78,6 +78,13 @@ def test_a_result_without_numbers_has_no_plot_and_still_a_page():
     assert "<svg" not in page_of([("x", result("instructions", note="none"))])
 
 
+def test_results_of_one_kind_stand_together_and_no_result_twice():
+    given = [("one", result(bleu=1.0)), ("two", result("exam", accuracy=2.0)), ("three", result(bleu=3.0))]
+    texts = read(page_of(given)).texts
+    headings = [text for text in texts if text in ("Translation", "Exam") or re.match(r"\d\. ", text)]
+    assert headings == ["Translation", "1. one", "2. three", "Exam", "1. two"]
+
+
 def test_a_page_is_the_same_every_time():
     assert page_of([("x", result(bleu=3.0))]) == page_of([("x", result(bleu=3.0))])
 
@@ -88,7 +95,7 @@ def test_a_page_is_the_same_every_time():
         b"", b"\xff", b"[]", b"3", b"{}", b'{"kind": 3}', b"[" * 10**5, b'{"kind": "exam", "tables": 3}',
         b'{"kind": "exam", "tables": [{"title": "x"}]}', b'{"kind": "exam", "notes": [3]}',
         b'{"kind": "exam", "tables": [{"title": "x", "columns": ["a"], "rows": [[1]]}]}',
-        b'{"kind": "exam", "tables": [{"title": "x", "columns": ["a", "b"], "rows": [["1"]]}]}',
+        b'{"kind": "exam", "tables": [{"title": "x", "columns": ["a", "b"], "rows": [["1", "2"], ["1"]]}]}',
     ],
     ids=lambda content: repr(content[:40]),
 )  # fmt: skip

@@ -109,6 +109,12 @@ def test_control_tokens_in_a_message_stay_text(running):
     assert len(fed) > len(plain)
 
 
+def test_a_system_message_of_nothing_but_blanks_is_none(running):
+    for messages in (ASK["messages"], [{"role": "system", "content": " \n"}, *ASK["messages"]]):
+        assert post(running, {**ASK, "messages": messages})[0] == 200
+    assert running.chat.fed[-1] == running.chat.fed[-2]
+
+
 def test_a_huge_body_is_refused_before_it_is_read(running):
     started = time.monotonic()
     status, headers, found = exchange(running, head(running, Content_Length=10**12))
