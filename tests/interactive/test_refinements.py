@@ -361,6 +361,22 @@ def test_what_the_text_itself_says_to_its_reader_may_stay():
     check_turn(turn, "style", start, messages)
 
 
+def test_what_an_answer_speaks_of_is_told_by_the_answers_before_it():
+    """Not by what the user said; of Chinese by its pairs of characters; not at all of function words alone."""
+    elsewhere = {"request": "Is it right?", "answer": "A committee of the town painted all of its boats."}
+    said = [{"role": "user", "content": "The committee painted boats, the town said."}, *MESSAGES]
+    with pytest.raises(Rejected, match="answer speaks of something else"):
+        check_turn(elsewhere, "style", START, said)
+    check_turn({"request": "Is it right?", "answer": "It was on that, too."}, "style", START, MESSAGES)
+    start = Seed(0, "The road was icy.", "今天早上路上有冰。", "en", "zh", "en", "Translate.", {})
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": start.translation}]
+    check_turn({"request": "More formal, please.", "answer": "今晨路上有冰雪。"}, "style", start, said)
+    with pytest.raises(Rejected, match="answer speaks of something else"):
+        check_turn(
+            {"request": "More formal, please.", "answer": "委员会把船都漆好了。"}, "style", start, said
+        )
+
+
 def test_chinese_is_measured_in_characters():
     start = Seed(0, "The road was icy.", "路上有冰。", "en", "zh", "en", "Translate.", {})
     messages = [

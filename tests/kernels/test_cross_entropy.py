@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import slow_without_gpu
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -78,6 +78,8 @@ def test_every_result_and_option_is_its_formula(loss_of, vocab, label_smoothing,
     z_loss=st.sampled_from([0.0, 1e-2]),
     block=st.sampled_from([16, 64, 1024]),
 )
+@example(num_rows=2, vocab=32, label_smoothing=0.3, z_loss=1e-2, block=16)  # whole blocks, and one more token
+@example(num_rows=2, vocab=33, label_smoothing=0.3, z_loss=1e-2, block=16)
 def test_any_shape_in_blocks_of_any_size(num_rows, vocab, label_smoothing, z_loss, block):
     """Small blocks, so that the running sum and the label's place in it go through many."""
     with pytest.MonkeyPatch.context() as patch:
