@@ -102,6 +102,30 @@ def test_nothing_that_is_given_is_written_to(op):
     assert all_equal(everything, copies)
 
 
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+@pytest.mark.parametrize("shape", RAGGED[:2], ids=lambda shape: shape.name)
+def test_nothing_is_written_beyond_what_was_asked_for(op, shape, monkeypatch):
+    """A mask that is one too wide writes into whatever lies behind, or into the next row."""
+    fence, fences, new_empty = 64, [], Tensor.new_empty
+
+    def fenced(tensor: Tensor, *sizes, **options) -> Tensor:
+        shape = torch.Size(sizes if isinstance(sizes[0], int) else sizes[0])
+        around = new_empty(tensor, shape.numel() + 2 * fence, **options).fill_(1)
+        before, found, after = around.split([fence, shape.numel(), fence])
+        fences.extend((before, after))
+        return found.view(shape)
+
+    inputs, leaves = draw(op, shape)
+    for name, x in inputs.items():  # those that adamw_ writes to
+        if isinstance(x, Tensor) and not leaves:
+            inputs[name] = fenced(x, x.shape).copy_(x)
+    monkeypatch.setattr(Tensor, "new_empty", fenced)
+    outputs = outputs_of(op, inputs)
+    if leaves:
+        torch.autograd.grad(outputs, leaves, [torch.randn_like(x) for x in outputs])
+    assert fences and all((each == 1).all() for each in fences)
+
+
 @slow_without_gpu
 @each_op
 def test_inputs_that_are_used_elsewhere_too(op):

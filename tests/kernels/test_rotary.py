@@ -71,6 +71,19 @@ def test_taking_qkv_apart_is_slicing_then_rotating(interleaved, dtype):
     assert torch.equal(v, qkv[:, N + K :])
 
 
+@each_layout
+def test_taking_apart_more_heads_than_a_program_holds_at_a_time(interleaved):
+    """As in a model of 7 billion weights: of the values, too, every head gets its gradient."""
+    qkv, tables = leaf(2, 30, 140), draw_tables(2, 140)
+    results = [
+        take_apart(qkv, 10, 10, *tables, interleaved=interleaved)
+        for take_apart in (rotary_qkv, rotary_qkv_reference)
+    ]
+    directions = [torch.randn_like(x) for x in results[0]]
+    gradients = [torch.autograd.grad(each, qkv, directions) for each in results]
+    torch.testing.assert_close((*results[0], *gradients[0]), (*results[1], *gradients[1]))
+
+
 def test_a_packed_document_is_rotated_as_if_alone():
     lengths = [4, 1, 6]
     qkv, (cos, sin, _) = leaf(sum(lengths), N + 2 * K, 10), draw_tables(0, 10)
