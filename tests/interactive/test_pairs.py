@@ -92,3 +92,17 @@ def test_what_lengths_cannot_tell_is_left_alone():
 def test_two_odd_runs_are_told_and_not_refused(capsys, tmp_path):
     corpus = Corpus(tmp_path / "a.zh", tmp_path / "a.en", "zh", "en")
     assert "in 100 % of a sample" in said_of(corpus, runs_of("zh", "en", late_from=1, count=2), capsys)
+
+
+@pytest.mark.parametrize(("total", "begins"), [(40, [1, 14, 27]), (10, [1, 4, 7]), (3, [1])])
+def test_what_is_learned_from_is_spread_over_the_whole_file(total, begins, monkeypatch, tmp_path):
+    """Of a file with few lines, every line."""
+    monkeypatch.setattr("fastling.interactive.pairs.SAMPLED_RUNS", 3)
+    monkeypatch.setattr("fastling.interactive.pairs.RUN_LENGTH", 4)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("".join(f"line {number}\n" for number in range(1, total + 1)))
+    runs = Corpus(tmp_path / "a", tmp_path / "b", "de", "en").sample(total)
+    lines = [[pair.line for pair in run] for run in runs]
+    ends = [*begins[1:], total + 1]
+    assert lines == [list(range(begin, min(begin + 4, end))) for begin, end in zip(begins, ends, strict=True)]
+    assert all(pair.first == pair.second == f"line {pair.line}" for run in runs for pair in run)

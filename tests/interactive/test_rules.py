@@ -18,6 +18,7 @@ from fastling.interactive.dialogue import Dialogue, Wish
 from fastling.interactive.drafts import MAKERS, Draft, Sentence, is_sound, make_draft
 from fastling.interactive.exclusion import Exclusion
 from fastling.interactive.knowledge import learn
+from fastling.interactive.languages import is_stop_word
 from fastling.interactive.pairs import Direction, Pair
 from fastling.interactive.phrasings import Phrasings, load_phrasings
 from fastling.interactive.rules import BUILDERS, NEEDS_TWO, directed, follow_up
@@ -89,6 +90,10 @@ def test_a_faulty_draft_differs_in_its_span_only(languages, seed):
     draft = make_draft(pair, knowledge, choose)
     text, reference = draft.text, pair.reference
     assert text != reference
+    if draft.kind != "punctuation":  # an answer can name the fault
+        there, absent = (reference, text) if draft.kind == "omission" else (text, reference)
+        words = draft.right.strip() if draft.kind == "omission" else draft.wrong.strip()
+        assert there.count(words) == 1 and words not in absent
     head, tail = draft.start, len(reference) - draft.start - len(draft.right)
     assert (
         text[:head] == reference[:head] and text[len(text) - tail :] == reference[head + len(draft.right) :]
@@ -98,7 +103,7 @@ def test_a_faulty_draft_differs_in_its_span_only(languages, seed):
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_fault_is_what_its_name_says(kind):
-    knowledge, choose, found = knowledge_of("de", "en"), random.Random(1), 0
+    knowledge, choose, found, lengths = knowledge_of("de", "en"), random.Random(1), 0, set()
     for number in range(300):
         pair = knowledge.corpus.directed(choose.choice(pairs_of()), ("de", "en")[number % 2])
         sentence = Sentence(pair, knowledge, choose)
@@ -109,12 +114,17 @@ def test_every_fault_is_what_its_name_says(kind):
         before, after = (Counter(re.findall(r"\w+|[.?]", text)) for text in (pair.reference, draft.text))
         assert "  " not in draft.text and draft.text == draft.text.strip()
         changed = (before - after, after - before)
+        if kind in ("omission", "repetition"):
+            assert draft.start > 0
+            lengths.add(len(draft.span.split()))
         if kind == "omission":
             assert draft.wrong == "" and len(draft.text) < len(pair.reference)
         elif kind in ("addition", "repetition"):
             assert not changed[0] and changed[1]
         elif kind == "order":
             assert not changed[0] and not changed[1]
+            small, large = draft.right.split()
+            assert is_stop_word(small, pair.target) and not is_stop_word(large, pair.target)
         elif kind == "number":
             assert draft.wrong.isdigit() and draft.right.isdigit() and len(draft.wrong) == len(draft.right)
             assert draft.wrong not in pair.text
@@ -124,7 +134,7 @@ def test_every_fault_is_what_its_name_says(kind):
             assert changed[0].total() == changed[1].total() == 1 and draft.wrong not in pair.reference
         else:
             assert {draft.wrong, draft.right} == {"?", "."}
-    assert found > 15
+    assert found > 15 and (not lengths or lengths >= {1, 2, 3})
 
 
 @pytest.mark.parametrize(
@@ -135,6 +145,7 @@ def test_every_fault_is_what_its_name_says(kind):
         ("说是真的。", "It is true, is it?", None),
         ("Is it true?", "请说说是不是真的。", None),
         ("It is true.", "是真的。", "？"),
+        ("是真的。", "It is true", None),
     ],
 )
 def test_no_end_is_called_wrong_that_the_source_has(text, reference, wrong):

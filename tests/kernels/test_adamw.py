@@ -52,7 +52,9 @@ def test_clip_scale_divides_only_what_is_too_long():
 @settings(max_examples=15)
 @given(num_weights=st.integers(0, 3000), step=st.integers(1, 100_000), decay=st.sampled_from([0.0, 0.1]))
 def test_any_number_of_weights_at_any_step(num_weights, step, decay):
+    # What is written beyond the parameters would be written into the gradients behind them.
     parameter, gradient, exp_avg, exp_avg_sq = torch.randn(4, num_weights, device=DEVICE)
+    given = gradient.clone()
     states = [parameter, exp_avg, exp_avg_sq.square()]
     plain = [x.clone() for x in states]
     scale = torch.tensor(1.3, device=DEVICE)
@@ -61,6 +63,7 @@ def test_any_number_of_weights_at_any_step(num_weights, step, decay):
         update(p, gradient, m, v, scale, step, **numbers)
     for one, other in zip(states, plain, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert torch.equal(gradient, given)
 
 
 @BOTH
