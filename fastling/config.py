@@ -230,7 +230,7 @@ class Log:
     wandb: bool = False
     """Also log to Weights & Biases (WANDB_MODE=offline works)."""
     project: str = "fastling"
-    """Project there."""
+    """Project there; left at its default, the variable WANDB_PROJECT is heeded."""
     every_steps: PositiveInt = 1
     """Steps between two lines of metrics."""
 

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fastling import files
-from fastling.config import Config
+from fastling.config import Config, Log
 from fastling.errors import UserError, first_line
 from fastling.json_files import drop_later_steps, json_line, json_lines
 
@@ -95,9 +95,12 @@ def _start_wandb(run_dir: Path, config: Config):
     id_path = run_dir / "wandb-id"
     if not id_path.exists():
         files.write_text(id_path, uuid.uuid4().hex[:8])
+    project = config.log.project
+    if project == Log.project:
+        project = os.environ.get("WANDB_PROJECT") or project
     try:
         run = wandb.init(
-            project=config.log.project,
+            project=project,
             name=run_dir.name,
             id=id_path.read_text(),
             resume="allow",
@@ -107,6 +110,9 @@ def _start_wandb(run_dir: Path, config: Config):
     except wandb.errors.Error as error:
         what = f"W&B does not start: {first_line(error)}"
         raise UserError("log.wandb", what, "Run `wandb login`, or set WANDB_MODE=offline.") from None
+    except ValueError as error:  # pydantic's, of a variable such as WANDB_MODE
+        what = f"W&B does not start: {' '.join(str(error).split())[:200]}"
+        raise UserError("log.wandb", what, "Correct the variable WANDB_... of that name.") from None
     run.define_metric("*", step_metric="train/global_step")
     return run
 

@@ -5,8 +5,10 @@ import os
 import tracemalloc
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
+from pydantic import TypeAdapter
 
 from fastling.config import Config, Log
 from fastling.errors import RunError, UserError
@@ -52,6 +54,28 @@ def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
     monkeypatch.setattr(wandb, "init", refuses)
     with pytest.raises(UserError, match="log.wandb: W&B does not start: No API key configured.\n  Run"):
         MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0)
+
+
+def test_a_variable_that_wandb_refuses_is_told_in_words(monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+
+    def refuses(**_):
+        TypeAdapter(Literal["online", "offline"]).validate_python("ofline")
+
+    monkeypatch.setattr(wandb, "init", refuses)
+    with pytest.raises(UserError, match="log.wandb: W&B does not start: .*'online' or 'offline'.*'ofline'"):
+        MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0)
+
+
+@pytest.mark.parametrize(("given", "taken"), [("fastling", "of-the-shell"), ("mine", "mine")])
+def test_wandb_s_project_is_the_config_s_else_the_environment_s(monkeypatch, tmp_path, given, taken):
+    wandb = pytest.importorskip("wandb")
+    started = []
+    run = SimpleNamespace(define_metric=lambda *_, **__: None)
+    monkeypatch.setattr(wandb, "init", lambda **settings: started.append(settings) or run)
+    monkeypatch.setenv("WANDB_PROJECT", "of-the-shell")
+    _start_wandb(tmp_path, Config(log=Log(wandb=True, project=given)))
+    assert started[0]["project"] == taken
 
 
 def test_wandb_s_id_of_a_run_is_whole_or_absent(monkeypatch, tmp_path):
