@@ -296,7 +296,7 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
         raise UserError(
             "--run", f"holds no run: {run_dir}", "A run folder has a config.yaml and checkpoints/."
         )
-    config, _ = parse(build_parser("fastling export", ""), ["--config", str(path)])
+    config, _ = parse(build_parser("fastling export", ""), [f"--config={path}"])
     encoder = make_encoder(config)
     shape = model_config(config, encoder)
     record.check_as_trained(run_dir, encoder, shape)

@@ -585,6 +585,14 @@ def test_an_export_that_was_killed_while_it_wrote_weights_is_begun_anew(small):
 
 
 @pytest.mark.slow
+def test_the_folder_of_a_run_may_begin_with_a_dash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("-run").mkdir()
+    Path("-run", "config.yaml").write_text("data: {tokenizer: gone.model}")
+    with pytest.raises(UserError, match="gone.model"):  # so the config was read
+        export.export_run(Path("-run"), Path("out"), None)
+
+
 def test_two_exports_into_one_folder_are_kept_apart(small):
     """Else one says that it passed, of a folder that then holds the other's weights."""
     other = make_export(small.folder, "bayling", DEMO / "tokenizer.model")
