@@ -86,17 +86,27 @@ def best_fit(lengths: numpy.ndarray, capacity: int) -> list[list[int]]:
     return bins
 
 
-def epoch_documents(sources: numpy.ndarray, weights: list[float], epoch: int, seed: int) -> numpy.ndarray:
+def shuffled_sources(sources: numpy.ndarray, number: int, seed: int) -> list[numpy.ndarray]:
+    """Document numbers of each of `number` sources, in a random order that all epochs share.
+
+    `sources` (documents,) is the number of each document's source.
+    """
+    # One sort for all: looking through all documents for each source takes minutes with thousands of them.
+    borders = numpy.bincount(sources, minlength=number).cumsum()[:-1]
+    members = numpy.split(numpy.argsort(sources, kind="stable"), borders)
+    return [numpy.random.default_rng([seed, source]).permutation(each) for source, each in enumerate(members)]
+
+
+def epoch_documents(orders: list[numpy.ndarray], weights: list[float], epoch: int) -> numpy.ndarray:
     """Document numbers of one epoch, with each source's documents as often as its weight says.
 
-    With a fractional weight the epochs take turns: with 0.5, every document comes once in two epochs.
+    `orders` are those of `shuffled_sources`. With a fractional weight the epochs take turns: with 0.5, every
+    document comes once in two epochs.
     """
     chosen = []
-    for source, weight in enumerate(weights):
-        members = numpy.flatnonzero(sources == source)
-        order = numpy.random.default_rng([seed, source]).permutation(members)
-        first, last = (round(weight * len(members) * number) for number in (epoch, epoch + 1))
-        chosen.append(order[numpy.arange(first, last) % max(1, len(members))])
+    for order, weight in zip(orders, weights, strict=True):
+        first, last = (round(weight * len(order) * number) for number in (epoch, epoch + 1))
+        chosen.append(order[numpy.arange(first, last) % max(1, len(order))])
     return numpy.concatenate(chosen)
 
 
@@ -113,9 +123,10 @@ def make_plan(
     """Plan `epochs` whole epochs, or the first `packs` packs of as many epochs as they take."""
     # Of each epoch one array: an object for each pack would take hundreds of bytes.
     documents, sizes = [], []
+    orders = shuffled_sources(sources, len(weights), seed)
     epoch = planned = 0
     while epoch < epochs if epochs is not None else planned < packs:
-        members = epoch_documents(sources, weights, epoch, seed)
+        members = epoch_documents(orders, weights, epoch)
         shuffle = numpy.random.default_rng([seed, epoch, 1])
         members = shuffle.permutation(members)  # ties in length fall differently in every epoch
         bins = best_fit(document_tokens[members], capacity)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastling.data.packing import Plan, best_fit, deal, epoch_documents, make_plan
+from fastling.data.packing import Plan, best_fit, deal, epoch_documents, make_plan, shuffled_sources
 
 
 def slow_best_fit(lengths: list[int], capacity: int) -> list[int]:
@@ -56,10 +56,10 @@ def test_packs_of_real_lengths_are_full():
 @pytest.mark.parametrize("weight", [0.25, 0.5, 1, 1.5, 2, 2.5, 0.01])
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_weights_are_kept_over_epochs_and_no_document_is_favoured(weight, size):
-    sources = numpy.array([0] * 5 + [1] * size)
+    orders = shuffled_sources(numpy.array([0] * 5 + [1] * size), 2, seed=3)
     seen = collections.Counter()
     for epoch in range(12):
-        chosen = epoch_documents(sources, [1.0, weight], epoch, seed=3).tolist()
+        chosen = epoch_documents(orders, [1.0, weight], epoch).tolist()
         assert sorted(each for each in chosen if each < 5) == list(range(5))
         seen.update(each for each in chosen if each >= 5)
         counts = [seen[number] for number in range(5, 5 + size)]
@@ -68,10 +68,31 @@ def test_weights_are_kept_over_epochs_and_no_document_is_favoured(weight, size):
 
 
 def test_half_a_weight_shows_every_document_once_in_two_epochs():
-    sources = numpy.zeros(10, dtype=numpy.int16)
-    first, second = (epoch_documents(sources, [0.5], epoch, seed=0).tolist() for epoch in (0, 1))
+    orders = shuffled_sources(numpy.zeros(10, dtype=numpy.int16), 1, seed=0)
+    first, second = (epoch_documents(orders, [0.5], epoch).tolist() for epoch in (0, 1))
     assert len(first) == 5
     assert sorted(first + second) == list(range(10))
+
+
+def test_a_source_is_looked_for_and_shuffled_once_in_a_plan(monkeypatch):
+    """Not among all documents for each of thousands of sources, nor again in each of many short epochs."""
+    lengths, shuffled = lognormal(300), []
+    draw = numpy.random.default_rng
+
+    def counted(seed: list[int]):
+        shuffled.append(tuple(seed))
+        return draw(seed)
+
+    monkeypatch.setattr(numpy.random, "default_rng", counted)
+    sources = numpy.arange(300) % 100
+    make_plan(lengths, sources, [0.1] * 100, capacity=2048, seed=7, epochs=30)
+    of_sources = [seed for seed in shuffled if len(seed) == 2]
+    assert of_sources == [(7, source) for source in range(100)]
+
+
+def test_orders_of_sources_hold_each_document_once_where_sources_are_mixed_or_empty():
+    orders = shuffled_sources(numpy.array([3, 0, 3, 1, 0], dtype=numpy.int16), 5, seed=0)
+    assert [sorted(order.tolist()) for order in orders] == [[1, 4], [3], [], [0, 2], []]
 
 
 # Plans --------------------------------------------------------------------------------------------
