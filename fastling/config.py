@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from fastling.yaml_file import as_yaml
 PACKAGE = Path(__file__).parent
 DEMO_CONFIG = PACKAGE / "configs" / "demo.yaml"
 Share = Annotated[float, Field(ge=0, le=1)]
+MOST_SOURCES = 1 << 15
+"""As many as a token store can number (data/store.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -117,10 +120,13 @@ class Data:
 
     def __post_init__(self):
         for where, sources in (("data.sources", self.sources), ("data.validation", self.validation)):
-            names = [source.name for source in sources]
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
-                raise UserError(where, f"two sources have one name: {twice[0]}", "Name them apart.")
+            counts = Counter(source.name for source in sources)
+            for name, number in counts.items():
+                if number > 1:
+                    raise UserError(where, f"two sources have one name: {name}", "Name them apart.")
+            if len(sources) > MOST_SOURCES:
+                what = f"are more than {MOST_SOURCES:,} sources: {len(sources):,}"
+                raise UserError(where, what, "Join files: rows may name a language pair each.")
         for source in self.validation:
             if source.weight != 1.0:
                 name = f"data.validation ({source.name}).weight"

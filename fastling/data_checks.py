@@ -106,9 +106,10 @@ def check_held_out_names(validation: Store) -> None:
         if name in before:
             what = f"a source or language pair cannot be called so: {name}"
             raise UserError("data.validation", what, f"eval_loss_{name} is of before the first step.")
+    pairs = {name: number for number, name in enumerate(validation.pair_names)}
     for number, name in enumerate(validation.source_names):
-        if name in validation.pair_names:
-            of_pair = validation.pairs == validation.pair_names.index(name)
+        if name in pairs:
+            of_pair = validation.pairs == pairs[name]
             if ((validation.sources == number) != of_pair).any():
                 raise UserError(
                     "data.validation",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Literal, get_args, get_origin
 
+import numpy
 import pytest
 import yaml
 from conftest import ROOT
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from fastling import config as config_module
 from fastling import settings
-from fastling.config import PACKAGE, Config, build_parser, parse, resolve
+from fastling.config import MOST_SOURCES, PACKAGE, Config, Data, Source, build_parser, parse, resolve
+from fastling.data.store import ARRAYS
 from fastling.errors import UserError
 from fastling.other_names import OTHER_NAMES
 
@@ -84,6 +86,15 @@ def test_without_a_config_it_is_the_demo_s():
     demo = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     found, _ = parse(build_parser("test", ""), ["--seed", "3"])
     assert (found.run_dir, found.seed) == (demo["run_dir"], 3)
+
+
+def test_as_many_sources_are_taken_as_a_store_can_number_and_no_more():
+    assert numpy.iinfo(ARRAYS["sources"]).max == MOST_SOURCES - 1
+    sources = [Source(name=str(number), path="a.jsonl") for number in range(MOST_SOURCES + 1)]
+    assert Data(sources=sources[:MOST_SOURCES]).sources
+    for changes in ({"sources": sources}, {"validation": sources}):
+        with pytest.raises(UserError, match=f"^data.{[*changes][0]}: are more than 32,768 sources: 32,769"):
+            Data(**changes)
 
 
 # Types ----------------------------------------------------------------------------------------------
