@@ -3,8 +3,10 @@
 `read_rows` leaves lines of JSON as bytes, so that they can be parsed on all cores.
 """
 
+import codecs
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -44,7 +46,7 @@ def kind_of(path: Path) -> str:
 
 
 def read_rows(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
-    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed (a JSON array is held in memory whole).
+    """The rows of .json, .jsonl[.gz|.zst] or .parquet, streamed.
 
     With `keys`, the other values of a record are None, so that nothing unread is sent between processes.
     Raises UserError, with file and line where there is one, for a file that cannot be read.
@@ -85,29 +87,95 @@ def _json_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
         with _open(path) as file:
             if start.startswith(b"["):
-                yield from _array_rows(path, file.read(), keys)
+                yield from _array_rows(path, file, keys)
             else:
                 yield from _line_rows(path, file)
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {first_line(error)}") from None
 
 
-def _array_rows(path: Path, content: bytes, keys: Collection[str] | None) -> Iterator[Row]:
+def _array_rows(path: Path, file: io.BufferedIOBase, keys: Collection[str] | None) -> Iterator[Row]:
+    array = _Array(path, file)
     try:
-        records = parse_json(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}", f"is not UTF-8 at byte {error.start}") from None
+        for index, (record, size) in enumerate(array.items()):
+            if keys is not None and isinstance(record, dict):
+                record = {key: value if key in keys else None for key, value in record.items()}
+            yield Row(index, f"{path}:row {index}", record, size)
     except json.JSONDecodeError as error:
         fix = "A file that begins with [ is read as one list of rows."
-        raise UserError(f"{path}:{error.lineno}", f"broken JSON: {error.msg}", fix) from None
+        raise UserError(f"{path}:{array.line(error.pos)}", f"broken JSON: {error.msg}", fix) from None
     except (RecursionError, ValueError) as error:
         raise UserError(str(path), f"broken JSON: {first_line(error)}") from None
-    size = len(content) // max(1, len(records))
-    for index, record in enumerate(records):
-        if keys is not None and isinstance(record, dict):
-            record = {key: value if key in keys else None for key, value in record.items()}
-        yield Row(index, f"{path}:row {index}", record, size)
+
+
+class _Array:
+    """A file that is one JSON array, of which only some text is held, from the present item on."""
+
+    def __init__(self, path: Path, file: io.BufferedIOBase):
+        self._path, self._file = path, file
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text, self._at = "", 0
+        self._lines_before = self._bytes = 0
+
+    def items(self) -> Iterator[tuple[Any, int]]:
+        """(item, its characters) of the array. Raises ValueError where it is broken."""
+        self._pass("[")
+        while self._next() != "]":
+            yield self._item()
+            if self._next() == "]":
+                break
+            self._pass(",")
+            if self._next() == "]":  # a comma after the last item
+                raise json.JSONDecodeError("Expecting value", self._text, self._at)
+        self._pass("]")
+        if self._next():
+            raise json.JSONDecodeError("Extra data", self._text, self._at)
+
+    def line(self, at: int) -> int:
+        """Number of the line, counted from 1, of a place in the text that is held."""
+        return self._lines_before + self._text.count("\n", 0, at) + 1
+
+    def _next(self) -> str:
+        """The next character that is no space; "" at the end of the file."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()
+            if self._at < len(self._text) or not self._read_on():
+                return self._text[self._at : self._at + 1]
+
+    def _pass(self, mark: str) -> None:
+        if self._next() != mark:
+            raise json.JSONDecodeError(f"Expecting '{mark}'", self._text, self._at)
+        self._at += 1
+
+    def _item(self) -> tuple[Any, int]:
+        while True:
+            try:
+                item, end = _JSON.raw_decode(self._text, self._at)
+            except json.JSONDecodeError:  # perhaps because its text is not yet held to its end
+                if not self._read_on():
+                    raise
+                continue
+            # Where the text ends within a number, what is held of it may be a number, too: 1 of 1.5e3.
+            if self._text[end : end + 1] in tuple(" \t\r\n,]") or not self._read_on():
+                size, self._at = end - self._at, end
+                return item, size
+
+    def _read_on(self) -> bool:
+        """Hold more text, and none before the present place. False at the end of the file."""
+        # As much again as is held of a long item, which is then read anew only a few times.
+        content = self._file.read(max(BYTES_AT_ONCE, len(self._text) - self._at))
+        waiting, _ = self._decoder.getstate()  # bytes of a character whose end was not yet read
+        try:
+            text = self._decoder.decode(content, final=not content)
+        except UnicodeDecodeError as error:
+            line = self.line(len(self._text)) + content.count(b"\n", 0, max(0, error.start - len(waiting)))
+            place = self._bytes - len(waiting) + error.start
+            raise UserError(f"{self._path}:{line}", f"is not UTF-8 at byte {place}") from None
+        if content:
+            self._bytes += len(content)
+            self._lines_before += self._text.count("\n", 0, self._at)
+            self._text, self._at = self._text[self._at :] + text, 0
+        return bool(content)
 
 
 def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
@@ -122,7 +190,7 @@ def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
 
 def parse_json(text: str) -> Any:
     """json.loads, which also raises ValueError for a key twice in an object: one value would be lost."""
-    return json.loads(text, object_pairs_hook=_once_each)
+    return _JSON.decode(text)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict:
@@ -131,3 +199,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict:
         ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"a key is twice: {name!r:.60} in an object {fields!s:.80}")
     return fields
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once_each)
+_SPACE = re.compile(r"[ \t\r\n]*")

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from fastling.data import rows as rows_module
 from fastling.data.conversation import KEYS, Conversation, Refused, Turn, parse_row
 from fastling.data.rows import read_rows
 from fastling.errors import UserError
@@ -123,6 +125,74 @@ def test_lines_are_read_one_at_a_time(tmp_path):
     assert next(rows).index == 0
     with pytest.raises(UserError, match="cannot be read"):
         list(rows)
+
+
+def test_an_array_is_read_item_by_item_and_never_held_whole(tmp_path):
+    path = tmp_path / "x.json"
+    record = {"text": "你好 ä " * 1000}
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("[" + ",\n".join([json.dumps(record, ensure_ascii=False)] * 1500) + ", {broken]")
+    assert path.stat().st_size > 12 * rows_module.BYTES_AT_ONCE
+    tracemalloc.start()
+    try:
+        rows = read_rows(path)
+        assert all(next(rows).payload == record for _ in range(1500))
+        assert tracemalloc.get_traced_memory()[1] < 8 * rows_module.BYTES_AT_ONCE
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(UserError, match="x.json:1500: broken JSON: "):
+        next(rows)
+
+
+ARRAYS = (
+    *(
+        "[]",
+        " [ ] \n",
+        "[1]",
+        "[12345, -0.5e3, null, true, [[], {}], {}]",
+        '["]", "\\"", "\\ud83d\\ude00", "ä你😀"]',
+    ),
+    *(
+        "[",
+        "[1",
+        "[1,",
+        "[1,]",
+        "[,1]",
+        "[1 2]",
+        "[1]]",
+        "[1],",
+        '["a',
+        '["\\u12',
+        "[tru",
+        "[1}",
+        "[\n1,\n\n]",
+    ),
+)
+
+
+@pytest.mark.parametrize("text", ARRAYS)
+def test_an_array_read_in_parts_of_any_size_is_the_same_or_as_broken(text, tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="utf-8")
+    for size in (1, 2, 3, 5, 1000):
+        monkeypatch.setattr(rows_module, "BYTES_AT_ONCE", size)
+        try:
+            expected = json.loads(text)
+        except json.JSONDecodeError as error:
+            with pytest.raises(UserError, match=f"x.json:{error.lineno}: broken JSON: "):
+                list(read_rows(path))
+        else:
+            assert [row.payload for row in read_rows(path)] == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_bytes_that_are_no_text_are_found_where_an_array_is_read_in_parts(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "BYTES_AT_ONCE", size)
+    content = '[\n"ä你",\n"'.encode()
+    for broken in (b'\xe4"]', b"\xe4\xbd", b'\xff"]'):
+        (tmp_path / "x.json").write_bytes(content + broken)
+        with pytest.raises(UserError, match=f"x.json:3: is not UTF-8 at byte {len(content)}$"):
+            list(read_rows(tmp_path / "x.json"))
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.jsonl.gz", "x.jsonl.zst"])
