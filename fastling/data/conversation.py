@@ -10,7 +10,7 @@ from itertools import cycle
 from numbers import Number
 from typing import Any, NamedTuple
 
-from fastling.data.rows import parse_json
+from fastling.data.strict_json import parse_json
 from fastling.errors import first_line
 
 ROLES = {

@@ -3,18 +3,16 @@
 `read_rows` leaves lines of JSON as bytes, so that they can be parsed on all cores.
 """
 
-import codecs
 import io
 import json
-import re
-from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
+from fastling.data.strict_json import Array
 from fastling.errors import UserError, first_line
 
 BYTES_AT_ONCE = 1 << 20
@@ -95,7 +93,7 @@ def _json_rows(path: Path, keys: Collection[str] | None) -> Iterator[Row]:
 
 
 def _array_rows(path: Path, file: io.BufferedIOBase, keys: Collection[str] | None) -> Iterator[Row]:
-    array = _Array(path, file)
+    array = Array(path, file, BYTES_AT_ONCE)
     try:
         for index, (record, size) in enumerate(array.items()):
             if keys is not None and isinstance(record, dict):
@@ -108,76 +106,6 @@ def _array_rows(path: Path, file: io.BufferedIOBase, keys: Collection[str] | Non
         raise UserError(str(path), f"broken JSON: {first_line(error)}") from None
 
 
-class _Array:
-    """A file that is one JSON array, of which only some text is held, from the present item on."""
-
-    def __init__(self, path: Path, file: io.BufferedIOBase):
-        self._path, self._file = path, file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._text, self._at = "", 0
-        self._lines_before = self._bytes = 0
-
-    def items(self) -> Iterator[tuple[Any, int]]:
-        """(item, its characters) of the array. Raises ValueError where it is broken."""
-        self._pass("[")
-        while self._next() != "]":
-            yield self._item()
-            if self._next() == "]":
-                break
-            self._pass(",")
-            if self._next() == "]":  # a comma after the last item
-                raise json.JSONDecodeError("Expecting value", self._text, self._at)
-        self._pass("]")
-        if self._next():
-            raise json.JSONDecodeError("Extra data", self._text, self._at)
-
-    def line(self, at: int) -> int:
-        """Number of the line, counted from 1, of a place in the text that is held."""
-        return self._lines_before + self._text.count("\n", 0, at) + 1
-
-    def _next(self) -> str:
-        """The next character that is no space; "" at the end of the file."""
-        while True:
-            self._at = _SPACE.match(self._text, self._at).end()
-            if self._at < len(self._text) or not self._read_on():
-                return self._text[self._at : self._at + 1]
-
-    def _pass(self, mark: str) -> None:
-        if self._next() != mark:
-            raise json.JSONDecodeError(f"Expecting '{mark}'", self._text, self._at)
-        self._at += 1
-
-    def _item(self) -> tuple[Any, int]:
-        while True:
-            try:
-                item, end = _JSON.raw_decode(self._text, self._at)
-            except json.JSONDecodeError:  # perhaps because its text is not yet held to its end
-                if not self._read_on():
-                    raise
-                continue
-            # Where the text ends within a number, what is held of it may be a number, too: 1 of 1.5e3.
-            if self._text[end : end + 1] in tuple(" \t\r\n,]") or not self._read_on():
-                size, self._at = end - self._at, end
-                return item, size
-
-    def _read_on(self) -> bool:
-        """Hold more text, and none before the present place. False at the end of the file."""
-        # As much again as is held of a long item, which is then read anew only a few times.
-        content = self._file.read(max(BYTES_AT_ONCE, len(self._text) - self._at))
-        waiting, _ = self._decoder.getstate()  # bytes of a character whose end was not yet read
-        try:
-            text = self._decoder.decode(content, final=not content)
-        except UnicodeDecodeError as error:
-            line = self.line(len(self._text)) + content.count(b"\n", 0, max(0, error.start - len(waiting)))
-            place = self._bytes - len(waiting) + error.start
-            raise UserError(f"{self._path}:{line}", f"is not UTF-8 at byte {place}") from None
-        if content:
-            self._bytes += len(content)
-            self._lines_before += self._text.count("\n", 0, self._at)
-            self._text, self._at = self._text[self._at :] + text, 0
-        return bool(content)
-
-
 def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
     index = 0
     for number, line in enumerate(file, start=1):
@@ -186,20 +114,3 @@ def _line_rows(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
         if line.strip():
             yield Row(index, f"{path}:{number}", line, len(line))
             index += 1
-
-
-def parse_json(text: str) -> Any:
-    """json.loads, which also raises ValueError for a key twice in an object: one value would be lost."""
-    return _JSON.decode(text)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"a key is twice: {name!r:.60} in an object {fields!s:.80}")
-    return fields
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_once_each)
-_SPACE = re.compile(r"[ \t\r\n]*")

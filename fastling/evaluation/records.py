@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fastling.data.rows import parse_json, read_rows
+from fastling.data.rows import read_rows
+from fastling.data.strict_json import parse_json
 from fastling.errors import UserError
 
 
