@@ -205,13 +205,17 @@ def test_what_a_run_writes_down_is_what_its_next_start_compares(tmp_path, monkey
     prepared, folder = prepare_data(config), config.run_folder
     folder.mkdir()
     world = SimpleNamespace(size=1, device=torch.device("cpu"))
-    record.write_records(config, prepared, model_config(config, prepared.encoder), world)
-    assert record.changed_since(folder, world) == "" and not record.evaluated_on_other(folder, prepared)
+    choices = [Choice("attention", "tiled", "plain PyTorch")]
+    record.write_records(config, prepared, model_config(config, prepared.encoder), choices, world)
+    assert record.changed_since(folder, choices, world) == ""
+    assert not record.evaluated_on_other(folder, prepared)
     other = replace(prepared, validation=SimpleNamespace(folder=Path("other")))
     assert record.evaluated_on_other(folder, other)
     assert not record.evaluated_on_other(folder, replace(prepared, validation=None))
     monkeypatch.setattr(record, "_version", lambda package: "0.0")
-    assert record.changed_since(folder, world) == f"torch {torch.__version__} -> 0.0"
+    others = [Choice("attention", "sdpa", "plain PyTorch")]
+    said = f"attention tiled -> sdpa, torch {torch.__version__} -> 0.0"
+    assert record.changed_since(folder, others, world) == said
 
 
 def test_on_a_gpu_the_number_of_threads_is_no_condition(tmp_path):
