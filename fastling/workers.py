@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 
 from fastling.errors import RunError
@@ -40,6 +40,7 @@ def start_workers(
     """
     context = multiprocessing.get_context("forkserver")
     try:
+        _start_servers()
         with ProcessPoolExecutor(number, context, _start, (start, *arguments)) as pool, _let_go_of(pool):
             yield pool
     except BrokenProcessPool:
@@ -51,6 +52,23 @@ def start_workers(
         if error.errno not in (errno.EAGAIN, errno.EMFILE):
             raise
         raise RunError(where, f"cannot start {number} processes: {error.strerror}", fix) from None
+
+
+def _start_servers() -> None:
+    """Start the two helpers of multiprocessing, whatever files of Python the current folder holds.
+
+    They are run by `python -c`, which looks for modules there first: a types.py beside the data would be run.
+    Workers are forked from them, and are then told where their parent looks for modules.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        resource_tracker.ensure_running()
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def ahead(started: Iterable, most: int) -> Iterator:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, run_python
 from interactive.parallel_text import knowledge_of, recipe_of, write_corpus
 
 from fastling.errors import RunError
@@ -118,6 +119,23 @@ def test_processes_that_cannot_be_started_are_told_in_words(problem, said, monke
     with pytest.raises(RunError, match=said):
         with start_workers(2, time.sleep, 0, where="workers", fix="Fewer.") as pool:
             pool.submit(time.sleep, 0)
+
+
+def test_no_worker_imports_what_lies_in_the_current_folder(tmp_path):
+    program, folder = tmp_path / "program" / "busy.py", tmp_path / "data"
+    program.parent.mkdir()
+    folder.mkdir()
+    program.write_text(
+        "import os\nfrom fastling.workers import start_workers\n"
+        "if __name__ == '__main__':\n"
+        "    with start_workers(1, os.getpid, where='workers', fix='') as pool:\n"
+        "        print(pool.submit(abs, -1).result())\n"
+        "    print(os.environ.get('PYTHONSAFEPATH'))\n"
+    )
+    for name in ("multiprocessing", "selectors", "signal", "types"):  # which multiprocessing's helpers import
+        (folder / f"{name}.py").write_text("open('was_run', 'w')\n")
+    done = run_python(program, cwd=folder, anew=True, environment={"PYTHONPATH": str(ROOT)})
+    assert (done.stdout, (folder / "was_run").exists()) == ("1\nNone\n", False), done.stderr
 
 
 @pytest.mark.slow
