@@ -76,7 +76,9 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
     """As `write_text`, for a text that comes in parts, which are not held together."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path), open(aside, "w", encoding="utf-8") as file:
+        # In a folder of somebody else, a link of that name may lead to any file of the user's.
+        aside.unlink(missing_ok=True)
+        with naming(path), open(aside, "x", encoding="utf-8") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

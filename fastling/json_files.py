@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def json_lines(path: Path) -> Iterator[dict]:
 
 def drop_later_steps(path: Path, last: int) -> None:
     """Keep of a file of JSON lines, if it is there, those of steps up to `last`; not those without a step."""
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere is replaced, too, before somebody writes through it
         steps = ((line.get("step"), line) for line in json_lines(path))
         write_parts(path, (json_line(line) for step, line in steps if isinstance(step, int) and step <= last))
 

@@ -11,6 +11,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
+def no_link(path: str, flags: int) -> int:
+    """An `opener` for `open`, which raises OSError for a link.
+
+    In a folder of somebody else it may lead to any file of the user's, which would be emptied.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextmanager
 def alone(lock_file: Path) -> Iterator[str]:
     """Let one process at a time run the block, by a lock on a file.
@@ -18,7 +26,7 @@ def alone(lock_file: Path) -> Iterator[str]:
     Yields "" where the lock holds for every machine. On a disk without locks, such as Lustre mounted without
     them, only the processes of this machine wait for one another, and its name is yielded.
     """
-    with open(lock_file, "w") as lock, ExitStack() as stack:
+    with open(lock_file, "w", opener=no_link) as lock, ExitStack() as stack:
         machine = ""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -7,8 +7,11 @@ import pytest
 
 from fastling import files
 from fastling.config import Config
-from fastling.errors import run_command
-from fastling.training.metrics_log import MetricsLog
+from fastling.errors import UserError, run_command
+from fastling.json_files import drop_later_steps
+from fastling.locks import alone
+from fastling.training.metrics_log import MetricsLog, plot_loss
+from fastling.training.record import lock_run_dir
 
 
 class Killed(BaseException):
@@ -87,3 +90,24 @@ def test_metrics_that_find_no_room_name_their_file(tmp_path, quota):
     with pytest.raises(OSError, match="File too large: '.*metrics.jsonl'"):
         with MetricsLog(tmp_path, Config(), first_step=0) as log:  # what it still holds finds no room either
             log.write({"step": 1, "words": "x" * 5000})
+
+
+def test_no_file_outside_a_folder_is_written_through_its_links(tmp_path):
+    """As in the folder of a run, or of token stores, that somebody else has made."""
+    folder, treasure, nowhere = tmp_path / "run", tmp_path / "treasure", tmp_path / "nowhere"
+    folder.mkdir()
+    treasure.write_text("mine")
+    for name in ("lock", "loss.png.tmp", f"config.yaml.{os.getpid()}.tmp", "store.lock"):
+        (folder / name).symlink_to(treasure)
+    (folder / "metrics.jsonl").symlink_to(nowhere)
+
+    files.write_text(folder / "config.yaml", "seed: 1")
+    plot_loss(folder, "token")
+    drop_later_steps(folder / "metrics.jsonl", 0)
+    with pytest.raises(UserError, match="run_dir: cannot be written: .*lock: .*symbolic link"):
+        lock_run_dir(folder)
+    with pytest.raises(OSError, match="symbolic link"), alone(folder / "store.lock"):
+        pass
+
+    assert treasure.read_text() == "mine"
+    assert not (folder / "metrics.jsonl").is_symlink() and not nowhere.exists()

@@ -147,6 +147,7 @@ def plot_loss(run_dir: Path, loss_per: str) -> Path:
         axes.legend()
     path = run_dir / "loss.png"
     aside = path.with_name(f"{path.name}.tmp")
+    aside.unlink(missing_ok=True)  # a link there would be written through
     with files.naming(path):
         figure.savefig(aside, format="png", dpi=120)
     aside.replace(path)

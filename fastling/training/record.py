@@ -18,7 +18,7 @@ from fastling.config import Config, resolve
 from fastling.data.encoding import Encoder
 from fastling.errors import UserError
 from fastling.json_files import json_text
-from fastling.locks import takes
+from fastling.locks import no_link, takes
 from fastling.model.digests import mark_of_weights
 from fastling.model.llama_config import LlamaConfig
 from fastling.ops import Choice
@@ -106,7 +106,8 @@ class RunLock:
 
     def __init__(self, path: Path):
         self._file = None
-        self._file = open(path, "ab", buffering=0)  # what a full disk refuses is not written again at the end
+        # Without a buffer: what a full disk refuses is not written again at the end.
+        self._file = open(path, "ab", buffering=0, opener=no_link)
         if not takes(self._file.fileno(), path):
             raise BlockingIOError
         self.number = secrets.randbelow(2**62) + 1
