@@ -124,9 +124,8 @@ class Server:
         # The address counts, too: many servers take any model's name, or one that another server has as well.
         asked = json.dumps({"url": self.url.rstrip("/"), **request}, sort_keys=True, ensure_ascii=False)
         key = hashlib.sha256(asked.encode()).hexdigest()
-        found = self._cache.execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
-        if found:
-            return found[0]
+        if (kept := self._kept(key)) is not None:
+            return kept
         async with self._in_flight:
             if self.budget_tokens is not None and self.tokens >= self.budget_tokens:
                 raise BudgetSpent
@@ -139,6 +138,18 @@ class Server:
         self.tokens += answer.tokens
         self._keep(key, answer)
         return answer.text
+
+    def _kept(self, key: str) -> str | None:
+        """The text that the cache has. Raises RunError if it is damaged: asking again would pay twice."""
+        try:
+            found = self._cache.execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
+            if found and not isinstance(found[0], str):
+                raise sqlite3.DataError("an answer in it is no text")
+        except sqlite3.Error as error:
+            raise RunError(
+                f"{self._option}-cache", f"cannot be read: {first_line(error)}", "Name another file."
+            ) from None
+        return found[0] if found else None
 
     def _keep(self, key: str, answer: Answer) -> None:
         try:

@@ -514,3 +514,14 @@ def test_a_cache_that_cannot_be_written_ends_the_run_in_words(judge, tmp_path):
 
         _, failures, _ = judge(server, [pair(1)])
     assert "--judge-cache: cannot be written" in str(failures.stopped)
+
+
+@pytest.mark.parametrize("held", ["x'ff'", "CAST(x'ff' AS TEXT)", "NULL"])
+def test_a_cache_that_holds_no_text_is_told_in_words(judge, tmp_path, held):
+    with serving(fair) as server:
+        judge(server, [pair(0)])
+        with sqlite3.connect(tmp_path / "cache.sqlite") as damaged:
+            damaged.execute(f"UPDATE answers SET text = {held}")
+        damaged.close()
+        _, failures, _ = judge(server, [pair(0)])
+    assert "--judge-cache: cannot be read" in str(failures.stopped)
