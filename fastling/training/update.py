@@ -36,7 +36,7 @@ class Updater:
         sums = torch.zeros(1 + 2 * self.num_sources + 1, device=device)
         for batch, loss, nll in add_gradients(self.model, step.batches, config, device):
             sums[:-1] += torch.cat([loss.view(1), sums_by(batch.sources, nll, self.num_sources)])
-        sums[-1] = float(stops)
+        sums[-1].fill_(float(stops))  # assigned, the number would be copied, for which the host waits
         grad_norm = clip(self.optimizer, config.optimizer.clip_norm)
         lr = learning_rate(config.optimizer, number - 1, self.num_steps)
         for group in self.optimizer.param_groups:
