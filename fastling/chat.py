@@ -28,7 +28,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     usage = "fastling chat --model DIR [--web] [options]"
     description = (
         "Talk to a model in the terminal, line by line from a pipe, or with --web on a page. "
-        "The model is fed the ids that training saw."
+        "The model is fed the same ids as in training."
     )
     parser = Parser("fastling chat", description, usage)
     add = parser.add_argument
@@ -40,7 +40,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         "--temperature",
         type=float,
         metavar="X",
-        help="0 takes the likeliest token, 0.7 varies (default: 0)",
+        help="0 takes the likeliest token, 0.7 gives variety (default: 0)",
     )
     add(
         "--top-p",
@@ -50,13 +50,13 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens (default: 0, all)")
     add("--repetition-penalty", type=float, metavar="X", help="above 1 discourages repetition (default: 1)")
-    add("--seed", type=int, metavar="N", help="of sampling (default: another one each time)")
+    add("--seed", type=int, metavar="N", help="seed of sampling (default: a new one each time)")
     add("--device", metavar="D", help="such as cpu or cuda:1 (default: cuda where there is one)")
     add("--dtype", choices=DTYPES, help="type of the weights (default: bf16 on cuda, fp32 on cpu)")
     add(
         "--json",
         action="store_true",
-        help="at the end, the conversation as one JSON object on stdout; with --web, at the start, the url",
+        help="print the conversation at its end as one JSON object on stdout; with --web, the url first",
     )
     add = parser.add_argument_group("serving").add_argument
     add(
@@ -65,7 +65,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         help="serve a page, and OpenAI's chat completions under /v1, until Ctrl-C",
     )
     add("--host", metavar="H", help="address to listen on (default: 127.0.0.1, for this machine only)")
-    add("--port", type=int, metavar="N", help="0 for any that is free (default: 8000)")
+    add("--port", type=int, metavar="N", help="port to listen on; 0 takes any free one (default: 8000)")
     add("--token", metavar="T", help="access token; required when --host is not this machine")
     return parser.parse_args(arguments)
 
@@ -75,7 +75,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.web:
         what = "has no effect with --web"
         refuse_options(options, ["system"], what, "The page has a field for it.")
-        refuse_options(options, ["seed"], what, "A request to /v1 may bring its own seed.")
+        refuse_options(options, ["seed"], what, "A request to /v1 may have its own seed.")
     else:
         refuse_options(options, ONLY_WITH_WEB, "has no effect without --web")
     try:

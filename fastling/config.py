@@ -38,10 +38,10 @@ class Model:
     """Folder with a Hugging Face model (config.json, *.safetensors) or Meta's original files
     (params.json, consolidated.*.pth). Leave out to train from scratch with the shape below."""
     kernels: Literal["auto", "triton", "reference"] = "auto"
-    """Those of norms, rotary, SwiGLU and the loss: auto takes triton on a GPU and tiled PyTorch on a CPU;
+    """Kernels of norms, rotary, SwiGLU and the loss: auto is triton on a GPU and tiled PyTorch on a CPU;
     reference is plain PyTorch, slow and easy to trust."""
     attention: Literal["auto", "flash3", "flash2", "torch", "xformers", "tiled", "sdpa"] = "auto"
-    """Attention backend; a named one is used or refused, never swapped."""
+    """Attention backend; a named one is used or refused, never replaced by another."""
     model_type: Literal["llama", "mistral", "qwen2", "qwen3"] | None = None
     """From scratch: the family (default llama)."""
     vocab_size: PositiveInt | None = None
@@ -55,7 +55,7 @@ class Model:
     num_attention_heads: PositiveInt | None = None
     """From scratch: number of query heads."""
     num_key_value_heads: PositiveInt | None = None
-    """From scratch: number of key and value heads (default: as many as query heads)."""
+    """From scratch: number of key and value heads (default: num_attention_heads)."""
     head_dim: PositiveInt | None = None
     """From scratch: width of a head (default: hidden_size / num_attention_heads)."""
     max_position_embeddings: PositiveInt | None = None
@@ -135,7 +135,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Train:
-    """How long, how much at once, and in which numbers."""
+    """How long to train, on how many tokens at once, and in which precision."""
 
     epochs: PositiveInt | None = None
     """Passes over the data (default 3 when steps is not given)."""
@@ -143,20 +143,22 @@ class Train:
     """Optimizer steps, in place of epochs."""
     global_batch_tokens: PositiveInt | None = None
     """Tokens of one optimizer step over all processes; a multiple of data.sequence_length (default: 262144,
-    or as many of them as make whole packs)."""
+    rounded down to whole packs, but at least one)."""
     micro_batch_tokens: PositiveInt | None = None
-    """At most this many tokens in one forward and backward of one process (default: 8192, or one pack)."""
+    """At most this many tokens in one forward and backward of one process (default: 8192, or one pack if
+    that is more)."""
     loss: Literal["token", "turn", "sample"] = "token"
-    """What weighs the same in a step: every supervised token, every turn, or every conversation."""
+    """What has equal weight in a step: every supervised token, every turn, or every conversation."""
     precision: Literal["bf16", "fp32", "fp8"] = "bf16"
-    """Type of forward and backward; weights and optimizer state stay float32. fp8 is bf16 with the
+    """Precision of forward and backward; weights and optimizer state stay float32. fp8 is bf16 with the
     layers' matrix products in float8 (Ada, Hopper or newer; faster only with train.compile)."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """full recomputes every layer in backward, selective every second one: less memory, slower."""
     compile: bool = False
-    """Compile the layers with torch.compile, once for all packs: not with attention by sdpa or xformers."""
+    """Compile the layers with torch.compile, once for all packs; not available with attention by sdpa or
+    xformers."""
     deterministic: bool = True
-    """On a GPU, add up attention's gradients in one order: what resumes is then the same bit for bit, and
+    """On a GPU, sum attention's gradients in a fixed order: a resumed run is then the same bit for bit, and
     attention's backward a little slower. A CPU always does."""
 
     def __post_init__(self):
@@ -169,19 +171,19 @@ class Optimizer:
     """AdamW and its learning rate."""
 
     lr: PositiveFloat = 2.0e-5
-    """Highest learning rate."""
+    """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Course after warm-up; wsd is warmup-stable-decay, with a linear decay at the end."""
+    """Schedule after warm-up; wsd is warmup-stable-decay, with a linear decay at the end."""
     warmup_ratio: Share = 0.03
     """Share of all steps in which the learning rate rises from 0."""
     decay_ratio: Share | None = None
-    """wsd only: share of all steps in which it falls (default 0.2)."""
+    """wsd only: share of all steps in which the learning rate falls (default 0.2)."""
     min_lr_ratio: Share = 0.0
-    """Learning rate at the end, as a share of lr; without effect (so refused) when constant."""
+    """Learning rate at the end, as a share of lr; refused with the constant schedule, which has no end."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """On matrices only, not on norms or biases."""
+    """Applied to matrices only, not to norms or biases."""
     clip_norm: PositiveFloat = 1.0
-    """Largest norm of the whole gradient."""
+    """Largest norm of the whole gradient, which is scaled down to it if larger."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -198,13 +200,13 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Parallel:
-    """How the model lies on the processes."""
+    """How the model is distributed over the processes."""
 
     shard: Literal["full", "gradients"] = "full"
     """full frees gathered weights after each layer's forward; gradients keeps them for the
-    backward (one gather less, more memory)."""
+    backward (one gather fewer, more memory)."""
     replicate: PositiveInt = 1
-    """Copies of the sharded model (HSDP): with one per node, weights are gathered inside a node."""
+    """Copies of the sharded model (HSDP); with one per node, weights are gathered within a node only."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -231,14 +233,14 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Log:
-    """What is written down. metrics.jsonl always is."""
+    """What is logged. metrics.jsonl always is."""
 
     wandb: bool = False
     """Also log to Weights & Biases (WANDB_MODE=offline works)."""
     project: str = "fastling"
-    """Project there; left at its default, the variable WANDB_PROJECT is heeded."""
+    """W&B project; the variable WANDB_PROJECT replaces the default."""
     every_steps: PositiveInt = 1
-    """Steps between two lines of metrics."""
+    """Steps between lines of metrics."""
 
     def __post_init__(self):
         if self.project != Log.project and not self.wandb:
@@ -345,7 +347,7 @@ def build_parser(prog: str, description: str) -> Parser:
     """A parser with every setting as an option; verbs add their own."""
     usage = f"{prog} [--config FILE] [--section.key VALUE ...] [options]"
     parser = Parser(prog, description, usage)
-    words = "YAML file with settings; without one the demo's config, which sets values of its own"
+    words = "YAML file with settings (default: the demo's, whose values differ from the defaults below)"
     parser.add_argument("--config", action="append", metavar="FILE", help=words)
     parser.add_settings(Config, OTHER_NAMES)
     return parser

@@ -1,6 +1,6 @@
 """`fastling delta`: a model as differences from its base, and back.
 
-BayLing and Vicuna were published so, because LLaMA's own weights could not be passed on.
+BayLing and Vicuna were published this way, because LLaMA's own weights may not be redistributed.
 """
 
 import sys
@@ -18,9 +18,9 @@ HELP = """usage: fastling delta make|apply [options]
 Write a model as its differences from a base, or add such differences to the base.
 
   fastling delta make --base B --target T --out D [--dtype fp16|bf16] [--json]
-      D gets the differences T - B, with T's config and tokenizer
+      writes the differences T - B to D, with T's config and tokenizer
   fastling delta apply --base B --delta D --out T [--json]
-      T gets the model again; another base than B, and a damaged D, are refused
+      restores the model in T; a base other than B, or a damaged D, is refused
 
 `fastling delta make --help` and `fastling delta apply --help` explain every option."""
 
@@ -38,17 +38,17 @@ def make(arguments: Sequence[str]) -> None:
         "make",
         "--target TARGET --out OUT",
         "Write a model as its differences from a base, computed in float32. Rows for added tokens, which "
-        "the base lacks, are stored as they are. delta.json says which base fits (digests of its tensors) "
-        "and how far the applied model is from the target at most. Where base and target are of one half "
-        "precision, nearly always, it is equal bit for bit; the differences of a float32 target are "
-        "rounded, so export that in the base's type first (fastling export --dtype). "
-        "Memory: about 1 GiB and five times the largest tensor in float32.",
+        "the base lacks, are stored as they are. delta.json records which base fits (digests of its tensors) "
+        "and how far the applied model is from the target at most. If base and target have the same half "
+        "precision, the applied model nearly always equals the target bit for bit; the differences of a "
+        "float32 target are rounded, so export it in the base's dtype first (fastling export --dtype). "
+        "Memory: about 1 GiB plus five times the largest tensor in float32.",
     )
     parser.add_argument("--target", type=Path, required=True, help="Hugging Face folder to be published")
     parser.add_argument(
         "--dtype",
         choices=HALF_DTYPES,
-        help="numbers of the differences (default: the target's if half, else fp16)",
+        help="dtype of the differences (default: the target's if it is half precision, else fp16)",
     )
     options = parser.parse_args(arguments)
     record = make_delta(options.base, options.target, options.out, HALF_DTYPES.get(options.dtype))
@@ -59,13 +59,13 @@ def apply(arguments: Sequence[str]) -> None:
     parser = _parser(
         "apply",
         "--delta DELTA --out OUT",
-        "Add differences to their base. Another base, and a damaged or incomplete delta, are refused. "
+        "Add differences to their base. A wrong base, and a damaged or incomplete delta, are refused. "
         "Deltas of other software (FastChat's, with no delta.json) are applied with a warning that the "
         "base cannot be checked.",
     )
     differences = parser.add_mutually_exclusive_group(required=True)
     differences.add_argument("--delta", type=Path, help="folder with the differences")
-    differences.add_argument("--target", type=Path, dest="delta", help="the same, by the name that make has")
+    differences.add_argument("--target", type=Path, dest="delta", help="the same, under make's name")
     options = parser.parse_args(arguments)
     console = make_console()
     record = apply_delta(

@@ -88,7 +88,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("fastling dialogues", description, usage)
     add = parser.add_argument
     known, others = ", ".join(LANGUAGES), ", ".join(OTHER_LANGUAGES)
-    add("--source", type=Path, required=True, metavar="F", help="text, one sentence a line; may be .gz")
+    add("--source", type=Path, required=True, metavar="F", help="text, one sentence per line; may be .gz")
     add("--target", type=Path, required=True, metavar="F", help="its translation, line by line")
     add("--source-lang", required=True, metavar="L", help=f"language of the source: {known}, {others}")
     add("--target-lang", required=True, metavar="L", help="language of the target")
@@ -96,13 +96,13 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--third-lang", metavar="L", help="language of the third file")
     add("--out", type=Path, required=True, metavar="F.jsonl", help="file of dialogues to write")
     add("--count", type=int, metavar="N", help="dialogues wanted (default: as many as the lines allow)")
-    add("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
     add(
         "--user-lang",
         default="both",
         metavar="L",
-        help=f"language the user writes in: {known}, or both of the pair's, as far as they are among these, "
-        "and else en (default: both)",
+        help=f"language the user writes in: {known}, or both: those of the pair among these, else en "
+        "(default: both)",
     )
     shares = ",".join(f"{name}={weight:g}" for name, weight in MIX.items())
     third = f"with --third also {SWITCH_TARGET}={MIX_WITH_THIRD[SWITCH_TARGET]:g}"
@@ -113,10 +113,10 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="F",
-        help="evaluation sets, as text or JSON lines; no sentence of theirs is used",
+        help="evaluation sets, as text or JSON lines, whose sentences are not used",
     )
     add(
-        "--workers", type=int, metavar="N", help="processes (default: one a core); does not change the result"
+        "--workers", type=int, metavar="N", help="processes (default: one per core); do not change the result"
     )
     add("--json", action="store_true", help="print one JSON object with all counts on stdout")
     _add_generator_options(parser.add_argument)
@@ -124,24 +124,24 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_generator_options(add: Callable) -> None:
-    add("--generator-url", metavar="U", help="of an OpenAI-compatible server, up to /v1: its model writes")
+    add("--generator-url", metavar="U", help="OpenAI-compatible server, up to /v1, whose model writes turns")
     add("--generator-model", metavar="M", help="name of the model")
     add(
         "--generator-prompts",
         type=Path,
         metavar="DIR",
-        help="prompts of your own, named as those in fastling/interactive/prompts",
+        help="your own prompts, named as those in fastling/interactive/prompts",
     )
     add(
         "--generator-cache",
         type=Path,
         metavar="F",
-        help="where the answers of this address and model are kept, so that none is paid twice "
+        help="where the answers of this address and model are kept, so that none is paid for twice "
         "(default: OUT.answers.sqlite)",
     )
-    add("--generator-budget-tokens", type=int, metavar="N", help="of all answers kept, prompts included")
-    add("--generator-requests", type=int, metavar="N", help="in flight at a time (default: 16)")
-    add("--generator-timeout", type=float, metavar="S", help="seconds for one answer (default: 120)")
+    add("--generator-budget-tokens", type=int, metavar="N", help="for all kept answers, prompts included")
+    add("--generator-requests", type=int, metavar="N", help="requests in flight at a time (default: 16)")
+    add("--generator-timeout", type=float, metavar="S", help="seconds to wait for an answer (default: 120)")
 
 
 def _check_generator_options(options: argparse.Namespace) -> None:

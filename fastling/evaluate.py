@@ -1,4 +1,4 @@
-"""`fastling evaluate`: scores outputs that are given or that a model makes first, and reports results."""
+"""`fastling evaluate`: scores given outputs, or generates them with a model first, and reports results."""
 
 import argparse
 import importlib
@@ -30,11 +30,11 @@ class Kind(NamedTuple):
 
 KINDS = {
     "translation": Kind(
-        "BLEU, chrF and, by a command of yours, COMET",
+        "BLEU, chrF and, by your own command, COMET",
         "--references F --target-lang L (--hypotheses F | --model DIR --sources F)",
     ),
     "constrained": Kind(
-        "share of the words asked for that are in the translations, and BLEU",
+        "share of the required words that are in the translations, and BLEU",
         "--target-lang L (--predictions F | --model DIR --questions F)",
     ),
     "exam": Kind(
@@ -53,7 +53,7 @@ KINDS = {
         "instructions over several turns and languages, checked by rules (Multi-IF)",
         "--questions F (--predictions F | --model DIR)",
     ),
-    "report": Kind("one page of results that --out has kept", "--results F [F ...] --report F.html"),
+    "report": Kind("a page of the results that --out saved", "--results F [F ...] --report F.html"),
 }
 
 PAGE_ENDINGS = (".html", ".htm")
@@ -63,7 +63,7 @@ def usage() -> str:
     lines = [
         "usage: fastling evaluate KIND [options]",
         "",
-        "Score outputs that are given, or that a model makes first.",
+        "Score given outputs, or outputs that a model generates first.",
         "",
         *(f"  {name:<13} {kind.summary}" for name, kind in KINDS.items()),
         "",
@@ -98,10 +98,10 @@ def _parse(name: str, module: ModuleType, arguments: Sequence[str]) -> argparse.
     )
     parser.set_defaults(kind=name)
     module.add_options(parser)
-    group = parser.add_argument_group("what becomes of the result")
-    group.add_argument("--out", type=Path, metavar="F.json", help="file to keep it in, for a report too")
-    group.add_argument("--json", action="store_true", help="print it as one JSON object on stdout")
-    group.add_argument("--report", type=Path, metavar="F.html", help="page with its tables and plots")
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", type=Path, metavar="F.json", help="save the result, also for a report")
+    group.add_argument("--json", action="store_true", help="print the scores as one JSON object on stdout")
+    group.add_argument("--report", type=Path, metavar="F.html", help="write a page with tables and plots")
     options = parser.parse_args(arguments)
     if options.out:
         files.check_can_be_made("--out", options.out, ".json")
@@ -160,7 +160,7 @@ def _as_rich(data: TableData) -> Table:
 def _report_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "fastling evaluate report",
-        "Write one page of the results that --out has kept, of one model or of several.",
+        "Write a page of the results that --out saved, for one model or several.",
         f"fastling evaluate report {KINDS['report'].usage}",
     )
     parser.add_argument(
@@ -169,7 +169,7 @@ def _report_options(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="F.json",
-        help="files of --out; their names name them",
+        help="files written by --out; the page calls them by their names",
     )
     parser.add_argument("--report", type=Path, required=True, metavar="F.html", help="page to write")
     options = parser.parse_args(arguments)

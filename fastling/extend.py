@@ -1,4 +1,4 @@
-"""`fastling extend`: a model with more tokens in its vocabulary, whose old text reads as before."""
+"""`fastling extend`: adds tokens to a model's vocabulary; text without them is read as before."""
 
 import sys
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ DESCRIPTION = (
     "Add tokens to a model's vocabulary. Old ids and old rows stay as they are, so text without a new token "
     "gets the same ids, and old tokens the same logits. With a SentencePiece BPE tokenizer.model the tokens "
     "become pieces of it, and tokenizer.json is proved equal to it; with a byte-level tokenizer.json they "
-    "become added tokens, matched as plain content. The new rows must be trained to be of use."
+    "become added tokens, matched as plain content. The new rows are useful only after training."
 )
 USAGE = "fastling extend --model MODEL --out OUT (--tokens FILE | --pieces FILE) [options]"
 TOKENS_HELP = (
-    "text file, one token a line; those that the vocabulary has are passed over. A leading space counts: "
+    "text file, one token per line; those already in the vocabulary are skipped. A leading space counts: "
     "'zebra' is never the word after a space, ' zebra' is. A SentencePiece model merges two pieces at a "
-    "time, so the letters that it lacks and the joints that lead to a token, zeb for ze + b + ra, are "
-    "added besides, after the tokens, and told"
+    "time, so the letters that it lacks and the intermediate pieces that lead to a token, zeb for "
+    "ze + b + ra, are added after the tokens, and reported"
 )
 INIT_HELP = (
-    "how new rows start, in the embedding and the head alike: mean-of-pieces, the mean of the old tokens "
-    "that made the token's text before (the default); mean, that of all tokens; copy:TOKEN, the row of "
-    "another token; zip-tie-approximation, the mean of its UTF-8 bytes' tokens, after a description of "
-    "Bailong's zip-tie, whose own formula could not be read"
+    "how new rows start, in both embedding and head: mean-of-pieces, the mean of the old tokens that made "
+    "up the token's text (the default); mean, that of all tokens; copy:TOKEN, the row of another token; "
+    "zip-tie-approximation, the mean of the tokens of its UTF-8 bytes, after a description of Bailong's "
+    "zip-tie, whose own formula was not available"
 )
 
 
@@ -37,11 +37,15 @@ def _parser() -> Parser:
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
     parser.add_argument("--tokens", type=Path, help=TOKENS_HELP)
     parser.add_argument(
-        "--pieces", type=Path, help="a SentencePiece BPE .model, whose pieces are added that the model lacks"
+        "--pieces", type=Path, help="a SentencePiece BPE .model; its pieces that the model lacks are added"
     )
     parser.add_argument("--init", default="mean-of-pieces", metavar="|".join(INITS), help=INIT_HELP)
     parser.add_argument(
-        "--pad-to-multiple", type=int, default=1, metavar="N", help="rows up to a multiple of N (default: 1)"
+        "--pad-to-multiple",
+        type=int,
+        default=1,
+        metavar="N",
+        help="round rows up to a multiple of N (default: 1)",
     )
     add_result_options(parser)
     return parser
@@ -50,9 +54,7 @@ def _parser() -> Parser:
 def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     if (options.tokens is None) == (options.pieces is None):
-        raise UserError(
-            "fastling extend", "takes one of --tokens and --pieces", "--help shows what they are."
-        )
+        raise UserError("fastling extend", "takes one of --tokens and --pieces", "--help explains both.")
     if not 1 <= options.pad_to_multiple <= 65536:
         raise UserError("--pad-to-multiple", f"must be from 1 to 65536: {options.pad_to_multiple}")
     if options.tokens is not None:
@@ -64,8 +66,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.init == "zip-tie-approximation":
         console.print("note: an approximation of Bailong's zip-tie, after a description of it")
     for texts, words in (
-        (added.known, "passed over, as the vocabulary has them"),
-        (added.helpers, "added besides, letters and joints that the others are merged from"),
+        (added.known, "skipped, as the vocabulary has them"),
+        (added.helpers, "also added, letters and intermediate pieces that the others are merged from"),
         (added.unreached, "pieces that do not come out of their own text"),
     ):
         if texts:

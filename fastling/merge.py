@@ -15,9 +15,9 @@ from fastling.terminal import make_console, print_result
 DESCRIPTION = (
     "Merge models that were fine-tuned from one base. The average takes each weight's mean. TIES keeps "
     "only the largest changes of each model in every tensor, elects a sign for each weight, and takes the "
-    "mean of the changes that have it. Both in float32, tensor by tensor. Config, tokenizer and number type "
-    "are the first model's. Memory: about 1 GiB and, of the largest tensor in float32, four for the "
-    "average, and four more than there are models for TIES."
+    "mean of the changes that have it. Both compute in float32, tensor by tensor. Config, tokenizer and "
+    "dtype are the first model's. Memory: about 1 GiB plus copies of the largest tensor in float32: four for "
+    "the average, and four more than there are models for TIES."
 )
 USAGE = "fastling merge --models M M [M ...] --out OUT [--method ties --base BASE] [options]"
 
@@ -32,7 +32,7 @@ def _parser() -> Parser:
         help="one for each model, 0 or from 1e-6 to 1e6; only their ratios count (default: all equal)",
     )  # fmt: skip
     parser.add_argument("--method", choices=("average", "ties"), default="average", help="(default: average)")
-    parser.add_argument("--base", type=Path, help="TIES: the model that all were tuned from")
+    parser.add_argument("--base", type=Path, help="TIES: the model that all were fine-tuned from")
     parser.add_argument(
         "--density", type=float, help="TIES: share of each tensor's changes that is kept (default: 0.2)"
     )

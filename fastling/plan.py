@@ -118,26 +118,32 @@ def work_of(prepared: Prepared, shape: LlamaConfig) -> dict[str, int | float]:
 
 def make_parser() -> Parser:
     description = (
-        "Work out what a config will take, before GPUs are rented. Memory of each GPU, steps, tokens, and "
-        "time at a stated share of their rate. Needs no GPU. Exit status 1 if it does not fit."
+        "Estimate what a config will take before you rent GPUs. Prints memory of each GPU, steps, tokens, "
+        "and time at a given share of their peak rate. Needs no GPU. Exit status 1 if it does not fit."
     )
     parser = build_parser("fastling plan", description)
     add = parser.add_argument
-    add("--gpus", type=int, default=8, metavar="N", help="how many (default: %(default)s)")
-    add("--gpu-memory-gib", type=float, default=80, metavar="M", help="of each (default: %(default)s)")
+    add("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default: %(default)s)")
+    add(
+        "--gpu-memory-gib",
+        type=float,
+        default=80,
+        metavar="M",
+        help="of each GPU (default: %(default)s)",
+    )
     add(
         "--gpu-tflops",
         type=float,
         default=989,
         metavar="X",
-        help="dense bf16 rate of each (default: an H100's, %(default)s)",
+        help="dense bf16 rate of each GPU (default: an H100's, %(default)s)",
     )
     add(
         "--mfu",
         type=float,
         default=0.4,
         metavar="X",
-        help="share of that rate which training is taken to reach (default: %(default)s)",
+        help="share of that rate that training is assumed to reach (default: %(default)s)",
     )
     add("--json", action="store_true", help="print one JSON object on stdout")
     return parser

@@ -192,10 +192,10 @@ def main(arguments: Sequence[str]) -> None:
     parser = build_parser("fastling preview", "Show, token by token, what is trained on.")
     words = "rows of each source, counted from 0 (default: 0-4)"
     parser.add_argument("--rows", type=str, default="0-4", help=words)
-    words = "only this source; may be a held-out one (default: all of training)"
+    words = "only this source, of training or held-out data (default: all of training)"
     parser.add_argument("--source", type=str, help=words)
-    parser.add_argument("--html", type=str, help="also write a page with the same colours")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a row on stdout")
+    parser.add_argument("--html", type=str, help="also write an HTML page with the same colours")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per row on stdout")
     config, options = parse(parser, arguments)
     if options.html and options.json:
         raise UserError("--html", f"has no effect beside --json: {options.html}", "Remove one of the two.")

@@ -3,8 +3,8 @@
     fastling verify --config configs/bayling-7b.yaml     (or under torchrun, to check several processes)
 
 P5: no document of a pack sees another. P7: a step's gradient is that of one conversation at a time, in plain
-PyTorch. P8: every operation is about as near its formula as PyTorch's own. Each is tried on this machine's
-device, with the config's type, widths, kernels and attention; of a deeper model two layers are checked.
+PyTorch. P8: every operation is about as close to its formula as PyTorch's own. Each is checked on this
+machine's device, with the config's dtype, widths, kernels and attention, on at most two layers of the model.
 """
 
 import math
@@ -31,9 +31,9 @@ from fastling.training.plain_gradient import Distance, compare_gradients
 
 TOKENS = 256
 """Rows on which each operation is tried."""
-TIMES_PLAIN = 2.0  # P8: so many times PyTorch's own error are allowed
+TIMES_PLAIN = 2.0  # P8: the error may be this many times PyTorch's own
 SMALLEST_ALLOWED = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
-"""Errors that are always allowed, of a few roundings: below them, ratios of errors are chance."""
+"""Errors of a few roundings, which are always allowed: below them, ratios of errors are chance."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
     description = (
         "Check on this machine what a run of this config relies on. No document of a pack sees another (P5); "
         "a step's gradient is that of one conversation at a time (P7); every operation is as exact as "
-        "PyTorch's own (P8). Exit status 1 if one is not so. Under torchrun it checks several processes."
+        "PyTorch's own (P8). Exit status 1 if any check fails. Under torchrun it checks several processes."
     )
     parser = build_parser("fastling verify", description)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")

@@ -45,8 +45,11 @@ def test_a_word_list_is_taken_as_it_is(arguments, tmp_path, capsys):
     shown = capsys.readouterr()
     done = json.loads(shown.out)
     assert (done["known"], done["helpers"], done["tokens"]) == (["in"], ["舒舟"], 3)
-    assert "note: passed over, as the vocabulary has them (1): 'in'" in shown.err
-    assert "note: added besides, letters and joints that the others are merged from (1): '舒舟'" in shown.err
+    assert "note: skipped, as the vocabulary has them (1): 'in'" in shown.err
+    assert (
+        "note: also added, letters and intermediate pieces that the others are merged from (1): '舒舟'"
+        in shown.err
+    )
 
 
 def test_an_approximation_is_called_one(arguments, tmp_path, capsys):
@@ -85,4 +88,4 @@ def test_as_a_program(arguments, tmp_path):
 def test_help(capsys):
     with pytest.raises(SystemExit) as left:
         extend.main(["--help"])
-    assert left.value.code == 0 and "could not be read" in " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0 and "was not available" in " ".join(capsys.readouterr().out.split())

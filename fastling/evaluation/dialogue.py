@@ -42,30 +42,36 @@ def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("--questions", type=Path, required=True, metavar="F", help='rows: question_id, "text" or "turns"')
     add("--answers", type=Path, metavar="F", help=f"rows: question_id and {ANSWER_FORMS}")
-    add("--baseline", type=Path, required=True, metavar="F", help="answers to compare with, likewise")
-    add("--judge-url", required=True, metavar="U", help="of an OpenAI-compatible server, up to /v1")
-    add("--judge-model", default=PAPERS_JUDGE, metavar="M", help=f"who judges (default: {PAPERS_JUDGE})")
+    add("--baseline", type=Path, required=True, metavar="F", help="answers to compare with, in the same form")
+    add("--judge-url", required=True, metavar="U", help="OpenAI-compatible server, up to /v1")
+    add("--judge-model", default=PAPERS_JUDGE, metavar="M", help=f"the judge (default: {PAPERS_JUDGE})")
     add(
         "--judge-cache",
         type=Path,
         metavar="F",
-        help="where the answers of this address and model are kept, so that none is paid twice "
+        help="where the answers of this address and model are kept, so that none is paid for twice "
         "(default: beside --out or --answers, .judge.sqlite)",
     )
-    add("--judge-budget-tokens", type=int, metavar="N", help="of all answers kept, prompts included")
-    add("--judge-requests", type=int, default=16, metavar="N", help="in flight at a time (default: 16)")
+    add("--judge-budget-tokens", type=int, metavar="N", help="for all kept answers, prompts included")
+    add(
+        "--judge-requests",
+        type=int,
+        default=16,
+        metavar="N",
+        help="requests in flight (default: 16)",
+    )
     add(
         "--judge-timeout",
         type=float,
         default=120.0,
         metavar="S",
-        help="seconds for one answer (default: 120)",
+        help="seconds to wait for an answer (default: 120)",
     )
     add(
         "--judge-prompts",
         type=Path,
         metavar="DIR",
-        help="holds a prompt of your own, named as in fastling/evaluation/prompts: dialogue.txt; it asks for "
+        help="folder of your own prompt, named as in fastling/evaluation/prompts: dialogue.txt; it asks for "
         "two scores from 1 to 10, or for [[A]], [[B]] or, for a tie, [[C]]",
     )
     add_model_options(parser)

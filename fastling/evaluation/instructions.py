@@ -71,7 +71,7 @@ def add_options(parser: Parser) -> None:
         "--questions", type=Path, required=True, metavar="F", help="Multi-IF's .csv, or .jsonl of its columns"
     )
     parser.add_argument(
-        "--predictions", type=Path, metavar="F.jsonl", help='rows of "key" and "answers", one a turn'
+        "--predictions", type=Path, metavar="F.jsonl", help='rows of "key" and "answers", one per turn'
     )
     add_model_options(parser)
 

@@ -81,7 +81,7 @@ def add_options(parser: Parser) -> None:
         "--questions", type=Path, required=True, metavar="F.jsonl", help="dialogues of `fastling dialogues`"
     )
     parser.add_argument(
-        "--predictions", type=Path, metavar="F.jsonl", help='rows of "id" and "answers", one a user turn'
+        "--predictions", type=Path, metavar="F.jsonl", help='rows of "id" and "answers", one per user turn'
     )
     add_model_options(parser)
 

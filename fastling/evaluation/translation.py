@@ -36,9 +36,9 @@ DESCRIPTION = "Score translations by BLEU and chrF, with the tokenizer of the ta
 
 def add_options(parser: Parser) -> None:
     add = parser.add_argument
-    add("--references", type=Path, required=True, metavar="F", help="text, one sentence a line")
+    add("--references", type=Path, required=True, metavar="F", help="text, one sentence per line")
     add("--hypotheses", type=Path, metavar="F", help="the translations, line by line")
-    add("--sources", type=Path, metavar="F", help="what was translated: for --model and COMET")
+    add("--sources", type=Path, metavar="F", help="the text that was translated: for --model and COMET")
     add_target_language(parser, "references")
     add("--bootstrap", type=int, metavar="N", help="resample N times for intervals of 95 %% (default: none)")
     add("--comet-command", metavar="C", help="comet-score, with its path and options, for COMET too")
@@ -55,7 +55,7 @@ def add_target_language(parser: Parser, of_what: str) -> None:
 def add_user_language(parser: Parser) -> None:
     """Add --user-lang, the language in which a model is asked."""
     parser.add_argument(
-        "--user-lang", choices=("en", "zh"), help="with --model: language it is asked in (default: en)"
+        "--user-lang", choices=("en", "zh"), help="with --model: language of the requests (default: en)"
     )
 
 
