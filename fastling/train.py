@@ -115,15 +115,19 @@ class Run:
     def _open_records(self) -> None:
         print_ledger(self.prepared, self.config, self.console)
         if self.first_step and record.evaluated_on_other(self.run_dir, self.prepared):
-            said = f"held-out data is another: losses of it up to step {self.first_step} are not comparable"
+            said = (
+                f"the held-out data has changed: its losses up to step {self.first_step} are not comparable"
+            )
             self.console.print(said, style="yellow")
         if self.first_step and (changed := record.changed_since(self.run_dir, self.choices, self.world)):
             said = f"resuming on the same data in the same order, not to the same bits: {changed}"
             self.console.print(said, style="yellow", soft_wrap=True)
         if not self.first_step and any(json_lines(self.run_dir / "metrics.jsonl")):
-            said = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
+            said = (
+                "there is no checkpoint: the run starts over, and replaces the metrics of its earlier start"
+            )
             self.console.print(said, style="yellow")
-        evaluate = replace(self.config.evaluate, sample_tokens=None)  # which every config has been given
+        evaluate = replace(self.config.evaluate, sample_tokens=None)  # a default that every config fills in
         if evaluate != Evaluate() and not self.prepared.validation:
             self.console.print("nothing is evaluated: data.validation names no held-out data", style="yellow")
         record.write_records(self.config, self.prepared, self.export.shape, self.choices, self.world)
@@ -155,11 +159,11 @@ class Run:
             self.console.print(f"resuming after step {self.first_step} of {len(self.loader)}")
 
     def loop(self) -> None:
-        """Make the steps, one after another, and evaluate and save when it is due."""
+        """Train step by step, and evaluate and save when they are due."""
         config, first = self.config, self.first_step
-        self.told: Callable[[], int] = lambda: 0
+        self.stop_signal: Callable[[], int] = lambda: 0
         # Losses from before the first step, which are written with the first line of metrics.
-        self.extra = (
+        self.losses_before = (
             {f"{name}_before": loss for name, loss in self._evaluate(0).items()} if first == 0 else {}
         )
         self._make_up_evaluation()
@@ -167,45 +171,47 @@ class Run:
         waiting: Measured | None = None
         self.stops = False
         progress = TrainingProgress(self.console, len(self.loader), first, config.train.loss)
-        with told_to_stop() as self.told, progress as self.progress:
+        with told_to_stop() as self.stop_signal, progress as self.progress:
             for number, step in enumerate(self.loader.steps(first), start=first + 1):
-                measured = self.updater.update(step, number, stops=bool(self.told()))
-                if waiting:  # the step before: it is done, or soon will be, and the device has new work
-                    self._tell(waiting)
+                measured = self.updater.update(step, number, stops=bool(self.stop_signal()))
+                if waiting:  # the previous step: it is done, or soon will be, and the device has new work
+                    self._report(waiting)
                 waiting = measured
                 evaluates = self._is_due(number, config.evaluate.every_steps)
                 saves = self.stops or self._is_due(number, config.checkpoint.every_steps)
                 if evaluates or saves:
                     # Raises if the numbers are not finite, before they are saved.
-                    self._tell(waiting, evaluates=evaluates, saves=saves)
+                    self._report(waiting, evaluates=evaluates, saves=saves)
                     waiting = None
                     if saves or self.stops:
                         self._save(number)
-                        if self.stops:
-                            self._stop(number, self.told() or signal.SIGTERM)
+                    if self.stops:
+                        self._stop(number, self.stop_signal() or signal.SIGTERM)
                     self.meter.restart()
 
-    def _tell(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
-        """Log and show a step's metrics, if asked to with an evaluation; learn whether the run is to stop."""
+    def _report(self, measured: Measured, *, evaluates: bool = False, saves: bool = False) -> None:
+        """Log and show a step's metrics, with an evaluation if asked to; learn whether the run is to stop."""
         self.stops = self.stops or measured.stops()
-        line = self.meter.line(measured, self.config.data.sequence_length) | self.extra
+        line = self.meter.line(measured, self.config.data.sequence_length) | self.losses_before
         line |= self._evaluate(measured.number) if evaluates else {}
         self.progress.update(line)
         # A checkpoint needs the losses from before the first step in the file: a resumed run has no others.
-        due = evaluates or measured.number % self.config.log.every_steps == 0 or (saves and self.extra)
+        due = (
+            evaluates or measured.number % self.config.log.every_steps == 0 or (saves and self.losses_before)
+        )
         if self.log and due:
             self.log.write(line)
-            self.extra = {}
+            self.losses_before = {}
             if evaluates:
                 self._plot()
 
     def _write_for_people(self, path: Path, write: Callable[[], object]) -> None:
-        """Write a file that no run depends on. If that fails, say so once for each file, and go on."""
+        """Write a file that no run depends on. If that fails, say so once for each file, and continue."""
         try:
             write()
         except Exception as error:  # also of importing matplotlib, which happens here
             if path not in self.unwritten:
-                said = f"{path}: cannot be written: {kind_and_line(error)}; the run goes on without"
+                said = f"{path}: cannot be written: {kind_and_line(error)}; the run continues without it"
                 self.console.print(said, style="yellow", soft_wrap=True)
             self.unwritten.add(path)
 
@@ -227,12 +233,12 @@ class Run:
     def _evaluate(self, number: int) -> dict:
         """Held-out losses after `number` steps, {} without held-out data; also writes sample answers.
 
-        If the run is told to stop meanwhile there are none, and the run that resumes makes up for it.
+        If the run is told to stop meanwhile there are none, and the resumed run makes up for it.
         """
         if self.held_out is None:
             return {}
-        losses = self.held_out.losses(self.model, self.told)
-        if losses is None or self.world.any(bool(self.told())):
+        losses = self.held_out.losses(self.model, self.stop_signal)
+        if losses is None or self.world.any(bool(self.stop_signal())):
             self.stops = True
             reshard(self.model)
             return {}

@@ -195,7 +195,7 @@ def test_told_to_stop_all_processes_save_after_their_step_and_go_on_as_if_they_h
     arguments += ["--checkpoint.every_steps", "100"]
     told = run_python("tests.training.stopped_worker", *arguments, ranks=2)
     assert told.returncode != 0  # torchrun's own
-    assert "run: was told to stop, and is saved after step 3 of 8" in told.stderr
+    assert "run: was told to stop, and saved after step 3 of 8" in told.stderr
     assert "exitcode  : 143" in told.stderr
     said = train(*arguments, ranks=2).stderr
     assert "resuming after step 3 of 8" in said and "not to the same bits" not in said
@@ -205,8 +205,8 @@ def test_told_to_stop_all_processes_save_after_their_step_and_go_on_as_if_they_h
 def test_alone_it_stops_with_a_status_that_says_so(tiny_run, tmp_path):
     told = run_python("tests.training.stopped_worker", "--config", tiny_run(evaluate={"every_steps": 4}))
     assert (told.returncode, told.stdout) == (143, "")
-    said = f"error: {tmp_path / 'run'}: was told to stop, and is saved after step 4 of 6"
-    assert told.stderr.splitlines()[-2:] == [said, "  The same command goes on from there."]
+    said = f"error: {tmp_path / 'run'}: was told to stop, and saved after step 4 of 6"
+    assert told.stderr.splitlines()[-2:] == [said, "  The same command resumes from there."]
     assert (tmp_path / "run/checkpoints/step-00000004").is_dir()
 
 
@@ -284,7 +284,7 @@ def test_whoever_stops_a_run_by_hand_loses_no_step(tiny_run, tmp_path, how, stat
     assert "Traceback" not in said
     assert ("Ctrl-C again ends the run" in said) == (how == signal.SIGINT)
     step = read_json_lines(run_dir / "metrics.jsonl")[-1]["step"]
-    assert f"{run_dir}: was told to stop, and is saved after step {step} of 50000" in said
+    assert f"{run_dir}: was told to stop, and saved after step {step} of 50000" in said
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step-{step:08d}"]
 
 
@@ -404,7 +404,7 @@ def test_a_run_that_goes_on_with_other_held_out_data_says_so(finished, tmp_path,
     arguments = ["--config", str(config), "--run_dir", str(copy), "--log.wandb", "false"]
     other = '[{"name": "held-out", "path": "fastling:demo/train.jsonl"}]'
     train_main([*arguments, "--data.validation", other])
-    words = "held-out data is another: losses of it up to step 6 are not comparable"
+    words = "the held-out data has changed: its losses up to step 6 are not comparable"
     assert words in capsys.readouterr().err
     train_main([*arguments, "--data.validation", other])
     assert words not in capsys.readouterr().err
@@ -413,7 +413,7 @@ def test_a_run_that_goes_on_with_other_held_out_data_says_so(finished, tmp_path,
 def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(tiny_run, tmp_path, capsys):
     """As on a disk that is swept: its metrics, and in the end its export, are replaced."""
     arguments = ["--config", str(tiny_run(train={"steps": 1}, evaluate={"samples": 0}))]
-    words = "there is no checkpoint: the run begins anew, over the metrics of an earlier start"
+    words = "there is no checkpoint: the run starts over, and replaces the metrics of its earlier start"
     train_main(arguments)
     assert words not in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -455,7 +455,7 @@ def test_a_plot_and_samples_that_cannot_be_written_do_not_keep_a_run_from_its_ch
     train_main(["--config", str(tiny_run())])
     said = capsys.readouterr().err
     assert said.count("samples.jsonl: cannot be written: OSError: [Errno 28] No space left on device") == 1
-    words = "ValueError: 'nonsense' is not a valid value for backend; the run goes on without"
+    words = "ValueError: 'nonsense' is not a valid value for backend; the run continues without it"
     assert said.count(f"loss.png: cannot be written: {words}") == 1
     assert "loss plot:" not in said
     assert (tmp_path / "run/checkpoints/step-00000006").is_dir()

@@ -33,7 +33,7 @@ class Answer:
 
 
 class HeldOut:
-    """The held-out data of a run, on which the model is evaluated again and again."""
+    """The held-out data of a run, on which the model is evaluated repeatedly."""
 
     def __init__(self, config: Config, world: World, store: Store, encoder: Encoder):
         self.config, self.world, self.store, self.encoder = config, world, store, encoder
@@ -52,16 +52,17 @@ class HeldOut:
         self.questions = _choose_questions(config, encoder)
 
     @torch.no_grad()
-    def losses(self, model: Llama, told: Callable[[], int]) -> dict[str, float] | None:
+    def losses(self, model: Llama, stop_signal: Callable[[], int]) -> dict[str, float] | None:
         """Mean losses by name: eval_loss over all supervised tokens, eval_loss_<source>, eval_loss_<pair>.
 
-        All ranks must call this together. None as soon as one of them is told to stop.
+        All ranks must call this together. Returns None as soon as one of them is told to stop: `stop_signal`
+        returns the signal's number, or 0.
         """
         names = [*self.store.source_names, *self.store.pair_names]
         num_sources, num_pairs = len(self.store.source_names), len(self.store.pair_names)
         sums = torch.zeros(num_sources + num_pairs + 1, 2, device=self.world.device)
         for step in self.loader.steps():
-            if self.world.any(bool(told())):
+            if self.world.any(bool(stop_signal())):
                 return None
             batch = step.batches[0]
             _, nll = model.loss_and_nll(batch.to(self.world.device))

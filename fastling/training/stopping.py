@@ -1,6 +1,6 @@
 """A run that is told to stop finishes its step, saves and ends (P10).
 
-SIGTERM is how clusters take their machines back, SIGINT is Ctrl-C, and SIGHUP the end of a connection.
+SIGTERM is how clusters take machines back, SIGINT is Ctrl-C, and SIGHUP means that the terminal is gone.
 """
 
 import contextlib
@@ -17,47 +17,47 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def stopped(run_dir: Path, step: int, steps: int, signal_number: int) -> RunError:
-    """The error of a run that was told to end by a signal, and has saved a checkpoint to go on from."""
-    what = f"was told to stop, and is saved after step {step} of {steps}"
-    error = RunError(str(run_dir), what, "The same command goes on from there.")
+    """The error of a run that a signal told to stop, and that has saved a checkpoint to resume from."""
+    what = f"was told to stop, and saved after step {step} of {steps}"
+    error = RunError(str(run_dir), what, "The same command resumes from there.")
     error.exit_status = status_of(signal_number)
     return error
 
 
 def status_of(signal_number: int) -> int:
-    """Exit status of a process that has ended because of a signal, as shells give it."""
+    """Exit status of a process that a signal ended, as shells report it."""
     return 128 + signal_number
 
 
 @contextlib.contextmanager
 def told_to_stop() -> Iterator[Callable[[], int]]:
-    """Yield a function that gives the signal that has come, or 0; in the block it does not end the process.
+    """Yield a function that returns the first signal received, or 0; in the block none ends the process.
 
-    It may come several times: Slurm sends it to torchrun and to the processes, and torchrun sends it on. Only
-    without torchrun a second Ctrl-C must be another wish of the user's, and raises KeyboardInterrupt. A
-    signal that is ignored, as by nohup, goes on being ignored.
+    One signal may arrive several times: Slurm sends it to torchrun and to the processes, and torchrun
+    forwards it. Without torchrun a second Ctrl-C can only be the user's, and raises KeyboardInterrupt. A
+    signal that is ignored, as under nohup, stays ignored.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def note(number: int, _) -> None:
         if number == signal.SIGINT and not is_torchrun():
-            if number in came:
+            if number in received:
                 raise KeyboardInterrupt
-            _say("\nsaving after this step; Ctrl-C again ends the run without\n")
-        came.append(number)
+            _say("\nsaving after this step; Ctrl-C again ends the run without saving\n")
+        received.append(number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     noted = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
     try:
         for number in noted:
             signal.signal(number, note)
-        yield lambda: came[0] if came else 0
+        yield lambda: received[0] if received else 0
     finally:
         for number in noted:
             signal.signal(number, before[number])
 
 
 def _say(text: str) -> None:
-    """Write to stderr, which may be in the midst of writing something else when a signal comes."""
+    """Write to stderr, which may be in the middle of another write when a signal arrives."""
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), text.encode())
