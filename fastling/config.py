@@ -123,7 +123,9 @@ class Data:
             counts = Counter(source.name for source in sources)
             for name, number in counts.items():
                 if number > 1:
-                    raise UserError(where, f"two sources have one name: {name}", "Name them apart.")
+                    raise UserError(
+                        where, f"two sources have the same name: {name}", "Give each its own name."
+                    )
             if len(sources) > MOST_SOURCES:
                 what = f"are more than {MOST_SOURCES:,} sources: {len(sources):,}"
                 raise UserError(where, what, "Join files: rows may name a language pair each.")
@@ -244,7 +246,7 @@ class Log:
 
     def __post_init__(self):
         if self.project != Log.project and not self.wandb:
-            fix = "Set log.wandb, too, or remove it."
+            fix = "Set log.wandb too, or remove it."
             raise without_effect("log.project", self.project, "without log.wandb", fix)
 
 
@@ -319,7 +321,7 @@ def without_effect(name: str, value: object, because: str, fix: str = "Remove on
 def expand(path: str, where: str) -> Path:
     """A path as the user wrote it, where ~ is a home folder."""
     if "\0" in path:
-        raise UserError(where, f"has a NUL in it, as no name of a file may: {path}")
+        raise UserError(where, f"contains a NUL, which no file name may: {path}")
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
@@ -328,7 +330,7 @@ def expand(path: str, where: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(where, f"nobody's home folder is known by that name: {path}") from None
+        raise UserError(where, f"no user of that name has a home folder: {path}") from None
 
 
 def resolve(path: str, where: str) -> Path:

@@ -27,7 +27,7 @@ def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
     numbers = range(0, known, max(1, known // 1000))
     same = sum(own.piece(number) == tokenizer.piece(number) for number in numbers)
     if same < 0.9 * len(numbers):
-        what = f"is not like {own.path}: of {len(numbers)} tokens {same} are the same"
+        what = f"is unlike {own.path}: only {same} of {len(numbers)} tokens are the same"
         raise UserError("data.tokenizer", what, "Leave it out, or name the model's own.")
 
 
@@ -52,7 +52,9 @@ def other_form_in_words(config: Config, encoder: Encoder) -> str | None:
     form = other_form(folder, encoder.tokenizer, template) if folder else None
     if form is None:
         return None
-    return f"{folder} knows conversations by its {form}, another form than data.template {template.name}"
+    return (
+        f"{folder} has learned conversations by its {form}, which differs from data.template {template.name}"
+    )
 
 
 def _model_folder(config: Config) -> Path | None:
@@ -104,8 +106,8 @@ def check_held_out_names(validation: Store) -> None:
     before = {"before", *(f"{name}_before" for name in names)}
     for name in names:
         if name in before:
-            what = f"a source or language pair cannot be called so: {name}"
-            raise UserError("data.validation", what, f"eval_loss_{name} is of before the first step.")
+            what = f"a source or language pair cannot have this name: {name}"
+            raise UserError("data.validation", what, f"eval_loss_{name} is the loss before the first step.")
     pairs = {name: number for number, name in enumerate(validation.pair_names)}
     for number, name in enumerate(validation.source_names):
         if name in pairs:
@@ -113,6 +115,6 @@ def check_held_out_names(validation: Store) -> None:
             if ((validation.sources == number) != of_pair).any():
                 raise UserError(
                     "data.validation",
-                    f"a source has the name of a language pair, whose rows are not the same: {name}",
-                    f"Both losses would be eval_loss_{name}. Name the source otherwise.",
+                    f"a source has the name of a language pair, but other rows: {name}",
+                    f"Both losses would be eval_loss_{name}. Give the source another name.",
                 )

@@ -99,7 +99,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     actions = {"make": make, "apply": apply}
     if arguments[0] not in actions:
-        raise UserError("fastling delta", f"neither make nor apply: {arguments[0]}", "--help shows both.")
+        raise UserError(
+            "fastling delta", f"is neither make nor apply: {arguments[0]}", "--help explains both."
+        )
     actions[arguments[0]](arguments[1:])
 
 

@@ -216,7 +216,7 @@ def check_languages(corpus: Corpus, sample: Sequence[Sequence[Pair]]) -> None:
     ):
         share = share_in_another_language(sample, side, language, other) if language else 0.0
         if share > MOST_FOREIGN:
-            what = f"is {language}, and {100 * share:.0f} % of a sample of {getattr(corpus, side)} is not"
+            what = f"is {language}, but {100 * share:.0f} % of a sample of {getattr(corpus, side)} is not"
             raise UserError(f"--{option}-lang", what, "Name the language that the file is in.")
 
 
@@ -282,7 +282,9 @@ def print_notes(tally: Tally, count: int | None, console: Console) -> None:
     """Print notes if there are fewer dialogues than wanted, or too few or too many good drafts."""
     least, most = RIGHT_DRAFTS
     if count is not None and tally.dialogues < count:
-        console.print(f"these lines allow only {tally.dialogues:,} of {count:,} dialogues", soft_wrap=True)
+        console.print(
+            f"these lines are enough for only {tally.dialogues:,} of {count:,} dialogues", soft_wrap=True
+        )
     if tally.drafts >= ENOUGH_DRAFTS and not least <= tally.right_drafts <= most:
         console.print(
             f"{100 * tally.right_drafts:.0f} % of the drafts need no change; with {100 * least:.0f} to "

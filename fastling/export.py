@@ -165,7 +165,7 @@ class Export:
             raise RunError(
                 str(self.aside),
                 f"failed its check: {failed.name}: {failed.result}",
-                f"So it was not published as {self.folder}.",
+                f"It was therefore not published as {self.folder}.",
             )
         _check_replaceable(self.folder)  # days may have passed since the rehearsal
         files.publish(self.aside, self.folder)
@@ -177,7 +177,7 @@ class Export:
         for name, tensor in named_tensors:
             if not tensor.isfinite().all():
                 what = f"{name} has weights that are not finite as {str(self.dtype).removeprefix('torch.')}"
-                raise RunError(str(self.aside), what, f"So it was not published as {self.folder}.")
+                raise RunError(str(self.aside), what, f"It was therefore not published as {self.folder}.")
             yield name, tensor
 
     def small_files(self) -> dict[str, str]:

@@ -51,8 +51,8 @@ def takes(descriptor: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        unnoticed = "another process at work in it would go unnoticed"
-        print(f"note: {path}: its disk knows no locks ({error.strerror}): {unnoticed}", file=sys.stderr)
+        unnoticed = "another process working in it would go unnoticed"
+        print(f"note: {path}: its disk has no locks ({error.strerror}): {unnoticed}", file=sys.stderr)
     try:
         # The process that held the lock until now may have renamed or deleted it.
         return os.path.samestat(os.fstat(descriptor), os.stat(path))

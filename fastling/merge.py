@@ -45,7 +45,7 @@ def _parser() -> Parser:
 
 def _check(options: Namespace) -> None:
     if len(options.models) < 2:
-        raise UserError("--models", f"one model is not merged: {options.models[0]}", "Name two or more.")
+        raise UserError("--models", f"one model cannot be merged: {options.models[0]}", "Name two or more.")
     options.weights = options.weights or [1.0] * len(options.models)
     if len(options.weights) != len(options.models):
         what = f"there are {len(options.weights)} for {len(options.models)} models"
@@ -60,7 +60,7 @@ def _check(options: Namespace) -> None:
         refuse_options(options, ("base", "density", "scale"), "has no effect on an average", fix)
         return
     if options.base is None:
-        raise UserError("--base", "is needed by TIES, which merges what was changed in a base")
+        raise UserError("--base", "is needed by TIES, which merges changes to a base")
     options.density = 0.2 if options.density is None else options.density
     options.scale = 1.0 if options.scale is None else options.scale
     if not 0 < options.density <= 1:

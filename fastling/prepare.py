@@ -40,7 +40,7 @@ MANIFEST = "manifest.json"
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 """Errors of a folder in which nothing can be made: no permission, or a file or dangling link in its place."""
 FEW_STEPS = 20
-"""Below, a run that is measured in epochs is told of its few steps: its data is small for the batch."""
+"""With fewer steps, a run measured in epochs gets a warning: its data is small for its batch."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def source_files(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
     for each in sources:
         path = resolve(each.path, f"source {each.name}")
         if not path.is_file():
-            raise UserError(f"source {each.name}", f"is no file: {each.path}")
+            raise UserError(f"source {each.name}", f"is not a regular file: {each.path}")
         files.check_no_pointer(path)
         found.append(SourceFile(each.name, path, each.pair))
     return tuple(found)
@@ -116,10 +116,10 @@ def prepare_data(config: Config) -> Prepared:
         raise UserError(
             "train.global_batch_tokens",
             f"is no multiple of data.sequence_length ({data.sequence_length}): {train.global_batch_tokens}",
-            f"The nearest that is: {_nearest(train.global_batch_tokens, data.sequence_length)}.",
+            f"The nearest multiple is {_nearest(train.global_batch_tokens, data.sequence_length)}.",
         )
     encoder = make_encoder(config)
-    # Before hours of work, not after it.
+    # Before hours of work, not after them.
     check_doubtful_kinds(encoder.tokenizer, encoder.template.control_tokens)
     check_tokenizer(config, encoder.tokenizer)
     check_model(config, encoder.tokenizer)
@@ -247,7 +247,7 @@ def print_ledger(prepared: Prepared, config: Config, console: Console) -> None:
     if said := other_form_in_words(config, prepared.encoder):
         console.print(said, style="yellow", soft_wrap=True)
     if prepared.total_steps < FEW_STEPS and not config.train.steps:
-        said = f"so few steps teach a model little: {prepared.total_steps}; lower train.global_batch_tokens"
+        said = f"{prepared.total_steps} step(s) teach a model little: lower train.global_batch_tokens"
         console.print(said, style="yellow")
 
 

@@ -213,7 +213,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = preview_rows(encoder, source_files(sources), *_parse_rows(options.rows))
     first = next(rows, None)
     if first is None:
-        raise UserError("--rows", f"no source has such rows: {options.rows}", "Rows count from 0.")
+        raise UserError("--rows", f"no source has these rows: {options.rows}", "Rows are counted from 0.")
     rows = chain([first], rows)
     if options.json:
         for row in rows:

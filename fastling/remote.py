@@ -160,7 +160,7 @@ class Server:
             raise RunError(
                 f"{self._option}-cache",
                 f"cannot be written: {error}",
-                "What was kept before is kept; the same command goes on.",
+                "Earlier answers are kept; the same command continues.",
             ) from None
 
     async def _send(self, request: dict) -> Answer:
@@ -204,9 +204,9 @@ class Server:
             most = min(FEWEST_FAILURES, most)
         if self._failures >= most:
             # The limit, not the count: others in flight fail after this one, and any may be the one shown.
-            words = f"{most} requests in a row had no answer from {self.url}: {reason}{reason.said}"
+            words = f"{most} requests in a row got no answer from {self.url}: {reason}{reason.said}"
             raise RunError(
-                f"{self._option}-url", words, "What was answered is kept; the same command goes on."
+                f"{self._option}-url", words, "Finished answers are kept; the same command continues."
             )
 
     def _cost(self, request: dict, text: str, usage) -> int:
@@ -221,14 +221,16 @@ def check_address(url: str, option: str) -> None:
     """Raise UserError unless `url` can be the address of a server."""
     match = ADDRESS.fullmatch(url)
     if not match or int((match[2] or ":0")[1:]) > MOST_PORT:
-        raise UserError(f"{option}-url", f"is no address: {url}", "Such as http://127.0.0.1:8000/v1.")
+        raise UserError(f"{option}-url", f"is not an address: {url}", "Such as http://127.0.0.1:8000/v1.")
 
 
 def _client(url: str, **settings: float) -> openai.AsyncOpenAI:
     """The client. Raises UserError if the environment's key, proxy or certificates cannot be used."""
     key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
     if not (key.isascii() and key.isprintable()):
-        raise UserError("OPENAI_API_KEY", "holds what no key has", "Set it to the key alone, or unset it.")
+        raise UserError(
+            "OPENAI_API_KEY", "contains characters that no key has", "Set it to the key alone, or unset it."
+        )
     try:
         return openai.AsyncOpenAI(base_url=url, api_key=key, **settings)
     except Exception as error:  # of httpx, which has no common type for them
@@ -297,6 +299,8 @@ def read_prompt(path: Path | Traversable, places: Set[str], *, option: str) -> T
         raise UserError(option, f"cannot be read: {path}: {error}") from None
     unknown = set(prompt.get_identifiers()) - places if prompt.is_valid() else set()
     if unknown or not prompt.is_valid():
-        what = f"unknown place: ${sorted(unknown)[0]}" if unknown else "a $ that names no place"
-        raise UserError(str(path), what, f"Places are ${', $'.join(sorted(places))}; $$ is a dollar.")
+        what = f"unknown placeholder: ${sorted(unknown)[0]}" if unknown else "a $ that names no placeholder"
+        raise UserError(
+            str(path), what, f"The placeholders are ${', $'.join(sorted(places))}; $$ is a dollar sign."
+        )
     return prompt

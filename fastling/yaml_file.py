@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError):  # of a date, or of a tag
-            what = f"found {node.value!s:.40}, which is no {node.tag.rpartition(':')[2]}"
+            what = f"found {node.value!s:.40}, which is not a valid {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
 
     def construct_text(self, node: yaml.Node) -> str:
@@ -46,7 +46,9 @@ class _Loader(yaml.SafeLoader):
     def construct_number(self, node: yaml.Node) -> int | float:
         is_whole = node.tag.endswith(":int")
         if ":" in node.value or (is_whole and re.match(r"[-+]?0[0-9_]", node.value)):
-            what = f"found {node.value}, which older YAML has to base 8 or 60: write it plainly, or in quotes"
+            what = (
+                f"found {node.value}, which old YAML reads in base 8 or 60: write it in decimal, or quote it"
+            )
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
         return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
 
@@ -95,7 +97,7 @@ def read(path: Path, fix: str) -> tuple[Any, dict[Location, int]]:
         lines: dict[Location, int] = {}
         for number, (location, line) in enumerate(_lines(node, path)):
             if number == MOST_VALUES:
-                what = f"its aliases stand for more than {MOST_VALUES:,} values"
+                what = f"its aliases expand to more than {MOST_VALUES:,} values"
                 raise UserError(str(path), what, "Write it out, without an alias.")
             lines[location] = line
         return None if node is None else loader.construct_document(node), lines
@@ -117,7 +119,7 @@ def _lines(
     """(location, line) of every value in a node. Raises UserError for names given twice and for loops."""
     if node in above:
         where = f"{path}:{node.start_mark.line + 1}: {dotted(location)}"
-        raise UserError(where, "holds itself", "Write it out, without an alias.")
+        raise UserError(where, "contains itself", "Write it out, without an alias.")
     items = node.value if isinstance(node, yaml.CollectionNode) else ()
     seen = set()
     for number, item in enumerate(items):

@@ -206,7 +206,7 @@ def test_the_refused_rows_can_all_be_read(say, broken):
     entry, _ = map(json.loads, path.read_text().splitlines())
     assert (entry["source"], entry["row"], entry["reason"]) == ("mine", 1, "broken-json")
     assert entry["location"] == "3"  # the line; the file may be moved
-    assert "data.max_refused_share (0.5) says how many are too many." in message
+    assert "data.max_refused_share (0.5) is the limit." in message
 
 
 @table("preview")
@@ -368,8 +368,8 @@ def test_a_damaged_checkpoint_is_named_with_its_tensor_in_one_line(verb, run, tm
     first, *rest = err.splitlines()
     assert "step-00000002: damaged, so not used: " in first and " is not what was saved" in first
     assert rest == [
-        f"error: {damaged}/checkpoints: no checkpoint is undamaged",
-        "  Restore one, or choose another run_dir to start anew.",
+        f"error: {damaged}/checkpoints: all checkpoints are damaged",
+        "  Restore one, or choose another run_dir to start over.",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 

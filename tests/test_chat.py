@@ -246,7 +246,7 @@ def test_a_served_model_answers_as_in_the_terminal_until_ctrl_c(export):
         taken = said["url"].rpartition(":")[2]
         second = run_python("fastling.chat", "--model", export, "--web", "--port", taken)
         assert second.returncode == 1
-        assert second.stderr.startswith(f"error: --port: cannot be listened on: 127.0.0.1:{taken}\n")
+        assert second.stderr.startswith(f"error: --port: cannot listen on 127.0.0.1:{taken}\n")
     finally:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)

@@ -50,7 +50,7 @@ def test_ties_of_two(family, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--models", "a"], "one model is not merged"),
+        (["--models", "a"], "one model cannot be merged"),
         (["--models", "a", "b", "--weights", "1"], "there are 1 for 2 models"),
         (["--models", "a", "b", "--weights", "1", "-0.5"], "must be 0 or from"),
         (["--models", "a", "b", "--weights", "0", "0"], "not all 0"),

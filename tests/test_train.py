@@ -248,7 +248,7 @@ def test_weights_that_a_step_has_broken_are_not_saved(tiny_run, tmp_path):
     config = tiny_run(optimizer={"lr": 1e30}, checkpoint=each, evaluate=each, log={"wandb": True})
     result = run_python("fastling.train", "--config", config)
     assert result.returncode == 1
-    assert "error: step 1: not all is finite: eval_loss nan" in result.stderr
+    assert "error: step 1: a loss or gradient norm is not finite: eval_loss nan" in result.stderr
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
@@ -260,7 +260,7 @@ def test_two_runs_do_not_share_a_folder(finished, capsys):
     with open(run_dir / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run_command(train_main, ["--config", str(config), "--log.wandb", "false"]) == 2
-    assert "another run is at work in it" in capsys.readouterr().err
+    assert "another run is using it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ class Store:
             self._check_digests()
 
     def _damaged(self, name: str, what: str) -> UserError:
-        return UserError(str(self.folder / name), what, f"Delete {self.folder}; it is built anew.")
+        return UserError(str(self.folder / name), what, f"Delete {self.folder}; it will be rebuilt.")
 
     def _read_manifest(self) -> dict:
         with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -180,7 +180,7 @@ def default_store() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastling"
     except RuntimeError:  # the user has no home folder
-        what = "is not set, and there is no home folder with a .cache to take in its place"
+        what = "is not set, and there is no home folder whose .cache could be used instead"
         raise UserError("data.store", what, "Name a folder.") from None
 
 
@@ -222,7 +222,7 @@ def _check_unchanged(recipe: Recipe, before: list[tuple[int, int, int]]) -> None
     """Raise UserError if a source has changed since the store's name was made from it."""
     for source, now, then in zip(recipe.sources, _states(recipe), before, strict=True):
         if now != then:
-            fix = "Start again when whoever writes it is done."
+            fix = "Start again when nothing writes to it any more."
             raise UserError(f"source {source.name}", f"changed while it was read: {source.path}", fix)
 
 
@@ -232,18 +232,18 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
         if ledger["rows"] == 0:
             path = next(source.path for source in recipe.sources if source.name == name)
             raise UserError(f"source {name}", f"is empty, it has no rows: {path}")
-        # Rows beyond the sequence length are no mistake in the data: the ledger tells how many they are.
+        # Rows beyond the sequence length are no mistake in the data: the ledger counts them.
         faulty = refused - ledger["refused"].get("too-long", 0)
         if refused and (ledger["kept"] == 0 or faulty > recipe.max_refused_share * ledger["rows"]):
             reasons = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
             first = next(entry for entry in store.refused() if entry["source"] == name)
-            limit = f"data.max_refused_share ({recipe.max_refused_share}) says how many are too many."
+            limit = f"data.max_refused_share ({recipe.max_refused_share}) is the limit."
             raise UserError(
                 f"source {name}",
                 f"{refused} of {ledger['rows']} rows are refused: {reasons[:200]}",
                 f"The first: {first['location']}: {first['reason']} {first['detail'][:120]}\n"
                 f"  All of them: {store.folder / 'refused.jsonl'}. "
-                + (limit if ledger["kept"] else "Nothing is left to learn from."),
+                + (limit if ledger["kept"] else "Nothing is left to train on."),
             )
 
 

@@ -66,7 +66,9 @@ def _failure(scores: dict, failures: Failures) -> RunError | None:
     if failures.budget_spent:
         what = f"is spent: {scores['unasked']} of {scores['questions']} questions are not judged"
         return RunError(
-            "--judge-budget-tokens", what, "What was judged is kept; the same command with more goes on."
+            "--judge-budget-tokens",
+            what,
+            "Finished judgements are kept; the same command with a larger budget continues.",
         )
     silent = {reason: count for reason, count in scores["excluded"].items() if ASKED_AGAIN.match(reason)}
     if not scores["judged"] and silent != scores["excluded"]:
@@ -77,7 +79,9 @@ def _failure(scores: dict, failures: Failures) -> RunError | None:
     if silent:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in silent.items())
         what = f"{sum(silent.values())} of {scores['questions']} questions had no answer: {reasons}"
-        return RunError("--judge-url", what, "What was judged is kept; the same command asks these again.")
+        return RunError(
+            "--judge-url", what, "Finished judgements are kept; the same command asks these again."
+        )
     return None
 
 

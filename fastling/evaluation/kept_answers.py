@@ -88,8 +88,8 @@ class KeptAnswers:
             raise self._foreign(1)
         others = [name for name in wanted if found.get(name) != wanted[name]]
         if others:
-            what = f"holds answers to something else; different: {', '.join(others)}"
-            fix = "Repeat the command that began it, or name another file with --keep-answers."
+            what = f"holds answers to something else; what differs: {', '.join(others)}"
+            fix = "Repeat the command that wrote it, or name another file with --keep-answers."
             raise UserError(str(self.path), what, fix)
 
     def _read(self, number: int, line: bytes) -> None:

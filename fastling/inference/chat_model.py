@@ -105,7 +105,7 @@ class StreamedAnswer:
 
         Raises RunError if the answer does not fit into the memory of the device.
         """
-        fix = "Ask for a shorter answer, or begin anew: a long conversation takes more of it."
+        fix = "Ask for a shorter answer, or start a new conversation: a long one takes more memory."
         with (
             full_memory_in_words("the answer", fix, "does not fit into the memory of the device"),
             contextlib.closing(self._chat.stream_ids(self._prompt, self._decoding)) as ids,

@@ -43,8 +43,8 @@ def find_template(folder: Path, tokenizer: Tokenizer) -> FoundTemplate:
         return FoundTemplate(found, file)
     raise UserError(
         "--template",
-        f"is needed: {folder / file} says what none of the built-in templates says",
-        f"Give one of {', '.join(TEMPLATES)}, or a YAML file that is like the one the model learned.",
+        f"is needed: no built-in template renders the same as {folder / file}",
+        f"Give one of {', '.join(TEMPLATES)}, or a YAML file with the model's own template.",
     )
 
 
@@ -86,7 +86,7 @@ def _read_chat_template(folder: Path) -> tuple[str, str]:
         raise UserError(str(path), f"cannot be read: {error}") from None
     raise UserError(
         "--template",
-        f"is needed: {folder} does not say how its model was trained",
+        f"is needed: {folder} has no chat template",
         f"Give one of {', '.join(TEMPLATES)}, or a YAML file.",
     )
 

@@ -147,7 +147,7 @@ class LlamaConfig:
             raise UserError(
                 "data.tokenizer",
                 f"has {needed} tokens, and the model's embedding has {self.vocab_size} rows",
-                "Use the tokenizer that the model was made with.",
+                "Use the tokenizer that the model was trained with.",
             )
 
     def check_sequence_length(self, length: int) -> None:

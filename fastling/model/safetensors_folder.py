@@ -48,7 +48,7 @@ class SafetensorsFolder:
         for name in tensors.keys():
             other = self._file_of.setdefault(name, file)
             if other != file:
-                fix = "One of them is left from other weights: copy the folder anew."
+                fix = "One of them belongs to other weights: copy the folder again."
                 raise UserError(str(file), f"holds {name}, which {other.name} holds as well", fix)
             self._slices[name] = tensors.get_slice(name)
             if self._slices[name].get_dtype() not in _FLOATING:

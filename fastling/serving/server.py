@@ -111,7 +111,7 @@ def listen(host: str, port: int) -> Iterator[Any]:
     try:
         listening = uvicorn.Config("", host=host, port=port, log_config=None).bind_socket()
     except SystemExit:  # uvicorn's way to say so
-        what = f"cannot be listened on: {host}:{port}"
+        what = f"cannot listen on {host}:{port}"
         raise RunError("--port", what, "Another program may have it; --port 0 takes any.") from None
     finally:
         said.disabled = False

@@ -121,12 +121,12 @@ def narrowed(name: str, exact: Tensor, dtype: torch.dtype, where: Path) -> Tenso
         return found
     if not exact.isfinite().all():
         raise UserError(
-            str(where), f"{name} comes out as numbers that are not finite", "Its source is damaged."
+            str(where), f"{name} comes out with values that are not finite", "Its source is damaged."
         )
     what = (
-        f"{name} overflows {str(dtype).removeprefix('torch.')}: its largest number is {exact.abs().max():.4g}"
+        f"{name} overflows {str(dtype).removeprefix('torch.')}: its largest value is {exact.abs().max():.4g}"
     )
-    raise UserError(str(where), what, "bf16 reaches as far as float32.")
+    raise UserError(str(where), what, "bf16 has the range of float32.")
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +186,7 @@ def _take_over(aside: Path) -> None:
 
 
 def _taken(aside: Path) -> UserError:
-    return UserError("--out", f"needs the place beside it, which is taken: {aside}", "Move that away.")
+    return UserError("--out", f"needs a folder beside it whose name is taken: {aside}", "Move or rename it.")
 
 
 def _refuse_if_taken(path: Path) -> None:

@@ -320,7 +320,7 @@ def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> 
         if after.token_to_id(text) == number and after.encode(text, add_special_tokens=False).ids != [number]
     ]
     if split:
-        problems = [f"{text} does not come out as one token" for text in split]
+        problems = [f"{text} is not encoded as one token" for text in split]
         raise error_of_all("--tokens", problems, "Leave them out.")
     for text, number in ids.items():
         if after.token_to_id(text) != number:
@@ -339,7 +339,7 @@ def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> 
     batches = (each.encode_batch_fast(texts, add_special_tokens=False) for each in (before, after))
     for text, mine, theirs in zip(texts, *batches, strict=True):
         if mine.ids != theirs.ids:
-            raise UserError(str(old.path), f"would read other text differently, too: {text!r}")
+            raise UserError(str(old.path), f"would also read other text differently: {text!r}")
 
 
 def _built(path: Path, text: str) -> tokenizers.Tokenizer:

@@ -41,7 +41,7 @@ def row_sources(added: NewTokens, init: str) -> list[list[int]] | None:
     if init == "mean-of-pieces":
         for text, parts in zip(added.texts, added.parts, strict=True):
             if not parts:
-                raise UserError("--init", f"{text!r} is nothing to the old tokenizer", "Use --init mean.")
+                raise UserError("--init", f"the old tokenizer has no tokens for {text!r}", "Use --init mean.")
         return added.parts
     if init == "mean":
         return None
@@ -85,7 +85,7 @@ def extend_model(folder: Path, out: Path, added: NewTokens, init: str, multiple:
         weights.refuse_meta("Convert it first.")
         old_rows = weights.config.vocab_size
         if added.first_id > old_rows:
-            what = f"its tokenizer has {added.first_id} tokens, and its embedding {old_rows} rows"
+            what = f"its tokenizer has {added.first_id} tokens, but its embedding only {old_rows} rows"
             raise UserError(str(folder), what, "They do not belong together.")
         sources, rows = row_sources(added, init), num_rows(old_rows, added, multiple)
         num_tables = len(weights.shapes.keys() & set(EMBEDDINGS))  # one, where they are tied

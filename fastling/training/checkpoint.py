@@ -166,7 +166,9 @@ def newest_step(folder: Path, report=print) -> int:
         report(f"{candidate}: damaged, so not used: {problem}")
     if candidates:
         raise RunError(
-            str(folder), "no checkpoint is undamaged", "Restore one, or choose another run_dir to start anew."
+            str(folder),
+            "all checkpoints are damaged",
+            "Restore one, or choose another run_dir to start over.",
         )
     return 0
 
@@ -180,7 +182,7 @@ def open_checkpoint(folder: Path, step: int) -> Found:
     try:
         return Found(found, _read_state(found))
     except _DamagedFile as error:
-        raise RunError(str(found), f"was found good, and cannot be read now: {error}") from None
+        raise RunError(str(found), f"passed its check, but cannot be read now: {error}") from None
 
 
 def clear_leftovers(folder: Path) -> None:

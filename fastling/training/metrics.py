@@ -122,7 +122,7 @@ def check_finite(step: int, numbers: Mapping[str, float]) -> None:
     """Raise RunError if a number is NaN or infinite: no later step mends that. Step 0 is before the first."""
     if not all(map(math.isfinite, numbers.values())):
         shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        fix = "A lower optimizer.lr may help, in another run_dir: a run keeps the one it began with."
+        fix = "A lower optimizer.lr may help; it needs a new run_dir, since a run keeps its settings."
         if step == 0:
-            fix = "The model itself gives no better ones: train.precision fp32 may help, or other weights."
-        raise RunError(f"step {step}", f"not all is finite: {shown}", fix)
+            fix = "The model produces these before any training: try train.precision fp32, or other weights."
+        raise RunError(f"step {step}", f"a loss or gradient norm is not finite: {shown}", fix)

@@ -112,7 +112,7 @@ def _start_wandb(run_dir: Path, config: Config):
         raise UserError("log.wandb", what, "Run `wandb login`, or set WANDB_MODE=offline.") from None
     except ValueError as error:  # pydantic's, of a variable such as WANDB_MODE
         what = f"W&B does not start: {' '.join(str(error).split())[:200]}"
-        raise UserError("log.wandb", what, "Correct the variable WANDB_... of that name.") from None
+        raise UserError("log.wandb", what, "Correct the WANDB_... variable of that name.") from None
     run.define_metric("*", step_metric="train/global_step")
     return run
 

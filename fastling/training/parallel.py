@@ -237,8 +237,8 @@ def _check_one_graph(attention: str) -> None:
     if attention in ASK_FOR_LENGTHS:
         raise UserError(
             "train.compile",
-            f"would compile the layers anew for each number of documents, with attention by {attention!r}",
-            "Leave it out. What is compiled once: flash3, flash2 and torch in bf16 on a GPU, tiled on a CPU.",
+            f"would recompile the layers for each number of documents, with attention by {attention!r}",
+            "Leave it out, or use flash3, flash2 or torch in bf16 on a GPU, tiled on a CPU.",
         )
 
 

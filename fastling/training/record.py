@@ -70,7 +70,7 @@ def check_identity(where: Path, recorded: dict, now: dict) -> None:
             raise UserError(
                 str(where),
                 f"was made with another {words}: {recorded.get(name)}; the config now gives {value}",
-                "A run goes on with what it began with. Choose another run_dir to start a new one;\n"
+                "A run keeps what it began with. Choose another run_dir to start a new one;\n"
                 "  to start it from this one's weights, set model.pretrained to this one's export.",
             )
 
@@ -93,7 +93,7 @@ def check_agreed(
     sums = world.sum(marks.clone())
     for name, mark, total in zip(values, marks.tolist(), sums.tolist(), strict=True):
         if total != world.size * mark:
-            what = "is not the same in all processes"
+            what = "differs between processes"
             fix = "Give every node the same config, files and packages."
             raise UserError(IN_WORDS.get(name, name), what, fix)
 
@@ -127,8 +127,8 @@ def lock_run_dir(run_dir: Path) -> RunLock:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         return RunLock(run_dir / "lock")
     except BlockingIOError:
-        what = f"another run is at work in it: {run_dir}"
-        raise UserError("run_dir", what, "Wait for it, stop it, or name another one.") from None
+        what = f"another run is using it: {run_dir}"
+        raise UserError("run_dir", what, "Wait for it, stop it, or name another folder.") from None
     except OSError as error:
         what = f"cannot be written: {error.filename or run_dir}: {error.strerror or error}"
         raise UserError("run_dir", what, "Name a folder on a disk that you may write to.") from None
@@ -147,7 +147,7 @@ def check_shared(run_dir: Path, number: int) -> None:
         "run_dir",
         "is not on a disk that all processes share: "
         f"{os.uname().nodename} does not see rank 0's {path.absolute()}",
-        "Name a folder on one that they do.",
+        "Name a folder on a shared disk.",
     )
 
 
@@ -182,7 +182,7 @@ def check_as_trained(run_dir: Path, encoder: Encoder, shape: LlamaConfig) -> Non
             raise UserError(
                 str(run_dir),
                 f"was trained with another {name}: {recorded[name]}; what its config.yaml names has {value}",
-                "Put back the files as they were, and start this where training was started.",
+                "Restore the files, and run this in the folder where training was started.",
             )
 
 

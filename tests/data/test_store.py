@@ -424,7 +424,7 @@ def test_a_damaged_file_is_named(name, damage, tmp_path, data):
     else:
         content = path.read_bytes()
         path.write_bytes(content[:-1] if damage == "cut" else content + b"\0")
-    with pytest.raises(UserError, match=f"{name}.bin: has the wrong size\n  Delete .*; it is built anew"):
+    with pytest.raises(UserError, match=f"{name}.bin: has the wrong size\n  Delete .*; it will be rebuilt"):
         open_store(recipe(data), tmp_path / "store", workers=1)
     shutil.rmtree(store.folder)
     assert len(open_store(recipe(data), tmp_path / "store", workers=1)) == 30
@@ -437,7 +437,7 @@ def test_a_flipped_bit_is_found_before_anything_is_used(name, tmp_path, monkeypa
     content = bytearray((store.folder / name).read_bytes())
     content[len(content) // 2] ^= 4
     (store.folder / name).write_bytes(content)
-    said = f"{name}: is not what was written\n  Delete {store.folder}; it is built anew."
+    said = f"{name}: is not what was written\n  Delete {store.folder}; it will be rebuilt."
     with pytest.raises(UserError, match=said):
         open_store(recipe(path), tmp_path / "store", workers=1)
     monkeypatch.setenv("LOCAL_RANK", "1")  # trusts the one beside it, which stops them both
@@ -459,7 +459,7 @@ def test_a_damaged_manifest_is_named(damage, tmp_path, data):
     changed = {"cut": text[:200], "empty": "", "another number": text.replace("30", "31"), "deep": "[" * 9999}
     assert changed["another number"] != text
     path.write_text(changed.get(damage, damage))
-    with pytest.raises(UserError, match="manifest.json: is not what was written\n  Delete .*; it is built"):
+    with pytest.raises(UserError, match="manifest.json: is not what was written\n  Delete .*; it will be rebuilt"):
         open_store(recipe(data), tmp_path / "store", workers=1)
 
 
@@ -508,7 +508,7 @@ def test_a_source_of_which_no_row_is_left_stops(others, tmp_path):
     with pytest.raises(UserError, match="source bad: 2 of 2 rows are refused") as stopped:
         open_store(recipe(*files, bad), tmp_path / "store", workers=1)
     assert f"{bad}:1: empty-turn" in str(stopped.value)
-    assert str(stopped.value).endswith("Nothing is left to learn from.")  # however many are allowed
+    assert str(stopped.value).endswith("Nothing is left to train on.")  # however many are allowed
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])

@@ -177,8 +177,8 @@ def test_dollars_and_braces_of_answers_stay_as_they_are():
     [
         (None, "holds no dialogue.txt"),
         ("$conversation_1", r"never shows \$conversation_2"),
-        ("$conversation_1 $conversation_2 $answer", r"unknown place: \$answer"),
-        ("$conversation_1 $conversation_2 for $ 5", "a \\$ that names no place"),
+        ("$conversation_1 $conversation_2 $answer", r"unknown placeholder: \$answer"),
+        ("$conversation_1 $conversation_2 for $ 5", "a \\$ that names no placeholder"),
         (b"\xff", "cannot be read"),
     ],
 )  # fmt: skip
@@ -373,7 +373,7 @@ def test_a_server_that_refuses_ends_the_asking_and_what_was_judged_counts(judge)
 def test_a_server_that_never_answers_is_given_up(judge):
     with serving(lambda number, body: (500, "oops")) as server:
         judgements, failures, _ = judge(server, [pair(number) for number in range(50)], requests_in_flight=2)
-    assert not judgements and "3 requests in a row had no answer" in str(failures.stopped)
+    assert not judgements and "3 requests in a row got no answer" in str(failures.stopped)
     assert len(server.bodies) < 12
 
 
@@ -389,7 +389,7 @@ def test_all_that_are_in_flight_when_a_server_is_given_up_say_the_same(tmp_path)
 
     with serving(lambda number, body: (500, "oops")) as server:
         (said,) = asyncio.run(ask_all(server.url))
-    assert "3 requests in a row had no answer" in said
+    assert "3 requests in a row got no answer" in said
 
 
 def test_many_requests_are_in_flight_and_no_more_than_allowed(judge):
@@ -440,7 +440,7 @@ def test_a_server_that_tells_no_sensible_usage_is_counted_by_length(judge, usage
     ["localhost:8000/v1", "ftp://x/v1", "http://", "http://[x/v1", "http://a b/v1", "http://x:65536/v1", ""],
 )
 def test_what_is_no_address_is_refused(tmp_path, url):
-    with pytest.raises(UserError, match="--judge-url: is no address"):
+    with pytest.raises(UserError, match="--judge-url: is not an address"):
         Server(url, "m", tmp_path / "cache.sqlite", option="--judge")
 
 
@@ -450,7 +450,7 @@ def test_what_is_no_address_is_refused(tmp_path, url):
         ("ALL_PROXY", "socks://127.0.0.1:7891", "the environment's proxy or certificates: Unknown scheme"),
         ("ALL_PROXY", "http://a:b:c", "the environment's proxy or certificates: Invalid port"),
         ("SSL_CERT_FILE", "/nowhere.pem", "the environment's proxy or certificates: .*No such file"),
-        ("OPENAI_API_KEY", "sk-…", "OPENAI_API_KEY: holds what no key has"),
+        ("OPENAI_API_KEY", "sk-…", "OPENAI_API_KEY: contains characters that no key has"),
     ],
 )
 def test_an_environment_that_allows_no_client_is_told_in_words(tmp_path, monkeypatch, name, value, what):

@@ -214,7 +214,7 @@ def test_a_slow_answer_is_not_waited_for_without_end(serve, ask):
 
 def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
     server = serve(lambda number, body: (500, "oops"))
-    with pytest.raises(RunError, match="3 requests in a row had no answer from http://127.*: status 500"):
+    with pytest.raises(RunError, match="3 requests in a row got no answer from http://127.*: status 500"):
         ask(server, 50, requests_in_flight=2)
     assert len(server.bodies) < 10
 
@@ -246,7 +246,7 @@ def test_a_server_that_has_answered_is_given_more_time(serve, ask):
         return (500, "oops") if number else good(number, body)
 
     server = serve(at_first)
-    with pytest.raises(RunError, match="8 requests in a row had no answer from http://127.*: status 500"):
+    with pytest.raises(RunError, match="8 requests in a row got no answer from http://127.*: status 500"):
         ask(server, 50, requests_in_flight=4)
 
 
@@ -424,7 +424,7 @@ def test_a_prompt_of_ones_own_takes_the_place_of_the_built_in_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [("Rewrite $text.", r"unknown place: \$text"), ("Costs $ 5.", "a \\$ that names no place"), (b"\xff", "cannot be read")],
+    [("Rewrite $text.", r"unknown placeholder: \$text"), ("Costs $ 5.", "a \\$ that names no placeholder"), (b"\xff", "cannot be read")],
 )  # fmt: skip
 def test_a_prompt_that_cannot_be_filled_is_refused(tmp_path, text, what):
     path = tmp_path / "grammar.txt"

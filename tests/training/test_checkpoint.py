@@ -302,7 +302,7 @@ def test_the_last_steps_are_saved_though_they_are_few():
 def test_without_a_good_one_it_says_so(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
     (folder / "state.json").unlink()
-    with pytest.raises(RunError, match="no checkpoint is undamaged"):
+    with pytest.raises(RunError, match="all checkpoints are damaged"):
         checkpoint.newest_step(tmp_path, lambda text: None)
 
 
@@ -341,7 +341,7 @@ def test_one_that_fails_after_it_was_found_good_is_told_in_words(process_group, 
     with pytest.raises(RunError, match="step-00000001: the checkpoint could not be read: "):
         checkpoint.load_newest(tmp_path, checkpoint.training_tensors(model, optimizer))
     (folder / "state.json").unlink()
-    with pytest.raises(RunError, match="step-00000001: was found good, and cannot be read now: state.json"):
+    with pytest.raises(RunError, match="step-00000001: passed its check, but cannot be read now: state.json"):
         checkpoint.open_checkpoint(tmp_path, 1)
 
 

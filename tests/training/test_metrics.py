@@ -49,7 +49,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_advice_that_can_be_taken():
     """Resumed with a lower rate, a run would be refused."""
     meter = Meter(Llama(LlamaConfig(**SHAPE)), World(0, 1, torch.device("cpu"), mesh=None), None, [])
     measured = Measured(3, None, 0.1, torch.tensor([float("nan"), 2.0, 0.0]), Mark(torch.device("cpu")))
-    with pytest.raises(RunError, match=r"(?s)step 3: .*loss 2.0, gradient norm nan\n.* in another run_dir"):
+    with pytest.raises(RunError, match=r"(?s)step 3: .*loss 2.0, gradient norm nan\n.* a new run_dir"):
         meter.line(measured, sequence_length=64)
 
 
@@ -73,5 +73,7 @@ def test_a_batch_is_summed_by_the_groups_that_it_has_and_not_by_all_there_are(mo
 def test_numbers_that_are_none_are_named_with_what_may_help(step, fix):
     """No learning rate has been at work before the first step."""
     check_finite(step, {"eval_loss": 1.5})
-    with pytest.raises(RunError, match=f"step {step}: not all is finite: eval_loss nan\n  .*{fix}"):
+    with pytest.raises(
+        RunError, match=f"step {step}: a loss or gradient norm is not finite: eval_loss nan\n  .*{fix}"
+    ):
         check_finite(step, {"eval_loss": float("nan")})

@@ -44,7 +44,7 @@ def test_a_folder_that_another_process_does_not_see_is_refused_before_the_first_
 
 def test_whoever_comes_second_leaves_the_lock_as_it_is(tmp_path):
     lock = record.lock_run_dir(tmp_path)
-    with pytest.raises(UserError, match="another run is at work"):
+    with pytest.raises(UserError, match="another run is using"):
         record.lock_run_dir(tmp_path)
     record.check_shared(tmp_path, lock.number)
 
@@ -61,7 +61,7 @@ def test_on_a_disk_that_knows_no_locks_a_run_goes_on_without_and_says_so(tmp_pat
     lock = record.lock_run_dir(tmp_path)
     record.check_shared(tmp_path, lock.number)
     said = capsys.readouterr().err
-    assert said.startswith(f"note: {tmp_path}/lock: its disk knows no locks (Function not implemented)")
+    assert said.startswith(f"note: {tmp_path}/lock: its disk has no locks (Function not implemented)")
     assert said.count("\n") == 1
 
 
@@ -135,10 +135,10 @@ def test_of_other_data_it_is_said_what_may_differ(tmp_path):
     ("changes", "held_out", "attention", "said"),
     [
         ({}, "a", "flash3", None),
-        ({"data": "34"}, "a", "flash3", r"data \(rows, .*\): is not the same in all processes"),
-        ({"optimizer.lr": 0.2}, "a", "flash3", "optimizer.lr: is not the same"),
-        ({}, "b", "flash3", "data.validation: is not the same"),
-        ({}, "a", "torch", "attention: is not the same"),
+        ({"data": "34"}, "a", "flash3", r"data \(rows, .*\): differs between processes"),
+        ({"optimizer.lr": 0.2}, "a", "flash3", "optimizer.lr: differs between"),
+        ({}, "b", "flash3", "data.validation: differs between"),
+        ({}, "a", "torch", "attention: differs between"),
     ],
 )
 def test_processes_that_would_train_otherwise_than_one_another_are_all_stopped(
