@@ -209,9 +209,9 @@ class Loader:
             squared_tokens=sum(squares),
         )
 
-    def steps(self, start: int = 0, stop: int | None = None) -> Iterator[Step]:
-        """Steps in order, the next one made while the current one runs."""
-        stop = len(self) if stop is None else stop
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """Steps from `start` on, in order, the next one made while the current one runs."""
+        stop = len(self)
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
             ahead = thread.submit(self.step, start) if start < stop else None
             for number in range(start, stop):
