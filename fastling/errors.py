@@ -114,7 +114,7 @@ def visible(text: str) -> str:
     return _CONTROL.sub(_spelled_out, text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

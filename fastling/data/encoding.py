@@ -134,7 +134,12 @@ class Encoder:
             for part in chain:
                 if not isinstance(part, str):
                     texts[part.text] = texts[part.prompt] = None
-        ids = dict(zip(texts, self.tokenizer.encode(list(texts)), strict=True))
+        try:
+            ids = dict(zip(texts, self.tokenizer.encode(list(texts)), strict=True))
+        except UserError as error:  # of one text, for which the others need not go
+            if len(conversations) == 1:
+                return [Refused("unreadable-by-tokenizer", error.what)]
+            return [result for each in conversations for result in self.encode([each])]
         decoded = dict(zip(texts, self.tokenizer.decode(list(ids.values())), strict=True))
         results: list[Encoded | Refused] = []
         for conversation, chain in zip(conversations, chains, strict=True):

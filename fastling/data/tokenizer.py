@@ -13,7 +13,7 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from fastling.errors import UserError
+from fastling.errors import UserError, first_line
 from fastling.files import check_no_pointer
 from fastling.json_files import read_json_if_there
 
@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
         """Tokens that an exported tokenizer.json marks special, so that servers find them in a text."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Plain texts -> their ids, without begin or end token."""
+        """Plain texts -> their ids, without begin or end token. Raises UserError for what it cannot read."""
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Ids -> texts, for the ids of whole texts."""
@@ -145,7 +145,12 @@ class JsonTokenizer:
         return {token.content for token in added if token.special}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except BaseException as error:  # the library's panics, as of a regular expression, are no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            raise UserError(str(self.path), f"cannot read a text: {first_line(error)}") from None
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -292,6 +292,21 @@ def test_an_end_that_does_not_come_back_is_shown(kinds, tmp_path):
     assert (result.reason, result.detail) == ("does-not-decode", "' \\n' came back as ''")
 
 
+def test_only_those_rows_are_refused_on_which_the_tokenizers_library_gives_up(kinds, tmp_path):
+    """As the regular expressions of Llama 3 and Qwen do on eleven million spaces: it panics."""
+    built = tokenizers.Tokenizer.from_file(str(kinds["byte-level"].path))
+    backtracking = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(x+x+)+y"), "isolated")
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([backtracking, built.pre_tokenizer])
+    built.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder(TEMPLATES["llama3"], load_tokenizer(tmp_path), 99)
+    rows = [conversation("", ["q", answer]) for answer in ("before", "x" * 40, "after")]
+    before, bad, after = encoder.encode(rows)
+    assert isinstance(before, Encoded) and isinstance(after, Encoded)
+    assert bad.reason == "unreadable-by-tokenizer" and "retry-limit-in-match" in bad.detail
+    with pytest.raises(UserError, match="tokenizer.json: cannot read a text: .*retry-limit"):
+        encoder.prompt_ids(conversation("", ["x" * 40]))
+
+
 @pytest.mark.parametrize("rules", [{"add_dummy_prefix": False}, {"normalization_rule_name": "nmt_nfkc"}])
 def test_the_letter_that_stands_for_a_space_is_refused_whatever_a_model_does_to_text(
     rules, tmp_path, sentencepiece_model
