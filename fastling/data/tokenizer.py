@@ -72,6 +72,8 @@ class SentencePieceTokenizer:
         return self.processor.id_to_piece(token_id) if token_id >= 0 else None
 
     def control_id(self, token: str) -> int | None:
+        if not _is_unicode(token):
+            return None
         token_id = self.processor.piece_to_id(token)  # the unknown token's for what is not there
         return token_id if self.processor.id_to_piece(token_id) == token else None
 
@@ -132,7 +134,7 @@ class JsonTokenizer:
         return next((token for token in usual if self.control_id(token) is not None), None)
 
     def control_id(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
+        return self._tokenizer.token_to_id(token) if _is_unicode(token) else None
 
     def reserve(self, tokens: Sequence[str]) -> None:
         # Only tokens marked special can be kept from matching text.
@@ -163,6 +165,11 @@ class JsonTokenizer:
 
     def piece(self, token_id: int) -> str:
         return self._tokenizer.id_to_token(int(token_id)) or f"<{token_id}>"
+
+
+def _is_unicode(token: str) -> bool:
+    """Whether a token has no half of a surrogate pair, as the JSON beside a tokenizer may say it has."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in token)
 
 
 def _without_first_space(fields: dict) -> dict:

@@ -32,6 +32,7 @@ def test_begin_and_end_token_are_what_the_files_name(name, bos, eos, kinds):
     assert tokenizer.control_id(eos) == kinds[name].id(eos)
     assert tokenizer.control_id("<|no such token|>") is None
     assert tokenizer.control_id("龘龘") is None
+    assert tokenizer.control_id("\ud800") is None
 
 
 def test_without_files_beside_it_the_usual_names_are_looked_for(kinds, tmp_path):
