@@ -311,7 +311,7 @@ def export_run(run_dir: Path, out: Path, dtype: torch.dtype | None) -> list[Chec
 def _load_newest(run_dir: Path, model: Llama) -> None:
     """Fill the model from the newest good checkpoint. Raises UserError where there is none yet."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    say = functools.partial(print, file=sys.stderr)
+    say = functools.partial(make_console().print, soft_wrap=True)
     if not checkpoint.load_newest(run_dir / "checkpoints", tensors, say):
         raise UserError(
             str(run_dir), "has no checkpoint yet", "Training writes one every checkpoint.every_steps."

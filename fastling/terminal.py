@@ -13,7 +13,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from fastling.errors import visible
 from fastling.json_files import json_line
 
 WIDTH_OF_A_FILE = 120
@@ -21,13 +23,19 @@ SECONDS_BETWEEN_LINES = 10.0
 """Where stderr is no terminal, long work says so often how far it is."""
 
 
+class _Console(Console):
+    def render_str(self, text: str, **how) -> Text:
+        return super().render_str(visible(text), **how)
+
+
 def make_console(*, quiet: bool = False) -> Console:
     """A console on stderr. Where stderr is a file or a pipe, it is wide enough not to cut numbers.
 
     Text is shown as it is, without rich's markup: the name of a user's source or folder may look like some.
+    Control characters are spelled out: names in files of other people may have some that steer a terminal.
     """
     width = None if sys.stderr.isatty() else WIDTH_OF_A_FILE
-    return Console(stderr=True, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=True, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
 
 
 class LoggedProgress(Progress):

@@ -27,7 +27,7 @@ LAYERS = {
     "files": (("errors",), ()),
     "json_files": (("errors", "files"), ()),
     "locks": ((), ()),
-    "terminal": (("json_files",), ("rich",)),
+    "terminal": (("errors", "json_files"), ("rich",)),
     "yaml_file": (("errors",), ("yaml",)),
     "workers": (("errors",), ()),
     # settings

@@ -4,9 +4,10 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from fastling import terminal
-from fastling.terminal import make_progress
+from fastling.terminal import make_console, make_progress
 
 
 @pytest.fixture
@@ -38,3 +39,16 @@ def test_on_a_terminal_there_is_a_bar_and_no_line(clock):
         clock[0] = 11.0
         progress.advance(progress.add_task("answering", total=7000), 1200)
     assert "1200/7000" in file.getvalue() and "1,200 of" not in file.getvalue()
+
+
+def test_no_name_steers_the_terminal(capsys):
+    """Such as that of a source, a tensor or a checkpoint in the run of somebody else."""
+    hostile, console = "\x1b]52;c;eA==\x07\u202e[red]", make_console()
+    table = Table(title=hostile)
+    table.add_column(hostile)
+    table.add_row(hostile)
+    console.print(hostile, style="yellow")
+    console.print(table)
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and "\u202e" not in said
+    assert said.count("\\x1b]52;c;eA==\\x07\\u202e[red]") == 4
