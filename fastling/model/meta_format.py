@@ -180,6 +180,8 @@ def _load(file: Path) -> dict[str, Tensor]:
         if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(str(file), f"{name} is no tensor of floating-point numbers: {kind}")
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+            raise UserError(str(file), f"{name} is no plain tensor, but one that is sparse, nested or empty")
     return held
 
 

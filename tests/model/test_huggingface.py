@@ -721,6 +721,8 @@ def test_params_of_wrong_types_are_refused_in_words(meta_oracle, tmp_path, param
         ({5: torch.ones(2)}, "consolidated.00.pth: holds no tensors with names: 5"),
         ({"norm.weight": 5}, "norm.weight is no tensor of floating-point numbers: int"),
         ({"norm.weight": torch.ones(32, dtype=torch.int8)}, "norm.weight is no tensor .*: torch.int8"),
+        ({"norm.weight": torch.ones(32).to_sparse()}, "norm.weight is no plain tensor"),
+        ({"norm.weight": torch.ones(32, device="meta")}, "norm.weight is no plain tensor"),
         ({"tok_embeddings.weight": torch.zeros(5)}, r"shape of tok_embeddings.weight is not LLaMA's: \(5,\)"),
         ({"layers.0.feed_forward.w1.weight": torch.zeros(5)}, "shape of layers.0.feed_forward.w1.weight"),
     ],
