@@ -216,7 +216,8 @@ def added_beside(tokenizer: Tokenizer) -> dict[str, int]:
     listed = _fields_beside(tokenizer, "added_tokens.json")
     decoder = _fields_beside(tokenizer, "tokenizer_config.json").get("added_tokens_decoder")
     for number, fields in (decoder if isinstance(decoder, dict) else {}).items():
-        if number.isdecimal() and isinstance(fields, dict) and isinstance(fields.get("content"), str):
+        is_id = number.isdecimal() and len(number) < 20  # Python reads no number of thousands of digits
+        if is_id and isinstance(fields, dict) and isinstance(fields.get("content"), str):
             listed[fields["content"]] = int(number)
     lacking = {token: number for token, number in listed.items() if tokenizer.control_id(token) is None}
     return {token: number for token, number in lacking.items() if isinstance(number, int)}

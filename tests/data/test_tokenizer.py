@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models
 
-from fastling.data.tokenizer import load_tokenizer
+from fastling.data.tokenizer import added_beside, load_tokenizer
 from fastling.errors import UserError
 
 NAMES = ["sentencepiece", "demo", "byte-level", "qwen", "llama-json", "llama-first"]
@@ -234,3 +234,10 @@ def test_a_tokenizer_that_reads_a_text_otherwise_each_time_is_refused(kinds, tmp
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match=r"reads each text otherwise each time \(model.dropout\)"):
         load_tokenizer(tmp_path)
+
+
+def test_an_absurd_id_of_a_token_beside_a_file_is_passed_over(kinds, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(kinds["byte-level"].path.read_bytes())
+    decoder = {"9" * 5000: {"content": "<a>"}, "7": {"content": "<b>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    assert added_beside(load_tokenizer(tmp_path)) == {"<b>": 7}
