@@ -45,6 +45,8 @@ from hypothesis import HealthCheck, settings
 from start.fork_server import ForkedProgram, check_can_fork, fork_server
 from start.interpreter import patch_once_a_launch
 
+from fastling.config import Config, build_parser, parse
+
 # The same examples each time, however long a busy machine takes for one, so that only the code can fail.
 # (Hypothesis also draws from constants of loaded modules, so other tests in a run may change the examples.)
 settings.register_profile(
@@ -159,6 +161,12 @@ def kill(run_dir: Path) -> None:
     """Kill (-9) every process with the run folder in its command line: the launcher and its workers."""
     while subprocess.run(["pkill", "-9", "-f", str(run_dir)], check=False).returncode == 0:
         time.sleep(0.05)
+
+
+def config_of(*arguments: object) -> Config:
+    """The config that a verb reads from its arguments, such as "--config" and a path."""
+    config, _ = parse(build_parser("test", ""), list(map(str, arguments)))
+    return config
 
 
 def tiny_settings(run_dir: Path) -> dict:

@@ -10,14 +10,14 @@ from typing import Literal, get_args, get_origin
 import numpy
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, config_of
 from hypothesis import Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fastling import config as config_module
 from fastling import settings
-from fastling.config import MOST_SOURCES, PACKAGE, Config, Data, Source, build_parser, parse, resolve
+from fastling.config import MOST_SOURCES, PACKAGE, Config, Data, Source, build_parser, resolve
 from fastling.data.store import ARRAYS
 from fastling.errors import UserError
 from fastling.other_names import OTHER_NAMES
@@ -33,7 +33,7 @@ def read(tmp_path):
     def run(text: str, *options: str) -> Config:
         path = tmp_path / "config.yaml"
         path.write_text(text, encoding="utf-8")
-        return parse(build_parser("test", ""), ["--config", str(path), *options])[0]
+        return config_of("--config", path, *options)
 
     return run
 
@@ -60,7 +60,7 @@ def test_the_command_line_wins_wherever_it_stands(read, tmp_path):
         ["--seed=8", "--config", str(tmp_path / "a.yaml")],
         [f"--config={tmp_path}/a.yaml", "--seed=8"],
     ):
-        found, _ = parse(build_parser("test", ""), order)
+        found = config_of(*order)
         assert found.seed == 8
 
 
@@ -68,7 +68,7 @@ def test_of_two_files_the_later_one_wins_key_by_key(tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 7\noptimizer: {lr: 0.5, beta1: 0.8}\n")
     (tmp_path / "more.yaml").write_text("optimizer: {lr: 0.25}\n")
     files = [f"--config={tmp_path}/{name}.yaml" for name in ("base", "more")]
-    found, _ = parse(build_parser("test", ""), files)
+    found = config_of(*files)
     assert (found.seed, found.optimizer.lr, found.optimizer.beta1) == (7, 0.25, 0.8)
 
 
@@ -84,7 +84,7 @@ def test_a_section_whose_settings_are_all_commented_out_is_an_empty_one(read):
 
 def test_without_a_config_it_is_the_demo_s():
     demo = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
-    found, _ = parse(build_parser("test", ""), ["--seed", "3"])
+    found = config_of("--seed", "3")
     assert (found.run_dir, found.seed) == (demo["run_dir"], 3)
 
 
@@ -149,7 +149,7 @@ def test_null_takes_back_what_a_file_says(read):
 
 def test_a_file_may_start_with_a_byte_order_mark(tmp_path):
     (tmp_path / "windows.yaml").write_bytes("seed: 5\r\n".encode("utf-8-sig"))
-    found, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "windows.yaml")])
+    found = config_of("--config", tmp_path / "windows.yaml")
     assert found.seed == 5
 
 
@@ -247,7 +247,7 @@ def test_the_resolved_config_of_a_run_reads_back_equal(read):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_that_comes_with_fastling_is_read(path):
-    found, _ = parse(build_parser("test", ""), ["--config", str(path)])
+    found = config_of("--config", path)
     assert found.data.sources
     assert found.train.global_batch_tokens % found.data.sequence_length == 0
 
@@ -287,12 +287,12 @@ def test_every_section_says_what_it_is_about():
 
 def test_whoever_forgets_the_config_is_told_that_this_is_the_demo(capsys, monkeypatch, file):
     file.write_text("seed: 1", encoding="utf-8")
-    parse(build_parser("test", ""), ["--config", str(file)])
+    config_of("--config", file)
     monkeypatch.setenv("RANK", "1")
-    parse(build_parser("test", ""), [])
+    config_of()
     assert not capsys.readouterr().err
     monkeypatch.setenv("RANK", "0")
-    parse(build_parser("test", ""), [])
+    config_of()
     assert capsys.readouterr().err == "no --config: this is the demo, in runs/demo\n"
 
 

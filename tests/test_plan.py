@@ -4,9 +4,10 @@ import json
 import re
 
 import pytest
+from conftest import config_of
 
 from fastling import plan
-from fastling.config import Config, Data, Train, build_parser, parse
+from fastling.config import Config, Data, Train
 from fastling.data.batches import Loader
 from fastling.errors import UserError
 from fastling.prepare import prepare_data, summary
@@ -28,7 +29,7 @@ def planned(capsys, config, *options: str) -> tuple[int, dict, str]:
 def test_steps_and_tokens_are_those_that_training_makes(capsys, tiny_run):
     path = tiny_run(train={"steps": None, "epochs": 2})
     status, found, _ = planned(capsys, path, "--gpus", "2")
-    config, _ = parse(build_parser("test", ""), ["--config", str(path)])
+    config = config_of("--config", path)
     prepared = prepare_data(config)
     with open_world(config) as world:
         steps = list(make_loader(config, world, prepared.training, prepared.plan).steps())
@@ -63,7 +64,7 @@ def test_the_loss_is_given_room_for_the_micro_batch_that_is_trained_on_most(caps
     """Not for a mean one: packs of long answers come beside packs of long questions."""
     path = tiny_run(train={"steps": None, "epochs": 1, "micro_batch_tokens": packs * 256})
     _, found, _ = planned(capsys, path, "--gpus", str(gpus))
-    config, _ = parse(build_parser("test", ""), ["--config", str(path)])
+    config = config_of("--config", path)
     prepared = prepare_data(config)
     rows = []
     for rank in range(gpus):

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import sentencepiece
-from conftest import DEMO, tiny_settings
+from conftest import DEMO, config_of, tiny_settings
 
 from fastling import locks, prepare
-from fastling.config import build_parser, parse
 from fastling.data import store
 from fastling.data.encoding import Encoder
 from fastling.errors import UserError, run_command
@@ -237,7 +236,7 @@ def test_a_model_that_knows_conversations_in_another_form_is_told(tiny_run, tmp_
     pretrained = dict.fromkeys(tiny_settings(tmp_path)["model"]) | {"pretrained": str(base)}
     for template, told in (("vicuna", False), ("bayling", True)):
         config = tiny_run(model=pretrained, data={"template": template})
-        bound = prepare.make_encoder(parse(build_parser("test", ""), ["--config", str(config)])[0]).template
+        bound = prepare.make_encoder(config_of("--config", config)).template
         if not told:
             (base / "chat_template.jinja").write_text(bound.jinja())
         assert run_command(prepare.main, ["--config", str(config)]) == 0
@@ -439,7 +438,7 @@ def test_the_default_store_is_in_the_cache_folder(monkeypatch, tmp_path):
 def test_a_cache_folder_whose_name_is_no_utf_8_is_kept_in_the_ledger(monkeypatch, tmp_path, tiny_run):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caf\udce9"))
     arguments = ["--config", str(tiny_run()), "--data.store", "null"]
-    prepared = prepare.prepare_data(parse(build_parser("test", ""), arguments)[0])
+    prepared = prepare.prepare_data(config_of(*arguments))
     prepare.keep_records(prepared, tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "ledger.json").read_text(encoding="utf-8"))
     assert kept["store"] == str(prepared.training.folder)

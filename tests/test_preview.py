@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from conftest import DEMO, ROOT
+from conftest import DEMO, ROOT, config_of
 
 from fastling import prepare, preview
-from fastling.config import build_parser, parse
 from fastling.data.rows import read_rows
 from fastling.errors import run_command
 from fastling.prepare import prepare_data
@@ -141,7 +140,7 @@ def test_dropped_tokens_are_those_that_are_not_shown(rows, config):
 
 
 def test_the_kept_rows_are_what_training_reads(rows, config):
-    found, _ = parse(build_parser("test", ""), ["--config", str(config)])
+    found = config_of("--config", config)
     store = prepare_data(found).training
     shown = [row for row in rows("--rows", "0-99") if row["tokens"]]
     documents = {}
@@ -191,7 +190,7 @@ def test_rows_are_shown_as_they_are_read(config, capsys, monkeypatch):
 
     monkeypatch.setattr(preview, "read_rows", counted)
     monkeypatch.setattr(preview, "ROWS_PER_TASK", 2)
-    found, _ = parse(build_parser("test", ""), ["--config", str(config)])
+    found = config_of("--config", config)
     sources = prepare.source_files(found.data.sources)
     shown = preview.preview_rows(prepare.make_encoder(found), sources, 1, 400)
     assert [next(shown).row, read] == [1, 3]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import DEMO, ROOT, run_python
+from conftest import DEMO, ROOT, config_of, run_python
 from interactive.parallel_text import write_corpus
 from safetensors.torch import load_file
 
@@ -88,7 +88,7 @@ def user_folder(tmp_path):
     shutil.copyfile(DEMO / "train.jsonl", tmp_path / "data" / "mine.jsonl")
     shutil.copyfile(DEMO / "held-out.jsonl", tmp_path / "data" / "held-out.jsonl")
     (tmp_path / "mine.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
-    demo, _ = settings.parse(settings.build_parser("test", ""), [])
+    demo = config_of()
     shape = LlamaConfig(
         vocab_size=load_tokenizer(DEMO / "tokenizer.model").vocab_size,
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -260,7 +260,7 @@ def test_the_map_names_every_file_and_no_other():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_read_and_holds_only_differences(path):
-    found, _ = settings.parse(settings.build_parser("test", ""), ["--config", str(path)])
+    found = config_of("--config", path)
     written = yaml.safe_load(path.read_text())
     default = settings.Config()
     for section, values in written.items():

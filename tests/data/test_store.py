@@ -459,7 +459,9 @@ def test_a_damaged_manifest_is_named(damage, tmp_path, data):
     changed = {"cut": text[:200], "empty": "", "another number": text.replace("30", "31"), "deep": "[" * 9999}
     assert changed["another number"] != text
     path.write_text(changed.get(damage, damage))
-    with pytest.raises(UserError, match="manifest.json: is not what was written\n  Delete .*; it will be rebuilt"):
+    with pytest.raises(
+        UserError, match="manifest.json: is not what was written\n  Delete .*; it will be rebuilt"
+    ):
         open_store(recipe(data), tmp_path / "store", workers=1)
 
 

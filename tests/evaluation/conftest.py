@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import DEMO
+from conftest import DEMO, config_of
 
-from fastling import config as settings
 from fastling.data.tokenizer import load_tokenizer
 from fastling.export import make_export
 from fastling.model.llama import Llama, LlamaConfig
@@ -14,7 +13,7 @@ from fastling.prepare import make_encoder
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory):
     """An untrained model with the demo's tokenizer and a context of 256 tokens; its answers are noise."""
-    demo, _ = settings.parse(settings.build_parser("test", ""), [])
+    demo = config_of()
     shape = LlamaConfig(
         vocab_size=load_tokenizer(DEMO / "tokenizer.model").vocab_size,
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import config_of
 
 # Fixtures of the tests of data.
 from data.conftest import kinds, own_template, sentencepiece_model  # noqa: F401
 
-from fastling import config as settings
 from fastling.export import make_export
 from fastling.model.llama import Llama, LlamaConfig
 from fastling.prepare import make_encoder
@@ -17,7 +17,7 @@ from fastling.prepare import make_encoder
 
 def write_export(folder: Path, **changes) -> Path:
     """An export with random weights and the demo's tokenizer; `changes` are to its shape or its template."""
-    demo, _ = settings.parse(settings.build_parser("test", ""), [])
+    demo = config_of()
     template = changes.pop("template", None)
     if template:
         demo = dataclasses.replace(demo, data=dataclasses.replace(demo.data, template=template))

@@ -6,9 +6,9 @@ from statistics import fmean
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEMO
+from conftest import DEMO, config_of
 
-from fastling.config import Config, Data, Source, build_parser, parse
+from fastling.config import Config, Data, Source
 from fastling.data.encoding import Encoder
 from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
@@ -34,9 +34,7 @@ def test_an_answer_that_is_not_to_be_learned_or_has_no_question_is_no_reference(
 
 
 def test_held_out_losses_end_as_soon_as_the_run_is_told_to_stop(tiny_run):
-    config, _ = parse(
-        build_parser("test", ""), ["--config", str(tiny_run(train={"micro_batch_tokens": 256}))]
-    )
+    config = config_of("--config", tiny_run(train={"micro_batch_tokens": 256}))
     prepared = prepare_data(config)
     world = World(0, 1, torch.device("cpu"), mesh=None)
     held_out = HeldOut(config, world, prepared.validation, prepared.encoder)
@@ -58,7 +56,7 @@ def test_held_out_losses_are_means_over_all_supervised_tokens(tiny_run, tmp_path
         {"name": "other", "path": str(tmp_path / "other.jsonl")},
         {"name": "paired", "path": str(tmp_path / "paired.jsonl"), "pair": "zh-en"},
     ]
-    config, _ = parse(build_parser("", ""), ["--config", str(tiny_run(data={"validation": validation}))])
+    config = config_of("--config", tiny_run(data={"validation": validation}))
     prepared = prepare_data(config)
     torch.manual_seed(0)
     model = Llama(model_config(config, prepared.encoder))

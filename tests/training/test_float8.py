@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import config_of
 
 from fastling import ops
-from fastling.config import build_parser, parse
 from fastling.errors import UserError
 from fastling.model.llama import Llama
 from fastling.model.llama_config import LlamaConfig
@@ -65,7 +65,7 @@ def test_a_model_without_such_products_is_refused():
 
 
 def test_a_device_without_such_products_is_refused_before_anything_is_prepared(tiny_run):
-    config, _ = parse(build_parser("test", ""), ["--config", str(tiny_run()), "--train.precision", "fp8"])
+    config = config_of("--config", tiny_run(), "--train.precision", "fp8")
     with pytest.raises(UserError, match="fp8 needs a GPU of compute capability 8.9 or newer"):
         train(config)
 
@@ -75,7 +75,7 @@ def test_a_whole_run_trains_and_exports(tiny_run, monkeypatch):
     monkeypatch.setattr(parallel, "check_float8", lambda _: None)
     monkeypatch.setattr(parallel, "use_float8", partial(float8.use_float8, emulate=True))
     options = ["--train.precision", "fp8", "--model.hidden_size", "64", "--model.intermediate_size", "96"]
-    config, _ = parse(build_parser("test", ""), ["--config", str(tiny_run()), *options])
+    config = config_of("--config", tiny_run(), *options)
     done = train(config)
     assert done["loss_last"] < done["loss_first"]
     exported = json.loads(Path(done["export"], "config.json").read_text(encoding="utf-8"))

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_python
+from conftest import config_of, run_python
 from safetensors.torch import load_file
 
-from fastling.config import build_parser, parse
 from fastling.model.llama import Llama
 from fastling.prepare import prepare_data
 from fastling.training.build import model_config
@@ -14,7 +13,7 @@ from fastling.training.build import model_config
 
 def plain_gradients(config_path, loss: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """One conversation at a time, no packing, logits of every token, one process, float32."""
-    config, _ = parse(build_parser("test", ""), ["--config", str(config_path), "--train.loss", loss])
+    config = config_of("--config", config_path, "--train.loss", loss)
     prepared = prepare_data(config)
     torch.manual_seed(config.seed)
     model = Llama(model_config(config, prepared.encoder))

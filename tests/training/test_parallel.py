@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_python
+from conftest import config_of, run_python
 
-from fastling.config import Config, build_parser, parse
+from fastling.config import Config
 from fastling.errors import RunError, UserError
 from fastling.training.parallel import open_world
 
 
 def test_a_world_of_one_needs_no_launcher(tiny_run):
-    config, _ = parse(build_parser("test", ""), ["--config", str(tiny_run())])
+    config = config_of("--config", tiny_run())
     with open_world(config) as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         assert world.from_main(5) == 5

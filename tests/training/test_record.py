@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import DEMO, tiny_settings
+from conftest import DEMO, config_of, tiny_settings
 from safetensors.torch import save_file
 
-from fastling.config import Config, build_parser, parse
+from fastling.config import Config
 from fastling.errors import UserError
 from fastling.model.digests import mark_of_weights
 from fastling.model.huggingface import hf_tensors
@@ -75,7 +75,7 @@ def test_a_run_knows_its_base_by_the_weights_and_not_by_where_they_lie(tmp_path)
     def identity(name: str) -> dict:
         settings = {"model": {"pretrained": str(tmp_path / name)}, "data": data, "train": {"steps": 1}}
         (tmp_path / "config.json").write_text(json.dumps(settings))
-        config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+        config = config_of("--config", tmp_path / "config.json")
         return record.identity(config, prepare_data(config), model.config)
 
     save_weights(hf_tensors(model), tmp_path / "base")
@@ -99,7 +99,7 @@ def test_as_many_steps_over_more_packs_are_another_run(tmp_path):
     for length in ({"epochs": 1}, {"steps": 1}, {"steps": 1, "global_batch_tokens": 256 * 98}):
         settings = {"data": data, "train": {"global_batch_tokens": 256 * 99, **length}}
         (tmp_path / "config.json").write_text(json.dumps(settings))
-        config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+        config = config_of("--config", tmp_path / "config.json")
         found.append(record.identity(config, prepare_data(config), shape))
     assert [each["number of steps"] for each in found] == [1, 1, 1]
     with pytest.raises(UserError, match="another number of packs: .*; the config now gives 99"):
@@ -118,7 +118,7 @@ def test_another_sequence_length_is_not_told_as_another_shape(tmp_path):
         settings = tiny_settings(tmp_path / "run")
         settings["data"]["sequence_length"] = length
         (tmp_path / "config.json").write_text(json.dumps(settings))
-        config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+        config = config_of("--config", tmp_path / "config.json")
         prepared = prepare_data(config)
         found.append(record.identity(config, prepared, model_config(config, prepared.encoder)))
     with pytest.raises(UserError, match=r"another data \(.* or sequence_length\)"):
@@ -201,7 +201,7 @@ def test_of_what_the_last_bits_of_a_step_depend_on_it_is_known_what_has_changed(
 def test_what_a_run_writes_down_is_what_its_next_start_compares(tmp_path, monkeypatch):
     settings = tiny_settings(tmp_path / "run")
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+    config = config_of("--config", tmp_path / "config.json")
     prepared, folder = prepare_data(config), config.run_folder
     folder.mkdir()
     world = SimpleNamespace(size=1, device=torch.device("cpu"))
@@ -234,7 +234,7 @@ def test_a_run_is_exported_with_the_files_that_it_was_trained_with(tmp_path):
         "template": str(tmp_path / "own.yaml"),
     }
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    config, _ = parse(build_parser("test", ""), ["--config", str(tmp_path / "config.json")])
+    config = config_of("--config", tmp_path / "config.json")
     prepared, folder = prepare_data(config), config.run_folder
     folder.mkdir()
     shape = model_config(config, prepared.encoder)
