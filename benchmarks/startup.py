@@ -105,7 +105,7 @@ def hear(kind: str, *arguments: str) -> dict:
 
 
 def refusal(status: int, said: str) -> UserError:
-    """A child's failure as our own: what was wrong, and how to mend it where it says so."""
+    """A child's failure as our own: what was wrong, and how to fix it where it says so."""
     _, found, words = said.strip().rpartition("error: ")
     if not found:  # a traceback, or not even that
         return RunError("the start", f"ended early: {words.splitlines()[-1] if words else 'without a word'}")

@@ -1,4 +1,4 @@
-"""What prepare refuses or tells: settings that do not fit the model, or do not fit the data."""
+"""What prepare refuses or warns of: settings that do not fit the model or the data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def check_model(config: Config, tokenizer: Tokenizer) -> None:
-    """Raise UserError if tokens or packs do not fit the pretrained model, as training would say later."""
+    """Raise UserError if tokens or packs do not fit the pretrained model, as training would do later."""
     folder = _model_folder(config)
     if not folder:
         return
@@ -47,7 +47,7 @@ def check_model(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def other_form_in_words(config: Config, encoder: Encoder) -> str | None:
-    """What to tell whose pretrained model has learned conversations in another form than the config's."""
+    """A warning if the pretrained model has learned conversations in another form than the config's."""
     folder, template = _model_folder(config), encoder.template.template
     form = other_form(folder, encoder.tokenizer, template) if folder else None
     if form is None:

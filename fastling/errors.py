@@ -1,4 +1,4 @@
-"""What a user sees when something is wrong: where, what, and how to mend it; never a traceback."""
+"""What a user sees when something is wrong: where, what, and how to fix it; never a traceback."""
 
 import errno
 import json
@@ -17,18 +17,18 @@ MOST_LINES = 6
 """Longest message in lines: a model that does not fit its config would have a complaint for every tensor."""
 
 SECONDS_FOR_RANK_0 = 5.0
-"""How long the other ranks wait before they report an error. A mistake that all ranks have found is reported
-by rank 0 meanwhile, and torchrun ends the others before they repeat it."""
+"""How long the other ranks wait before they report an error. If all ranks found it, rank 0 reports it
+meanwhile, and torchrun ends the others before they repeat it."""
 STOPPED = "stopped by the keyboard"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Errors of writing that name no file. Any other OSError without a file's name is a mistake of ours."""
+"""Errors of writing that name no file. Any other OSError without a file's name is a bug of ours."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
     """A mistake in what the user gave: arguments, configuration, or data. Exit status 2.
 
-    Shown as ``where: what`` and, on the next line, how to mend it.
+    Shown as ``where: what`` and, on the next line, how to fix it.
     """
 
     exit_status = 2
@@ -37,7 +37,7 @@ class UserError(Exception):
         self.where, self.what, self.fix = where, what, fix
         super().__init__(f"{where}: {what}" + (f"\n  {fix}" if fix else ""))
 
-    def __reduce__(self):  # so that it crosses from a worker process whole
+    def __reduce__(self):  # so that it can be pickled by a worker process
         return type(self), (self.where, self.what, self.fix)
 
 
@@ -49,11 +49,11 @@ class RunError(UserError):
 
 @contextmanager
 def needing(extra: str, where: str) -> Iterator[None]:
-    """Imports within the block: a missing package becomes a UserError of `where` that names its extra."""
+    """Turn a missing package, imported within the block, into a UserError that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("fastling"):  # a mistake of ours
+        if (error.name or "").startswith("fastling"):  # a bug of ours
             raise
         fix = f"pip install 'fastling[{extra}]'"
         raise UserError(where, f"needs the package {error.name}", fix) from None
@@ -125,7 +125,7 @@ def kind_and_line(error: Exception) -> str:
 
 
 def tell_of_the_keyboard() -> None:
-    """Have Ctrl-C end this process without a traceback while a verb is imported, too."""
+    """Have Ctrl-C end this process without a traceback also while a verb is imported."""
     usual = sys.excepthook
 
     def say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -138,7 +138,7 @@ def tell_of_the_keyboard() -> None:
 
 
 def _check_folder() -> None:
-    """Raise UserError if the current folder was deleted: libraries of PyTorch end the process for it."""
+    """Raise UserError if the current folder was deleted: libraries of PyTorch would abort the process."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -157,13 +157,13 @@ def _say(message: str) -> None:
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(SECONDS_FOR_RANK_0)
-        lines[0] = f"rank {rank}: {lines[0]}"  # not ended meanwhile, so the error is this rank's alone
+        lines[0] = f"rank {rank}: {lines[0]}"  # still running, so the error is this rank's alone
     print("\n".join(lines), file=sys.stderr)
     _tell_torchrun("\n  ".join(lines))
 
 
 def _tell_torchrun(message: str) -> None:
-    """Have torchrun's final report name the mistake, in place of a page about tracebacks."""
+    """Have torchrun's final report show the error, in place of a page about tracebacks."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         # On a full disk, which may be the mistake, there is no such report.

@@ -49,7 +49,7 @@ _WRITTEN = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json(\.\d+\.tmp)?|\.shard-\d+\.part|"
     r"\.tmp\w{6}"
 )
-"""Names of all files that an export writes, also while it is at work (the last one is safetensors' own)."""
+"""Names of all files that an export writes, including temporary ones (the last is safetensors' own)."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Export:
     def _check_small_files(self) -> None:
         if failed := first_failed(check_small_files(self.aside, self.encoder, self.shape)):
             where, what = f"export of {self.encoder.tokenizer.path}", f"{failed.name}: {failed.result}"
-            if failed.name == "shape":  # a mistake of ours, which no other choice of the user would mend
+            if failed.name == "shape":  # a bug of ours, which no other choice of the user would mend
                 raise UserError(where, f"would fail its check: {what}")
             raise UserError(
                 where,
@@ -258,7 +258,7 @@ def _unknown_token(fields: dict) -> str | None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise UserError if the folder is anything but an export of ours: nothing else may be deleted."""
+    """Raise UserError unless the folder is an export of ours: nothing else may be deleted."""
     if not os.path.lexists(folder):
         return
     what, fix = "exists and is not an export", "Name another folder, or delete it."

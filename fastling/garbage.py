@@ -1,4 +1,4 @@
-"""Keeps Python's garbage collector away from what a verb imports: 300,000 objects that live until it ends.
+"""Keeps Python's garbage collector away from a verb's imports: 300,000 objects that live until it ends.
 
 Otherwise it searches PyTorch and its compiler again and again: while they are imported, during training, and
 once more at the end. That takes a fifth of a start's time, and over a second at the end (benchmarks/LOG.md).

@@ -1,7 +1,7 @@
-"""torchrun, if it has started this process, which then must not outlive it.
+"""Whether torchrun started this process, which then must not outlive it.
 
-Imported before anything that takes long: who kills torchrun while PyTorch is imported would otherwise leave a
-process that takes init for its launcher, and waits for ever.
+Imported before anything slow: if torchrun were killed while PyTorch is imported, this process would otherwise
+take init for its launcher and wait for ever.
 """
 
 import os
@@ -10,7 +10,7 @@ import threading
 import time
 
 _PROCESS, _PARENT = os.getpid(), os.getppid()
-"""This process and the one that has started it; of a process that is forked later, those before the fork."""
+"""This process and its parent; in a process that is forked later, those before the fork."""
 
 
 def is_torchrun() -> bool:
@@ -19,7 +19,7 @@ def is_torchrun() -> bool:
 
 
 def end_with_torchrun() -> None:
-    """End this process when torchrun is gone: if it is killed, its processes would train on unnoticed."""
+    """End this process when torchrun is gone: if it is killed, its processes would train on, unnoticed."""
     if is_torchrun():
         parent = _PARENT if os.getpid() == _PROCESS else os.getppid()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -30,5 +30,5 @@ def _end_with(parent: int) -> None:
         time.sleep(1)
     try:
         print(f"error: rank {os.environ['RANK']}: torchrun was killed", file=sys.stderr, flush=True)
-    finally:  # who read stderr may be gone, too
+    finally:  # whatever read stderr may be gone, too
         os._exit(1)

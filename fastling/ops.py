@@ -57,7 +57,7 @@ def configure(
     """Fix the choice for this process and return it, one Choice for each op.
 
     Args: `kernels` auto | triton | reference; `attention` auto | flash3 | flash2 | torch | xformers |
-    tiled | sdpa, for tensors of `dtype` on `device`. Raises UserError where a named one cannot be had.
+    tiled | sdpa, for tensors of `dtype` on `device`. Raises UserError if a named one is not available.
     """
     global _picked
     device = torch.device(device)

@@ -71,7 +71,7 @@ class Prepared:
 
     @cached_property
     def never_shown(self) -> list[str]:
-        """Sources of training data of which the run's steps show no conversation."""
+        """Sources of training data that contribute no conversation to the run's steps."""
         return [name for name, count in self.training.count(self.plan.documents).items() if not count]
 
     @property

@@ -86,7 +86,7 @@ def preview_rows(
 
 
 class _Console(Console):
-    """Lets run_command handle a reader that is gone, as of `| head`; rich would exit with an error."""
+    """Leaves a closed pipe, as of `| head`, to run_command; rich would exit with an error."""
 
     def __init__(self, *, beside_a_page: bool):
         super().__init__(soft_wrap=True)

@@ -1,8 +1,8 @@
 """Asks a model behind an OpenAI-compatible server: many requests in flight, a cache, a budget of tokens.
 
 The openai client itself repeats requests, with growing pauses, after 429, 5xx, lost connections and
-time-outs. Every answer is written to the cache before it is used, so that no answer is paid twice: if the
-same is asked of the same address again, the answer is read from the cache.
+time-outs. Every answer is written to the cache before it is used, so that no answer is paid for twice:
+if the same is asked of the same address again, the answer comes from the cache.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ BYTES_PER_TOKEN = 3  # assumed for a server that does not report its usage
 ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/\S*)?")
 MOST_PORT = 65535
 FEWEST_FAILURES = 3
-"""A server that has never answered is given up after so many requests in a row that found it UNREACHABLE."""
+"""A server that has never answered is given up after this many requests in a row find it UNREACHABLE."""
 UNREACHABLE = re.compile("no connection|too slow|status (?:429|5..)")
 PATIENCE = 3
-"""A request with all its retries may last so many time-outs, or as long as its pauses may, if longer."""
+"""A request with all its retries may last this many time-outs, or as long as its pauses if that is longer."""
 LONGEST_PAUSE = 60.0
 """Seconds that the openai client waits at most before a retry, whatever a server asks for."""
 CUT_OFF = ("length", "content_filter")
@@ -197,7 +197,7 @@ class Server:
                 self._names[refused] = OTHER_NAMES[refused]
 
     def _count_failure(self, reason: NoAnswer) -> None:
-        """Count a request without an answer. Raises RunError after many in a row, to not ask for hours."""
+        """Count a request without an answer. Raises RunError after many in a row, not to ask for hours."""
         self._failures += 1
         most = self._most_failures
         if not self._has_answered and UNREACHABLE.match(str(reason)):

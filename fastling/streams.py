@@ -1,4 +1,4 @@
-"""The standard streams: a run goes on when somebody closes them or stops reading them."""
+"""The standard streams: a run continues when they are closed or nobody reads them."""
 
 import io
 import os

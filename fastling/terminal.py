@@ -1,4 +1,4 @@
-"""Words for a person go to stderr; stdout is for results that a program reads."""
+"""Text for people goes to stderr; stdout is for results that programs read."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ from fastling.json_files import json_line
 
 WIDTH_OF_A_FILE = 120
 SECONDS_BETWEEN_LINES = 10.0
-"""Where stderr is no terminal, long work says so often how far it is."""
+"""Where stderr is no terminal, long work reports its progress at this interval."""
 
 
 class _Console(Console):
@@ -39,7 +39,7 @@ def make_console(*, quiet: bool = False) -> Console:
 
 
 class LoggedProgress(Progress):
-    """A bar that disappears at the end; without a terminal, as in a job's log, a line now and then."""
+    """A bar that disappears at the end; without a terminal, as in a job's log, an occasional line."""
 
     def __init__(self, *columns: ProgressColumn, console: Console):
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -41,7 +41,7 @@ from fastling.training.update import Updater
 def train(config: Config) -> dict:
     """Train, evaluate, checkpoint and export as the config says; return a summary on rank 0, {} elsewhere.
 
-    Raises UserError or RunError for what the user can mend.
+    Raises UserError or RunError for what the user can fix.
     """
     check_wandb(config)
     with open_world(config) as world:
@@ -52,7 +52,7 @@ def train(config: Config) -> dict:
 
 
 class Run:
-    """One training run. Its constructor does everything that can fail before the first step."""
+    """One training run. Its constructor does whatever can fail before the first step."""
 
     def __init__(self, config: Config, world: World, console: Console):
         self.config, self.world, self.console = config, world, console

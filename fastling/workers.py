@@ -1,4 +1,4 @@
-"""Processes that share some work. Each starts without its parent's memory, and none outlives its parent."""
+"""Processes that share some work. They do not inherit their parent's memory, and do not outlive it."""
 
 import collections
 import errno
@@ -21,7 +21,7 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def own_cores() -> int:
-    """Number of cores that this process may use: of a Slurm job its own, of a container its quota."""
+    """Number of cores that this process may use: a Slurm job's own, a container's quota."""
     cores = len(os.sched_getaffinity(0))
     try:
         microseconds, period = map(int, CPU_QUOTA.read_text().split())
@@ -36,7 +36,7 @@ def start_workers(
 ) -> Iterator[ProcessPoolExecutor]:
     """A pool of `number` processes, each of which first calls `start(*arguments)`.
 
-    Raises RunError of the setting `where` when a process is killed or cannot be started.
+    Raises RunError, naming the setting `where`, if a process is killed or cannot be started.
     """
     context = multiprocessing.get_context("forkserver")
     try:
@@ -74,7 +74,7 @@ def _start_servers() -> None:
 def ahead(started: Iterable, most: int) -> Iterator:
     """Items of `started` in order, each taken `most` items ahead of the one that is yielded.
 
-    Taking an item begins a piece of work, so up to `most` further pieces are under way meanwhile.
+    Taking an item starts a piece of work, so up to `most` more are in progress meanwhile.
     """
     waiting = collections.deque()
     for each in started:

@@ -49,7 +49,7 @@ def rows(op: str, name: str, tensor: Tensor) -> None:
 
 
 def whole(op: str, name: str, tensor: Tensor) -> None:
-    """Raise ValueError if `tensor` is a DTensor, of which a rank holds only some rows."""
+    """Raise ValueError if `tensor` is a DTensor: a rank holds only some of its rows."""
     if type(tensor) in PLAIN:  # nearly always true, and spares the import
         return
     from torch.distributed.tensor import DTensor

@@ -93,7 +93,7 @@ def _check_alignment(backend: str, **tensors: Tensor) -> None:
 
 
 def available(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if `backend` can run such tensors here, else what is missing, in words."""
+    """None if `backend` can run such tensors here, else a description of what is missing."""
     if backend == "sdpa":
         return None
     if backend == "tiled":

@@ -250,7 +250,7 @@ def _row_slices(num_rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
     """Slices of rows within the budget, of about equal size, so that none at the end is a small product.
 
     If 16 rows fit, slices begin at multiples of 16, so that labels and weights are aligned alike in each:
-    Triton compiles a kernel anew, for seconds, for a pointer that is no multiple of 16 bytes.
+    For a pointer that is not a multiple of 16 bytes Triton compiles a kernel again, which takes seconds.
     """
     most_rows = max(1, most_bytes // row_bytes)
     if num_rows <= most_rows:

@@ -242,7 +242,7 @@ def _programs_per_multiprocessor(num_warps: int) -> int:
 
 
 def _num_stages(tile_bytes: int, device: torch.device) -> int:
-    """Tiles of the loop that are in flight, with the one at work: as many as fit into shared memory."""
+    """Tiles of the loop in flight, the current one included: as many as fit into shared memory."""
     return min(3, 1 + min(SHARED_BYTES, runtime.shared_bytes(device)) // tile_bytes)
 
 

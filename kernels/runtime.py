@@ -41,7 +41,7 @@ def _constant(function: Callable) -> Callable:
 
 @_constant
 def missing(device: torch.device) -> str | None:
-    """None if the Triton kernels can run on `device`, else what is missing, in words."""
+    """None if the Triton kernels can run on `device`, else a description of what is missing."""
     if not INSTALLED:
         return "triton is not installed"
     if device.type != "cuda":

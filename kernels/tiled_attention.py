@@ -7,8 +7,8 @@ With one call for each document, most time would go by between the products. So 
 form a tile, padded at their ends to one length; the causal mask hides the padding from every real token. The
 half-precision numbers of short documents are widened to float32, since PyTorch's products of small
 half-precision matrices cost more to set up than to compute; on a CPU without instructions for them, those of
-all documents are. Long documents are padded even alone: PyTorch compiles its half-precision products anew for
-each length and keeps them for ever, some 5 MiB a length. One gathering of rows brings the stream into the
+all documents are. Long documents are padded even alone: PyTorch compiles its half-precision products again
+for each length and keeps them for ever, some 5 MiB each. One gathering of rows brings the stream into the
 order of the tiles, and another one brings it back.
 Shapes: T packed tokens, P tokens of all tiles with their padding, N heads, K kv heads, M either, D head dim,
 B documents of a tile, L tokens of each with its padding.

@@ -130,9 +130,9 @@ def _check_beside(record: dict) -> None:
 
 
 def _as_number(value: Any) -> Number | None:
-    """A mark of a row as a number, of which Decimal, in a table, is one; None if it says nothing.
+    """A row's mark as a number (tables have Decimals, too); None if it says nothing.
 
-    Tables made of CSV spell truth values as text, which would be true in Python whatever it says.
+    Tables made from CSV hold truth values as text, which Python takes for true whatever it says.
     """
     if isinstance(value, str):
         return {"false": 0, "0": 0, "true": 1, "1": 1}.get(value.strip().lower())

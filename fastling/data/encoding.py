@@ -53,7 +53,7 @@ class Unproved(Refused):
         super().__init__(reason, detail)
         self.num_tokens = num_tokens
 
-    def __reduce__(self):  # so that it crosses from a worker process whole
+    def __reduce__(self):  # so that it can be pickled by a worker process
         return type(self), (self.reason, self.detail, self.num_tokens)
 
 

@@ -120,7 +120,7 @@ def make_plan(
     epochs: int | None = None,
     packs: int | None = None,
 ) -> Plan:
-    """Plan `epochs` whole epochs, or the first `packs` packs of as many epochs as they take."""
+    """Plan `epochs` whole epochs, or `packs` packs, from as many epochs as they take."""
     # Of each epoch one array: an object for each pack would take hundreds of bytes.
     documents, sizes = [], []
     orders = shuffled_sources(sources, len(weights), seed)

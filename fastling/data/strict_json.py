@@ -1,4 +1,4 @@
-"""JSON in which a key comes once in an object: all of a text, or the items of a file's array one by one."""
+"""JSON in which no object has a key twice: a whole text, or the items of a file's array one by one."""
 
 import codecs
 import io
@@ -25,12 +25,12 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def parse_json(text: str) -> Any:
-    """json.loads, which also raises ValueError for a key twice in an object: one value would be lost."""
+    """json.loads, which also raises ValueError if an object has a key twice: one value would be lost."""
     return _JSON.decode(text)
 
 
 class Array:
-    """A file that is one JSON array, of which only some text is held, from the present item on."""
+    """A file that is one JSON array. Only a part of its text is held in memory, from the current item on."""
 
     def __init__(self, path: Path, file: io.BufferedIOBase, bytes_at_once: int):
         self._path, self._file, self._bytes_at_once = path, file, bytes_at_once
@@ -39,7 +39,7 @@ class Array:
         self._lines_before = self._bytes = 0
 
     def items(self) -> Iterator[tuple[Any, int]]:
-        """(item, its characters) of the array. Raises ValueError where it is broken."""
+        """Yield (item, its length in characters). Raises ValueError where the JSON is broken."""
         self._pass("[")
         while self._next() != "]":
             yield self._item()
@@ -53,11 +53,11 @@ class Array:
             raise json.JSONDecodeError("Extra data", self._text, self._at)
 
     def line(self, at: int) -> int:
-        """Number of the line, counted from 1, of a place in the text that is held."""
+        """Line number, counted from 1, of a position in the text that is held."""
         return self._lines_before + self._text.count("\n", 0, at) + 1
 
     def _next(self) -> str:
-        """The next character that is no space; "" at the end of the file."""
+        """The next character other than space; "" at the end of the file."""
         while True:
             self._at = _SPACE.match(self._text, self._at).end()
             if self._at < len(self._text) or not self._read_on():
@@ -72,18 +72,18 @@ class Array:
         while True:
             try:
                 item, end = _JSON.raw_decode(self._text, self._at)
-            except json.JSONDecodeError:  # perhaps because its text is not yet held to its end
+            except json.JSONDecodeError:  # perhaps because the end of its text has not been read yet
                 if not self._read_on():
                     raise
                 continue
-            # Where the text ends within a number, what is held of it may be a number, too: 1 of 1.5e3.
+            # If the text ends within a number, its beginning may be a number as well: 1 of 1.5e3.
             if self._text[end : end + 1] in tuple(" \t\r\n,]") or not self._read_on():
                 size, self._at = end - self._at, end
                 return item, size
 
     def _read_on(self) -> bool:
-        """Hold more text, and none before the present place. False at the end of the file."""
-        # As much again as is held of a long item, which is then read anew only a few times.
+        """Read more text, and drop what is before the current place. Returns False at the end of the file."""
+        # Twice what is held of a long item, so that it is parsed again only a few times.
         content = self._file.read(max(self._bytes_at_once, len(self._text) - self._at))
         waiting, _ = self._decoder.getstate()  # bytes of a character whose end was not yet read
         try:

@@ -46,7 +46,7 @@ class Template:
     system: str = ""
     """The system block, left out when there is no system text."""
     default_system: str = ""
-    """System text of a conversation that brings none."""
+    """System text of a conversation without one."""
     control_tokens: tuple[str, ...] = ()
     """Control tokens written out in the patterns, beside `{bos}` and `{eos}`."""
     stop: tuple[str, ...] = ()

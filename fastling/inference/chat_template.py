@@ -49,9 +49,9 @@ def find_template(folder: Path, tokenizer: Tokenizer) -> FoundTemplate:
 
 
 def other_form(folder: Path, tokenizer: Tokenizer, template: Template) -> str | None:
-    """The folder's chat template, in words, if it renders another text than `template`; else None.
+    """A description of the folder's chat template if it renders other text than `template`; else None.
 
-    A folder without a chat template, such as a base model's, has no other form.
+    A folder without a chat template, such as a base model's, gives None.
     """
     try:
         chat_template, file = _read_chat_template(folder)

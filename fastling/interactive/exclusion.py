@@ -53,7 +53,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def read_exclusion(paths: Iterable[Path]) -> Exclusion:
-    """Read files of plain text, a sentence on each line, or of JSON lines, of which every text counts.
+    """Read files of plain text, one sentence per line, or of JSON lines, all of whose texts count.
 
     Raises UserError for a file that cannot be read as that.
     """

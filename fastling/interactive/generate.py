@@ -14,7 +14,7 @@ from fastling.json_files import json_line
 from fastling.remote import Server
 
 MOST_USELESS = 256
-"""After so many dialogues in a row of which none could be kept, the model is asked no more."""
+"""After this many dialogues in a row that could not be kept, the model is not asked again."""
 
 
 def write_generated(
@@ -56,7 +56,7 @@ def write_generated(
 
 
 async def _until_enough(draw: "Draw", writer: Writer, count: int | None) -> AsyncIterator[dict]:
-    """Yield dialogues from as many pairs as are wanted, then again from as many as could not be kept.
+    """Yield dialogues from as many pairs as are wanted, then from as many more as could not be kept.
 
     It ends sooner when there are no pairs left, when the budget is spent, or when the model writes none that
     can be kept.

@@ -13,7 +13,7 @@ from fastling.errors import UserError, first_line
 from fastling.interactive.languages import check_language, reads_as, tidy
 
 SAMPLED_RUNS, RUN_LENGTH = 500, 50
-"""The sample to learn from: at most so many runs, each of so many neighbouring lines."""
+"""The sample to learn from: at most this many runs of this many neighbouring lines each."""
 FEWEST_TOLD, LEAST_SPREAD, LEAST_CORRELATION = 20, 0.2, 0.3
 """To tell whether two files are in step takes a run of at least so many lines whose lengths, as logarithms,
 have at least this standard deviation. If they are in step, the lengths have at least this correlation: the

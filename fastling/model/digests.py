@@ -36,7 +36,7 @@ def digested(
 
 
 def misread(folder: Path, digests: Mapping[str, str]) -> str | None:
-    """How the tensors of a folder differ from those that were written, in words; None if they do not."""
+    """A description of how a folder's tensors differ from those that were written; None if they do not."""
     with closing(SafetensorsFolder(folder)) as source:
         if source.shapes.keys() != digests.keys():
             return "other tensors are in the files than were written"

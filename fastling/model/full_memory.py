@@ -1,4 +1,4 @@
-"""Recognises the errors that mean that the memory of a GPU or a CPU is full, and tells them in words."""
+"""Recognises the errors that mean that a GPU's or a CPU's memory is full, and explains them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

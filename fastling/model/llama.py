@@ -254,7 +254,7 @@ class Llama(nn.Module):
         self.rotary_cos, self.rotary_sin = (table.to(device) for table in rotary_tables(self.config))
 
     def _apply(self, fn, recurse=True):
-        """PyTorch calls this for every move or cast of a module. The tables are computed anew, since they
+        """PyTorch calls this for every move or cast of a module. The tables are recomputed, since they
         must survive `to_empty` and stay float32 under `.to(torch.bfloat16)`."""
         super()._apply(fn, recurse)
         self.reset_rotary()

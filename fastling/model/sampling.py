@@ -37,7 +37,7 @@ class SeenTokens:
         self.seen_RV = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
 
     def begin(self, row: int, prompt: list[int], width: int = 1) -> None:
-        """Begin anew with the tokens of a prompt, in `width` rows from `row` on."""
+        """Start over with the tokens of a prompt, in `width` rows from `row` on."""
         self.seen_RV[row : row + width] = False
         self.seen_RV[row : row + width, prompt] = True
 

@@ -24,7 +24,7 @@ class Ending(Exception):
 
 
 class Failed(Exception):
-    """The model failed. The message is what the client is told.
+    """The model failed. The message is what the client gets.
 
     The original error is not passed on: its traceback refers to the answer and its cache, and an error that
     went through an event loop is freed only by the garbage collector. The next answer needs that memory.
@@ -139,5 +139,5 @@ class Worker:
 
 
 def in_words(error: Exception) -> str:
-    """What a client is told of an error in the thread: no more than its kind, unless it is a UserError."""
+    """What a client gets of an error in the thread: only its kind, unless it is a UserError."""
     return f"{error.where} {error.what}" if isinstance(error, UserError) else type(error).__name__

@@ -91,7 +91,7 @@ class Weights:
             raise UserError(str(self.folder), "is no Hugging Face folder", fix)
 
     def mismatches(self, other: "Weights") -> list[str]:
-        """How the names and shapes of another folder's tensors differ from these, in words.
+        """Descriptions of how another folder's tensors differ from these in name or shape.
 
         The other folder's embeddings may have more rows.
         """

@@ -1,7 +1,7 @@
 """Adds tokens to a folder's tokenizer. Every old id is kept, which is proved before anything is written.
 
 SentencePiece BPE (LLaMA 1 and 2): the tokens become pieces of the model itself, with a lower score than all
-old ones, and tokenizer.json is built anew and proved equal to it. BPE only merges into pieces that are in the
+old ones, and tokenizer.json is rebuilt and proved equal to it. BPE only merges into pieces that are in the
 text, so text without new tokens keeps its ids. Added tokens would not work here, since after each of them
 such a tokenizer reads a space that is not there.
 
@@ -114,7 +114,7 @@ def read_token_file(path: Path) -> list[str]:
 
 
 def add_tokens(folder: Path, texts: Sequence[str]) -> NewTokens:
-    """Add tokens that are given as text; those that the vocabulary has are passed over.
+    """Add tokens that are given as text; those already in the vocabulary are skipped.
 
     Raises UserError if it has all of them, or for texts that cannot become tokens.
     """

@@ -15,7 +15,7 @@ from fastling.training.parallel import World, shard
 
 CPU_SIZES = 64
 """On a CPU the numbers of tokens and supervised rows of a micro-batch are rounded up to multiples of this.
-oneDNN compiles half-precision products for each size anew, and keeps a thousand of them, half a MiB each."""
+oneDNN compiles half-precision products again for each size, and keeps a thousand of them, half a MiB each."""
 
 
 def model_config(config: Config, encoder: Encoder) -> LlamaConfig:

@@ -249,7 +249,7 @@ def _as_damage(path: Path):
 
 
 def _stored(path: Path) -> list[tuple[str, Digest]]:
-    """(name, digest) of each tensor in a file, all of which is read."""
+    """(name, digest) of each tensor in a file; reads all of it."""
     with _as_damage(path), safe_open(path, framework="pt") as file:
         places = json.loads(file.metadata()["DCP_SHARDING_INFO"])
         return [(name, _digest(file.get_tensor(name), places[name]["saved_offsets"])) for name in file.keys()]

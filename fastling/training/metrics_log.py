@@ -27,10 +27,10 @@ WANDB_NAMES = {
 
 
 class MetricsLog:
-    """metrics.jsonl of a run, and W&B if asked for. Lines after `first_step` are dropped: they come again.
+    """metrics.jsonl of a run, and W&B if asked for. Drops lines after `first_step`: those steps come again.
 
-    Use as a context manager: otherwise W&B would lose the last steps of a run that fails, and not learn that
-    it has failed.
+    Use as a context manager: otherwise W&B would lose the last steps of a run that fails, and would not learn
+    that it failed.
     """
 
     def __init__(self, run_dir: Path, config: Config, first_step: int):
@@ -51,7 +51,7 @@ class MetricsLog:
             self.wandb.log({_wandb_name(key): value for key, value in line.items()})
 
     def amend(self, step: int, more: dict) -> None:
-        """Add to the metrics of a step, so that they are as if they had been written together."""
+        """Add to the metrics of a step, as if they had been written together."""
         lines = (line | more if line["step"] == step else line for line in json_lines(self.path))
         files.write_parts(self.path, map(json_line, lines))
         self.file.close()  # of the text that was replaced
@@ -59,7 +59,7 @@ class MetricsLog:
         self._to_wandb({"step": step, **more})
 
     def sync(self) -> None:
-        """Have what was written reach the disk, as a checkpoint does after which no step comes again."""
+        """Flush to the disk what was written: after a checkpoint is saved, its steps do not come again."""
         with files.naming(self.path):
             os.fsync(self.file.fileno())
 
@@ -122,10 +122,10 @@ def plot_loss(run_dir: Path, loss_per: str) -> Path:
 
     `loss_per` is train.loss: token, turn or sample. The held-out loss is always by token.
     """
-    from matplotlib.figure import Figure  # half a second, which no run waits for at its start
+    from matplotlib.figure import Figure  # takes half a second, which would delay every start
 
     train, held_out = [], []
-    for line in json_lines(run_dir / "metrics.jsonl"):  # one by one: a long run has a million
+    for line in json_lines(run_dir / "metrics.jsonl"):  # one by one, since a long run has a million
         for points, name in ((train, "loss"), (held_out, "eval_loss")):
             if name in line:
                 points.append((line["step"], line[name]))

@@ -25,7 +25,7 @@ from fastling.training.parallel import World, compute_dtype
 LAYERS = 2
 """Layers of the model that is compared: selective checkpointing recomputes one of them, not the last."""
 PACKS = 2
-"""Packs of each process, each of which is a micro-batch."""
+"""Packs of each process, one per micro-batch."""
 ALLOWED_IN_FLOAT32 = 1e-4
 TIMES_PLAIN = {"bf16": 2.0, "fp8": 2.0 * 2**4}
 """By train.precision: how many times the plain error is allowed. float8 has 4 bits less than bfloat16."""

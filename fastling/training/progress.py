@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a training run: a bar on a terminal, an occasional line elsewhere."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What a run folder records: its config, where everything came from, and what must stay when it resumes."""
+"""What a run folder records: its config, where everything came from, and what must not change on resuming."""
 
 import contextlib
 import hashlib
@@ -37,10 +37,10 @@ PACKAGES = (
 )
 
 IN_WORDS = {"data": "data (rows, names or pairs of the sources, tokenizer, template or sequence_length)"}
-"""Words for those entries of an identity whose values, which are digests, tell a reader nothing."""
+"""Names for the entries of an identity whose values are digests, which mean nothing to a reader."""
 
 SECONDS_UNTIL_SEEN = 30
-"""By then, a file that one node has written is visible to the others on any shared disk."""
+"""Long enough for a file that one node wrote to become visible to the others on any shared disk."""
 
 
 def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
@@ -49,13 +49,13 @@ def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
     first = mark_of_weights(resolve(pretrained, "model.pretrained")) if pretrained else None
     return {
         "model.pretrained, by its weights": first,
-        "data": prepared.training.folder.name,  # before a shape that is made for it
+        "data": prepared.training.folder.name,  # before a shape that follows from it
         **{f"model.{name}": value for name, value in vars(shape).items()},
         "data.sources weights": [source.weight for source in config.data.sources],
         "seed": config.seed,
-        "train.global_batch_tokens": train.global_batch_tokens,  # before what else it changes
+        "train.global_batch_tokens": train.global_batch_tokens,  # before the numbers that follow from it
         "number of steps": prepared.total_steps,
-        "number of packs": len(prepared.plan),  # of which the last step may have fewer
+        "number of packs": len(prepared.plan),  # the last step may have fewer than the others
         "train.loss": train.loss,
         "train.precision": train.precision,
         **{f"optimizer.{name}": value for name, value in vars(config.optimizer).items()},
@@ -101,12 +101,12 @@ def check_agreed(
 class RunLock:
     """A lock that keeps a second run out of a run folder, until this object or the process ends.
 
-    A disk without locks keeps nobody out: the run goes on all the same.
+    A disk without locks keeps nobody out; the run continues regardless.
     """
 
     def __init__(self, path: Path):
         self._file = None
-        # Without a buffer: what a full disk refuses is not written again at the end.
+        # Unbuffered, so that what a full disk refused is not written again on closing.
         self._file = open(path, "ab", buffering=0, opener=no_link)
         if not takes(self._file.fileno(), path):
             raise BlockingIOError
@@ -152,15 +152,15 @@ def check_shared(run_dir: Path, number: int) -> None:
 
 
 def evaluated_on_other(run_dir: Path, prepared: Prepared) -> bool:
-    """Whether a run that resumes had other held-out data before. Call it before `write_records`."""
+    """Whether a resumed run had other held-out data before. Call this before `write_records`."""
     before, validation = read_manifest(run_dir).get("validation_store"), prepared.validation
     return before is not None and validation is not None and before != validation.folder.name
 
 
 def changed_since(run_dir: Path, choices: list[Choice], world: World) -> str:
-    """What has changed since the run's last start of that on which the last bits of a step depend; else "".
+    """What has changed since the run's last start that affects the last bits of a step; "" if nothing.
 
-    A run that resumes has the same data in the same order all the same (P10). Call it before `write_records`.
+    A resumed run has the same data in the same order regardless (P10). Call this before `write_records`.
     """
     manifest = read_manifest(run_dir)
     before = (
@@ -168,7 +168,7 @@ def changed_since(run_dir: Path, choices: list[Choice], world: World) -> str:
     )
     now = _conditions(world) | _implementations(choices) | {"torch": _version("torch")}
     pairs = [(name, before.get(name), value) for name, value in now.items()]
-    # None where it does not matter, as threads on a GPU, or was not recorded.
+    # None where it does not matter, as for threads on a GPU, or was not recorded.
     return ", ".join(
         f"{name} {old} -> {new}" for name, old, new in pairs if None not in (old, new) and old != new
     )
