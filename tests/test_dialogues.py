@@ -326,7 +326,7 @@ def test_a_file_in_another_language_is_refused_and_what_was_there_stays(tmp_path
     (tmp_path / "out.jsonl").write_text("as it was")
     assert run_command(dialogues.main, arguments) == 2
     said = capsys.readouterr()
-    assert f"--source-lang: is fr, and 100 % of a sample of {corpus.first} is not" in said.err
+    assert f"--source-lang: is fr, but 100 % of a sample of {corpus.first} is not" in said.err
     assert not said.out and (tmp_path / "out.jsonl").read_text() == "as it was"
 
 

@@ -416,7 +416,7 @@ def test_a_store_s_folder_that_is_read_only_is_told_and_enough_where_the_store_i
     folder = str(tmp_path / "store")
     run(store=folder)
 
-    def on_a_read_only_disk(path, *arguments):
+    def on_a_read_only_disk(path, *arguments, **options):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(locks, "open", on_a_read_only_disk, raising=False)

@@ -120,7 +120,7 @@ def test_answers_of_another_model_are_refused(options, tmp_path, tiny_export):
     row = json.loads(first)
     row["fingerprint"]["model"] = "0" * 64
     path.write_text("\n".join([json.dumps(row), *rest]) + "\n")
-    with pytest.raises(UserError, match="different: model"):
+    with pytest.raises(UserError, match="what differs: model"):
         ask(options())
 
 
@@ -141,7 +141,7 @@ def test_answers_of_the_same_weights_in_other_use_are_refused(
     content = (folder / name).read_text()
     assert old in content
     (folder / name).write_text(content.replace(old, new))
-    with pytest.raises(UserError, match=f"different: {named}"):
+    with pytest.raises(UserError, match=f"what differs: {named}"):
         ask(options("--model", str(folder)), QUESTIONS[:3])
 
 

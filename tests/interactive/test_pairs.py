@@ -72,7 +72,7 @@ def test_a_file_in_another_language_than_is_said_is_refused(option, said, tmp_pa
         check_languages(corpus, runs)
         return
     with pytest.raises(
-        UserError, match=rf"--{option}-lang: is fr, and \d+ % of a sample of {tmp_path}/. is not"
+        UserError, match=rf"--{option}-lang: is fr, but \d+ % of a sample of {tmp_path}/. is not"
     ):
         check_languages(corpus, runs)
 

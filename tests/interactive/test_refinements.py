@@ -256,7 +256,7 @@ def test_a_request_is_not_tried_for_ever(serve, ask, monkeypatch):
     over = threading.Event()
     server = serve(lambda number, body: over.wait(60) and good(number, body))
     began = time.monotonic()
-    with pytest.raises(RunError, match="in a row had no answer from .*: too slow"):
+    with pytest.raises(RunError, match="in a row got no answer from .*: too slow"):
         ask(server, 3, requests_in_flight=3, timeout_seconds=0.5, retries=6)
     assert time.monotonic() - began < 12
     over.set()
@@ -266,7 +266,7 @@ def test_where_nobody_listens_the_run_ends_in_words(serve, ask):
     server = serve()
     server.shutdown()
     server.server_close()
-    with pytest.raises(RunError, match="in a row had no answer from .*: no connection"):
+    with pytest.raises(RunError, match="in a row got no answer from .*: no connection"):
         ask(server, 20, requests_in_flight=2)
 
 

@@ -483,7 +483,7 @@ def test_what_does_not_fit_is_refused(spm, tmp_path):
     for init in ("copy:", "copy:nosuchtoken", "random", ""):
         with pytest.raises(UserError, match="--init"):
             extend_model(model, tmp_path / "out", added, init)
-    with pytest.raises(UserError, match="has 2000 tokens, and its embedding 1990 rows"):
+    with pytest.raises(UserError, match="has 2000 tokens, but its embedding only 1990 rows"):
         extend_model(make_model(tmp_path / "small", vocab_size=1990), tmp_path / "out", added, "mean")
     with pytest.raises(UserError, match="knows 2001 tokens"):
         grown = shutil.copytree(model, tmp_path / "grown")
