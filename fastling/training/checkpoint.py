@@ -216,18 +216,19 @@ def damage(folder: Path) -> str | None:
     only one of the ranks with equal rows writes them, so a rank's tensor may be in another rank's file.
     """
     try:
-        saved = [
-            (rank, *each)
-            for rank in range(_read_state(folder)["ranks"])
-            for each in _read_digests(folder, rank)
-            if each[1].sha256 != EMPTY  # a rank past the last row has none, and writes nothing
-        ]
+        with _as_damage(folder):  # whatever somebody has sealed there
+            saved = [
+                (rank, *each)
+                for rank in range(_read_state(folder)["ranks"])
+                for each in _read_digests(folder, rank)
+                if each[1].sha256 != EMPTY  # a rank past the last row has none, and writes nothing
+            ]
+            written = {(file, name, digest) for _, name, digest, file in saved}
         paths = sorted(folder.glob("*.safetensors"))
         with ThreadPoolExecutor() as threads:  # hashing leaves Python to others
             stored = dict(zip([path.name for path in paths], threads.map(_stored, paths), strict=True))
     except _DamagedFile as error:
         return str(error)
-    written = {(file, name, digest) for _, name, digest, file in saved}
     for file, tensors in stored.items():
         for name, digest in tensors:
             if (file, name, digest) not in written and digest.sha256 != EMPTY:

@@ -194,6 +194,25 @@ def test_damage_is_found_and_the_one_before_is_used(process_group, tmp_path, nam
     assert any(f": {path.name}: " in said[0] for path in tmp_path.glob("step-*/*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", {"ranks": "1"}),
+        ("digests-0000.json", {"tensors": ["x"]}),
+        ("digests-0000.json", {"tensors": {"x": None}}),
+        ("digests-0000.json", {"tensors": {"x": ["", "", [1], [[]], []]}}),
+    ],
+)
+def test_what_somebody_else_has_sealed_is_damage_not_a_traceback(process_group, tmp_path, name, content):
+    model, optimizer = model_and_optimizer()
+    for step in (1, 2):
+        save(tmp_path, step, model, optimizer)
+    (tmp_path / "step-00000002" / name).write_text(sealed_json({"step": 2, **content}))
+    said = []
+    assert checkpoint.newest_step(tmp_path, said.append) == 1
+    assert len(said) == 1 and "step-00000002: damaged" in said[0]
+
+
 def flipped(path, positions):
     """Write the file with a bit flipped in each of these bytes in turn; whole again at the end."""
     whole = path.read_bytes()
