@@ -143,7 +143,7 @@ class Run:
         if not step:
             return None
         found = checkpoint.open_checkpoint(folder, step)
-        record.check_identity(found.folder, found.state["identity"], self.identity)
+        record.check_identity(found.folder, found.state.get("identity"), self.identity)
         return found
 
     def _describe(self) -> None:
@@ -300,7 +300,7 @@ class Run:
 def summarise(lines: Iterable[dict], config: Config) -> dict:
     """The run in a few numbers, from its metrics. Raises RunError if there are none."""
     run_dir, speeds, first, last, held_out = config.run_folder, [], {}, {}, None
-    for last in lines:
+    for last in (line for line in lines if {"loss", "supervised_tokens_per_s"} <= line.keys()):
         first = first or last
         speeds.append(last["supervised_tokens_per_s"])
         held_out = last.get("eval_loss", held_out)

@@ -62,8 +62,9 @@ def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
     }
 
 
-def check_identity(where: Path, recorded: dict, now: dict) -> None:
+def check_identity(where: Path, recorded: object, now: dict) -> None:
     """Raise UserError naming the first setting that differs from the checkpoint's."""
+    recorded = recorded if isinstance(recorded, dict) else {}
     for name, value in now.items():
         if recorded.get(name) != value:
             words = IN_WORDS.get(name, name)
@@ -163,9 +164,9 @@ def changed_since(run_dir: Path, choices: list[Choice], world: World) -> str:
     A resumed run has the same data in the same order regardless (P10). Call this before `write_records`.
     """
     manifest = read_manifest(run_dir)
-    before = (
-        manifest | manifest.get("implementations", {}) | {"torch": manifest.get("packages", {}).get("torch")}
-    )
+    found = [manifest.get(name) for name in ("implementations", "packages")]
+    implementations, packages = (each if isinstance(each, dict) else {} for each in found)
+    before = manifest | implementations | {"torch": packages.get("torch")}
     now = _conditions(world) | _implementations(choices) | {"torch": _version("torch")}
     pairs = [(name, before.get(name), value) for name, value in now.items()]
     # None where it does not matter, as for threads on a GPU, or was not recorded.

@@ -16,7 +16,7 @@ from conftest import DEMO, config_of, tiny_settings
 from safetensors.torch import save_file
 
 from fastling.config import Config
-from fastling.errors import UserError
+from fastling.errors import RunError, UserError
 from fastling.model.digests import mark_of_weights
 from fastling.model.huggingface import hf_tensors
 from fastling.model.llama import Llama
@@ -24,6 +24,7 @@ from fastling.model.llama_config import LlamaConfig
 from fastling.model.safetensors_folder import save_weights
 from fastling.ops import Choice
 from fastling.prepare import make_encoder, prepare_data
+from fastling.train import summarise
 from fastling.training import record
 from fastling.training.build import model_config
 
@@ -216,6 +217,17 @@ def test_what_a_run_writes_down_is_what_its_next_start_compares(tmp_path, monkey
     others = [Choice("attention", "sdpa", "plain PyTorch")]
     said = f"attention tiled -> sdpa, torch {torch.__version__} -> 0.0"
     assert record.changed_since(folder, others, world) == said
+
+
+def test_records_of_another_form_say_nothing_of_a_run(tmp_path):
+    """As somebody else may have written them."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"implementations": [], "packages": "torch"}))
+    world = SimpleNamespace(size=1, device=torch.device("cpu"))
+    assert record.changed_since(tmp_path, [], world) == ""
+    with pytest.raises(UserError, match="was made with another seed: None"):
+        record.check_identity(tmp_path, ["seed"], {"seed": 1})
+    with pytest.raises(RunError, match="holds no steps"):
+        summarise([{"step": 1}, {"step": 2, "loss": 0.5}], Config(run_dir=str(tmp_path)))
 
 
 def test_on_a_gpu_the_number_of_threads_is_no_condition(tmp_path):
