@@ -61,13 +61,13 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m benchmarks.data", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", default="fastling:demo/train.jsonl", help="default: the demo's")
-    add("--tokenizer", default="fastling:demo/tokenizer.model", help="default: the demo's")
-    add("--template", default="bayling", help="default: %(default)s; TRL is compared with bayling only")
-    add("--rows", type=int, default=20_000, help="default: %(default)s")
-    add("--rounds", type=int, default=3, help="of prepare and its peer in turns (default: %(default)s)")
-    add("--sequence-length", type=int, default=2048, help="default: %(default)s")
-    add("--out", type=Path, help="file of JSON lines to add to")
+    add("--data", default="fastling:demo/train.jsonl", help="conversations (default: the demo's)")
+    add("--tokenizer", default="fastling:demo/tokenizer.model", help="tokenizer (default: the demo's)")
+    add("--template", default="bayling", help="default: %(default)s, the only one compared with TRL")
+    add("--rows", type=int, default=20_000, help="rows to prepare (default: %(default)s)")
+    add("--rounds", type=int, default=3, help="runs of each, by turns (default: %(default)s)")
+    add("--sequence-length", type=int, default=2048, help="tokens in a pack (default: %(default)s)")
+    add("--out", type=Path, help="file of JSON lines to append to")
     options = parser.parse_args(arguments)
     check_positive(options, ("rows", "rounds", "sequence_length"))
     if options.rows < 10:

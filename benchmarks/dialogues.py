@@ -24,9 +24,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--source-lang", required=True)
     parser.add_argument("--target-lang", required=True)
-    parser.add_argument("--pairs", type=int, default=1_000_000, help="default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=1_000_000, help="sentence pairs (default: %(default)s)")
     parser.add_argument("--count", type=int, default=160_000, help="dialogues wanted (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     check_positive(options, ("pairs", "count", "workers"))
     with tempfile.TemporaryDirectory() as folder:

@@ -88,12 +88,16 @@ def main(arguments: Sequence[str]) -> None:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m benchmarks.generation", __doc__)
     parser.add_argument("--rounds", type=int, default=7, help="runs of each (default: %(default)s)")
-    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="default: all")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 48], help="of transformers")
-    parser.add_argument("--threads", type=int, help="of torch; default: as many as it takes")
+    parser.add_argument(
+        "--cases", nargs="+", choices=[case.name for case in CASES], help="cases to run (default: all)"
+    )
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=int, default=[16, 48], help="batch sizes of transformers"
+    )
+    parser.add_argument("--threads", type=int, help="torch's threads (default: its own)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model and a few prompts")
-    parser.add_argument("--out", type=Path, help="file of JSON lines to add to")
+    parser.add_argument("--out", type=Path, help="file of JSON lines to append to")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

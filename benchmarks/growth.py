@@ -274,12 +274,12 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m benchmarks.growth", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--size", choices=SIZES, default="demo", help="of the model (default: %(default)s)")
+    add("--size", choices=SIZES, default="demo", help="size of the model (default: %(default)s)")
     most = f"timed of each point, after {WARM_UP}, in at most {SECONDS:.0f} s or one (default: %(default)s)"
     add("--steps", type=int, default=5, help=most)
     add("--alone", action="store_true", help="one point after another, each alone on the machine")
-    add("--out", type=Path, help="file of JSON lines to add to")
-    add("--point", help=argparse.SUPPRESS)  # what a point's own process is told
+    add("--out", type=Path, help="file of JSON lines to append to")
+    add("--point", help=argparse.SUPPRESS)  # passed to a point's own process
     options = parser.parse_args(arguments)
     if options.steps < 1:
         raise UserError("--steps", f"must be >= 1: {options.steps}")

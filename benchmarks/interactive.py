@@ -38,7 +38,9 @@ SINGLE = "single"
 
 def main(arguments: Sequence[str]) -> None:
     parser = Parser("python -m benchmarks.interactive", __doc__)
-    parser.add_argument("--config", type=Path, required=True, help="trains on interactive dialogues")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="config that trains on interactive dialogues"
+    )
     parser.add_argument("--text", type=Path, required=True, help="folder of the lines they were built from")
     parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and table.jsonl")
     options = parser.parse_args(arguments)

@@ -264,9 +264,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m benchmarks.ranks", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of processes (default: 1 2 4 8)")
-    add("--steps", type=int, default=5, help=f"timed of each, after {WARM_UP} (default: %(default)s)")
-    add("--out", type=Path, help="file of JSON lines to add to")
-    add("--layout", help=argparse.SUPPRESS)  # what one process of several is told
+    add("--steps", type=int, default=5, help=f"timed steps, after {WARM_UP} more (default: %(default)s)")
+    add("--out", type=Path, help="file of JSON lines to append to")
+    add("--layout", help=argparse.SUPPRESS)  # passed to one process of several
     options = parser.parse_args(arguments)
     for name, value in (("--ranks", min(options.ranks)), ("--steps", options.steps)):
         if value < 1:

@@ -78,11 +78,11 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m benchmarks.startup", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--config", help="of the run to start (default: the demo's)")
+    add("--config", help="config of the run to start (default: the demo's)")
     add("--load", choices=SIZES, help="load a model of this size in place of a run")
     add("--ranks", type=int, help="with --load: processes that share the model (default: 1)")
-    add("--rounds", type=int, default=3, help="of which medians are told (default: %(default)s)")
-    add("--out", type=Path, help="file of JSON lines to add to")
+    add("--rounds", type=int, default=3, help="runs, whose medians are reported (default: %(default)s)")
+    add("--out", type=Path, help="file of JSON lines to append to")
     options = parser.parse_args(arguments)
     if options.load and options.config:
         raise UserError(
