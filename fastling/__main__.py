@@ -11,7 +11,7 @@ VERBS = {
     "dialogues": "build interactive-translation dialogues from parallel text",
     "prepare": "tokenize, prove and pack the data; print the ledger of what is trained on",
     "preview": "show, token by token, what is trained on and what is not, and why",
-    "plan": "what training will take on GPUs that are yet to be rented: memory, steps, time",
+    "plan": "estimate what training will take before you rent GPUs: memory, steps, time",
     "verify": "check that packing, gradients and kernels are exact, on this machine with this config",
     "train": "train a model (also under torchrun); resumes by itself",
     "evaluate": "score translations, constraints, exams, dialogues, refinements, instructions",

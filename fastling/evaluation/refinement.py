@@ -105,7 +105,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
         *answers.notes,
     ]
     if passed_over:
-        notes.append(f"{passed_over:,} dialogues have no draft and no wish, and were passed over")
+        notes.append(f"{passed_over:,} dialogues have no draft and no wish, and were skipped")
     return Result("refinement", scores, _tables(scores), tuple(notes))
 
 

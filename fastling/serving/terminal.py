@@ -14,12 +14,12 @@ from fastling.serving.session import Session
 COMMANDS = ("/system", "/retry", "/reset", "/save", "/help", "/quit")
 HELP = """\
 /system TEXT  set the system prompt; without TEXT, remove it
-/retry        take back the newest answer and ask again
-/reset        forget what was said; the system text stays
+/retry        drop the newest answer and ask again
+/reset        clear the conversation; the system text stays
 /save FILE    write the conversation to FILE.jsonl, a row of training data
 /help         show this
 /quit         leave; Ctrl-D does, too
-Enter sends, Alt-Enter (or Esc, then Enter) begins a new line, the arrow up brings back a question,
+Enter sends, Alt-Enter (or Esc, then Enter) starts a new line, the up arrow recalls a question,
 Ctrl-C stops an answer. To send a text that begins with /, write // there."""
 
 
@@ -28,7 +28,7 @@ class Chat:
 
     def __init__(self, session: Session, console: Console, write: Callable[[str], object]):
         self.session, self.console, self.write = session, console, write
-        self._told_of_dropped = False
+        self._has_warned_of_dropped = False
         self.failures = 0
         """Number of entries that could not be carried out."""
 
@@ -57,17 +57,17 @@ class Chat:
             self._say(HELP)
         elif name == "/reset":
             self.session.reset()
-            self._told_of_dropped = False
-            self._say("everything said is forgotten")
+            self._has_warned_of_dropped = False
+            self._say("the conversation is cleared")
         elif name == "/system":
             self.session.set_system(_checked(argument))
-            self._say("the system text is set" if argument else "no system text of yours any more")
+            self._say("the system text is set" if argument else "your system text is removed")
         elif name == "/retry":
             if self.session.decoding.temperature == 0:
                 self._say("(greedy: the same words give the same answer; --temperature 0.7 varies it)")
             self._answer(self.session.ask_again())
         elif not argument:
-            raise UserError("/save", "needs the name of a file", "Such as /save talk.jsonl.")
+            raise UserError("/save", "needs a file name", "Such as /save talk.jsonl.")
         else:
             self.session.save(Path(argument))
             self._say(f"saved to {argument}")
@@ -79,7 +79,7 @@ class Chat:
             with _interruptible() as stopped, contextlib.closing(answer) as pieces:
                 for piece in pieces:
                     if not said:
-                        self._tell_of_dropped()
+                        self._warn_of_dropped()
                     said = said or bool(piece)
                     self.write(piece)
                     if stopped():
@@ -90,15 +90,15 @@ class Chat:
             raise
         self.write("\n")
         if not said:
-            self._say("(the model said nothing, so it is as if nothing had been asked)")
+            self._say("(the answer is empty; the conversation stays as it was)")
         elif stopped():
-            self._say("(stopped; what was said is kept)")
+            self._say("(stopped; the answer so far is kept)")
         elif self.session.finish_reasons[-1] == "length":
             self._say(f"(cut at {self.session.decoding.max_new_tokens} tokens, see --max-new-tokens)")
 
-    def _tell_of_dropped(self) -> None:
-        if self.session.dropped and not self._told_of_dropped:
-            self._told_of_dropped = True
+    def _warn_of_dropped(self) -> None:
+        if self.session.dropped and not self._has_warned_of_dropped:
+            self._has_warned_of_dropped = True
             self._say("(the context is full: from here on the model no longer sees the oldest turns)")
 
     def _say(self, text: str) -> None:

@@ -212,7 +212,7 @@ def test_an_answer_of_nothing_gives_the_question_back(page):
     with serving(Parrot(lambda question: "")) as running:
         visit(page, running)
         ask(page, "x")
-        sync_api.expect(page.locator("#status")).to_contain_text("said nothing")
+        sync_api.expect(page.locator("#status")).to_contain_text("The answer is empty")
         assert items(page) == [] and page.get_by_label("Your message").input_value() == "x"
 
 

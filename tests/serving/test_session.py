@@ -72,7 +72,7 @@ def test_reset_forgets_all_but_the_system_text(typed):
         {"role": "assistant", "content": "You said: two"},
     ]
     assert typed.model.fed[1] == typed.model.prompt_ids(Conversation((Turn("user", "two"),), "Sei kurz."))
-    assert "no system text" in typed.enter("/system")
+    assert "your system text is removed" in typed.enter("/system")
     assert typed.session.system == ""
 
 
@@ -90,7 +90,7 @@ def test_retry_asks_again_and_what_is_drawn_is_drawn_anew():
 def test_a_retry_that_says_nothing_loses_nothing():
     said = iter(["first", "", "third"])
     typed = Typed(Parrot(lambda question: next(said)))
-    assert "as if nothing had been asked" in typed.enter("x", "/retry")
+    assert "the conversation stays as it was" in typed.enter("x", "/retry")
     assert typed.answers == ["first"] and typed.session.finish_reasons == ["stop"]
     typed.enter("/retry")
     assert typed.answers == ["third"] and len(typed.session.turns) == 2
@@ -98,7 +98,7 @@ def test_a_retry_that_says_nothing_loses_nothing():
 
 def test_an_answer_of_nothing_takes_its_question_back():
     typed = Typed(Parrot(lambda question: ""))
-    assert "the model said nothing" in typed.enter("x")
+    assert "the answer is empty" in typed.enter("x")
     assert typed.session.turns == []
 
 
@@ -110,7 +110,7 @@ def test_an_answer_of_nothing_takes_its_question_back():
         ("/", "/: is no command"),
         ("/retry", "/retry: there is no question yet"),
         ("/reset all", "/reset: takes nothing after it: all"),
-        ("/save", "/save: needs the name of a file"),
+        ("/save", "/save: needs a file name"),
         ("/save x.jsonl", "/save: nothing was said yet"),
         ("\udce4", "is not UTF-8"),
         ("/system \udce4", "is not UTF-8"),
@@ -208,7 +208,7 @@ def test_a_question_that_is_taken_back_costs_the_model_no_turns():
     model = Parrot(lambda question: "" if "long" in question else "gut", context=200)
     typed = Typed(model, Decoding(max_new_tokens=20))
     typed.enter("eins", "zwei")
-    assert "as if nothing had been asked" in typed.enter("long " * 60)
+    assert "the conversation stays as it was" in typed.enter("long " * 60)
     typed.enter("drei")
     fed = [model.encoder.tokenizer.decode([prompt])[0] for prompt in model.fed]
     assert "eins" not in fed[2] and "eins" in fed[3]

@@ -120,7 +120,7 @@ def test_ctrl_c_stops_an_answer_and_throws_away_a_line_and_ctrl_d_leaves(termina
     chat.type("long" + ENTER)
     chat.wait_for("tick tick tick")
     chat.type(CTRL_C, at_prompt=False)
-    chat.wait_for("(stopped; what was said is kept)")
+    chat.wait_for("(stopped; the answer so far is kept)")
     chat.type("half a question" + CTRL_C)
     chat.type("again" + ENTER)
     chat.wait_for("[again]")

@@ -135,7 +135,7 @@ async function ask(text) {
       item.textContent = said;
       scroll(false);
     }
-    if (!said) remark = "The model said nothing, so it is as if nothing had been asked.";
+    if (!said) remark = "The answer is empty; the conversation stays as it was.";
   } catch (error) {
     if (error.name !== "AbortError") remark = explain(error);
     if (error.code === "model_not_found") model = null; // another is served here by now: ask for its name
