@@ -181,7 +181,7 @@ class Optimizer:
     decay_ratio: Share | None = None
     """wsd only: share of all steps in which the learning rate falls (default 0.2)."""
     min_lr_ratio: Share = 0.0
-    """Learning rate at the end, as a share of lr; refused with the constant schedule, which has no end."""
+    """Learning rate at the end, as a share of lr; refused with the constant schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Applied to matrices only, not to norms or biases."""
     clip_norm: PositiveFloat = 1.0

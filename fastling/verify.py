@@ -116,6 +116,7 @@ def verify(config: Config, world: World) -> list[Check]:
     Raises UserError for a config that cannot be trained.
     """
     prepared = prepare_data(config)
+    world.from_main(0)  # wait for nodes that still prepare their data, perhaps for hours
     shape, dtype = model_config(config, prepared.encoder), compute_dtype(config)
     choices = ops.configure(config.model.kernels, config.model.attention, device=world.device, dtype=dtype)
     (attention,) = (choice for choice in choices if choice.op == "attention")

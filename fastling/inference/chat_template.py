@@ -99,7 +99,7 @@ def _render_samples(chat_template: str, tokenizer: Tokenizer) -> list[str | None
     special = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
     return render_bounded(
         chat_template,
-        [special | _variables(sample, for_answer=_asks(sample)) for sample in SAMPLES],
+        [special | _variables(sample, for_answer=_ends_with_question(sample)) for sample in SAMPLES],
     )
 
 
@@ -112,12 +112,13 @@ def _agrees(template: Template, tokenizer: Tokenizer, rendered: Sequence[str | N
     if any(tokenizer.control_id(token) is None for token in bound.control_tokens):
         return False
     return all(
-        text == "".join(segment.text for segment in bound.render(sample, for_answer=_asks(sample)))
+        text
+        == "".join(segment.text for segment in bound.render(sample, for_answer=_ends_with_question(sample)))
         for sample, text in zip(SAMPLES, rendered, strict=True)
     )
 
 
-def _asks(sample: Conversation) -> bool:
+def _ends_with_question(sample: Conversation) -> bool:
     return sample.turns[-1].role == "user"
 
 

@@ -1,5 +1,6 @@
 """Somebody else's chat template is one of ours if it renders the same; else the user must say."""
 
+import itertools
 import json
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_model_that_knows_conversations_in_another_form_is_told_apart(kinds, t
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
         "\ud800",
     ],
-    ids=range(13),
+    ids=itertools.count(),
 )
 def test_what_renders_something_else_needs_a_word_of_the_user(kinds, tmp_path, chat_template, monkeypatch):
     monkeypatch.chdir(tmp_path)
