@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy
 from rich.console import Console
 from rich.text import Text
+from rich.theme import Theme
 
 from fastling import files
 from fastling.config import build_parser, parse
@@ -23,7 +24,21 @@ from fastling.errors import UserError, run_program, visible
 from fastling.prepare import make_encoder, source_files
 from fastling.terminal import print_result
 
-TRAINED, MASKED, CONTROL = "black on green3", "dim", "bold magenta"
+TRAINED, MASKED, CONTROL, REASON = "trained", "masked", "control", "reason"
+"""Names of styles, whose colours are the terminal's or the page's."""
+TERMINAL = Theme({TRAINED: "black on green3", MASKED: "dim", CONTROL: "bold magenta", REASON: "red"})
+PAGE = Theme({TRAINED: "on #bfeccb", MASKED: "#5f6368", CONTROL: "bold #9c27b0", REASON: "#b3261e"})
+PAGE_FORMAT = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="UTF-8"><meta name="viewport" content="width=device-width">
+<title>fastling preview</title><style>
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; background: white; }}
+pre {{ font: 0.9rem/1.6 ui-monospace, Menlo, Consolas, monospace; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+{stylesheet}
+</style></head><body>
+<pre>{code}</pre>
+</body></html>
+"""
 OPEN, CLOSE = "[[", "]]"
 """Marks around what is trained on, for terminals without colours."""
 
@@ -89,7 +104,7 @@ class _Console(Console):
     """Leaves a closed pipe, as of `| head`, to run_command; rich would exit with an error."""
 
     def __init__(self, *, beside_a_page: bool):
-        super().__init__(soft_wrap=True)
+        super().__init__(soft_wrap=True, theme=TERMINAL)
         self.beside_a_page = beside_a_page
 
     def on_broken_pipe(self) -> None:
@@ -99,7 +114,7 @@ class _Console(Console):
 
 
 def show(row: PreviewRow, encoder: Encoder, *, brackets: bool = False) -> Text:
-    """A row for the terminal: trained tokens on green, the rest dim, control tokens in magenta.
+    """A row: its title, why it was cut or refused, and its tokens, each in one of the styles above.
 
     With `brackets`, for terminals without colours, trained tokens are in double brackets.
     """
@@ -108,7 +123,7 @@ def show(row: PreviewRow, encoder: Encoder, *, brackets: bool = False) -> Text:
         title += f", {row.result.supervised} of {len(row.result.tokens)} tokens trained on"
     text = Text.assemble((visible(title), "bold"))
     if row.reason:
-        text.append(visible(f" ({row.reason})"), style="red")
+        text.append(visible(f" ({row.reason})"), style=REASON)
     text.append("\n")
     if isinstance(row.result, Encoded):
         begins, inside = True, False
@@ -161,7 +176,7 @@ def _parse_rows(text: str) -> tuple[int, int]:
 def _show_all(rows: Iterable[PreviewRow], encoder: Encoder, html: str | None) -> None:
     """Print a legend and the rows to stdout, and write them to the page `html`, if there is to be one."""
     console = _Console(beside_a_page=bool(html))
-    page = Console(record=True, soft_wrap=True, file=io.StringIO()) if html else None
+    page = Console(record=True, soft_wrap=True, file=io.StringIO(), theme=PAGE) if html else None
     brackets = console.no_color or console.color_system is None
     legend = Text.assemble(
         ("trained on", TRAINED), "  ", ("read only", MASKED), "  ", ("control token", CONTROL)
@@ -183,9 +198,9 @@ def _show_all(rows: Iterable[PreviewRow], encoder: Encoder, html: str | None) ->
 def _write_page(page: Console, path: Path) -> None:
     """Replace a file as a whole; write into a pipe or a device, which must not be replaced."""
     if path.is_file() or not path.exists():
-        files.write_text(path, page.export_html())
+        files.write_text(path, page.export_html(code_format=PAGE_FORMAT))
     else:
-        page.save_html(str(path))
+        page.save_html(str(path), code_format=PAGE_FORMAT)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -194,7 +209,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rows", type=str, default="0-4", help=words)
     words = "only this source, of training or held-out data (default: all of training)"
     parser.add_argument("--source", type=str, help=words)
-    parser.add_argument("--html", type=str, help="also write an HTML page with the same colours")
+    parser.add_argument("--html", type=str, help="also write the rows as an HTML page")
     parser.add_argument("--json", action="store_true", help="print one JSON object per row on stdout")
     config, options = parse(parser, arguments)
     if options.html and options.json:

@@ -275,10 +275,11 @@ def test_the_page_needs_nothing_but_itself(show, tmp_path):
     page = path.read_text(encoding="utf-8")
     assert '<meta charset="UTF-8">' in page
     assert not re.search(r"https?:|<script|<link|<img|src=|@import", page)
-    (green,) = re.findall(r"\.(r\d+) \{[^}]*background-color: #00d700\}", page)
+    (green,) = re.findall(r"\.(r\d+) \{[^}]*background-color: #bfeccb\}", page)
     trained = re.findall(rf'<span class="{green}">(.*?)</span>', page, re.DOTALL)
     assert trained == ["trained on", " 早上好！😀👩‍👩‍👧", "&lt;/s&gt;", "No idea.&lt;/s&gt;"]
     assert "早上好！😀👩‍👩‍👧" in out and "[[" in out and "[[" not in page
+    assert "white-space: pre-wrap" in page  # a long line of a message is not cut off at the window's edge
 
 
 def test_a_page_that_cannot_be_written(config, tmp_path, capsys):
