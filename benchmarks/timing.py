@@ -28,6 +28,8 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
+from fastling.kernels import runtime
+
 WARM_UPS = 2
 HOST_SAMPLES = 9
 HOST_SHARE = 4  # launches are measured for so small a part of the time of samples
@@ -258,10 +260,11 @@ def machine_with_rates(
     timer: CpuTimer | CudaTimer, device: torch.device, *, copy_bytes: int, matrix_size: int, samples: int
 ) -> Machine:
     """The machine with its rates: GB/s of a copy, counting bytes read and written, and TFLOP/s of a square
-    bf16 product of random values."""
+    product of random values in bf16, or in float32 on a CPU that has no instructions for bf16."""
     source = torch.randn(copy_bytes // 2, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    left, right = torch.randn(2, matrix_size, matrix_size, device=device, dtype=torch.bfloat16)
+    dtype = torch.float32 if runtime.lacks_products(device, torch.bfloat16) else torch.bfloat16
+    left, right = torch.randn(2, matrix_size, matrix_size, device=device, dtype=dtype)
     product = torch.empty_like(left)
     jobs = [
         Job("copy", lambda: None, lambda _: target.copy_(source)),

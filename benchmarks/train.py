@@ -296,7 +296,7 @@ def print_rows(rows: Sequence[dict], console: Console) -> None:
             f"{row['loss']:.4f}",
         )
     console.print(table)
-    console.print(f"MFU is of {rows[0]['matrix_tflops']:.2f} TFLOP/s, this machine's own bf16 product")
+    console.print(f"MFU is of {rows[0]['matrix_tflops']:.2f} TFLOP/s, this machine's own matrix product")
     for row in rows:
         console.print(f"{row['provider']}: {row['settings']} {row['versions']}", style="dim")
         for name, milliseconds in row.get("parts", {}).items():

@@ -20,6 +20,7 @@ from benchmarks.providers import EAGER, OURS, PRODUCTS, Provider
 from benchmarks.timing import CudaTimer, Job, Measurement, Sample
 from benchmarks.workloads import Workload
 from fastling.errors import RunError, UserError
+from fastling.kernels import runtime
 from fastling.kernels.cases import MODELS, OPS
 from fastling.kernels.cross_entropy import IGNORE_INDEX
 from fastling.kernels.swiglu import swiglu, swiglu_reference
@@ -462,3 +463,14 @@ def test_a_machine_without_git_is_told_its_commit(monkeypatch):
     machine = timing.describe_machine(torch.device("cpu"))
     assert f"{os.cpu_count()} cores" in machine.processor
     assert machine.commit == "abc" and machine.dirty is None and timing._driver() == "unknown"
+
+
+@pytest.mark.parametrize("flags, dtype", [({"avx512_bf16"}, torch.bfloat16), (set(), torch.float32)])
+def test_a_cpu_s_matrix_rate_is_that_of_the_products_it_runs(monkeypatch, flags, dtype):
+    """Where bf16 products run in float32, shares of a rate that bf16 would have pass 100 %."""
+    products = []
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(torch, "mm", lambda left, right, out: products.append(left.dtype))
+    sizes = {"copy_bytes": 2**10, "matrix_size": 8}
+    machine = timing.machine_with_rates(timing.CpuTimer(), torch.device("cpu"), samples=2, **sizes)
+    assert set(products) == {dtype} and machine.matrix_tflops > 0
