@@ -474,3 +474,11 @@ def test_a_cpu_s_matrix_rate_is_that_of_the_products_it_runs(monkeypatch, flags,
     sizes = {"copy_bytes": 2**10, "matrix_size": 8}
     machine = timing.machine_with_rates(timing.CpuTimer(), torch.device("cpu"), samples=2, **sizes)
     assert set(products) == {dtype} and machine.matrix_tflops > 0
+
+
+def test_a_cpu_s_rates_are_those_of_its_fastest_samples(monkeypatch):
+    samples = {name: Measurement([3.0, 1.0, 2.0]) for name in ("copy", "product")}
+    monkeypatch.setattr(timing, "measure", lambda *_, **__: samples)
+    sizes = {"copy_bytes": 2**10, "matrix_size": 8}
+    machine = timing.machine_with_rates(timing.CpuTimer(), torch.device("cpu"), samples=3, **sizes)
+    assert (machine.copy_gb_s, machine.matrix_tflops) == (2 * 2**10 / 1e6, 2 * 8**3 / 1e9)
