@@ -1,1 +1,1 @@
-"""Evaluations, a file for each kind: it reads outputs or has a model make them, and returns a `Result`."""
+"""Evaluations, one file per kind: each reads outputs or generates them, and returns a `Result`."""

@@ -1,6 +1,6 @@
 """Asks a model the questions of an evaluation with --model.
 
-They are answered in batches. Finished answers are kept in a file, from which the same command goes on.
+They are answered in batches. Finished answers are kept in a file, so that the same command can resume.
 """
 
 import argparse
@@ -41,12 +41,12 @@ CACHE_GIB = 2.0
 
 @dataclass(frozen=True)
 class Question:
-    """User turns that are asked in order; each of the model's answers becomes history for the next turn."""
+    """User turns, asked in order; each of the model's answers becomes history for the next turn."""
 
     turns: tuple[str, ...]
     system: str = ""
     history: tuple[Turn, ...] = ()
-    """Turns of user and assistant before them, with given answers."""
+    """Earlier turns of user and assistant, whose answers are given."""
 
 
 def add_model_options(parser: Parser) -> None:
@@ -112,16 +112,16 @@ def decoding_of(options: argparse.Namespace) -> Decoding:
 def answer_questions(
     options: argparse.Namespace, questions: Sequence[Question], console: Console
 ) -> list[list[Answer]]:
-    """The answers to each question, one for every turn, in the order of the questions.
+    """Return the answers to each question, one per turn, in the order of the questions.
 
     All questions are asked their first turn, then all their second turn, and so on. Within a turn `generate`
-    goes from short prompts to long ones, and gives the place of a finished answer to the next prompt. Every
+    takes short prompts before long ones, and gives the slot of a finished answer to the next prompt. Every
     finished answer is written to the file of kept answers at once, and what this file holds is not asked
-    again. Each answer has random numbers of its own, so that a resumed run samples what an uninterrupted one
-    would have sampled (up to rounding, which differs a little with the answers that are made together).
+    again. Each answer has its own random numbers, so that a resumed run samples what an uninterrupted one
+    would have sampled (up to rounding, which depends a little on which answers are batched together).
 
-    Raises UserError for a model or questions that cannot be used, and for a file with answers to something
-    else; RunError if the memory of the device is full.
+    Raises UserError for a model or questions that cannot be used, and for a file that holds answers to
+    something else; RunError if the device runs out of memory.
     """
     from fastling.inference.chat_model import load_chat_model
 
@@ -173,7 +173,7 @@ def model_name(folder: Path) -> str:
 def fingerprint_of(
     chat: "ChatModel", questions: Sequence[Question], openings: Sequence[list[int]], decoding: Decoding
 ) -> dict[str, object]:
-    """All that answers depend on: name -> setting or digest. An error lists the names that differ."""
+    """Everything that answers depend on: name -> setting or digest. An error lists the names that differ."""
     from fastling.model.digests import digest
 
     weights = hashlib.sha256()
@@ -207,7 +207,7 @@ def _opening_prompt(chat: "ChatModel", question: Question, number: int) -> list[
 def _prompts(
     chat: "ChatModel", questions: Sequence[Question], asked: Sequence[int], turn: int, kept: KeptAnswers
 ) -> dict[int, list[int] | Answer]:
-    """Number of question -> ids of its prompt, or the answer that it gets since it cannot be asked."""
+    """Question number -> ids of its prompt, or the answer recorded for a question that cannot be asked."""
     prompts: dict[int, list[int] | Answer] = {}
     for number in asked:
         question = questions[number]
@@ -233,7 +233,7 @@ def _answer_turn(
     cache_gib: float,
     keep: Callable[[int, Answer], None],
 ) -> None:
-    """Ask one turn of many questions; call `keep` with number and answer whenever an answer is finished."""
+    """Ask one turn of many questions; call `keep` with question number and answer as each one finishes."""
     from fastling.model.full_memory import full_memory_in_words
     from fastling.model.generation import generate
 

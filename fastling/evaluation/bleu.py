@@ -16,9 +16,9 @@ from fastling.errors import UserError
 from fastling.evaluation.result import TableData
 
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
-"""Language -> sacrebleu's tokenizer. Others have 13a, which cuts at spaces and punctuation."""
+"""Language -> sacrebleu's tokenizer. Others use 13a, which splits at spaces and punctuation."""
 DECIMALS = 6
-"""Decimals of a score. Further ones hold rounding errors, which would make a perfect BLEU more than 100."""
+"""Decimals of a score. More would show rounding errors, by which a perfect BLEU exceeds 100."""
 
 
 class Language(NamedTuple):
@@ -77,10 +77,10 @@ LANGUAGES = {
     "vi": Language("Vietnamese", "越南语"),
     "zh": Language("Chinese", "中文"),
 }
-"""Languages into which a model can be asked to translate; text in any other can be scored all the same."""
+"""Languages that a model can be asked to translate into. Text in any other can still be scored."""
 _OTHER_CODES = {"zho": "zh", "chi": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
 _COUNTRIES = {"cn": "zh", "jp": "ja"}
-"""Codes of countries that are often given in place of the codes of their languages."""
+"""Country codes that are often given instead of language codes."""
 _UNSPACED = ("bo", "km", "lo", "my", "th", "yue")
 """Languages that are written without spaces, like Chinese, and have no tokenizer of their own."""
 
@@ -104,7 +104,7 @@ def check_target_language(code: str, *, asks_model: bool) -> None:
         raise UserError("--target-lang", words, fix)
     try:
         BLEU(tokenize=TOKENIZERS.get(code, "13a"))
-    except (ImportError, RuntimeError):  # sacrebleu raises either, by its version
+    except (ImportError, RuntimeError):  # which one depends on sacrebleu's version
         words = f"the tokenizer {TOKENIZERS[code]} of {LANGUAGES[code].english} is not installed"
         raise UserError("--target-lang", words, f"pip install 'sacrebleu[{code}]'") from None
 
@@ -121,8 +121,8 @@ def score_translations(
 ) -> dict:
     """BLEU, chrF2 and chrF2++ of a corpus, in percent, each with sacrebleu's signature.
 
-    Empty hypotheses are scored, too. With `bootstrap` resamplings (Koehn 2004; at least 2) each score also
-    has an interval of 95 %: [low, high].
+    Empty hypotheses are scored too. With `bootstrap` resamplings (Koehn 2004; at least 2) each score also has
+    a 95 % interval: [low, high].
     """
     metrics = {
         # force: sacrebleu would warn that text with " ." looks tokenized, but it is scored as it was written
@@ -137,7 +137,7 @@ def score_translations(
         scores[name] = round(found.score, DECIMALS)
         scores[f"{name}_signature"] = str(metric.get_signature())
         if bootstrap:
-            mean, half = float(found._mean), float(found._ci)  # of types that are numpy's own
+            mean, half = float(found._mean), float(found._ci)  # sacrebleu returns numpy's types
             scores[f"{name}_interval"] = [round(each, DECIMALS) for each in (mean - half, mean + half)]
     return scores
 
@@ -162,6 +162,6 @@ def notes_of_scores(scores: dict) -> tuple[str, ...]:
 
 
 def one_line(answer: str) -> str:
-    """A model's answer as a translation: the lines that are not empty, joined by spaces."""
+    """A model's answer as a translation: its non-empty lines, joined by spaces."""
     parts = (part.strip() for part in answer.replace("\r", "\n").split("\n"))
     return " ".join(part for part in parts if part)

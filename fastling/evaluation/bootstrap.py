@@ -1,4 +1,4 @@
-"""95 % intervals by the bootstrap (Efron 1979), which draws as many items with replacement, many times."""
+"""95 % bootstrap intervals (Efron 1979): the items are resampled with replacement many times."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ RESAMPLES, SEED = 1000, 0
 
 
 def interval_of_ratio(parts: Sequence[float], wholes: Sequence[float]) -> list[float]:
-    """The interval [low, high] of sum(parts) / sum(wholes); a part and its whole are drawn together."""
+    """The interval [low, high] of sum(parts) / sum(wholes); each part is resampled with its whole."""
     parts_N, wholes_N = numpy.array(parts), numpy.array(wholes)
     generator, ratios = numpy.random.default_rng(SEED), []
     for _ in range(RESAMPLES):  # one at a time: all at once would take 16 kB for each item

@@ -1,4 +1,4 @@
-"""Classes of characters for evaluations, each as the inside of a regular expression's brackets."""
+"""Character classes for evaluations, each written as the inside of a regular expression's brackets."""
 
 import unicodedata
 
@@ -9,7 +9,7 @@ DEVANAGARI = r"\u0900-\u097f"
 SOUTH_EAST_ASIAN = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Thai, Lao, Burmese and Khmer, which put no spaces between words."""
 CLOSERS = r"\"'”’»›）)」』】\]*_"
-"""Marks that may follow the end of a sentence and still belong to it."""
+"""Marks that may follow a sentence's final punctuation and still belong to it."""
 
 
 def _marks() -> str:

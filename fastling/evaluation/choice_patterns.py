@@ -1,4 +1,4 @@
-"""Regular expressions for the ways in which a text may say which of several options it chooses."""
+"""Regular expressions for the ways in which a text may state which option it chooses."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ _JOIN = (
     r"(?:\s*(?:,|、|;|&|\+)\s*(?:and\s+|和)?|\s+and\s+|\s*[和与及]\s*|\s+(?=\W|(?!A\s+[a-z])[A-Z])"
     r"|(?<=[)\]])(?=[(\[]))"
 )
-# Letters and what joins them: "A", "(A)", "A, C and D", "ACD", "A C"; always all of them, not only the first.
+# Letters and what joins them: "A", "(A)", "A, C and D", "ACD", "A C". All are matched, not only the first.
 # The A of "(B) A cat" is an article.
 _EXPRESSION = (
     r"(?P<expression>(?<![A-Za-z0-9_\\])"
@@ -92,7 +92,7 @@ REFUSED_BEFORE = re.compile(
 )
 OR = re.compile(r"\s*(?:,\s*)?(?:(?:and/)?or\b|/|或|还是)\s*(?:maybe\s+|perhaps\s+|possibly\s+)?", re.I)
 ASKED = re.compile(r"\s*(?:项|选项)?\s*(?:\?|吗)")
-# What follows a letter that is part of something else and no answer: mathematics, "B-flat", "A型血".
+# What follows a letter that belongs to something else and is not an answer: mathematics, "B-flat", "A型血".
 PART_OF_MORE = re.compile(r"\s*[=∩∪⊂⊆∈≤≥<>^_+*|]|-\w|[型类组级队班点角面线区市国股座栋罩]|\s*\\")
 # What stands before the last letter of a formula or an abbreviation: "4 a", "b>a", "A \subseteq B", "(x) d",
 # "D.C".

@@ -1,14 +1,14 @@
-"""Reads from a text the letters that it gives as the answer to a multiple-choice question, if that is clear.
+"""Extracts the letters that a text gives as its answer to a multiple-choice question, if that is clear.
 
-Four kinds of statement are looked for, and the first kind that is found decides:
+It looks for four kinds of statement, and the first kind that it finds decides:
  1. announcements: "The answer is (B)", "答案是选项(D)。", "故选C", \\boxed{A}; what is announced may
     be letters or the very text of an option. The last one counts: a text may think aloud and correct itself;
  2. lines that are nothing but letters, or begin with a letter and a mark, "C. Paris"; they must agree;
  3. verdicts: "B is correct", "B项正确"; they must agree;
  4. hints: "which corresponds to option B", "对应选项B"; they must agree.
 If there is none of them, the text may be an option's text, or begin with one and then give its letter or a
-reason. Two letters with "or" between them are no answer. Letters that are denied, supposed or asked about are
-passed over. Nothing is guessed: a letter that is only mentioned is not an answer.
+reason. Two letters joined by "or" are not an answer. Letters that are denied, supposed or asked about are
+skipped. Nothing is guessed: a letter that is merely mentioned is not an answer.
 """
 
 import re
@@ -52,11 +52,11 @@ LONGEST_END = 4000
 
 
 def extract_choice(text: str, options: Sequence[str]) -> Choice | None:
-    """The letters that a text chooses among options (their texts, without letters); None if not clear.
+    """Return the letters that a text chooses among options (texts without letters), or None if unclear.
 
     If a text has more than 8,000 characters, only the first and the last 4,000 are read.
     """
-    if len(text) > 2 * LONGEST_END:  # as of a model that repeats itself up to its limit
+    if len(text) > 2 * LONGEST_END:  # such as one by a model that repeats itself up to its limit
         text = f"{text[:LONGEST_END]}\n{text[-LONGEST_END:]}"
     text = COURTESY.sub("", plain(text))
     patterns = patterns_to(string.ascii_uppercase[len(options) - 1])

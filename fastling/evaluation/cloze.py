@@ -1,4 +1,4 @@
-"""Decides if a text gives the answer to a cloze question: equal after normalisation, or the same number."""
+"""Decides whether a text answers a cloze question: equal after normalisation, or the same number."""
 
 import re
 import unicodedata
@@ -23,7 +23,7 @@ MEASURES = {
 }
 """Spelling -> unit. Two answers with different ones of these units are not the same."""
 LONGEST_NUMBER = 1000
-"""Most characters of a number. A model may repeat digits up to its limit, too many for Python to convert."""
+"""Most characters in a number. A model may repeat digits up to its limit, too many for Python to convert."""
 ATOM = r"(?:\\?[a-z]+\{[^{}]*\}|\\[a-z]+|[0-9.]+|[a-z])+"
 
 
@@ -44,7 +44,7 @@ def is_right(text: str, answer: str) -> bool | None:
 
 
 def _given(text: str, blanks: int) -> list[list[str]] | None:
-    """The answers that a text may be read as giving, each as its blanks; None if it gives none.
+    """The possible readings of a text's answer, each as a list of blanks; None if it gives none.
 
     They are in the last boxes, else after the last announcement, else in a text of one line.
     """
@@ -96,7 +96,7 @@ def _boxes(text: str, count: int) -> list[str]:
 
 
 def normalize(text: str) -> str:
-    """A formula in one spelling: without LaTeX that does not show, spaces, and punctuation around it."""
+    """A formula in a canonical spelling: without invisible LaTeX, spaces, and surrounding punctuation."""
     text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("–", "-")
     text = re.sub(
         r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[,;:! ()\[\]]|\*\*|[$\s]", "", text

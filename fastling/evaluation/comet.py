@@ -1,6 +1,6 @@
-"""COMET (Rei et al. 2020) by the command `comet-score`, which is installed in an environment of its own.
+"""Scores by COMET (Rei et al. 2020), through the command `comet-score` in an environment of its own.
 
-The versions that it requires cannot be installed beside transformers 5. The command reads text files and
+The versions it requires cannot be installed beside transformers 5. The command reads text files and
 prints "FILE<tab>Segment N<tab>score: X" for each sentence, then "FILE<tab>score: X" for all of them.
 """
 
@@ -44,7 +44,7 @@ def comet(
             ("-r", "references.txt", references),
         ):
             path = Path(folder, name)
-            # The command reads them as Python's text files, in which \r ends a line as well.
+            # The command reads Python text files, in which \r also ends a line.
             text = "".join(line.replace("\r", " ").replace("\n", " ") + "\n" for line in lines)
             path.write_bytes(text.encode("utf-8", "replace"))
             arguments += [option, str(path)]

@@ -1,8 +1,8 @@
-"""Scores translations that must include given words, the constraints: the share that is met, and BLEU.
+"""Scores translations that must include given words, the constraints: the share of them met, and BLEU.
 
-In the paper's count a constraint is met if it occurs in the output, in the same letter case. So a part of a
-word may meet it, and one piece of output may meet two constraints. Our own count, by whole words, allows
-neither. A row without constraints counts for BLEU alone.
+In the paper's count a constraint is met if it occurs in the output, in the same letter case. Part of a word
+may therefore meet it, and one piece of output may meet two constraints. Our own count, by whole words,
+allows neither. A row without constraints counts for BLEU alone.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Shares(NamedTuple):
 
     of_words: float
     of_sentences: float
-    """Of sentences, those with all their words."""
+    """Sentences that contain all their constraints."""
 
 
 def add_options(parser: Parser) -> None:

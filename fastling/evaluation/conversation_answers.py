@@ -16,7 +16,7 @@ ANSWER_FORMS = '"answers": [..], "choices": [{"turns": [..]}], "messages": [..] 
 
 
 class Asked(NamedTuple):
-    """A conversation that is to be answered, turn by turn."""
+    """A conversation to be answered turn by turn."""
 
     name: str
     """Its id or key. Conversations of the same name are told apart by their order."""
@@ -28,9 +28,9 @@ class Answers(NamedTuple):
 
     texts: list[list[str]]
     counts: dict[str, int]
-    """Numbers of answers: all, the empty ones, and a model's that are missing or were cut, by reason."""
+    """Numbers of answers: all, the empty ones, and those missing or cut off by reason."""
     notes: tuple[str, ...]
-    """These numbers in words."""
+    """The same numbers in words."""
 
 
 def answers_to(options: argparse.Namespace, asked: Sequence[Asked], key: str, console: Console) -> Answers:
@@ -55,8 +55,8 @@ def answers_to(options: argparse.Namespace, asked: Sequence[Asked], key: str, co
 def read_predictions(path: Path, asked: Sequence[Asked], key: str) -> list[list[str]]:
     """The answers to each conversation, from rows that name it by `key` and may be in any order.
 
-    Rows of conversations that are not asked are passed over. Raises UserError for a conversation without a
-    row, and for a row too many: which of two rows counts must not depend on their order.
+    Rows of other conversations are skipped. Raises UserError for a conversation without a row, and for a
+    duplicate row, since the result must not depend on the order of rows.
     """
     found: dict[str, deque[tuple[str, list[str]]]] = defaultdict(deque)
     for location, record in read_records(path):

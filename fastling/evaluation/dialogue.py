@@ -1,7 +1,7 @@
-"""`fastling evaluate dialogue`: answers of several turns, judged pairwise against those of a baseline.
+"""`fastling evaluate dialogue`: multi-turn answers, judged pairwise against a baseline's.
 
-As in the BayLing paper's evaluation on BayLing-80, a judge scores both answers of a pair. Reported are wins,
-ties and losses, and the ratio of the sums of scores.
+As in the BayLing paper's evaluation on BayLing-80, a judge scores both answers of a pair. The result has
+wins, ties and losses, and the ratio of the sums of scores.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def add_options(parser: Parser) -> None:
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
     """Read or generate the answers, have them judged, and sum up.
 
-    Raises UserError for options and files that are wrong, and RunError if nothing can be judged.
+    Raises UserError for invalid options and files, and RunError if nothing can be judged.
     """
     check_source(options, "answers")
     check_positive(options, ("judge_budget_tokens", "judge_requests", "judge_timeout"))

@@ -36,7 +36,7 @@ DESCRIPTION = (
     "one is unanswered, and counted as wrong. Cloze answers must be equal after normalisation, or as numbers."
 )
 MARK = re.compile(r"^\s*[(（][A-Z][)）]|^\s*[A-Z][.．、:：](?=\s|[^\x00-\x7f])")
-"""Before an option's text; where it stands tells its letter, not this, which is wrong here and there."""
+"""The mark before an option's text. It is sometimes wrong, so an option's position decides its letter."""
 CHINESE = re.compile(f"[{HAN}]")
 START_TOKENS = re.compile(r"\A(?:\s*(?:<s>|<\|\w+\|>)(?:assistant)?)+")
 END_TOKEN = re.compile(r"</s>|<\|\w+\|>|<(?:end|start)_of_turn>")
@@ -51,7 +51,7 @@ WRONG_ONE = re.compile(
     "(?:错误|不正确|不恰当|不符合[^，。]{0,6}|有误|不当)的(?:说法|一项|选项|描述|表述|判断|结论)?(?:应该|应|就)?"
     r"(?:是|为|有)\s*[:：]?\s*(?=(?:选项)?\s*[(（]?[A-ZＡ-Ｚ])"
 )
-"""How a text says which option is the wrong one, which is the answer if the question asks for that."""
+"""How a text names the incorrect option, which is the answer if the question asks for it."""
 
 WISHES = {
     (False, True): 'Choose the right option. End with "The answer is" and its letter.',
@@ -60,7 +60,7 @@ WISHES = {
     (True, True): "请选出正确的选项，最后以“答案是”加选项字母结尾。",
     (True, False): "请填空，最后以“答案是”加结果结尾；有多个空时用分号隔开。",
 }
-"""The last line of a prompt, by whether the question is Chinese and whether it has options."""
+"""The last line of a prompt; it depends on whether the question is Chinese and has options."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Score(NamedTuple):
     answered: int
     right: int
     expected_of_guessing: float
-    """Right answers to expect of guessing: 1 / options for a question with one right letter, else 0."""
+    """Expected number of right guesses: 1 / options for a question with one right letter, else 0."""
 
 
 def add_options(parser: Parser) -> None:
@@ -207,9 +207,9 @@ def score_items(items: Sequence[Item], texts: Sequence[str]) -> Score:
 
 
 def verdict(item: Item, text: str) -> bool | None:
-    """Whether a text is right; None if it gives no clear answer. Of several right letters it must give all.
+    """Whether a text is right; None if it gives no clear answer. It must give all of several right letters.
 
-    A model that does not stop may go on with a question of its own, so the text before that is read first.
+    A model that does not stop may continue with its own question, so the text before that is read first.
     """
     text = answer_of(text)
     before = NEXT_QUESTION.split(text, maxsplit=1)[0]

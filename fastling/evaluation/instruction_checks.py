@@ -47,11 +47,11 @@ DISABLED = frozenset(
         "multi-turn:constrained_start",
     }
 )
-"""Instructions that the benchmark has and does not score."""
+"""Instructions that the benchmark contains but does not score."""
 
 
 class Check(NamedTuple):
-    """A function that tells if a response follows an instruction, and the readers of its arguments."""
+    """A function that tells whether a response follows an instruction, and the readers of its arguments."""
 
     holds: Callable[..., bool]
     readers: Mapping[str, Callable[[Any], Any]]
@@ -196,7 +196,7 @@ def has_length_in_sentences(response: str, num_sentences: int, relation: Callabl
 
 @_check("length_constraints:number_paragraphs", num_paragraphs=_number)
 def has_paragraphs(response: str, num_paragraphs: int) -> bool:
-    """Whether there are exactly so many, with *** between them; *** may also begin or end the response."""
+    """Whether exactly `num_paragraphs` are separated by ***, which may also begin or end the response."""
     return _count_parts(response, "***") == num_paragraphs
 
 
@@ -207,7 +207,7 @@ def has_paragraphs(response: str, num_paragraphs: int) -> bool:
     first_word=_text,
 )
 def has_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Whether exactly so many paragraphs have empty lines between them, and the nth begins with the word."""
+    """Whether exactly `num_paragraphs` are separated by empty lines, and the nth begins with the word."""
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", response) if part.strip()]
     if len(paragraphs) != num_paragraphs or not 1 <= nth_paragraph <= num_paragraphs:
         return False
@@ -227,7 +227,7 @@ def _count_parts(response: str, divider: str) -> int | None:
 
 @_check("detectable_content:number_placeholders", num_placeholders=_number)
 def has_placeholders(response: str, num_placeholders: int) -> bool:
-    """Whether there are at least so many placeholders like [address], each on one line."""
+    """Whether there are at least `num_placeholders` like [address], each on one line."""
     return len(re.findall(r"\[[^\[\]\n]*\]", response)) >= num_placeholders
 
 
@@ -241,7 +241,7 @@ def has_postscript(response: str, postscript_marker: str) -> bool:
 
 @_check("detectable_format:number_bullet_lists", num_bullets=_number)
 def has_bullets(response: str, num_bullets: int) -> bool:
-    """Whether exactly so many lines begin with one asterisk, or with a hyphen and are no rule like ---."""
+    """Whether exactly `num_bullets` lines begin with one asterisk, or with a hyphen (but not ---)."""
     lines = [line.strip() for line in response.splitlines()]
     stars = [line for line in lines if re.match(r"\*[^*]", line)]
     hyphens = [line for line in lines if line.startswith("-") and not re.fullmatch(r"(-\s*){3,}", line)]
@@ -256,14 +256,14 @@ def is_one_of_the_answers(response: str) -> bool:
 
 @_check("detectable_format:number_highlighted_sections", num_highlights=_number)
 def has_highlights(response: str, num_highlights: int) -> bool:
-    """Whether at least so many pieces of a line are in single or double asterisks."""
+    """Whether at least `num_highlights` parts of lines are in single or double asterisks."""
     found = re.findall(r"\*\*([^\n*]+)\*\*|\*([^\n*]+)\*", response)
     return sum(bool("".join(texts).strip()) for texts in found) >= num_highlights
 
 
 @_check("detectable_format:multiple_sections", section_spliter=_text, num_sections=_number)
 def has_sections(response: str, section_spliter: str, num_sections: int) -> bool:
-    """Whether there are at least so many marks like Section 1, in the letter case of `section_spliter`."""
+    """Whether at least `num_sections` marks like Section 1 occur, in the letter case of `section_spliter`."""
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
 
 

@@ -79,7 +79,7 @@ def add_options(parser: Parser) -> None:
 def evaluate(options: argparse.Namespace, console: Console) -> Result:
     """Score answers, given or by a model, which is asked each turn with its earlier answers as history."""
     check_source(options, "predictions")
-    load_detector()  # if it is missing, this fails before a model spends hours on answers
+    load_detector()  # fail now if it is missing, before a model spends hours on answers
     left_out: Counter[str] = Counter()
     conversations = list(read_conversations(options.questions, left_out))
     if options.model is not None:
@@ -279,7 +279,7 @@ def accuracies(counts: numpy.ndarray) -> numpy.ndarray:
 
 
 def resampled_overall(counts: numpy.ndarray, generator: numpy.random.Generator) -> numpy.ndarray:
-    """[conversations, 6] counts -> [10,000] overall accuracies, each of as many, drawn with replacement."""
+    """[conversations, 6] counts -> [10,000] overall accuracies, resampling conversations with replacement."""
     size, share = len(counts), numpy.full(len(counts), 1 / len(counts))
     found = []
     for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):

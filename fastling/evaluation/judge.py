@@ -22,7 +22,7 @@ from fastling.remote import BudgetSpent, NoAnswer, Server, read_prompt
 PROMPT = "dialogue.txt"
 PLACES = {"conversation_1", "conversation_2", "mark"}
 ATTEMPTS = 3
-"""How often a judge is asked at most until its answer holds two scores or a verdict."""
+"""Most times that a judge is asked until its answer holds two scores or a verdict."""
 TEMPERATURES = (0.0, 0.7, 0.7)  # of each attempt; at 0 a judge would write the same again
 MOST_TOKENS = 2048  # of a judge's answer; some think before they score
 NOTHING_SAID = "[no answer]"
@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was told of a pair, ours before the baseline: when ours was shown first, and when second."""
+    """What a judge said of a pair, ours before the baseline: with ours shown first, and shown second."""
 
     ours_first: Told
     ours_second: Told
@@ -77,7 +77,7 @@ class Failures:
     unreadable: Counter = field(default_factory=Counter)  # answers that could not be read, by reason
     excluded: dict[str, str] = field(default_factory=dict)  # question -> why it has no judgement
     budget_spent: bool = False  # questions that are neither judged nor excluded were left unasked
-    stopped: RunError | None = None  # likewise, since the server could not be used any more
+    stopped: RunError | None = None  # likewise, because the server became unusable
 
 
 def load_prompt(folder: Path | None) -> Template:
@@ -100,8 +100,8 @@ def judge_pairs(
 ) -> tuple[dict[str, Judgement], Failures, int]:
     """(question_id -> judgement, in the order of the pairs; failures; tokens of all answers kept).
 
-    `progress` is called with these tokens after each pair. If the server cannot be used any more, or the
-    budget is spent, nothing more is asked, and the judgements made until then are returned.
+    `progress` is called with these tokens after each pair. If the server becomes unusable or the
+    budget is spent, nothing more is asked, and the judgements made so far are returned.
     """
     failures = Failures()
 
@@ -130,7 +130,7 @@ def judge_pairs(
 
 
 async def _end(tasks: list[asyncio.Task], failures: Failures) -> list[Judgement | None]:
-    """Cancel the tasks that are not done. Return each task's judgement, None if it has none."""
+    """Cancel unfinished tasks. Return each task's judgement, or None without one."""
     for task in tasks:
         task.cancel()  # does nothing to one that is done
     found = []
@@ -166,7 +166,7 @@ async def _judge(pair: Pair, server: Server, prompt: Template, failures: Failure
 
 
 async def _ask(server: Server, text: str, failures: Failures) -> Told | str | None:
-    """What is told of (first shown, second shown); as text, why nothing is; None if no budget is left."""
+    """What the judge said of (first shown, second shown); the reason if nothing; None without budget."""
     reason = ""
     for attempt in range(ATTEMPTS):
         try:
@@ -188,7 +188,7 @@ async def _ask(server: Server, text: str, failures: Failures) -> Told | str | No
 
 
 def _without_asking(pair: Pair) -> Judgement | None:
-    """The judgement if a side answered nothing: it has the lowest score, a side with text the highest."""
+    """The judgement if a side answered nothing: it gets the lowest score, a side with text the highest."""
     ours, baseline = ("".join(answers).strip() for answers in (pair.ours, pair.baseline))
     if ours and baseline:
         return None
@@ -198,7 +198,7 @@ def _without_asking(pair: Pair) -> Judgement | None:
 
 
 def fill(prompt: Template, turns: Sequence[str], first: Sequence[str], second: Sequence[str]) -> str:
-    """The prompt with two conversations in it. Each part begins with a mark that no answer can know."""
+    """The prompt with two conversations in it. Each part begins with a mark that no answer can forge."""
     mark = hashlib.sha256("\x00".join((*turns, *first, *second)).encode()).hexdigest()[:8]
     conversations = {
         f"conversation_{number}": _render(mark, number, turns, answers)

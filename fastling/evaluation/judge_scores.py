@@ -2,7 +2,7 @@
 
 The judge is asked for a first line of two numbers. Judges also write "[[8]] [[9]]", JSON, "Assistant 1: 8/10
 ... Assistant 2: 7.5/10", "Scores: 8 9", or a last line of two numbers after much thought. The first of these
-forms that is found decides, and all scores in it must agree. Numbers that are only mentioned are no scores.
+forms that is found decides, and all scores in it must agree. Numbers that are merely mentioned do not count.
 An answer without scores may end as MT-bench's prompts ask for: [[A]], [[B]], or [[C]] for a tie.
 """
 
@@ -13,12 +13,12 @@ from fractions import Fraction
 from typing import Any
 
 LOWEST, HIGHEST = 1, 10
-LONGEST_TEXT = 50_000  # characters; a judge that writes more has lost its way
+LONGEST_TEXT = 50_000  # characters; a judge that writes more is probably repeating itself
 MOST_OBJECTS = 20  # JSON objects that are looked for in a text
 Scores = tuple[Fraction, Fraction]
 """Scores of Assistant 1 and Assistant 2; they are exact, so that equal means compare as equal."""
 Told = Scores | int
-"""What a judge told: scores, or only who is better: 1 for Assistant 1, -1 for Assistant 2, 0 for neither."""
+"""What a judge said: scores, or only who is better: 1 for Assistant 1, -1 for Assistant 2, 0 for neither."""
 
 _NUMBER = r"(?<![0-9.])([-+]?[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9])"
 _SCALE = r"(?:\s?(?:/\s?|out of )10(?:\.0)?(?!\.?[0-9])|\s?分)"
@@ -129,7 +129,7 @@ def _in_brackets(text: str) -> list[list[str]]:
 def _in_json(text: str) -> list[list[str]]:
     """{"assistant_1": 8, "assistant_2": {"score": 9}} or {"scores": [8, 9]}, anywhere in the text."""
     found: list[list[str]] = []
-    # Numbers stay text, so that none like 1e999999999 is computed.
+    # Numbers stay text, so that 1e999999999 is never computed.
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
     end = 0
     for _ in range(MOST_OBJECTS):

@@ -12,7 +12,7 @@ from fastling.evaluation.result import Result, TableData, cell, percent
 from fastling.remote import UNREACHABLE
 
 ASKED_AGAIN = re.compile(f"{UNREACHABLE.pattern}|broken")
-"""Reasons for no answer that may be others, or none, when the same command asks again."""
+"""Reasons for a missing answer that may not recur when the same command asks again."""
 VERDICTS = {1: "win", 0: "tie", -1: "loss"}
 COLUMNS = ("questions", "judged", "win", "tie", "loss", "score", "baseline", "ratio, %", "orders disagree, %")
 
@@ -111,7 +111,7 @@ def _counts(pairs: Sequence[Pair], judgements: dict[str, Judgement]) -> dict:
 
 
 def _scored(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """Those with scores; none if the judge gave no scores, and only empty answers have them."""
+    """Those with scores; none if only empty answers have them, because the judge gave none."""
     scored = [each for each in judgements if each.is_scored]
     return scored if len(scored) == len(judgements) or any(each.asked for each in scored) else []
 

@@ -1,4 +1,4 @@
-"""Keeps a model's answers in a file, each as soon as it is finished, so that nothing is asked twice.
+"""Stores a model's answers in a file, each as soon as it is finished, so that nothing is asked twice.
 
 The file has JSON lines. The first one, {"fingerprint": {...}}, says what the answers depend on. Each further
 line is {"question", "turn", "text", "finish_reason"}, in the order in which answers were finished.
@@ -32,8 +32,8 @@ class KeptAnswers:
     def __init__(self, path: Path, fingerprint: Mapping[str, object], turns: Sequence[int]):
         """Read the file, or begin it. `turns` is the number of turns of each question.
 
-        A last line that was cut short is dropped. Raises UserError if the file is none of kept answers, if
-        its fingerprint is another, or if another process writes to it.
+        A truncated last line is dropped. Raises UserError if the file does not hold kept answers, if its
+        fingerprint differs, or if another process writes to it.
         """
         self.path, self._turns = path, turns
         self._answers: dict[tuple[int, int], Answer] = {}
@@ -73,7 +73,7 @@ class KeptAnswers:
         self._write({"question": question, "turn": turn, **answer._asdict()})
 
     def close(self) -> None:
-        with naming(self.path):  # closing writes again what found no room before
+        with naming(self.path):  # closing retries a write that failed on a full disk
             self._file.close()
 
     def _write(self, row: Mapping[str, object]) -> None:

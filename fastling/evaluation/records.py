@@ -18,7 +18,7 @@ class Record(NamedTuple):
     fields: dict
 
     def text(self, name: str) -> str:
-        """The text of a field. Raises UserError if it is missing or no text."""
+        """The text of a field. Raises UserError if it is missing or not text."""
         if name not in self.fields:
             raise UserError(
                 self.location, f"lacks {name}", f"The row has: {', '.join(self.fields) or 'nothing'}."
@@ -32,7 +32,7 @@ class Record(NamedTuple):
 def read_records(path: Path) -> list[Record]:
     """The rows of .json, .jsonl, their .gz or .zst, or .parquet.
 
-    Raises UserError if the file is missing or broken, has no rows, or has rows that are no objects.
+    Raises UserError if the file is missing or broken, has no rows, or has rows that are not objects.
     """
     _check_there(path)
     records = []

@@ -1,14 +1,15 @@
 """Measures how drafts are revised over several turns, on held-out dialogues of `fastling dialogues`.
 
 The users of these dialogues send drafts, with known errors or without any, and ask for words that later
-answers must keep; each row records this in its `turns`. What is measured is the version, the revised text
-that `version_of` finds in an answer, by tokens as revision.py defines them:
+answers must keep; each row records this in its `turns`. The measures compare the version, the revised text
+that `version_of` finds in an answer, by the tokens that revision.py defines:
 
 - fix rate: of all errors, those whose wrong tokens are gone and whose right ones are there.
-- harm rate: of the right tokens of faulty drafts, those in no longest common subsequence with the version.
+- harm rate: of the right tokens of faulty drafts, those outside a longest common subsequence with the
+  version.
 - over-edit ratio: TER of the version / TER of the reference, both with the draft as TER's reference text, so
   that both count edits of the same text; without TER's moves if a long version is no revision. 1 is ideal,
-  less is too little editing; the median is reported.
+  less means too little editing; the median is reported.
 - no-op accuracy: of all right drafts, those that come back unchanged.
 - gain: mean chrF of the versions - mean chrF of the drafts, to the references; a bootstrap over dialogues,
   1,000 times, gives its 95 % interval.
@@ -149,7 +150,7 @@ def _read_dialogue(record: Record) -> Dialogue:
 
 
 def _read_turn(turn: Any, number: int, request: str, answer: str) -> Known | None:
-    """What is recorded about turn `number` (from 0), whose messages are `request` and `answer`; or None.
+    """The record of turn `number` (from 0), whose messages are `request` and `answer`; or None.
 
     Raises KeyError, TypeError or ValueError for a record that is wrong or does not fit the messages.
     """
@@ -286,7 +287,7 @@ def _rates(tally: Tally) -> dict:
 
 
 def interval(pairs: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
-    """95 % bootstrap interval of the gain, mean second - mean first, where whole dialogues are drawn."""
+    """95 % bootstrap interval of the gain, mean second - mean first, resampling whole dialogues."""
     gains = [sum(after - before for before, after in each) for each in pairs if each]
     return interval_of_ratio(gains, [len(each) for each in pairs if each])
 

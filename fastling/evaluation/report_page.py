@@ -22,7 +22,7 @@ PAPER = "the paper's (arXiv 2306.10968), BayLing-13B"
 
 
 class PaperFigure(NamedTuple):
-    """A number that the paper publishes. Ours are not measured in the same way."""
+    """A number that the paper publishes. Ours are measured differently."""
 
     kinds: tuple[str, ...]
     percent: float
@@ -34,7 +34,7 @@ PAPER_FIGURES = (
     PaperFigure(("constrained", "refinement"), 96, "of GPT-3.5-turbo on interactive translation (human)"),
     PaperFigure(("dialogue",), 89, "of GPT-3.5-turbo on BayLing-80"),
 )
-# Kind -> (key of the scores, name) of each number that is plotted. All are in percent.
+# Kind -> (key in the scores, name) of each plotted number. All are in percent.
 PLOTTED = {
     "translation": (("bleu", "BLEU"), ("chrf", "chrF2"), ("chrf_plus_plus", "chrF2++")),
     "constrained": (
@@ -182,6 +182,6 @@ def _plot(kind: str, results: Sequence[tuple[str, dict]]) -> str:
 
 
 def _number(result: dict, key: str) -> float:
-    """A number of a result; if there is none NaN, for which nothing is drawn."""
+    """A number of a result, or NaN if it is missing, for which nothing is drawn."""
     value = result.get(key)
     return float(value) if type(value) in (int, float) else math.nan

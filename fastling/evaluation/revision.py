@@ -61,7 +61,7 @@ class Fault(NamedTuple):
     wrong: tuple[str, ...]
     right: tuple[str, ...]
     beside: str
-    """The token before it (or after it, at the start), by which a removal of only the error is recognised."""
+    """The token before it (or after it, at the start), which must survive if only the error was removed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Draft:
 
 
 def make_draft(reference: str, errors: Sequence[Error]) -> Draft:
-    """The draft that errors make of a reference.
+    """The draft that results from putting errors into a reference.
 
     Raises ValueError for errors that are not in the reference, overlap, or change nothing.
     """
@@ -140,7 +140,7 @@ def tokens(text: str) -> list[str]:
 def version_of(answer: str, draft: str) -> str:
     """The revised text in an answer, which may have "Here it is:" before it and a list of changes after it.
 
-    Of all runs of as many lines as the draft has, it is the last one whose chrF to the draft (never to the
+    Among all runs of lines of the draft's length, it is the last one whose chrF to the draft (never to the
     reference) is at least half of the best run's. A lead that ends in a colon is left out, unless it is the
     draft's own; so are quotation marks or asterisks around the text that the draft does not have.
     """
@@ -177,7 +177,7 @@ def _unwrapped(text: str, draft: str) -> str:
 
 
 def _are_a_pair(inner: str, opening: str, closing: str) -> bool:
-    """Whether marks around a text belong together: in “a” and “b” the first and the last do not."""
+    """Whether the marks around a text belong together. In “a” and “b” the first and the last do not."""
     if opening == closing:
         return closing not in inner
     depth = 0
@@ -227,10 +227,10 @@ def common_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def edit_rate(text: str, draft: str) -> float:
-    """TER of a text, in percent of the tokens of the draft: the edits that make the text of the draft.
+    """TER of a text in percent of the draft's tokens: the edits that turn the draft into the text.
 
-    A text is no revision if less than half of the tokens of the longer of the two are common to both. If it
-    is long, its edits are then counted without TER's moves, for which TER would search for minutes.
+    A text is not a revision if the two share less than half of the longer one's tokens. The edits of a long
+    such text are counted without TER's moves, which TER would search for minutes.
     """
     ours, theirs = tokens(text), tokens(draft)
     is_other = 2 * common_length(theirs, ours) < max(len(ours), len(theirs))

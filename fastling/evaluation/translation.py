@@ -47,7 +47,7 @@ def add_options(parser: Parser) -> None:
 
 
 def add_target_language(parser: Parser, of_what: str) -> None:
-    """Add --target-lang, by which BLEU's tokenizer is chosen."""
+    """Add --target-lang, which chooses BLEU's tokenizer."""
     words = f"language of the {of_what}: any code; zh, ja and ko are cut into words, others at spaces"
     parser.add_argument("--target-lang", type=language_code, required=True, metavar="L", help=words)
 
@@ -100,7 +100,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> Result:
 
 
 def _check(options: argparse.Namespace) -> list[str] | None:
-    """Check the options. Returns the words of COMET's command, if there is one."""
+    """Check the options. Returns COMET's command as words, if one was given."""
     check_target_language(options.target_lang, asks_model=bool(options.model))
     check_source(options, "hypotheses")
     check_user_language(options)
@@ -131,7 +131,7 @@ def _with_comet(
     references: list[str],
     console: Console,
 ) -> Result:
-    """The result with COMET in it, or with its error as `failure`, so that BLEU is not lost with it."""
+    """The result with COMET's score, or with COMET's error as `failure`, so that BLEU is not lost."""
     try:
         with console.status("COMET"):
             found = comet(command, sources, hypotheses, references)
