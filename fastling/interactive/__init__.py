@@ -1,1 +1,1 @@
-"""Builds interactive-translation dialogues from parallel text: by rules, or with a model that writes."""
+"""Builds interactive-translation dialogues from parallel text: by rules, or by a model that writes."""

@@ -1,7 +1,7 @@
-"""Which words render which: IBM model 1 on a sample of the corpus, in both directions.
+"""Aligns words: IBM model 1 on a sample of the corpus, in both directions.
 
-Two words are linked if each of them is likely given the other one. Everything doubtful is left out, since a
-dialogue that teaches a wrong link is worse than one that does not ask.
+Two words are linked if each is likely given the other. Everything doubtful is left out, because teaching a
+wrong link is worse than not asking.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,15 @@ import numpy
 
 ROUNDS = 5
 FEWEST = 4
-"""Fewest pairs of sentences in which both words must be."""
+"""Fewest pairs of sentences in which both words must occur."""
 CONFIDENT = 0.3
-"""Least probability of a word given the other one. It must hold in both directions for a link, and in one for
-words that often go together."""
+"""Least probability of one word given the other: a link needs it both ways, `often_renders` only one way."""
 POSSIBLE = 0.02
-"""With at least this probability, in either direction, a word may be a translation of the other one."""
+"""From this probability on, in either direction, a word may be a translation of the other."""
 MOST_EVENTS = 16_000_000
-"""Most pairs of words that are counted; further sentences are left out. It bounds memory at about 0.7 GiB."""
+"""Most pairs of words counted; further sentences are left out. This bounds memory at about 0.7 GiB."""
 LONGEST = 80
-"""Most words of a sentence; longer ones cost much and say little."""
+"""Most words in a sentence; longer ones cost much time and tell little."""
 
 Sentence = Sequence[str]
 
@@ -82,13 +81,13 @@ def learn_links(pairs: Sequence[tuple[Sentence, Sentence]]) -> Links:
         numpy.unique(source)[:, None] * len(target_words) + numpy.unique(target)[None, :]
         for source, target in zip(source_ids, target_ids, strict=True)
     ]
-    # Every pair of words that some sentence pair holds; the same one has one number throughout.
+    # Every pair of words that occurs in a pair of sentences; equal pairs share one number.
     types, events = numpy.unique(numpy.concatenate([key.ravel() for key in keys]), return_inverse=True)
     sources, targets = numpy.divmod(types, len(target_words))
     shapes = numpy.array([key.shape for key in keys], dtype=numpy.int64)
     del keys
     events = events.astype(numpy.int32)
-    # Each row of a sentence's table shares out one target word, or one source word, among the others.
+    # In each table one target word (or one source word) is divided among the words of the other side.
     together = numpy.bincount(events, minlength=len(types))
     forward = _probabilities(events, _groups(shapes, rows=False), sources, len(types))
     backward = _probabilities(events, _groups(shapes, rows=True), targets, len(types))
@@ -149,8 +148,8 @@ def _probabilities(
 ) -> numpy.ndarray:
     """(types,) probability of one word of each pair given the other, by expectation maximisation.
 
-    `events` are the pairs' numbers, `groups` those of the words that are explained in their sentence, and
-    `given` (types,) is the word that the probability is conditioned on.
+    `events` holds the numbers of word pairs, `groups` those of the words being explained in their sentence,
+    and `given` (types,) the word that the probability is conditioned on.
     """
     probability = numpy.ones(types)
     for _ in range(ROUNDS):

@@ -1,8 +1,8 @@
-"""A corpus -> a file of dialogues: streamed, on all cores, with the same result for any number of them.
+"""A corpus -> a file of dialogues: streamed, on all cores, with the same result for any number of cores.
 
-The main process reads the lines in chunks and drops pairs that came before. Workers make dialogues from the
-chunks, each one with random numbers seeded by its first line. The main process writes as many as are wanted,
-in order.
+The main process reads the lines in chunks and drops repeated pairs. Workers make dialogues from the chunks,
+seeding each one's random numbers by its first line. The main process writes the requested number of them, in
+order.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ LINES_PER_CHUNK = 1000
 FEW_CHUNKS = 6
 """With fewer chunks than this, starting processes would take longer than the work."""
 RESERVE = 1.3
-"""A chunk makes this many times its share of the dialogues, to make up for chunks that have too few."""
+"""A chunk makes this many times its share of the dialogues, to compensate for chunks that yield too few."""
 LINES = (5, 3, 1.5, 0.5)
 LINES_WHERE_TWO = (0, 5, 3, 2)
-"""Weights of a dialogue with one, two, three and four lines; the second list is for kinds that need two."""
+"""Weights of dialogues with one, two, three and four lines; the second list is for kinds that need two."""
 TRIED = 300
 """How many pairs are tried to find out how often a kind is possible."""
 
@@ -187,7 +187,7 @@ def even_mix(recipe: Recipe, sample: Sequence[Sequence[Pair]]) -> dict[str, floa
 
 
 def make_chunk(recipe: Recipe, pairs: Sequence[Pair], most: int | None) -> tuple[list[Made], Counter]:
-    """(dialogues of some lines, counts of rejects); in a random order if at most `most` are wanted."""
+    """Return (dialogues of some lines, counts of rejects); in a random order if `most` is a limit."""
     rejects: Counter = Counter()
     slots = list(_slots(recipe, pairs))
     if most is not None and pairs:
@@ -212,7 +212,7 @@ def make_chunk(recipe: Recipe, pairs: Sequence[Pair], most: int | None) -> tuple
 
 
 def _with_good_third(pair: Pair, knowledge: Knowledge, rejects: Counter) -> Pair:
-    """The pair, without its third text if that is not good enough; the other two are used all the same."""
+    """The pair, without its third text if that fails a check; the other two are still used."""
     if not knowledge.corpus.third or not (reason := check_third(pair, knowledge)):
         return pair
     rejects[f"third-{reason}"] += 1
@@ -220,7 +220,7 @@ def _with_good_third(pair: Pair, knowledge: Knowledge, rejects: Counter) -> Pair
 
 
 def _slots(recipe: Recipe, pairs: Sequence[Pair]) -> Iterator[Slot]:
-    """Divide lines into runs of neighbours, one for each dialogue; every line is in one of them."""
+    """Divide the lines into runs of neighbouring lines, one per dialogue; every line is in one of them."""
     at = 0
     while at < len(pairs):
         choose = random.Random(f"{recipe.seed} {pairs[at].line}")
@@ -250,7 +250,7 @@ def write_dialogues(
     with whole_or_absent(out) as file:
         for lines, made, rejects in _chunks_made(recipe, tally, total, count, workers):
             tally.rejects += rejects
-            # The share of the dialogues that is due by now is the share of the lines that are read.
+            # The share of dialogues due by now equals the share of lines read.
             due = None if count is None else -(-count * lines // total) - tally.dialogues
             for each in made[:due]:
                 tally.add(each)
@@ -261,7 +261,7 @@ def write_dialogues(
 
 
 def check_some_built(dialogues: int, pairs: int, rejects: Counter, unasked: int = 0) -> None:
-    """Raise RunError, with the reasons, if no dialogue was built: nobody wants to train on an empty file."""
+    """Raise RunError, with the reasons, if no dialogue was built: an empty file is of no use for training."""
     if not dialogues:
         why = [f"{reason} {number:,}" for reason, number in rejects.most_common(5)]
         why += [f"left unasked by the budget {unasked:,}"] if unasked else []
@@ -281,7 +281,7 @@ def whole_or_absent(path: Path) -> Iterator[TextIO]:
             what = f"is being written by another process: {path}"
             raise UserError("--out", what, "Wait for it, stop it, or name another file.")
         try:
-            file.truncate(0)  # left by one that was killed
+            file.truncate(0)  # content left by a killed process
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -309,7 +309,7 @@ def _chunks_made(
 
 
 def distinct_pairs(corpus: Corpus, tally: Tally) -> Iterator[tuple[int, list[Pair]]]:
-    """Yield (lines read so far, their pairs that did not come before) for every LINES_PER_CHUNK lines."""
+    """Yield (lines read so far, their pairs without repeats) for every LINES_PER_CHUNK lines."""
     seen: set[bytes] = set()
     chunk: list[Pair] = []
     for number, lines in corpus.lines():

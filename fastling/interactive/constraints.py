@@ -1,4 +1,4 @@
-"""What a user can ask of a translation so that the reference is known to meet it: words, names, numbers."""
+"""What a user can require of a translation that the reference is known to meet: words, names, numbers."""
 
 import random
 import re
@@ -9,10 +9,10 @@ from fastling.interactive.languages import CASELESS, HAN, Word, is_stop_word
 from fastling.interactive.pairs import Direction
 
 MOST_WORDS = 3
-"""Most words in one wish."""
+"""Most words in one requirement."""
 _NUMBER = r"(?<![\w.,:/-])(?<!\d\s)\d{2,}(?![\w,:/-]|\.\d|\s\d{3}(?!\d))"
 _JOINED = r"(?:& |(?:of|for|the|de|la|le|les|des|du|del|di|da|von|van|der|den|al|bin) )*"
-"""Words in small letters inside a name: Jardín de la Unión is one name, and half of it is none."""
+"""Lower-case words inside a name: Jardín de la Unión is one name, and half of it is not."""
 _NAME = rf"(?<![\w&.-])[A-ZÀ-Þ][\w'’]*(?:[ -]{_JOINED}[A-ZÀ-Þ][\w'’]*)*(?![\w&-])"
 _NUMBER_BY_CHINESE = r"(?<![A-Za-z0-9.,:/-])\d{2,}(?![A-Za-z0-9,:/%-]|\.\d|[万亿千百十])"
 _CANDIDATE = re.compile(f"{_NAME}|{_NUMBER}")
@@ -25,7 +25,7 @@ _MID_SENTENCE = re.compile(r"(?:[\w,;)]|\b(?:Mr|Mrs|Ms|Dr|MM?)\.) $")
 
 
 def renderings(pair: Direction, knowledge: Knowledge) -> list[tuple[str, str]]:
-    """(word of the text, word of the reference), for sure links of words that make sense by themselves."""
+    """(word of the text, word of the reference), for sure links of words that make sense alone."""
     found, links = [], knowledge.links_of(pair)
     for source, target in links:
         if source.text.casefold() == target.text.casefold():
@@ -71,7 +71,7 @@ def _renders_more(
 
 
 def _neighbours(text: str, language: str, word: Word, knowledge: Knowledge) -> list[Word]:
-    """The words right before and after a word; in French also the word beyond a "de", as in mot de passe."""
+    """The words right before and after a word; in French also the one beyond a "de" (mot de passe)."""
     words = knowledge.cut(text, language)
     at = words.index(word)
     before, after = words[max(0, at - 2) : at][::-1], words[at + 1 : at + 3]
@@ -103,8 +103,8 @@ def items_to_keep(pair: Direction) -> list[str]:
 
 
 def _latin_side(pair: Direction) -> str:
-    """The text whose capital letters tell names: one in a language that has them; not German, with its nouns,
-    if the other one can be taken.
+    """The text whose capital letters mark names: one in a language that has them, but not German, which also
+    capitalises nouns, if the other one will do.
     """
     sides = ((pair.origin, pair.text), (pair.target, pair.reference))
     return min(sides, key=lambda side: (side[0] in CASELESS, side[0] == "de", side[0] != "en"))[1]

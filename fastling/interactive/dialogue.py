@@ -1,4 +1,4 @@
-"""A dialogue that is being written: its turns, and what each of them promises, for gates to check."""
+"""A dialogue under construction: its turns, and what each of them promises, for the gates to check."""
 
 import random
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ class Dialogue:
     versions: list[Version] = field(default_factory=list)
     drafts: list[Draft] = field(default_factory=list)
     pointed: list[tuple[Draft, str, str]] = field(default_factory=list)
-    """(draft, the words that the user calls wrong, what the user wants in their place, or "")"""
+    """(draft, the words that the user calls wrong, the user's replacement for them, or "")"""
     said: set[str] = field(default_factory=set)
-    """Sentences of the phrasings that were used: no two requests of a dialogue have the same words."""
+    """Phrasings already used: no two requests of a dialogue have the same wording."""
 
     def say(self, key: str, **values: str | Sequence[str]) -> str:
         """A sentence of the phrasings, as `Phrasings.say` draws it."""

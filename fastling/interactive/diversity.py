@@ -1,4 +1,4 @@
-"""How varied the users' requests are: distinct-3, the share of runs of three words that are distinct.
+"""How varied the users' requests are: distinct-3, the share of word trigrams that are distinct.
 
 The measure is from Li et al. 2016, arXiv 1510.03055. It falls as more text is counted, so it is computed on
 the same number of dialogues for every file, the first ones of each type. The sentences of the corpus, which
@@ -17,7 +17,7 @@ _WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 
 
 class Diversity:
-    """Counts runs of three words while dialogues are made, in the first COUNTED dialogues of each type."""
+    """Counts word trigrams as dialogues are made, in the first COUNTED dialogues of each type."""
 
     def __init__(self) -> None:
         self.dialogues: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """Faulty drafts of a good translation: one fault of a known kind, at a known place.
 
-Each maker takes a sentence and returns where its fault goes, or None where the sentence has no place for it.
-Only faults are made that no reader would take for another good translation.
+Each maker takes a sentence and returns where its fault goes, or None if the sentence has no place for it. It
+makes only faults that no reader would take for another good translation.
 """
 
 import random
@@ -15,7 +15,7 @@ from fastling.interactive.knowledge import Knowledge
 from fastling.interactive.languages import AND, Word, is_stop_word
 from fastling.interactive.pairs import Direction
 
-# Words that never come after the word that they belong to.
+# Words that never follow the word that they belong to.
 _LEADING = {
     "en": frozenset("the a an of in for with from to at by into between".split()),
     "de": frozenset("der die das den dem des ein eine einen einem einer mit von für zur zum bei aus".split()),
@@ -24,7 +24,7 @@ _LEADING = {
 _MARK = re.compile(r"[\"“”„«»「」()（）《》]")
 _HALF_WIDTH = str.maketrans("。？", ".?")
 MOST_OMITTED = 8
-"""Most words that are missing in a draft that ends too early."""
+"""Most words missing from a draft that ends too early."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Draft:
 
 
 def make_draft(pair: Direction, knowledge: Knowledge, choose: random.Random) -> Draft | None:
-    """A draft of the pair's reference with one fault; None if no fault that was tried fits into the text."""
+    """A draft of the pair's reference with one fault; None if no kind of fault fits into the text."""
     sentence = Sentence(pair, knowledge, choose)
     for kind in drawn_order({kind: maker.weight for kind, maker in MAKERS.items()}, choose):
         for _ in range(3):
@@ -118,7 +118,7 @@ class Sentence:
         return {rendering.start for _, rendering in self.knowledge.links_of(self.pair)}
 
     def run(self, length: int) -> Sequence[Word]:
-        """So many words that follow each other without punctuation, not the first one among them; or none."""
+        """`length` words in a row, no punctuation between them and not the text's first word; or none."""
         text, words = self.text, self.words
         if len(words) < length + 3:
             return ()
@@ -127,7 +127,7 @@ class Sentence:
         gap = "" if self.language == "zh" else " "
         if any(text[one.end : two.start] != gap for one, two in zip(run, run[1:], strict=False)):
             return ()
-        if self.language == "zh":  # what the lexicon does not know comes in single characters, parts of words
+        if self.language == "zh":  # unknown words come as single characters, which are only parts of words
             return run if _solid(run[0], "zh") and _solid(run[-1], "zh") else ()
         whole = _inside(text, run[0]) and _whole(text, run[0].start, run[-1].end)
         return run if whole and not all(is_stop_word(word.text, self.language) for word in run) else ()
@@ -239,14 +239,14 @@ def _order(sentence: Sentence) -> Place | None:
 
 
 def _replacement(sentence: Sentence) -> Place | None:
-    """Put another word of the corpus, of like form and frequency, in place of one."""
+    """Replace a word by another one of the corpus, of similar form and frequency."""
     word = sentence.content_word()
     other = word and sentence.similar_word(word, sentence.beside(word))
     return (word.start, other, word.text) if other else None
 
 
 def _case(sentence: Sentence) -> Place | None:
-    """Write a name, in German also a noun, in small letters: a word that is never written so."""
+    """Write a name, or in German a noun, in lower case: a word that is never written that way."""
     small = sentence.knowledge.small[sentence.language]
     found = [word for word in sentence.words[1:] if word.text[0].isupper() and word.text[1:].islower()]
     found = [word for word in found if _inside(sentence.text, word) and len(word.text) > 2]
@@ -276,7 +276,7 @@ class Maker(NamedTuple):
     make: Callable[[Sentence], Place | None]
 
 
-# In this order: it decides, with the weights, which random number each kind draws.
+# The order matters: with the weights, it decides which random number each kind draws.
 MAKERS = {
     "omission": Maker(4, _omission),
     "replacement": Maker(4, _replacement),

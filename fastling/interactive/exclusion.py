@@ -11,10 +11,10 @@ from fastling.interactive.languages import is_chinese, tidy
 from fastling.interactive.pairs import read_lines
 
 WORDS, CHARACTERS = 13, 20
-"""Length of a piece that two sentences do not share by chance: in words, or, in Chinese, in characters."""
+"""Length of a piece that two sentences do not share by chance: in words or, for Chinese, in characters."""
 _NO_WORD = re.compile(r"[\W_]+")
 _LABEL = re.compile(r"^(?:[^:：]{1,40}[:：]|\(?\d+[.)）])")
-"""What a prompt has before a sentence, such as "Original:" or "2."."""
+"""A label before a sentence in a prompt, such as "Original:" or "2."."""
 
 
 class Exclusion:
@@ -75,7 +75,7 @@ def _texts(path: Path) -> Iterator[str]:
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        for text in (value, *value.splitlines()):  # a prompt has sentences on lines of their own
+        for text in (value, *value.splitlines()):  # in a prompt, sentences are on lines of their own
             yield text
             yield _LABEL.sub("", text)
     elif isinstance(value, list | dict):

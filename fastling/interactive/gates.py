@@ -1,7 +1,7 @@
-"""Gates: what a pair of sentences, and what a finished dialogue must pass to be used.
+"""Gates: the checks that a pair of sentences, and then a finished dialogue, must pass to be used.
 
-The rules should only build dialogues that are right. The gates check that again, from the finished text,
-because a rule may be wrong. No gate asks a quality estimator whether the last version is better than a draft:
+The rules should build only correct dialogues. The gates check that again, on the finished text, because a
+rule may be wrong. No gate asks a quality estimator whether the last version is better than a draft:
 that needs a neural model, and here the last version is a human translation and the draft is faulty.
 """
 
@@ -28,7 +28,7 @@ _UNFINISHED = frozenset(",;:，；：、(（-–—")
 _CUT_BEFORE = re.compile(r"[,;:!?，；：。！？、)）\]]|\.\s")
 """Beginnings of a line that is only the rest of a sentence."""
 _SMALL_WORD = re.compile(r"[a-zß-öø-ÿ]+(?![\w.'’-])")
-"""A first word in small letters, but not one like eBay or cctv.com."""
+"""A first word in lower case, but not one like eBay or cctv.com."""
 _BRACKETS = ((re.compile(r"(?<![:;=-])[(（]"), re.compile("[)）]")), (re.compile("《"), re.compile("》")))
 """Opening brackets (but no faces such as :( ), and those that close them."""
 _DAMAGE = re.compile(
@@ -79,7 +79,7 @@ def is_unfinished(pair: Pair, corpus: Corpus, capital: Set[str]) -> bool:
 def _quotes_match(text: str) -> bool:
     if text.count('"') % 2 or text.count("„") + text.count("“") < text.count("”"):
         return False
-    if "„" in text:  # German closes with what English opens with
+    if "„" in text:  # German closes with the mark that opens in English
         return text.count("„") == text.count("“") + text.count("”")
     return text.count("“") == text.count("”") and all(
         text.count(one) == text.count(other) for one, other in ("「」", "«»")
@@ -123,7 +123,7 @@ def has_odd_length(pair: Pair, median_ratio: float) -> bool:
 
 
 def check_pair(pair: Pair, knowledge: Knowledge, exclusion: Exclusion) -> str | None:
-    """Why a pair is not used, or None. A line that is held out in one of its languages is held out in all."""
+    """Why a pair is not used, or None. A line held out in one of its languages is held out in all."""
     if reason := _check_texts(pair, knowledge.corpus, knowledge.length_ratio, knowledge.capital):
         return reason
     return "excluded" if any(exclusion.holds(text) for text in pair[1:] if text) else None
@@ -205,7 +205,7 @@ def feedback_names_what_is_there(dialogue: Dialogue) -> bool:
 
 
 def wishes_hold(dialogue: Dialogue) -> bool:
-    """Every translation of a line has the words that were wished for until then."""
+    """Every translation of a line contains the words requested so far."""
     return all(
         wish.words in dialogue.turns[turn][1]
         for wish in dialogue.wishes
@@ -215,7 +215,7 @@ def wishes_hold(dialogue: Dialogue) -> bool:
 
 
 def wishes_come_from_the_source(dialogue: Dialogue) -> bool:
-    """Every wish is a name or number of the source, or renders a word of it."""
+    """Every requested word is a name or number of the source, or renders a word of it."""
     pairs = {pair.line: pair for pair in dialogue.pairs}
     return all(
         wish.words in pairs[wish.line].text or is_meant(wish.words, pairs[wish.line], dialogue.knowledge)

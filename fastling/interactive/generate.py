@@ -1,4 +1,4 @@
-"""A corpus -> a file of dialogues that begin with a good pair, and whose further turns a model writes."""
+"""A corpus -> a file of dialogues that begin with a good pair and continue with turns that a model writes."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from fastling.json_files import json_line
 from fastling.remote import Server
 
 MOST_USELESS = 256
-"""After this many dialogues in a row that could not be kept, the model is not asked again."""
+"""After this many consecutive dialogues that could not be kept, the model is not asked again."""
 
 
 def write_generated(
@@ -56,10 +56,10 @@ def write_generated(
 
 
 async def _until_enough(draw: "Draw", writer: Writer, count: int | None) -> AsyncIterator[dict]:
-    """Yield dialogues from as many pairs as are wanted, then from as many more as could not be kept.
+    """Yield dialogues from `count` pairs, then from further pairs for those that could not be kept.
 
-    It ends sooner when there are no pairs left, when the budget is spent, or when the model writes none that
-    can be kept.
+    It ends earlier when there are no pairs left, when the budget is spent, or when the model writes nothing
+    that can be kept.
     """
     counts = writer.counts
     while True:
@@ -88,7 +88,7 @@ class Draw:
     def seeds(self, count: int | None) -> Iterator[Seed]:
         """Yield at most `count` seeds, spread evenly over the lines, from pairs not looked at before."""
         drawn = 0
-        # what is read again is not counted again
+        # a second reading is not counted again
         tally = Tally() if self._looked_at else self.tally
         for _, pairs in distinct_pairs(self.recipe.knowledge.corpus, tally):
             for pair in pairs:

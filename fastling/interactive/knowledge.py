@@ -19,11 +19,11 @@ NEAR = 0.15
 CAPITAL = 0.9
 """If at least this share of lines begins with a capital letter, any other line is only part of a sentence."""
 TRIED = 40
-"""How many words are tried as a replacement."""
+"""How many words are tried as replacements."""
 RUNNING_TEXT = 1.5
-"""How many times as often as distant lines neighbouring lines must have words in common in a running text."""
+"""In a running text, neighbouring lines share words at least this many times as often as distant lines."""
 COMMON = 0.01
-"""A word in more than this share of the sentences does not tell what a text is about."""
+"""A word in more than this share of the sentences does not reveal a text's topic."""
 _SENTENCE_START = re.compile(r"(^|[.!?:\"“”„«‘—–-]\s*)$")
 _CAPITAL_BEFORE = re.compile(r"[A-ZÀ-Þ][\w'’.-]* $")
 _CAPITAL_AFTER = re.compile(r" (of |the |de |du |von )?[A-ZÀ-Þ]")
@@ -46,7 +46,7 @@ class Knowledge:
     neighbours: Mapping[str, Neighbours]
     """Language -> the neighbours of the words in `alike`."""
     small: Mapping[str, frozenset[str]]
-    """Language -> words that were seen both in small letters and with a capital letter; in small letters."""
+    """Language -> words seen both in lower case and with a capital letter, here in lower case."""
     capital: frozenset[str]
     """Languages whose lines begin with a capital letter."""
     topical: Mapping[str, frozenset[str]]
@@ -77,7 +77,7 @@ class Knowledge:
         """Whether a word of a text could be rendered by one of its reference, by itself or with others."""
         links = self._links_from(pair.origin)
         by_itself = not is_stop_word(source.text, pair.origin) and not is_stop_word(target.text, pair.target)
-        # For function words, which are in every sentence, being possible means nothing.
+        # A possible link means nothing for function words, which occur in every sentence.
         return (links.may_render if by_itself else links.often_renders)(source.text, target.text)
 
     def similar_word(
@@ -140,7 +140,7 @@ class Knowledge:
 
 
 def form_of(word: str, language: str) -> str:
-    """The form that a word in this one's place must have, too: its length, or its case and last letters."""
+    """The form that a replacement of this word must share: its length, or its case and last letters."""
     if language == "zh":
         return str(len(word))
     return ("A" if word[0].isupper() else "a") + word[-2:].lower()

@@ -1,4 +1,4 @@
-"""What must be known about the languages to tidy their text, cut it into words, and tell them apart."""
+"""Facts about the languages that are needed to tidy their text, split it into words, and tell them apart."""
 
 import html
 import re
@@ -19,7 +19,7 @@ CASELESS = frozenset("ar bn fa he hi ja ko ta ur zh".split())
 """Languages without capital letters."""
 NOT_LATIN = CASELESS | {"bg", "el", "ru", "uk"}
 EITHER_SCRIPT = frozenset({"kk", "mn", "sr"})
-"""Languages that are not written in Latin letters, and those that are written in these or in others."""
+"""Languages that are not written in Latin letters, and those that are written in either script."""
 WORDLESS = CASELESS - {"zh"} | {"vi"}
 """Languages whose words are not simply the letters between two spaces: nothing is asked about their words."""
 
@@ -68,7 +68,7 @@ STOP_WORDS = {
 }
 STOP_WORDS = {language: frozenset(words.split()) for language, words in STOP_WORDS.items()}
 
-# Characters that no Chinese word of two or more begins or ends with, or hardly any.
+# Characters that hardly any Chinese word of two or more characters begins or ends with.
 NO_WORD_EDGES = frozenset("的了是在和与及也就都而这那你我他她它其被把将让着很")
 # Characters that no Chinese word worth asking for begins or ends with.
 CHINESE_PARTICLES = frozenset(
@@ -151,7 +151,7 @@ def tidy(text: str, language: str) -> str:
         text = html.unescape(text)
     text = _UNSEEN.sub("", unicodedata.normalize("NFC", text)).translate(_TO_NARROW)
     text = _SPACES.sub(_no_break_space if language == "fr" else " ", text).strip()
-    if language != "fr" and "„" not in text:  # what closes in German opens in English
+    if language != "fr" and "„" not in text:  # the mark that closes in German opens in English
         text = _QUOTE_SPACES.sub("", text)
     if language in ("en", "de"):
         text = _MARK_SPACES.sub("", text)
@@ -162,7 +162,7 @@ def tidy(text: str, language: str) -> str:
 
 
 def _no_break_space(spaces: re.Match[str]) -> str:
-    """One space in place of several: a no-break space, as French has before : ; ! ?, if one is among them."""
+    """One space for several: a no-break space, as French has before : ; ! ?, if one is among them."""
     return next((space for space in spaces[0] if space in _NO_BREAK_SPACES), " ")
 
 
@@ -186,8 +186,8 @@ def tokens(text: str, language: str = "") -> list[Word]:
 
 
 def is_stop_word(word: str, language: str) -> bool:
-    """Whether a word is a function word, as far as the language's are known; in Chinese also if it begins or
-    ends with a particle."""
+    """Whether a word is a known function word of the language; in Chinese also whether it begins or ends with
+    a particle."""
     if word.casefold() in STOP_WORDS.get(language, ()):
         return True
     return language == "zh" and (word[0] in CHINESE_PARTICLES or word[-1] in CHINESE_PARTICLES)
@@ -199,10 +199,10 @@ def is_chinese(text: str) -> bool:
 
 
 def reads_as(text: str, language: str, other: str) -> bool:
-    """Whether a text may be in `language`, and not in `other`, that of its translation, or a third one.
+    """Whether a text may be in `language`, and not in `other`, its translation's language, or a third one.
 
     Chinese is recognised by its script, the others by their stop words; a text without any stop words passes.
-    A language without stop words here is only told from those of another script.
+    A language without stop words here is only distinguished from those of another script.
     """
     if language not in STOP_WORDS:
         return language in EITHER_SCRIPT or _is_latin(text) != (language in NOT_LATIN)

@@ -1,4 +1,4 @@
-"""Which frequent words are next to a word, by which it is judged whether it could take another one's place.
+"""Records which frequent words occur next to a word, to judge whether it could take another word's place.
 
 No grammar is needed: a verb has "to" or "has" before it, an adjective "very", a noun "the". A wrong word that
 fits its neighbours is a mistake that a translator could make; one that does not fit them is only noise.
@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 FREQUENT = 300
-"""How many neighbours count: that a word was never seen next to a rarer one means nothing."""
+"""How many neighbours count. Never having been seen next to a rarer one means nothing."""
 
 
 class Neighbours:
-    """The frequent words next to which each word was seen, as the bits of a number."""
+    """The frequent words that each word was seen next to, as the bits of a number."""
 
     def __init__(self, sentences: Sequence[Sequence[str]], words: Iterable[str]):
         counts = Counter(word.casefold() for sentence in sentences for word in sentence)

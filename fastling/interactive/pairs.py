@@ -15,9 +15,9 @@ from fastling.interactive.languages import check_language, reads_as, tidy
 SAMPLED_RUNS, RUN_LENGTH = 500, 50
 """The sample to learn from: at most this many runs of this many neighbouring lines each."""
 FEWEST_TOLD, LEAST_SPREAD, LEAST_CORRELATION = 20, 0.2, 0.3
-"""To tell whether two files are in step takes a run of at least so many lines whose lengths, as logarithms,
-have at least this standard deviation. If they are in step, the lengths have at least this correlation: the
-lowest of 591 real runs was 0.49."""
+"""Alignment of two files can be judged from a run of at least FEWEST_TOLD lines whose lengths, as logarithms,
+have at least the standard deviation LEAST_SPREAD. In aligned files the lengths have at least the correlation
+LEAST_CORRELATION: the lowest of 591 real runs was 0.49."""
 
 
 class Pair(NamedTuple):
@@ -28,7 +28,7 @@ class Pair(NamedTuple):
     first: str
     second: str
     third: str = ""
-    """The same in a third language, or nothing."""
+    """The same sentence in a third language, or nothing."""
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -138,7 +138,7 @@ def share_in_another_language(
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, which may be packed with gzip. Raises UserError for other files."""
+    """Yield the lines of a UTF-8 file, which may be gzipped. Raises UserError for other files."""
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:

@@ -1,6 +1,6 @@
-"""What users and assistants say around the translations: a YAML file for each language, in phrasings/.
+"""What users and assistants say around the translations: one YAML file per language, in phrasings/.
 
-Each key has a list of sentences with given placeholders. The files are checked when they are read, so that no
+Each key has a list of sentences with fixed placeholders. The files are checked when they are read, so that no
 dialogue is built with an empty placeholder.
 """
 
@@ -38,14 +38,14 @@ PLACEHOLDERS = {
     "rendered_by": {"span", "rendering"},
 }
 FOREIGN = ("translate", "correct_draft")
-"""Keys with further sentences for a foreign target language, of users who learn it or do not know it."""
+"""Keys with further sentences for a foreign target language, by users who learn it or do not know it."""
 FAULTS = ("omission", "addition", "number", "repetition", "order", "replacement", "punctuation", "case")
 ADDRESSES = ("familiar", "polite")
 VERDICTS = ("first_better", "second_better")
 OPTIONAL = {"target", "origin"}
 """Placeholders that a sentence may use if its key has them, but does not have to."""
 FEWEST = 20
-"""Fewest sentences of a list: with fewer, a model would learn the sentences and not the request."""
+"""Fewest sentences in a list: with fewer, a model would learn the sentences instead of the request."""
 FEWEST_REASONS = 5
 """Fewest sentences of each of the many lists of reasons."""
 
@@ -72,8 +72,8 @@ class Phrasings:
     ) -> str:
         """Draw one of a key's sentences and fill its placeholders; languages are given by their codes.
 
-        As long as there are others, it is none of the sentences in `said`, and none that addresses the other
-        person differently than those do. The sentence is added to `said`.
+        As long as there are others, it avoids the sentences in `said` and those that address the other person
+        differently than they do. The sentence is added to `said`.
         """
         able = self.lists[key]
         if values.get("target", self.language) != self.language:
@@ -96,7 +96,7 @@ class Phrasings:
         return text.format(**values)
 
     def _joined(self, text: str, name: str, words: Sequence[str]) -> str:
-        """Words as a list; each in quotation marks where the sentence has them around its hole."""
+        """Words as a list; each in quotation marks where the sentence has them around its placeholder."""
         marks = next((match for match in _QUOTED.finditer(text) if match[2] == name), None)
         between = f"{marks[3]}{self.separator}{marks[1]}" if marks else self.separator
         return between.join(words)

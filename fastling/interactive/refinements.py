@@ -27,18 +27,18 @@ MOST_TOKENS = 700
 
 @dataclass
 class Counts:
-    """Counts of what came of the seeds."""
+    """Counts of what became of the seeds."""
 
     kept: Counter = field(default_factory=Counter)  # dialogues, by kind
     rejected: Counter = field(default_factory=Counter)  # turns, by reason
     unasked: int = 0  # seeds for which the budget had no tokens left
-    useless: int = 0  # seeds that came to nothing since the last dialogue that was kept
+    useless: int = 0  # seeds without a result since the last kept dialogue
 
 
 def load_prompts(folder: Path | None) -> dict[str, Template]:
     """The prompt of each kind, from `folder` where it has one, else from the package.
 
-    Raises UserError for a file that cannot be read or uses a place that is not filled.
+    Raises UserError for a file that cannot be read or has an unknown placeholder.
     """
     prompts = {}
     for kind in KINDS:
@@ -133,7 +133,7 @@ def parse_turn(text: str) -> dict:
         raise Rejected("no whole JSON object")
     try:
         found, _ = json.JSONDecoder().raw_decode(text, start)
-        json.dumps(found, ensure_ascii=False).encode()  # half a character cannot be asked about or kept
+        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate can be neither sent nor stored
     except (ValueError, RecursionError):
         raise Rejected("no whole JSON object") from None
     if not all(isinstance(found.get(k), str) for k in ("request", "answer")):

@@ -1,4 +1,4 @@
-"""The kinds of dialogue, each a small function that knows what to ask so that the right answer is known.
+"""The kinds of dialogue, each a small function that asks only what it knows the right answer to.
 
 A builder adds the turns that make a dialogue its kind, and returns whether its pairs allowed that. Afterwards
 `follow_up` goes on with the remaining lines. Faulty drafts are only in turns of the user, so that no model
@@ -18,7 +18,7 @@ WHICH_WORDS_AGAIN, WISH_AGAIN, DRAFT_AGAIN, POINTING = 0.25, 0.3, 0.25, 0.5
 again, that a draft is sent of a sentence with a wish, and that the user says where a draft is wrong."""
 
 SAY_ANEW = ("correct_draft", "no_change", "which_better", "switch_target")
-"""Steps after which a request such as "and this one?" would not be clear."""
+"""Steps after which a request such as "and this one?" would be unclear."""
 
 Builder = Callable[[Dialogue, Sequence[Direction]], bool]
 
@@ -74,7 +74,7 @@ def which_better(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
 
 
 def continue_text(dialogue: Dialogue, pairs: Sequence[Direction]) -> bool:
-    """Neighbouring lines, one after the other, as long as they are about the same topic."""
+    """Neighbouring lines, one after another, as long as they share a topic."""
     knowledge, last = dialogue.knowledge, pairs[0]
     _ask(dialogue, "translate", last)
     if not knowledge.running_text:
@@ -137,7 +137,7 @@ def opposite(pair: Direction) -> Direction:
 def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
     """Go on, perhaps with a question about words of the last answer, then with the remaining lines."""
     choose = dialogue.choose
-    # It would not be clear which of two drafts is meant, and nothing is known of words in a third language.
+    # It would be unclear which of two drafts is meant, and words of a third language are not linked.
     no_words = dialogue.steps[-1] in ("which_better", "switch_target")
     if not no_words and "which_words" not in dialogue.steps and choose.random() < WHICH_WORDS_AGAIN:
         _ask_which_words(dialogue, 1)
@@ -146,8 +146,8 @@ def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
             continue
         last = dialogue.pairs[-1]
         pair = pair if pair.origin == last.origin else opposite(pair)
-        # After drafts or another target language the user has to say again what is wanted, also if a question
-        # about words came in between.
+        # After drafts or another target language the user has to repeat the request in full, even if a
+        # question about words came in between.
         last_step = next(step for step in reversed(dialogue.steps) if step != "which_words")
         translated = last_step not in SAY_ANEW
         how = "next_sentence" if translated else "translate"
@@ -158,7 +158,7 @@ def follow_up(dialogue: Dialogue, pairs: Sequence[Direction]) -> None:
 
 
 def _ask(dialogue: Dialogue, how: str, pair: Direction, *, words: bool = False, item: bool = False) -> bool:
-    """Ask for a translation, if wanted with a wish. Adds nothing and returns False if none is possible."""
+    """Ask for a translation, perhaps with `words` or an `item`. Adds nothing, returns False if none fits."""
     choose = dialogue.choose
     named = {"target": pair.target} if how in ("translate", "switch_direction") else {}
     requests, wishes = [dialogue.say(how, text=pair.text, **named)], []

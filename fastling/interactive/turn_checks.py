@@ -1,4 +1,4 @@
-"""Checks a turn that a model wrote: right languages, nothing but a translation, and of this text."""
+"""Checks a turn that a model wrote: the right languages, and only a translation, of this text."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from fastling.remote import Message
 LENGTH_RATIO = (0.3, 3.0)
 """Bounds of an answer's length over that of the answer before it, unless the user asks for a length."""
 LEAST_IN_COMMON = 0.15
-"""Least share of an answer's pieces that an earlier version has; with less it is about something else."""
+"""Least share of an answer's pieces that an earlier version also has; with less, its topic is another."""
 
 
 def _any(*parts: str) -> re.Pattern[str]:
@@ -112,7 +112,7 @@ def check_turn(written: dict, kind: str, start: Seed, messages: list[Message]) -
 
 def _says_more(answer: str, start: Seed) -> bool:
     """Whether an answer has more than a translation: a refusal, a word to the user, quotation marks,
-    Markdown, or the source. What the seed's translation has, too, does not count."""
+    Markdown, or the source. What the seed's translation also has does not count."""
     first = start.translation
     if _OPENING.match(answer) and not _OPENING.match(first):
         return True
@@ -149,7 +149,7 @@ def _pieces(text: str, language: str) -> set[str]:
 def _check_length(written: dict, language: str) -> None:
     """Raise Rejected unless the answer keeps to the length that the request asks for by its only number."""
     request, answer = written["request"], written["answer"]
-    numbers = [int(number) for number in re.findall(r"\d{1,9}", request)]  # one without end is several
+    numbers = [int(number) for number in re.findall(r"\d{1,9}", request)]  # a longer one counts as several
     if len(numbers) != 1 or _NO_BOUND.search(_NOT_MORE.sub("", request)):
         raise Rejected("no one bound of length in the request")
     bound = numbers[0] - bool(_BELOW.search(request))

@@ -1,7 +1,7 @@
 """Finds Chinese words in the corpus itself: characters that stay together while their neighbours vary.
 
-The words are used to align sentences and to ask about, for which no dictionary is needed: a word that is not
-found is not asked about, and characters without varying neighbours on both sides are not taken for a word.
+The words serve to align sentences and to ask questions about, which needs no dictionary: a word that is not
+found is not asked about, and characters without varying neighbours on both sides do not count as a word.
 """
 
 import math
@@ -16,7 +16,7 @@ RECENT = 64
 FEWEST = 6
 """Fewest occurrences of a word; below that, statistics say nothing."""
 COHESION, COHESION_OF_FREQUENT = 40.0, 6.0
-"""How many times as often as by chance characters must be together; the second is for frequent words."""
+"""How many times as often as by chance characters must occur together; the second is for frequent words."""
 FREQUENT = 30
 """Occurrences from which a word is frequent, so that a smaller excess over chance is enough."""
 FREEDOM = 1.2
@@ -25,7 +25,7 @@ _RUN = re.compile(f"[{HAN}]+")
 
 
 class Lexicon:
-    """Cuts text of a language into words. Without words of its own it cuts Chinese into characters."""
+    """Splits a language's text into words. Without learned words it splits Chinese into characters."""
 
     def __init__(self, counts: Counter[str] | None = None, language: str = "zh"):
         self.language = language
