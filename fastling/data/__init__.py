@@ -1,1 +1,1 @@
-"""The way of the data: conversation -> template -> tokenizer -> encoding -> store -> packing -> batches."""
+"""The path of the data: conversation -> template -> tokenizer -> encoding -> store -> packing -> batches."""

@@ -47,11 +47,11 @@ class Batch:
     """(S,) int64: number of the language pair of each; one past the last pair stands for none."""
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on the device. From pinned memory it is made without waiting for it."""
+        """A copy on the device. From pinned memory the copy is asynchronous."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
-        """A copy in pinned memory, which a GPU reads by itself."""
+        """A copy in pinned memory, which a GPU reads without the CPU."""
         return self._with_each(torch.Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
@@ -59,17 +59,17 @@ class Batch:
         return replace(self, **{name: change(value) for name, value in tensors.items()})
 
     def rounded(self, multiple: int) -> "Batch":
-        """A batch of the same loss whose T and S are multiples of `multiple`, so that few sizes occur.
+        """A batch with the same loss whose T and S are multiples of `multiple`, so that few sizes occur.
 
-        The stream is filled up with documents of zeros, none longer than `max_seqlen`; the supervised rows
-        are filled up with the stream's last token at weight 0. `sources` and `pairs` keep the length of the
+        The stream is padded with documents of zeros, none longer than `max_seqlen`; the supervised rows are
+        padded with the stream's last token at weight 0. `sources` and `pairs` keep the length of the
         real rows, which come first.
         """
         more_tokens, more_rows = (-len(each) % multiple for each in (self.tokens, self.loss_index))
         whole, rest = divmod(more_tokens, self.max_seqlen)
         lengths = [*self.lengths, *[self.max_seqlen] * whole, *[rest] * bool(rest)]
         positions = [torch.arange(length, dtype=torch.int32) for length in lengths[len(self.lengths) :]]
-        last = len(self.tokens) + more_tokens - 1  # no token comes after it, so it is never supervised
+        last = len(self.tokens) + more_tokens - 1  # it has no successor, so it is never supervised
         return replace(
             self,
             tokens=pad(self.tokens, (0, more_tokens)),
@@ -93,11 +93,11 @@ class Step:
     packs: int
     """Packs of the step, including empty ones."""
     squared_tokens: int
-    """Sum of squared document lengths, for the work that causal attention needs."""
+    """Sum of squared document lengths, which causal attention's work depends on."""
 
 
 class Normaliser:
-    """Weights of supervised tokens that add up to 1 in a step, shared out by token, turn or sample."""
+    """Weights of supervised tokens, which add up to 1 in a step and are equal by token, turn or sample."""
 
     def __init__(self, store: Store, loss: str):
         self.loss = loss
@@ -108,18 +108,18 @@ class Normaliser:
         }[loss]
 
     def total(self, documents: numpy.ndarray) -> int:
-        """Units (tokens, turns or samples) of some documents."""
+        """The number of units (tokens, turns or samples) in some documents."""
         return int(self.units[documents].sum())
 
     def weights(self, spans: numpy.ndarray, total: int) -> numpy.ndarray:
-        """(supervised,) float32 weights of one document, turn after turn."""
-        sizes = (spans[:, 1] - spans[:, 0]).astype(numpy.int64)  # times the step's turns they pass 32 bits
+        """(supervised,) float32 weights of one document's supervised tokens, turn by turn."""
+        sizes = (spans[:, 1] - spans[:, 0]).astype(numpy.int64)  # times the step's turns they exceed 32 bits
         share = {"token": numpy.ones_like(sizes), "turn": sizes, "sample": sizes.sum().repeat(len(sizes))}
         return numpy.repeat(1 / (share[self.loss] * total), sizes).astype(numpy.float32)
 
 
 def make_batch(store: Store, documents: numpy.ndarray, normaliser: Normaliser, total: int) -> Batch:
-    """Documents laid end to end. Without documents, one token and no label: every rank has to take part."""
+    """Concatenate documents. Without any, make one token without a label, since every rank must take part."""
     tokens, labels, positions, weights, lengths, supervised = [], [], [], [], [], []
     for number in documents.tolist():
         ids, spans = store.document(number)
@@ -156,10 +156,11 @@ def make_batch(store: Store, documents: numpy.ndarray, normaliser: Normaliser, t
 
 
 class Loader:
-    """The steps of one rank. Step n depends on n alone, so any step can be the first.
+    """Loads the steps of one rank. Step n depends only on n, so a run can begin at any step.
 
     global_packs packs a step are split over `ranks` ranks and `micro_batches` micro-batches each, with empty
-    packs where they do not share evenly. Sizes of micro-batches are rounded up to multiples of `round_to`.
+    packs where the numbers do not divide evenly. Sizes of micro-batches are rounded up to multiples of
+    `round_to`.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Loader:
 
     def step(self, number: int) -> Step:
         """Step `number`, counted from 0. Packs past the end of the plan are empty, and so are those added
-        where the packs of a step cannot be shared evenly."""
+        where a step's packs do not divide evenly."""
         first = number * self.global_packs
         packs = [self.plan.pack(index) for index in range(first, first + self.global_packs)]
         packs += [self.plan.documents[:0]] * (-len(packs) % (self.ranks * self.micro_batches))
@@ -210,7 +211,7 @@ class Loader:
         )
 
     def steps(self, start: int = 0) -> Iterator[Step]:
-        """Steps from `start` on, in order, the next one made while the current one runs."""
+        """Yield steps from `start` on, in order; the next one is prepared while the current one runs."""
         stop = len(self)
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
             ahead = thread.submit(self.step, start) if start < stop else None

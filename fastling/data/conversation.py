@@ -26,16 +26,16 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 TOOLS = ("tools", "functions", "tool_calls", "function_call", "function_calls")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAINED = {"weight": 1, "train": 1, "loss": 1, "training": 1, "masked": 0, "mask": 0}
-"""Keys by which different tools say whether a message is trained on, and the value that means it is."""
+"""Keys by which various tools mark whether a message is trained on, and the value that means yes."""
 SIDES = frozenset(
     "role prompt completion question answer response input output target summary translation "
     "chosen rejected".split()
 )
-"""A row with `text` and one of these keys is not plain text, but a dialogue or task of an unknown format."""
+"""A row with `text` and one of these keys is not plain text but a dialogue or task in an unknown format."""
 LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 """Keys of lists of messages, and the keys of role and text in each message."""
 INPUTS = ("instruction", "input", "context", "question")
-"""Keys that, beside a conversation, hold more of what is asked."""
+"""Keys that, beside a conversation, hold a further part of the question."""
 ANSWERS = ("response", "answer", "output", "completion", "chosen")
 """Keys that, beside messages that end with a question, hold its answer."""
 KEYS = frozenset(
@@ -49,7 +49,7 @@ class Refused(Exception):
     """A row that is not trained on: a short reason to count it under, and the detail for its author."""
 
     def __init__(self, reason: str, detail: str = ""):
-        # Half a surrogate pair, in a key or a role, can be written nowhere.
+        # A lone surrogate, in a key or a role, cannot be encoded for output.
         self.reason, self.detail = reason, detail.encode("utf-8", "backslashreplace").decode()
         super().__init__(reason, self.detail)
 
@@ -103,14 +103,14 @@ def _parse_json(line: bytes) -> Any:
     except json.JSONDecodeError as error:
         if line.strip() == b"{":
             raise Refused("broken-json", "object over several lines: write a row a line, or a list") from None
-        column = min(error.pos, len(error.doc.rstrip("\r\n"))) + 1  # the line's end begins no other line
+        column = min(error.pos, len(error.doc.rstrip("\r\n"))) + 1  # a final newline starts no other line
         raise Refused("broken-json", f"column {column}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise Refused("broken-json", first_line(error)) from None
 
 
 def _with_nulls(fields: dict) -> dict:
-    """A row or message in which null stands for NaN, which tables write in its place."""
+    """A row or message with null instead of NaN, which tables write for a missing value."""
     missing = {key: None for key, value in fields.items() if value != value}
     return fields | missing if missing else fields
 
@@ -130,9 +130,9 @@ def _check_beside(record: dict) -> None:
 
 
 def _as_number(value: Any) -> Number | None:
-    """A row's mark as a number (tables have Decimals, too); None if it says nothing.
+    """A row's mark as a number (tables may have Decimals); None if it has no meaning.
 
-    Tables made from CSV hold truth values as text, which Python takes for true whatever it says.
+    Tables made from CSV hold truth values as text, and Python treats every non-empty text as true.
     """
     if isinstance(value, str):
         return {"false": 0, "0": 0, "true": 1, "1": 1}.get(value.strip().lower())
@@ -214,7 +214,7 @@ def _messages(record: dict, messages: Any, role_key: str, text_key: str) -> Conv
         raise Refused("unknown-format", "the messages must be a list of objects")
     system, turns, read_only = _system(record), [], set()
     for number, message in enumerate(map(_with_nulls, messages), start=1):
-        if message.get(role_key) is None or text_key not in message:  # the two spellings get mixed
+        if message.get(role_key) is None or text_key not in message:  # some files mix the two spellings
             from_value = message.get("from") is not None
             role_key, text_key = ("from", "value") if from_value else ("role", "content")
         name = message.get(role_key)

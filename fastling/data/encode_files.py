@@ -1,7 +1,7 @@
 """Files of rows -> encoded rows, on all cores, in the order of the files.
 
-Each worker process has an encoder. It is sent tasks of at most 256 rows or about a megabyte, and results come
-back in order. Only a few tasks are under way at a time, so memory does not grow with the files.
+Each worker process has an encoder, and gets tasks of at most 256 rows or about a megabyte. Results come back
+in order. Only a few tasks are in flight at a time, so memory does not grow with the files.
 """
 
 import os
@@ -22,7 +22,7 @@ FEW_TASKS = 8
 """With fewer tasks than this, starting processes would take longer than the work."""
 
 Result = tuple[Encoded | Refused, str | None]
-"""What became of a row, and the language pair that the row itself names."""
+"""The outcome for a row, and the language pair that the row itself names."""
 
 
 def encode_rows(encoder: Encoder, payloads: Sequence) -> list[Result]:
@@ -33,7 +33,7 @@ def encode_rows(encoder: Encoder, payloads: Sequence) -> list[Result]:
             parsed.append(parse_row(payload))
         except Refused as refusal:
             parsed.append(refusal)
-        except RecursionError:  # when the message shows what stands in the place of a role
+        except RecursionError:  # raised when the message shows a deeply nested value given as a role
             parsed.append(Refused("unknown-format", "nested too deep"))
     good = [each for each in parsed if not isinstance(each, Refused)]
     encoded = iter(encoder.encode(good))

@@ -1,8 +1,8 @@
-"""Conversations -> token ids, with the proof that they are what they should be.
+"""Conversations -> token ids, with a proof that they are correct.
 
-A rendered conversation is a chain of control tokens and runs of plain text between them. Every
-tokenizer in use encodes a run as a whole, so that is how it is done here, and the last part of a
-run may be an answer. Three things are checked on every row, and a row that fails one is refused:
+A rendered conversation is a chain of control tokens and runs of plain text between them. All
+tokenizers in use encode a run as a whole, so it is done the same way here, and the last part of a
+run may be an answer. Three properties are checked on every row, and a row that lacks one is refused:
 
 P1  the ids of the run up to the answer are the ids of that text alone: what a server that stops
     there would feed the model;
@@ -136,7 +136,7 @@ class Encoder:
                     texts[part.text] = texts[part.prompt] = None
         try:
             ids = dict(zip(texts, self.tokenizer.encode(list(texts)), strict=True))
-        except UserError as error:  # of one text, for which the others need not go
+        except UserError as error:  # caused by one text; the others are still encoded
             if len(conversations) == 1:
                 return [Refused("unreadable-by-tokenizer", error.what)]
             return [result for each in conversations for result in self.encode([each])]
@@ -188,7 +188,7 @@ class Encoder:
             else:
                 failure = failure or self._disproof(part, ids, decoded)
                 if part.turn >= 0:
-                    # Nothing stands before the first token of all, so it cannot be predicted.
+                    # The very first token has no context, so it cannot be predicted.
                     answer_start = max(1, len(tokens) + len(ids[part.prompt]))
                     turns.append(part.turn)
                 tokens += ids[part.text]
@@ -204,7 +204,7 @@ class Encoder:
         if not self.control_ids.isdisjoint(run_ids):
             return "control-token-in-text", f"in {run.text[-60:]!r}"
         for word in self._words_beside:
-            if word in run.text:  # the base model knows it by an id that nobody here reads
+            if word in run.text:  # the base model has an id for it, which is not looked up here
                 said = "only files beside the tokenizer make it one: give a tokenizer.json that has it"
                 return "unread-token", f"{word!r:.40}: {said}"
         if run_ids[: len(prompt_ids)] != prompt_ids:
@@ -218,7 +218,7 @@ class Encoder:
     def _cut(
         self, conversation: Conversation, tokens: list[int], spans: list[tuple[int, int]], turns: list[int]
     ) -> Encoded:
-        """Cut turns after the last trained answer, and what does not fit at the end of a trained answer."""
+        """Cut turns after the last trained answer, then what does not fit, at the end of a trained answer."""
         stop, dropped = len(tokens), {}
         last = len(conversation.turns) - 1
         if conversation.turns[last].role == "user" or last in conversation.read_only:

@@ -1,11 +1,11 @@
-"""SentencePiece's table of normalisation, NFKC and its kin, as steps of a tokenizer.json.
+"""SentencePiece's normalization table (NFKC and variants) as steps of a tokenizer.json.
 
-SentencePiece replaces, from left to right, the longest key of its table that begins at a place. tokenizers
-has two near relatives of that. `Precompiled` holds the table itself, but looks up whole grapheme clusters: it
-loses marks that follow a key, and misses keys of six bytes. `NFKC` joins and reorders what no key spans, too.
-So a separator is put between any two characters that no key joins. Then NFKC changes one key at a time,
-Precompiled does what is left of the table (spaces, lower case, and characters that tokenizers' Unicode is too
-old for) on clusters of one character each, and the separators are taken out.
+SentencePiece replaces, from left to right, the longest key of its table that begins at each position. The
+tokenizers library has two steps that come close. `Precompiled` holds the table itself, but looks up whole
+grapheme clusters: it loses marks that follow a key, and misses keys of six bytes. `NFKC` also joins and
+reorders what no key spans. So a separator is put between any two characters that no key joins. Then NFKC
+changes one key at a time, Precompiled does the rest of the table (spaces, lower case, and characters newer
+than the Unicode of tokenizers) on clusters of one character each, and the separators are removed.
 """
 
 import struct
@@ -24,9 +24,9 @@ SEPARATOR = "\ufdd0"
 STAND_INS = [chr(code) for code in range(0xFDD1, 0xFDF0)]
 LABELS = np.arange(1, 256)
 LONGEST_KEY_BYTES, MOST_NODES = 64, 5_000_000
-"""More than any table has; in a damaged one keys may have no end, or be without number."""
+"""More than any table has. In a damaged table keys may be endless or too many."""
 MOST_UNLIKE = 100
-"""Keys that may be replaced by name; of a table with more, NFKC is not the base."""
+"""Most keys that are replaced individually; a table with more is not based on NFKC."""
 ALL = [chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
 
 
@@ -38,8 +38,9 @@ def steps_of(charsmap: bytes) -> list[normalizers.Normalizer]:
     """
     table = read_table(charsmap)
     whole, nfkc = normalizers.Precompiled(charsmap), normalizers.NFKC()
-    key_by_key = normalizers.Sequence([nfkc, whole, nfkc])  # NFKC once more joins what the table has mapped
-    # Tables and tokenizers know Unicode of different years: what only one of them changes is named.
+    key_by_key = normalizers.Sequence([nfkc, whole, nfkc])  # the second NFKC joins what the table mapped
+    # Table and tokenizers follow different Unicode versions: what only one of them changes is replaced
+    # individually.
     unlike = [key for key, replacement in table.items() if key_by_key.normalize_str(key) != replacement]
     unchanged = [char for char in ALL if char not in table and nfkc.normalize_str(char) != char]
     if len(unlike) > MOST_UNLIKE or len(unchanged) > len(STAND_INS):
@@ -73,7 +74,7 @@ def read_table(charsmap: bytes) -> dict[str, str]:
 def _leaves(units: np.ndarray, replacements: bytes) -> Iterator[tuple[str, str]]:
     """Yield every key of the trie with its replacement. Raises ValueError or IndexError for a damaged one."""
 
-    @cache  # nodes with the same ends are one, of which the syllables of Hangul have many
+    @cache  # Hangul's syllables have many equal suffix sets, which share a node
     def children(node: int) -> list[tuple[bytes, int, str | None]]:
         places = node ^ LABELS
         places = places[places < len(units)]
@@ -112,7 +113,7 @@ def _offset(unit: int) -> int:
 def _borders(table: Mapping[str, str]) -> str:
     """A pattern of the places, of width zero, between two characters that no key spans."""
     products = _products(key for key in table if len(key) > 1)
-    # The separator, which is in no text, lest the class is empty.
+    # The separator occurs in no text; it keeps the character class from being empty.
     later = {SEPARATOR, *(char for product in products for chars in product[1:] for char in chars)}
     spans = "".join(f"(?!(?<={''.join(map(_class, before))}){_class(last)})" for *before, last in products)
     return rf"(?!\A)(?=[\s\S])(?:(?!{_class(later)})|{spans})"
@@ -130,7 +131,7 @@ def _products(keys: Iterable[str]) -> list[tuple[set[str], ...]]:
             if length == 0:
                 done.append(sets)
                 continue
-            # Characters that go on in the same ways are one set.
+            # Characters with the same continuations form one set.
             by_rest = defaultdict(set)
             for rest in rests:
                 by_rest[rest[1:]].add(rest[0])

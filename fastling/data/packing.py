@@ -1,8 +1,8 @@
 """The plan: which documents share a pack, and in which order packs are trained on.
 
 Best-fit decreasing over the whole set (Johnson 1973) to a fixed token budget. The order of packs
-is a pure function of the store, the weights, the seed and the budget: it knows nothing of ranks,
-so any number of them shares the same global batches, and one step number resumes it (P6).
+is a pure function of the store, the weights, the seed and the budget. It does not depend on ranks,
+so any number of them trains on the same global batches, and a step number is enough to resume (P6).
 """
 
 import bisect
@@ -91,7 +91,7 @@ def shuffled_sources(sources: numpy.ndarray, number: int, seed: int) -> list[num
 
     `sources` (documents,) is the number of each document's source.
     """
-    # One sort for all: looking through all documents for each source takes minutes with thousands of them.
+    # Sort once: scanning all documents for each source takes minutes with thousands of sources.
     borders = numpy.bincount(sources, minlength=number).cumsum()[:-1]
     members = numpy.split(numpy.argsort(sources, kind="stable"), borders)
     return [numpy.random.default_rng([seed, source]).permutation(each) for source, each in enumerate(members)]
@@ -121,14 +121,14 @@ def make_plan(
     packs: int | None = None,
 ) -> Plan:
     """Plan `epochs` whole epochs, or `packs` packs, from as many epochs as they take."""
-    # Of each epoch one array: an object for each pack would take hundreds of bytes.
+    # One array per epoch, since an object per pack would take hundreds of bytes.
     documents, sizes = [], []
     orders = shuffled_sources(sources, len(weights), seed)
     epoch = planned = 0
     while epoch < epochs if epochs is not None else planned < packs:
         members = epoch_documents(orders, weights, epoch)
         shuffle = numpy.random.default_rng([seed, epoch, 1])
-        members = shuffle.permutation(members)  # ties in length fall differently in every epoch
+        members = shuffle.permutation(members)  # break ties in length differently in every epoch
         bins = best_fit(document_tokens[members], capacity)
         bins = [bins[number] for number in shuffle.permutation(len(bins))]
         documents.append(members[numpy.fromiter(chain.from_iterable(bins), numpy.int64, len(members))])

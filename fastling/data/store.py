@@ -37,7 +37,7 @@ from fastling.locks import alone
 from fastling.workers import own_cores
 
 FORMAT = 13
-"""Raised whenever the same inputs would give another store."""
+"""Increased whenever the same inputs would give a different store."""
 ARRAYS = {
     "document_offsets": numpy.int64,  # (documents + 1,) into tokens
     "span_offsets": numpy.int64,  # (documents + 1,) into spans
@@ -60,7 +60,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a store depends on, and the largest share of refused rows with which it may be used."""
+    """Everything that a store depends on, and the largest acceptable share of refused rows."""
 
     sources: tuple[SourceFile, ...]
     tokenizer: Path
@@ -187,7 +187,7 @@ def default_store() -> Path:
 def open_store(
     recipe: Recipe, folder: Path, *, workers: int | None = None, progress: Callable[[int], None] | None = None
 ) -> Store:
-    """The store of a recipe, built first if it is not there. Safe to call from many processes.
+    """The store of a recipe, built first if it is not there. Many processes may call it at once.
 
     `progress` is called with the number of rows done since the last call.
     Raises UserError when no row is left, or more rows are refused than the recipe allows.
@@ -195,7 +195,7 @@ def open_store(
     before = _states(recipe)
     final = folder / recipe.key()
     if not (final / "manifest.json").exists():
-        # A worker that starts imports the script that started it: without a guard there, it would
+        # A starting worker imports the script that started it: without a __main__ guard there, it would
         # come back here and wait for ever for the lock that its parent holds.
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise RuntimeError("call this under `if __name__ == '__main__':` in your script")
@@ -232,7 +232,7 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
         if ledger["rows"] == 0:
             path = next(source.path for source in recipe.sources if source.name == name)
             raise UserError(f"source {name}", f"is empty, it has no rows: {path}")
-        # Rows beyond the sequence length are no mistake in the data: the ledger counts them.
+        # Rows beyond the sequence length are not a fault of the data, and the ledger counts them anyway.
         faulty = refused - ledger["refused"].get("too-long", 0)
         if refused and (ledger["kept"] == 0 or faulty > recipe.max_refused_share * ledger["rows"]):
             reasons = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
@@ -248,7 +248,7 @@ def _check_refused(recipe: Recipe, store: Store) -> None:
 
 
 def _build(recipe: Recipe, folder: Path, workers: int | None, progress: Callable[[int], None] | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # left by a build that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # remains of a killed build
     folder.mkdir(parents=True)
     encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
     with _Writer(folder, recipe, encoder.tokenizer.vocab_size) as writer:
@@ -346,7 +346,7 @@ class _Writer:
         self.refused.write(json_line(entry).encode())
 
     def __exit__(self, kind, *_) -> None:
-        with ExitStack() as closing:  # all of them, even where the disk is full
+        with ExitStack() as closing:  # closes all of them, even if the disk is full
             for file in self.opened:
                 closing.callback(file.close)
         if kind is not None:

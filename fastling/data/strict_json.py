@@ -1,4 +1,4 @@
-"""JSON in which no object has a key twice: a whole text, or the items of a file's array one by one."""
+"""JSON without duplicate keys: a whole text, or the items of a file's array one by one."""
 
 import codecs
 import io
@@ -25,7 +25,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def parse_json(text: str) -> Any:
-    """json.loads, which also raises ValueError if an object has a key twice: one value would be lost."""
+    """json.loads, but raises ValueError for a duplicate key, whose first value would be lost."""
     return _JSON.decode(text)
 
 
@@ -72,7 +72,7 @@ class Array:
         while True:
             try:
                 item, end = _JSON.raw_decode(self._text, self._at)
-            except json.JSONDecodeError:  # perhaps because the end of its text has not been read yet
+            except json.JSONDecodeError:  # perhaps the rest of its text has not been read yet
                 if not self._read_on():
                     raise
                 continue
@@ -83,7 +83,7 @@ class Array:
 
     def _read_on(self) -> bool:
         """Read more text, and drop what is before the current place. Returns False at the end of the file."""
-        # Twice what is held of a long item, so that it is parsed again only a few times.
+        # Double what is held of a long item, so that it is parsed again only a few times.
         content = self._file.read(max(self._bytes_at_once, len(self._text) - self._at))
         waiting, _ = self._decoder.getstate()  # bytes of a character whose end was not yet read
         try:

@@ -1,8 +1,8 @@
-"""How a conversation is written down for the model: once as segments to train on, once as Jinja.
+"""How a conversation is rendered for the model: as segments to train on, and as Jinja.
 
 A template is a few patterns. In a pattern, control tokens stand for themselves and become one id
-each; `{content}` is the message; `{bos}` and `{eos}` are the tokenizer's own. In a message nothing
-is ever a control token. Both forms come from the same patterns, so they cannot drift apart.
+each; `{content}` is the message; `{bos}` and `{eos}` are the tokenizer's own. Nothing in a message
+is ever a control token. Both forms come from the same patterns, so they cannot diverge.
 """
 
 import dataclasses
