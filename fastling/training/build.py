@@ -1,4 +1,4 @@
-"""Makes the model and the loader of one rank from a config."""
+"""Builds one rank's model and loader from a config."""
 
 import torch
 
@@ -15,7 +15,7 @@ from fastling.training.parallel import World, shard
 
 CPU_SIZES = 64
 """On a CPU the numbers of tokens and supervised rows of a micro-batch are rounded up to multiples of this.
-oneDNN compiles half-precision products again for each size, and keeps a thousand of them, half a MiB each."""
+oneDNN compiles half-precision products for each new size, and keeps a thousand of them, half a MiB each."""
 
 
 def model_config(config: Config, encoder: Encoder) -> LlamaConfig:
@@ -43,8 +43,8 @@ def model_config(config: Config, encoder: Encoder) -> LlamaConfig:
 def build_model(config: Config, shape: LlamaConfig, world: World, *, load: bool = True) -> Llama:
     """A sharded model on its device, with weights from the pretrained folder or drawn from the seed.
 
-    No weight is held twice: the model is made without memory and sharded, and then each rank fills in its own
-    rows. Without `load` the weights are left uninitialised, for a checkpoint to fill.
+    No weight is held twice: the model is created without memory and sharded, and then each rank fills in its
+    own rows. Without `load` the weights are left uninitialised, for a checkpoint to fill.
     """
     model = Llama.on_meta(shape)
     shard(model, config, world)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked before a tensor is used, without pickle (P10, P11, P13).
+"""Checkpoints: complete or absent, verified before any tensor is used, without pickle (P10, P11, P13).
 
     checkpoints/step-00000100/    safetensors, one file a rank   (torch.distributed.checkpoint)
                                   digests-0000.json, one a rank  of every tensor, from memory: sha256,
@@ -7,8 +7,8 @@
                                   state.json                     step, and what the step depends on
 
 Written to `step-00000100.tmp`, flushed, then renamed. Digests are taken before the write, so damage
-on the way to the disk is found as surely as damage on it. Weights, moments and the step number are
-all there is: data order is a function of the step, and nothing in the model is random.
+on the way to the disk is found as surely as damage on it. Weights, moments and the step number suffice:
+the order of the data is a function of the step, and nothing in the model is random.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ BYTES_OF_A_WEIGHT = 12
 EMPTY = hashlib.sha256(b"").hexdigest()
 """Digest of the rows of a rank that has none."""
 HOST_COPIES = 2
-"""Copies of what a process writes that are in its memory then: tensors on the CPU, and the file's bytes."""
+"""Copies in a process's memory of what it writes: the tensors on the CPU, and the file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Found:
 
 
 class Digest(NamedTuple):
-    """What a file must hold of a tensor: the digest and the place of all rows that one rank has."""
+    """What a file must contain of a tensor: the digest and the position of all rows of one rank."""
 
     sha256: str
     dtype: str
@@ -63,7 +63,7 @@ class Digest(NamedTuple):
 
 
 class _DamagedFile(Exception):
-    """A file of a checkpoint that is not what was written."""
+    """A file of a checkpoint differs from what was written."""
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -72,7 +72,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Name -> tensor, of all weights and moments; moments that are not there yet are created, as zeros."""
+    """Name -> tensor, of all weights and moments; missing moments are created as zeros."""
     tensors = {}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
@@ -95,7 +95,7 @@ def save(
     keep_last: int,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Write one checkpoint from all ranks together; then delete earlier ones but the last `keep_last` - 1.
+    """Write one checkpoint from all ranks together, then delete earlier ones except the last `keep_last` - 1.
 
     The ranks wait for the slowest in `group`, which has all of them. Raises RunError (disk full, no
     permission) and leaves the earlier checkpoints as they were.
@@ -115,7 +115,7 @@ def save(
             state = {**state, "step": step, "ranks": dist.get_world_size()}
             (aside / "state.json").write_text(sealed_json(state))
     except (OSError, dcp.api.CheckpointException) as error:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk is no place to leave it
+        shutil.rmtree(aside, ignore_errors=True)  # do not leave it on a full disk
         raise RunError(str(aside), f"the checkpoint could not be written: {_cause(error)}") from error
     dist.barrier(group)
     if rank == 0:
@@ -123,7 +123,7 @@ def save(
         # A later checkpoint must be damaged, since this run would have begun there; it is not counted.
         good = [path for path in sorted(folder.glob("step-????????")) if path.name <= final.name]
         for old in good[:-keep_last]:
-            # Renamed first: a kill during the deletion would else leave half a checkpoint under its name.
+            # Rename first: a kill during the deletion would otherwise leave half a checkpoint under its name.
             # Over NFS the folder of a file that is being read stays; the next start removes it.
             files.remove(old.rename(old.with_name(old.name + ".tmp")), ignore_errors=True)
     dist.barrier(group)
@@ -136,7 +136,7 @@ class _Writer(HuggingFaceStorageWriter):
     def __init__(self, folder: Path, step: int, digests: dict[str, Digest]):
         super().__init__(str(folder), save_distributed=True)
         self._file, self._step, self._digests = _digests_file(folder, dist.get_rank()), step, digests
-        self._is_shared = folder.is_dir()  # rank 0 has made it; asked before torch makes one of its own
+        self._is_shared = folder.is_dir()  # rank 0 created it; check before torch creates one here
         # No tensors are copied ahead from a GPU: they would go to pinned memory, in blocks whose sizes are
         # powers of two, which PyTorch keeps for the life of the process.
         self.per_thread_copy_ahead = 0
@@ -152,7 +152,7 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def newest_step(folder: Path, report=print) -> int:
-    """Step of the newest undamaged checkpoint, 0 if there are none at all; newer, damaged ones are reported.
+    """Step of the newest undamaged checkpoint, 0 if there are none at all; newer damaged ones are reported.
 
     Raises RunError if there are checkpoints and all are damaged. Their run may be going on meanwhile.
     """
@@ -161,7 +161,7 @@ def newest_step(folder: Path, report=print) -> int:
         problem = damage(candidate)
         if problem is None:
             return _step_of(candidate)
-        if not os.path.lexists(candidate):  # the run has deleted it meanwhile, for newer ones
+        if not os.path.lexists(candidate):  # the run has meanwhile deleted it, for newer ones
             return newest_step(folder, report)
         report(f"{candidate}: damaged, so not used: {problem}")
     if candidates:
@@ -186,14 +186,14 @@ def open_checkpoint(folder: Path, step: int) -> Found:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what killed saves have left, half written or half deleted. No save may be under way."""
+    """Remove the half-written or half-deleted remains of killed saves. No save may be in progress."""
     for left in (*folder.glob("step-????????.tmp"), *folder.glob(".step-????????.replaced")):
         files.remove(left)
 
 
 def copies_at_once(config: Checkpoint, steps: int, already: int = 0) -> int:
-    """Most checkpoints on the disk at once in `steps` steps, with those that are `already` there: one is
-    written before an old one is deleted."""
+    """Most checkpoints on the disk at once during `steps` steps, including those `already` there: a new one
+    is written before an old one is deleted."""
     saves = -(-steps // config.every_steps)
     return max(min(already + saves, config.keep_last + 1), already + min(saves, 1))
 
@@ -216,7 +216,7 @@ def damage(folder: Path) -> str | None:
     only one of the ranks with equal rows writes them, so a rank's tensor may be in another rank's file.
     """
     try:
-        with _as_damage(folder):  # whatever somebody has sealed there
+        with _as_damage(folder):  # the sealed content may be anything
             saved = [
                 (rank, *each)
                 for rank in range(_read_state(folder)["ranks"])
@@ -225,7 +225,7 @@ def damage(folder: Path) -> str | None:
             ]
             written = {(file, name, digest) for _, name, digest, file in saved}
         paths = sorted(folder.glob("*.safetensors"))
-        with ThreadPoolExecutor() as threads:  # hashing leaves Python to others
+        with ThreadPoolExecutor() as threads:  # hashing releases the GIL
             stored = dict(zip([path.name for path in paths], threads.map(_stored, paths), strict=True))
     except _DamagedFile as error:
         return str(error)
@@ -343,7 +343,7 @@ def _cause(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """Silence torch.distributed.checkpoint, which warns on every call of things that are intended here."""
+    """Silence torch.distributed.checkpoint, which warns on every call about things that are intended here."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.ERROR)

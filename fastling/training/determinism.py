@@ -1,8 +1,7 @@
-"""A fixed order of additions on a GPU, so that a resumed run gives the same results bit for bit (P10).
+"""A fixed order of additions on a GPU, so that a resumed run repeats its results bit for bit (P10).
 
-FlashAttention's backward adds up the gradients of queries with atomics, in whatever order they come, unless
-it is told not to. Everything else in a step adds in a fixed order anyway, and cuBLAS does when PyTorch asks
-for it.
+By default FlashAttention's backward adds up the gradients of queries with atomics, in varying order.
+Everything else in a step adds in a fixed order anyway, and so does cuBLAS when PyTorch asks for it.
 """
 
 import os
@@ -14,7 +13,7 @@ import torch
 from fastling import ops
 
 CAN_ADD_IN_ONE_ORDER = ("flash3", "flash2", "torch")
-"""Attention backends. When PyTorch is asked for a fixed order, it refuses the backward of all others."""
+"""Attention backends with a fixed order. PyTorch refuses the backward of all others when asked for one."""
 
 
 def prepare_device() -> None:
@@ -29,7 +28,7 @@ def one_order(wanted: bool, device: torch.device, dtype: torch.dtype) -> Iterato
         yield
         return
     filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging that costs a pass
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass
     torch.use_deterministic_algorithms(True)
     try:
         yield

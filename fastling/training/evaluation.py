@@ -55,8 +55,8 @@ class HeldOut:
     def losses(self, model: Llama, stop_signal: Callable[[], int]) -> dict[str, float] | None:
         """Mean losses by name: eval_loss over all supervised tokens, eval_loss_<source>, eval_loss_<pair>.
 
-        All ranks must call this together. Returns None as soon as one of them is told to stop: `stop_signal`
-        returns the signal's number, or 0.
+        All ranks must call this together. Returns None as soon as one of them receives a stop signal:
+        `stop_signal` returns its number, or 0.
         """
         names = [*self.store.source_names, *self.store.pair_names]
         num_sources, num_pairs = len(self.store.source_names), len(self.store.pair_names)
@@ -114,7 +114,7 @@ def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversati
 def add_sums(sums: torch.Tensor, groups: torch.Tensor, values: torch.Tensor) -> None:
     """Add sum and count of the values in each group to `sums` (groups, 2); `groups` (S,) is on the CPU.
 
-    A batch has a few of perhaps thousands of language pairs, and `sums_by` makes a matrix of all it is given.
+    A batch has a few of perhaps thousands of language pairs, and `sums_by` builds a matrix over all groups.
     """
     present, places = groups.unique(return_inverse=True)
     if len(present):
@@ -125,8 +125,8 @@ def add_sums(sums: torch.Tensor, groups: torch.Tensor, values: torch.Tensor) -> 
 def sums_by(groups: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
     """Sum and count of the values in each group, (2 * num_groups,): sum 0, count 0, sum 1, count 1, ...
 
-    `groups` (S,) int64 says the group of each of the first S values; further values are padding. A product
-    with the membership matrix has one order of additions, so that the result is always the same.
+    `groups` (S,) int64 holds the group of each of the first S values; further values are padding. A product
+    with the membership matrix adds in a fixed order, so the result is always the same.
     """
     member = torch.nn.functional.one_hot(groups, num_groups).to(values.dtype)
     return torch.stack([values[: len(groups)] @ member, member.sum(0)], dim=1).flatten()

@@ -1,10 +1,9 @@
 """How much memory a training run needs on each GPU, by arithmetic; it has not been compared with a GPU yet.
 
-Weights, two moments and, at the end of a step, gradients are float32 and sharded. Beside them there are
-weights that are gathered, activations that are kept for the backward, and gradients that are being reduced.
-These come and go, so each point of a step at which there may be most of them is counted, and the largest sum
-is the result. tests/training/test_whole_step.py compares this with what steps allocate, on tensors without
-memory.
+Weights, two moments and, at the end of a step, gradients are float32 and sharded. In addition there are
+gathered weights, activations kept for the backward, and gradients being reduced. These come and go, so every
+point of a step where their sum may peak is counted, and the largest sum is the result.
+tests/training/test_whole_step.py compares it with what steps allocate, on tensors without memory.
 """
 
 import os
@@ -46,7 +45,7 @@ class Footprint:
 
     @property
     def counted(self) -> int:
-        """Bytes without those that are assumed: in less memory the run cannot fit."""
+        """Bytes without the assumed ones: the run cannot fit into less memory."""
         return self.total - self.parts[ASSUMED]
 
 

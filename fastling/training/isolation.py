@@ -1,7 +1,7 @@
 """The proof, at start-up, that no document of a pack sees another (P5).
 
-Whole training runs have been lost to attention that ignored document borders without an error. So the backend
-that this run will use is tried first, on the run's device and in its dtype.
+Whole training runs have been lost to attention that silently ignored document borders. So the backend that
+this run will use is tested first, on the run's device and in its dtype.
 """
 
 import torch

@@ -11,13 +11,13 @@ GROWTH_BYTES = 64 * 2**20
 def keep_freed_memory() -> bool:
     """Have the C library keep freed memory instead of giving it back to the kernel; return whether it does.
 
-    glibc gives large blocks back at once, and in every step the kernel then has to clear new ones, which
-    takes a fifth of the step's time. PyTorch keeps a GPU's memory in the same way.
+    glibc returns large blocks at once, so that the kernel has to clear new ones in every step, which takes
+    a fifth of the step's time. PyTorch keeps a GPU's memory in the same way.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # No block is mapped alone, nothing is trimmed, and the heap grows by large steps.
+    # No block is mapped separately, nothing is trimmed, and the heap grows in large steps.
     return all(
         mallopt(*option) for option in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, GROWTH_BYTES))
     )

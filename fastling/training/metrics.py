@@ -33,7 +33,7 @@ class Measured:
     lr: float
     numbers: torch.Tensor
     """(3 + 2 * sources,) float32 on the CPU: the gradient's norm, the loss, sum and count of the negative
-    log-likelihoods of each source, and how many processes were told to end."""
+    log-likelihoods of each source, and how many processes received a stop signal."""
     finished: "Mark"
 
     def wait(self) -> tuple[float, float, list[float]]:
@@ -43,7 +43,7 @@ class Measured:
         return grad_norm, loss, by_source
 
     def stops(self) -> bool:
-        """Wait for the device; return whether any process was told to end, the same on all processes."""
+        """Wait for the device; return whether any process received a stop signal; all processes agree."""
         self.finished.wait()
         return self.numbers[-1].item() > 0
 
@@ -119,7 +119,7 @@ class Meter:
 
 
 def check_finite(step: int, numbers: Mapping[str, float]) -> None:
-    """Raise RunError if a number is NaN or infinite: no later step mends that. Step 0 is before the first."""
+    """Raise RunError if a number is NaN or infinite: no later step repairs it. Step 0 precedes the first."""
     if not all(map(math.isfinite, numbers.values())):
         shown = ", ".join(f"{name} {number}" for name, number in numbers.items())
         fix = "A lower optimizer.lr may help; it needs a new run_dir, since a run keeps its settings."

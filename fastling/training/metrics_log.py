@@ -27,7 +27,7 @@ WANDB_NAMES = {
 
 
 class MetricsLog:
-    """metrics.jsonl of a run, and W&B if asked for. Drops lines after `first_step`: those steps come again.
+    """metrics.jsonl of a run, and W&B if asked for. Drops lines after `first_step`, whose steps are repeated.
 
     Use as a context manager: otherwise W&B would lose the last steps of a run that fails, and would not learn
     that it failed.
@@ -54,12 +54,12 @@ class MetricsLog:
         """Add to the metrics of a step, as if they had been written together."""
         lines = (line | more if line["step"] == step else line for line in json_lines(self.path))
         files.write_parts(self.path, map(json_line, lines))
-        self.file.close()  # of the text that was replaced
+        self.file.close()  # the old file, which was replaced
         self.file = open(self.path, "a", encoding="utf-8")
         self._to_wandb({"step": step, **more})
 
     def sync(self) -> None:
-        """Flush to the disk what was written: after a checkpoint is saved, its steps do not come again."""
+        """Flush to the disk what was written: steps before a saved checkpoint are not repeated."""
         with files.naming(self.path):
             os.fsync(self.file.fileno())
 
@@ -125,7 +125,7 @@ def plot_loss(run_dir: Path, loss_per: str) -> Path:
     from matplotlib.figure import Figure  # takes half a second, which would delay every start
 
     train, held_out = [], []
-    for line in json_lines(run_dir / "metrics.jsonl"):  # one by one, since a long run has a million
+    for line in json_lines(run_dir / "metrics.jsonl"):  # streamed, since a long run has a million lines
         for points, name in ((train, "loss"), (held_out, "eval_loss")):
             if name in line:
                 points.append((line["step"], line[name]))
@@ -147,7 +147,7 @@ def plot_loss(run_dir: Path, loss_per: str) -> Path:
         axes.legend()
     path = run_dir / "loss.png"
     aside = path.with_name(f"{path.name}.tmp")
-    aside.unlink(missing_ok=True)  # a link there would be written through
+    aside.unlink(missing_ok=True)  # a link there would be followed when writing
     with files.naming(path):
         figure.savefig(aside, format="png", dpi=120)
     aside.replace(path)

@@ -41,7 +41,7 @@ def _norms_of_rows(gradient: torch.Tensor) -> torch.Tensor:
     """A tensor with the same norm: on a CPU that of each row of a matrix, (rows,); else the gradient itself.
 
     On a CPU PyTorch adds up a tensor's squares one after another in float32, and loses 1 % of the norm of 130
-    million numbers. The numbers of a row are few enough.
+    million numbers. A row is short enough.
     """
     if gradient.device.type != "cpu" or gradient.dim() < 2:
         return gradient

@@ -29,7 +29,7 @@ from fastling.training.memory import keep_freed_memory, let_blocks_grow
 IN_LESS_MEMORY = "Lower train.micro_batch_tokens, set train.activation_checkpointing full, or use more GPUs."
 PATIENCE = timedelta(days=1)
 """How long processes wait for one another while a machine prepares its data, or while rank 0 verifies a
-checkpoint or writes an export. By default gloo waits for half an hour, and NCCL beside it as well."""
+checkpoint or writes an export. By default gloo waits for half an hour, and so does NCCL beside it."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 The plain way is one conversation at a time, neither packed nor padded, with logits of every token, in one
 process, by PyTorch's own operations. In float32 training must give the same gradient. In a shorter type the
-plain gradient shows the error of the type alone, and training's may be twice as large.
+plain gradient shows the error that the type alone causes, and training's may be twice as large.
 """
 
 import math
@@ -30,8 +30,8 @@ ALLOWED_IN_FLOAT32 = 1e-4
 TIMES_PLAIN = {"bf16": 2.0, "fp8": 2.0 * 2**4}
 """By train.precision: how many times the plain error is allowed. float8 has 4 bits less than bfloat16."""
 ALLOWED_LOSS = 5e-4
-"""In a shorter type the loss may always be off by this, times the above: the plain loss, a single number, may
-be near the exact one by luck."""
+"""In a shorter type the loss may always be off by this, times the factor above, because the plain loss, a
+single number, may be close to the exact one by chance."""
 
 MOST_ALLOWED = 0.5
 """Largest error that is ever allowed, however large the plain one's is; a gradient of zeros has error 1."""

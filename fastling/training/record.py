@@ -44,7 +44,7 @@ SECONDS_UNTIL_SEEN = 30
 
 
 def identity(config: Config, prepared: Prepared, shape: LlamaConfig) -> dict:
-    """What must stay the same when a run resumes: all that its final weights depend on, but no paths."""
+    """What must stay the same when a run resumes: all that its final weights depend on, except paths."""
     train, pretrained = config.train, config.model.pretrained
     first = mark_of_weights(resolve(pretrained, "model.pretrained")) if pretrained else None
     return {
@@ -159,7 +159,7 @@ def evaluated_on_other(run_dir: Path, prepared: Prepared) -> bool:
 
 
 def changed_since(run_dir: Path, choices: list[Choice], world: World) -> str:
-    """What has changed since the run's last start that affects the last bits of a step; "" if nothing.
+    """What has changed since the run's last start and affects the last bits of a step; "" if nothing.
 
     A resumed run has the same data in the same order regardless (P10). Call this before `write_records`.
     """

@@ -1,4 +1,4 @@
-"""A run that is told to stop finishes its step, saves and ends (P10).
+"""On a stop signal, a run finishes its step, saves and ends (P10).
 
 SIGTERM is how clusters take machines back, SIGINT is Ctrl-C, and SIGHUP means that the terminal is gone.
 """
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def stopped(run_dir: Path, step: int, steps: int, signal_number: int) -> RunError:
-    """The error of a run that a signal told to stop, and that has saved a checkpoint to resume from."""
+    """The error of a run that was stopped by a signal and has saved a checkpoint to resume from."""
     what = f"was told to stop, and saved after step {step} of {steps}"
     error = RunError(str(run_dir), what, "The same command resumes from there.")
     error.exit_status = status_of(signal_number)

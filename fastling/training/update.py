@@ -30,13 +30,13 @@ class Updater:
     def update(self, step: Step, number: int, *, stops: bool = False) -> Measured:
         """Make the step with this number, counted from 1, without waiting for the device.
 
-        `stops` says whether this process was told to end; with the step's numbers all processes learn of it.
+        `stops` says whether this process received a stop signal; the step's numbers tell all processes.
         """
         config, device = self.config, self.world.device
         sums = torch.zeros(1 + 2 * self.num_sources + 1, device=device)
         for batch, loss, nll in add_gradients(self.model, step.batches, config, device):
             sums[:-1] += torch.cat([loss.view(1), sums_by(batch.sources, nll, self.num_sources)])
-        sums[-1].fill_(float(stops))  # assigned, the number would be copied, for which the host waits
+        sums[-1].fill_(float(stops))  # an assignment would copy the number, and the host would wait
         grad_norm = clip(self.optimizer, config.optimizer.clip_norm)
         lr = learning_rate(config.optimizer, number - 1, self.num_steps)
         for group in self.optimizer.param_groups:
@@ -44,5 +44,5 @@ class Updater:
         self.optimizer.step()
         self.optimizer.zero_grad()
         numbers = torch.cat([grad_norm.view(1), self.world.sum(sums)])
-        # Copied now: a copy that is asked for later would wait for all work that is queued until then.
+        # Copy now: a later copy would wait for all work queued until then.
         return Measured(number, step, lr, numbers.to("cpu", non_blocking=True), finished=Mark(device))

@@ -1,4 +1,4 @@
-"""The arithmetic of a step in FLOPs, and the rate at which a device could do it at most (P14)."""
+"""The arithmetic of a step in FLOPs, and the peak rate of a device (P14)."""
 
 import torch
 from torch import nn
