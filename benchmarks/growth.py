@@ -51,7 +51,7 @@ STEP_TOKENS = {"cuda": 32768, "cpu": 8192}
 WARM_UP = 1
 """Steps whose time does not count."""
 SECONDS = 15.0
-"""A point that was timed for so many seconds makes no further steps."""
+"""After this many timed seconds a point makes no further steps."""
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384, 32768]
 DOCUMENTS = [1, 2, 4, 8, 16, 32, 64, 128]
 VOCABULARIES = [32000, 64000, 96000, 128256, 152064]
@@ -199,7 +199,7 @@ class Child(Worker):
 
 
 def measure_together(points: Sequence[Point], steps: int, folder: Path) -> list[Result]:
-    """The points of a line, taking turns in an order drawn anew for every step."""
+    """Measure the points of a line, interleaved in a new random order for every step."""
     children = [Child(point, folder) for point in points]
     try:
         for child in children:

@@ -175,7 +175,7 @@ class Session:
             raise
         except Exception as error:
             self._fail(workload, providers.OURS, error)
-        torch._dynamo.reset()  # each shape compiles anew; past eight of them it would silently not compile
+        torch._dynamo.reset()  # each shape compiles; after eight Dynamo silently stops
         gc.collect()
         if self.settings.device.type == "cuda":
             torch.cuda.empty_cache()

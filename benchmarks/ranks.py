@@ -195,7 +195,7 @@ def train_and_count(parallel: Parallel, steps: int) -> dict | None:
 
 
 def layouts(ranks: int) -> list[Parallel]:
-    """The layouts that so many processes can have."""
+    """The layouts that `ranks` processes can have."""
     found = [Parallel()]
     if ranks > 1:
         found.append(Parallel(shard="gradients"))

@@ -37,7 +37,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Finished(Exception):
-    """No further steps are wanted."""
+    """No further steps are requested."""
 
 
 class Follower:
@@ -66,7 +66,7 @@ class Gate:
         print(json.dumps(fields), file=self.out, flush=True)
 
     def begin(self) -> None:
-        """Wait until a step is wanted. Raises Finished, after telling the peak memory, when none is."""
+        """Wait for a request for a step. Raises Finished, after reporting peak memory, when there is none."""
         while not self.credit:
             word, _, number = (sys.stdin.readline() or "end").strip().partition(" ")
             if word == "end":

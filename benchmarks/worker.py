@@ -78,7 +78,7 @@ class Worker:
         self.result.settings, self.result.versions = said["settings"], said["versions"]
 
     def make_steps(self, number: int) -> None:
-        """Have the process make so many steps, and wait for them. Raises RunError if it ends before."""
+        """Have the process make this many steps, and wait for them. Raises RunError if it ends before."""
         self._tell(f"steps {number}")
         self.result.steps += [self._hear() for _ in range(number)]
 
