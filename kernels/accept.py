@@ -31,7 +31,7 @@ def dtype(op: str, name: str, tensor: Tensor, *accepted: torch.dtype) -> None:
 
 
 def floating(op: str, name: str, tensor: Tensor) -> None:
-    """Raise ValueError if `tensor` holds whole numbers, to which a result in its type would be cut."""
+    """Raise ValueError if `tensor` holds integers, to which a result of its type would be truncated."""
     if not tensor.is_floating_point():
         dtype(op, name, tensor, *FLOATS)
 

@@ -1,4 +1,4 @@
-"""The kernel of both cross-entropies: the loss of each row of logits and, if it is wanted, the gradient.
+"""The kernel of both cross-entropies: the loss of each row of logits and, on request, its gradient.
 
 The first pass keeps running maxima and sums (Milakov and Gimelshein 2018), one of each for every thread, so
 that threads exchange nothing until the row is read. The second pass writes the gradient, from the end of the
@@ -155,7 +155,7 @@ def _sum_exponentials(
     exponentials = tl.zeros((THREADS,), tl.float32)
     surprises = tl.zeros((THREADS,), tl.float32)
     totals = tl.zeros((THREADS,), tl.float32)
-    # num_stages on the loop itself: in a loop without a dot, Triton prefetches only if it is told to here.
+    # num_stages on the loop itself: Triton prefetches in a loop without a dot only if it is set here.
     for start in tl.range(0, WHOLE, BLOCK, num_stages=STAGES):
         x = tl.load(logits_ptr + start + columns)
         maxima, exponentials, surprises, totals = _add(
@@ -179,7 +179,7 @@ def _add(
     maxima, exponentials, surprises, totals, x, columns, label, end, WITH_TOTAL: tl.constexpr,
     WITH_ENTROPY: tl.constexpr, THREADS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Add a block to what each thread has found; label and end of the row are relative to the block."""
+    """Add a block to each thread's maximum and sums; label and end of the row are relative to the block."""
     x = x.to(tl.float32)
     # The shape in which the compiler deals a block out to threads, so that each sums up its own values alone.
     shape: tl.constexpr = (x.shape[0] // (THREADS * WIDE), THREADS, WIDE)

@@ -313,7 +313,7 @@ def _backward_kernel(
     columns = tl.arange(0, WIDTH)[None, :]
     weight = tl.load(weight_ptr + columns, mask=columns < H, other=0.0)
     dweight = tl.zeros((BLOCK_ROWS, WIDTH), tl.float32)
-    # num_stages on the loop itself: in a loop without a dot, Triton prefetches only if it is told to here.
+    # num_stages on the loop itself: Triton prefetches in a loop without a dot only if it is set here.
     for block in tl.range(program, tl.cdiv(num_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=NUM_STAGES):
         rows, columns, in_rows, mask = _tile(block, num_rows, H, BLOCK_ROWS, WIDTH)
         source = rows // HEADS * token_stride + rows % HEADS * head_stride + columns
