@@ -1,1 +1,1 @@
-"""A trained model and its words: what chat and evaluation share."""
+"""A trained model with its tokenizer and template, shared by chat and evaluation."""

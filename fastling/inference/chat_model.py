@@ -1,4 +1,4 @@
-"""A model's folder as something to talk to: conversations in, answers out, with the ids that training saw."""
+"""A model folder to chat with: conversations in, answers out, with the same ids as in training."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ class ChatModel:
         return set(self.encoder.stop_ids)
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """The ids that the model is given for its next answer: those that training saw before one (P1).
+        """The ids that the model gets for its next answer: those that training saw before an answer (P1).
 
         Earlier answers are encoded from their text, as in training; the ids that were generated may split
         that text differently. Raises UserError for a conversation that does not end with a question, and for
@@ -78,7 +78,7 @@ class ChatModel:
 class StreamedAnswer:
     """One answer that is being generated: iterate over it for its text, then read `finish_reason`.
 
-    Leaving the loop early ends the generation. `text` is then what was yielded until there, and
+    Leaving the loop early ends the generation. `text` is then what was yielded so far, and
     `finish_reason` is None.
     """
 
@@ -135,7 +135,7 @@ def load_chat_model(
     holds no model, and RunError if the model does not fit into the memory of the device.
     """
     export = folder / "export" if (folder / "export" / "config.json").is_file() else folder
-    read_config(export)  # first, since its error says if the folder is a delta, an adapter or a run
+    read_config(export)  # first, since its error identifies a delta, an adapter or a run
     tokenizer = load_tokenizer(export)
     found, origin = _choose_template(export, template, tokenizer)
     device = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,4 +1,4 @@
-"""Cuts a conversation that has grown too long: its last turns and the system text stay."""
+"""Shortens a conversation that has grown too long: its last turns and the system text stay."""
 
 import bisect
 import dataclasses
@@ -42,7 +42,7 @@ def fit(chat: ChatModel, conversation: Conversation, max_new_tokens: int, *, dro
 
     found = window(dropped)
     if not fits(found):
-        # By halving: a long question may leave out hundreds of turns, and each try encodes all the others.
+        # By bisection: a long question may drop hundreds of turns, and each try encodes all the others.
         starts = range(dropped, len(conversation.turns), 2)
         place = bisect.bisect_left(starts, True, lo=1, key=lambda start: fits(window(start)))
         found = window(starts[min(place, len(starts) - 1)])

@@ -1,7 +1,7 @@
-"""Jinja chat templates, rendered where they reach neither files nor programs, and can hold nothing up.
+"""Renders Jinja chat templates where they reach neither files nor programs, and cannot block anything.
 
-Jinja's sandbox bounds no loop, no power and no length of a text. So a template of unknown origin is rendered
-in a process of its own, which is this file run as a program, and whose seconds and memory the system bounds.
+Jinja's sandbox does not limit loops, powers or the length of a text. So a template of unknown origin is
+rendered in a process of its own (this file, run as a program), whose time and memory the system limits.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_SECONDS = 2
-"""Of a core, for a few short conversations; an honest template takes milliseconds."""
+"""CPU seconds for a few short conversations; an honest template takes milliseconds."""
 
 MOST_BYTES = 2**30
 
@@ -36,9 +36,9 @@ def _raise(message: str) -> None:
 def render_bounded(chat_template: str, samples: list[dict]) -> list[str | None]:
     """Render each sample of variables; None where the template fails, or takes too many seconds or bytes."""
     asked = json.dumps([chat_template, samples])
-    # -P: not the modules beside this file, whose names may be those of others.
+    # -P: do not import modules from beside this file, whose names may shadow others.
     done = subprocess.run([sys.executable, "-P", __file__], input=asked, capture_output=True, text=True)
-    if done.returncode < 0:  # a signal: the system has ended it
+    if done.returncode < 0:  # killed by a signal: it exceeded a limit
         return [None] * len(samples)
     done.check_returncode()
     return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Ids that come one by one -> text to show at once: never half a character, and never taken back."""
+"""Turns ids, as they arrive, into text to show at once: never half a character, and never retracted."""
 
 import re
 from collections.abc import Sequence

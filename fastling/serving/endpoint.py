@@ -23,12 +23,12 @@ PAGE = Path(__file__).parent / "page"
 LARGEST_BODY = 4 * 2**20
 """Largest body of a request in bytes."""
 LARGEST_DISCARDED, DISCARD_S = 8 * LARGEST_BODY, 1.0
-"""Bytes and seconds for which a body that is too large is still read and thrown away. If the connection were
-closed at once, it would be reset, and the client would not get the error response."""
+"""How many bytes, and for how many seconds, the rest of a too large body is still read. Closing the
+connection at once would reset it, and the client would not get the error response."""
 BODY_TIMEOUT_S = 15.0
-"""Seconds in which the whole body of a request must arrive."""
+"""Seconds within which the whole body of a request must arrive."""
 LOOK_FOR_CLIENT_S = 0.25
-"""Seconds after which it is checked again whether the client still waits for a whole answer."""
+"""Seconds between checks whether the client is still waiting for a whole answer."""
 RETRY_AFTER_S = 2
 
 
@@ -42,7 +42,7 @@ class Endpoint:
         self._encoding = asyncio.Semaphore(1)
 
     def model(self) -> dict:
-        """The model as OpenAI lists it; its context as vLLM does."""
+        """The model in the form of OpenAI's list, with its context length as vLLM adds it."""
         return {
             "id": self.chat.name,
             "object": "model",
@@ -142,7 +142,7 @@ def _event(content: dict) -> str:
 
 
 async def _whole(job: Job, request: Request) -> str:
-    """The whole text of an answer. Raises ApiError if the model fails, the server ends or the client left."""
+    """The whole text of an answer. Raises ApiError if the model fails, the server ends, or nobody waits."""
 
     async def gather() -> str:
         return "".join([piece async for piece in job.pieces()])
@@ -200,7 +200,7 @@ async def read_body(request: Request) -> bytes:
 
 
 async def _discard(parts: AsyncIterator[bytes]) -> None:
-    """Read the rest of a body, within LARGEST_DISCARDED and DISCARD_S, and throw it away."""
+    """Read the rest of a body, within LARGEST_DISCARDED and DISCARD_S, and discard it."""
     left = LARGEST_DISCARDED
     with contextlib.suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DISCARD_S):
@@ -242,7 +242,7 @@ def _file_route(path: Path):
 
 
 def _handle_errors(application: FastAPI) -> None:
-    """Send every error in OpenAI's format. Of an error in this code it only says that there was one."""
+    """Send every error in OpenAI's format. For an error in this code, say only that there was one."""
 
     @application.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Decides which requests the server answers, before anything else of a request is read.
+"""Decides which requests the server answers, by path and headers, before a body is read.
 
 Any page that is open in the user's browser can send requests to this machine. Checking the Host header keeps
 out names that somebody has pointed at this machine (DNS rebinding); checking the Origin header keeps out
@@ -65,7 +65,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return  # the server has nothing else, such as WebSockets
+            return  # the server offers nothing else, such as WebSockets
 
         async def send_with_headers(message: dict) -> None:
             if message["type"] == "http.response.start":
@@ -97,7 +97,7 @@ class Gate:
         return None
 
     def _is_ours(self, name: str) -> bool:
-        """Whether a host can only mean this machine. An address can: only names can be pointed elsewhere."""
+        """Whether a host can only mean this machine. An address does; only names can be pointed elsewhere."""
         if is_loopback(name) or name == self.host:
             return True
         return not is_loopback(self.host) and (_address(name) is not None or name == platform.node().lower())

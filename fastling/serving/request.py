@@ -1,7 +1,7 @@
 """A request for a chat completion, as OpenAI's clients send it -> a conversation, and how to answer it.
 
-What this server cannot do is refused and never ignored: otherwise a client that asks for JSON, tools or two
-choices would take any answer for that.
+Unsupported parameters are refused, never ignored: otherwise a client that asks for JSON, tools or two choices
+would take any answer for it.
 """
 
 import secrets
@@ -33,7 +33,7 @@ NEUTRAL = {
     "functions": ([],),
     "modalities": (["text"],),
 }
-"""Parameters for what this server does not do -> the values, beside null, that ask for nothing."""
+"""Unsupported parameters -> the values, besides null, that request nothing."""
 MOST_STOP_STRINGS, LONGEST_STOP_STRING = 4, 200
 STOP_STRINGS = (
     f"stop must be a text of 1 to {LONGEST_STOP_STRING} characters, or up to {MOST_STOP_STRINGS} of them"
@@ -42,7 +42,7 @@ STOP_STRINGS = (
 
 @dataclass
 class ApiError(Exception):
-    """An error response: HTTP status, message and what else OpenAI's format has."""
+    """An error response: HTTP status, message and the other fields of OpenAI's format."""
 
     status: int
     message: str
@@ -215,7 +215,7 @@ def to_decoding(request: ChatRequest, defaults: Decoding, prompt_length: int, lo
         return getattr(defaults, name) if value is None else value
 
     drawn = {}
-    if given("temperature"):  # without one nothing is drawn, and these have no effect
+    if given("temperature"):  # at 0 nothing is sampled, and these have no effect
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed % 2**62
         drawn = {"top_p": given("top_p"), "top_k": given("top_k"), "seed": seed}
     return Decoding(

@@ -1,4 +1,4 @@
-"""Runs the application by uvicorn: how it listens, for how long it waits for clients, and how it ends."""
+"""Runs the application with uvicorn: how it listens, how long it waits for clients, and how it ends."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from fastling.serving.gate import Gate
 from fastling.serving.worker import Worker
 
 HEADERS_TIMEOUT_S = 10.0
-"""Seconds in which a request's headers must arrive, from the connection's start or their first byte."""
+"""Seconds within which a request's headers must arrive, from the connection's start or their first byte."""
 STALLED_READER_TIMEOUT_S = 20.0
 """Seconds after which a client that takes nothing of the response is disconnected."""
 MOST_CONNECTIONS = 128
@@ -63,7 +63,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Reports when it listens, and at the end does not wait for answers."""
+    """Reports when it listens, and does not wait for answers when it ends."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, ready: Callable[[str], None]):
         super().__init__(config)
@@ -110,7 +110,7 @@ def listen(host: str, port: int) -> Iterator[Any]:
     said.disabled = True
     try:
         listening = uvicorn.Config("", host=host, port=port, log_config=None).bind_socket()
-    except SystemExit:  # uvicorn's way to say so
+    except SystemExit:  # how uvicorn reports it
         what = f"cannot listen on {host}:{port}"
         raise RunError("--port", what, "Another program may have it; --port 0 takes any.") from None
     finally:

@@ -22,7 +22,7 @@ class Session:
         self.finish_reasons: list[str] = []
         """For each answer: stop, length, or interrupted."""
         self.dropped = 0
-        """Number of turns at the beginning that the model is no longer given."""
+        """Number of turns at the beginning that the model no longer gets."""
         self._asked = 0
         self._written: set[Path] = set()  # files of this conversation
 
@@ -100,7 +100,7 @@ class Session:
             if path.exists() and path not in self._written:
                 raise UserError("/save", f"exists: {path}", "Name another file.")
             files.write_text(path, json_line({"messages": self.messages()}))
-        except (OSError, RuntimeError, ValueError) as error:  # also nobody's home folder, and a NUL in a name
+        except (OSError, RuntimeError, ValueError) as error:  # also for an unknown home, or a NUL in a name
             reason = getattr(error, "strerror", error)
             raise UserError("/save", f"cannot be written: {path}: {reason}") from None
         self._written.add(path)

@@ -24,16 +24,16 @@ Ctrl-C stops an answer. To send a text that begins with /, write // there."""
 
 
 class Chat:
-    """Carries out what is typed, one entry at a time. Answers go to `write`, all else to the console."""
+    """Executes what is typed, one entry at a time. Answers go to `write`, everything else to the console."""
 
     def __init__(self, session: Session, console: Console, write: Callable[[str], object]):
         self.session, self.console, self.write = session, console, write
         self._has_warned_of_dropped = False
         self.failures = 0
-        """Number of entries that could not be carried out."""
+        """Number of entries that failed."""
 
     def enter(self, entry: str) -> bool:
-        """Carry out an entry; return False if it was /quit. Errors are shown on the console, not raised."""
+        """Execute an entry; return False if it was /quit. Errors are shown on the console, not raised."""
         try:
             if entry.startswith("/") and not entry.startswith("//"):
                 return self._command(*_split(entry))
@@ -143,7 +143,7 @@ def write_to_stdout(text: str) -> None:
 
 
 def talk_by_lines(chat: Chat) -> None:
-    """Carry out each line of stdin, until it ends. Raises UserError for a line that is not UTF-8."""
+    """Execute each line of stdin until it ends. Raises UserError for a line that is not UTF-8."""
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
             entry = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
@@ -170,7 +170,7 @@ def make_prompt() -> Callable[[], str]:
 
 
 def talk_in_terminal(chat: Chat, prompt: Callable[[], str]) -> None:
-    """Carry out what is typed, until Ctrl-D or /quit."""
+    """Execute what is typed, until Ctrl-D or /quit."""
     chat.console.print("Enter sends, Ctrl-C stops an answer, Ctrl-D leaves; /help shows the rest.")
     while True:
         try:

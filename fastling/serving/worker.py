@@ -111,7 +111,7 @@ class Worker:
             self._changed.notify()
 
     def end(self) -> None:
-        """End the job that runs and those that wait; the thread ends after its present token."""
+        """End the job that runs and those that wait; the thread ends after its current token."""
         with self._changed:
             self._ended = True
             for job in (*self._waiting, *([self._running] if self._running else [])):
@@ -135,9 +135,9 @@ class Worker:
                 self._running = job = self._waiting.popleft()
             if not job.is_cancelled:
                 job.run()
-            del job  # and with it what the answer holds
+            del job  # frees what the answer holds
 
 
 def in_words(error: Exception) -> str:
-    """What a client gets of an error in the thread: only its kind, unless it is a UserError."""
+    """What a client is told about an error in the thread: only its kind, unless it is a UserError."""
     return f"{error.where} {error.what}" if isinstance(error, UserError) else type(error).__name__

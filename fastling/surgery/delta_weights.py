@@ -1,4 +1,4 @@
-"""Models published as differences from a base that may not be passed on: make them, apply them.
+"""Makes and applies deltas: models published as differences from a base that may not be redistributed.
 
 difference = target - base in float32, stored in half precision. Rows that the target's embeddings have
 beyond the base's (added tokens) are stored as they are, as FastChat's deltas do.

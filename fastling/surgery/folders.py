@@ -1,6 +1,6 @@
 """Model folders for surgery: read tensor by tensor, written under another name, read back, then renamed.
 
-Whatever goes wrong, there is never half a folder in the wanted place, and nothing is overwritten.
+Whatever goes wrong, there is never half a folder at the destination, and nothing is overwritten.
 """
 
 import argparse
@@ -149,13 +149,13 @@ def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
     with closing(_hold(aside, path)):
         _take_over(aside)
         try:
-            # The folder is inside the marked one: so it is never there without the mark, and is renamed
+            # The folder is inside the marked one, so it never exists without the mark, and is renamed
             # without it.
             unfinished = aside / path.name
             unfinished.mkdir()
             files.check_disk(aside, num_bytes, f"--out {path}", "the weights need")
             yield unfinished
-            _refuse_if_taken(path)  # hours may have passed
+            _refuse_if_taken(path)  # hours may have passed since the first check
             files.publish(unfinished, path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -175,7 +175,7 @@ def _hold(aside: Path, path: Path) -> Hold:
 
 
 def _take_over(aside: Path) -> None:
-    """Mark the folder as ours, and remove what a killed run has left in it."""
+    """Mark the folder as ours, and remove the remains of a killed run."""
     mark = aside / _UNFINISHED
     if any(aside.iterdir()) and not mark.is_file():
         raise _taken(aside)

@@ -1,4 +1,4 @@
-"""Several fine-tuned models as one: their weighted average, or TIES.
+"""Merges several fine-tuned models into one: their weighted average, or TIES.
 
 TIES (Yadav et al. 2023), for each tensor, with delta_t = W_t - W_base of model t:
   trim    keep the int(density * numel) largest |delta_t|, of equal ones the first; the rest is zero
