@@ -149,7 +149,10 @@ class Session:
         return machine
 
     def run(self, only: str | None) -> int:
-        """Exit status: 0, or 1 if something of ours is wrong or failed."""
+        """Exit status: 0, or 1 if something of ours is wrong or failed.
+
+        Raises RunError if there is no time for any case.
+        """
         settings = self.settings
         for workload in workloads.beyond(settings.limit, settings.wide_shape):
             if only in (None, workload.op_name):
@@ -159,6 +162,8 @@ class Session:
                 self._case(workload, self._measure)
         for case in self.left_out:
             say(f"left out, time was short: {case}")
+        if not self.rows:
+            raise RunError("--minutes", "left no time for any case", "Give more, such as 7.")
         failed = [row for row in self.rows if row["provider"].startswith(providers.OURS)]
         failed = [row for row in failed if row["verdict"] != "ok"]
         for row in failed:

@@ -203,9 +203,11 @@ def test_ours_failing_fails_the_run(monkeypatch, tmp_path):
     }
 
 
-def test_without_time_nothing_is_begun_and_all_is_said(tmp_path, capsys):
+def test_too_few_minutes_for_any_case_fail_the_run_and_name_every_case(tmp_path, capsys):
     session = measure.Session(QUICK, tmp_path / "rows.jsonl", 0.0, [])
-    assert session.run(None) == 0 and session.rows == []
+    with pytest.raises(RunError, match="--minutes: left no time for any case"):
+        session.run(None)
+    assert session.rows == []
     planned = len(workloads.plan([measure.TINY])) + len(workloads.beyond(QUICK.limit, measure.TINY))
     assert capsys.readouterr().err.count("left out, time was short: ") == planned
 
