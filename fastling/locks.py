@@ -11,12 +11,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
-def no_link(path: str, flags: int) -> int:
-    """An `opener` for `open`, which raises OSError for a link.
+def no_link_or_pipe(path: str, flags: int) -> int:
+    """An `opener` for `open`, which raises OSError for a link or a pipe.
 
-    In a folder of somebody else it may lead to any file of the user's, which would be emptied.
+    In a folder of somebody else a link may lead to any file of the user's, which would be emptied, and a pipe
+    would keep the process waiting until somebody reads it.
     """
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def alone(lock_file: Path) -> Iterator[str]:
     Yields "" where the lock holds for every machine. On a disk without locks, such as Lustre mounted without
     them, only the processes of this machine wait for one another, and its name is yielded.
     """
-    with open(lock_file, "w", opener=no_link) as lock, ExitStack() as stack:
+    with open(lock_file, "w", opener=no_link_or_pipe) as lock, ExitStack() as stack:
         machine = ""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -111,3 +111,11 @@ def test_no_file_outside_a_folder_is_written_through_its_links(tmp_path):
 
     assert treasure.read_text() == "mine"
     assert not (folder / "metrics.jsonl").is_symlink() and not nowhere.exists()
+
+
+def test_a_pipe_in_the_place_of_a_lock_keeps_no_process_waiting(tmp_path):
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(UserError, match="run_dir: cannot be written: .*/lock: No such device"):
+        lock_run_dir(tmp_path)
+    with pytest.raises(OSError, match="No such device"), alone(tmp_path / "lock"):
+        pass

@@ -18,7 +18,7 @@ from fastling.config import Config, resolve
 from fastling.data.encoding import Encoder
 from fastling.errors import UserError
 from fastling.json_files import json_text
-from fastling.locks import no_link, takes
+from fastling.locks import no_link_or_pipe, takes
 from fastling.model.digests import mark_of_weights
 from fastling.model.llama_config import LlamaConfig
 from fastling.ops import Choice
@@ -108,7 +108,7 @@ class RunLock:
     def __init__(self, path: Path):
         self._file = None
         # Unbuffered, so that what a full disk refused is not written again on closing.
-        self._file = open(path, "ab", buffering=0, opener=no_link)
+        self._file = open(path, "ab", buffering=0, opener=no_link_or_pipe)
         if not takes(self._file.fileno(), path):
             raise BlockingIOError
         self.number = secrets.randbelow(2**62) + 1
