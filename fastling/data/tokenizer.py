@@ -6,7 +6,8 @@
 import copy
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -108,11 +109,9 @@ class JsonTokenizer:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
+        with in_words(path, "is not a tokenizer.json"):
             self.fields = json.loads(path.read_text(encoding="utf-8"))
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_without_first_space(self.fields)))
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(str(path), f"is not a tokenizer.json: {str(error)[:200]}") from None
         self.reserved: list[str] = []
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -147,16 +146,13 @@ class JsonTokenizer:
         return {token.content for token in added if token.special}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        try:
+        with in_words(self.path, "cannot read a text"):
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except BaseException as error:  # the library's panics, as of a regular expression, are no Exception
-            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise UserError(str(self.path), f"cannot read a text: {first_line(error)}") from None
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        return self._tokenizer.decode_batch([list(run) for run in ids], skip_special_tokens=False)
+        with in_words(self.path, "cannot write a text"):
+            return self._tokenizer.decode_batch([list(run) for run in ids], skip_special_tokens=False)
 
     def normalize(self, text: str) -> str:
         for form in self._forms:
@@ -165,6 +161,20 @@ class JsonTokenizer:
 
     def piece(self, token_id: int) -> str:
         return self._tokenizer.id_to_token(int(token_id)) or f"<{token_id}>"
+
+
+@contextmanager
+def in_words(path: Path, what: str) -> Iterator[None]:
+    """Turn an error of the tokenizers library into a UserError about its file.
+
+    The library raises plain Exception, and its panics, as of a regular expression, are not even that.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError | UserError):
+            raise
+        raise UserError(str(path), f"{what}: {first_line(error)[:200]}") from None
 
 
 def _is_unicode(token: str) -> bool:

@@ -24,6 +24,7 @@ from fastling.data.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     added_beside,
+    in_words,
     load_tokenizer,
 )
 from fastling.data.tokenizer_export import (
@@ -282,7 +283,8 @@ def _into_json(folder: Path, texts: Sequence[str]) -> NewTokens:
         {"id": number, "content": text, **plain} for text, number in ids.items()
     ]
     files: dict[str, str | bytes] = {"tokenizer.json": json_text(fields)}
-    _prove_added(old, json_text(fields), ids)
+    with in_words(path, "cannot read a text"):
+        _prove_added(old, json_text(fields), ids)
     if "added_tokens_decoder" in (config := read_json_if_there(folder / "tokenizer_config.json")):
         decoder = {str(number): {"content": text, **plain} for text, number in ids.items()}
         config["added_tokens_decoder"] |= decoder
@@ -343,10 +345,8 @@ def _prove_added(old: JsonTokenizer, text_of_json: str, ids: dict[str, int]) -> 
 
 
 def _built(path: Path, text: str) -> tokenizers.Tokenizer:
-    try:
+    with in_words(path, "takes no new tokens"):
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(str(path), f"takes no new tokens: {str(error)[:200]}") from None
 
 
 def _back_and_forth(tokenizer: tokenizers.Tokenizer, text: str) -> str:

@@ -13,7 +13,7 @@ from conftest import DEMO
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from surgery.models import SHAPE, logits_of, make_model, tensors_of
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from fastling import files, load_pretrained
 from fastling.data import tokenizer_export
@@ -441,6 +441,16 @@ def test_a_tokenizer_json_that_would_put_spaces_after_added_tokens_is_refused(tm
     (model / "tokenizer.model").unlink()
     with pytest.raises(UserError, match=r"gives 'a舒舟b' back as 'a舒舟 b'"):
         add_tokens(model, ["舒舟"])
+
+
+def test_a_text_on_which_the_tokenizers_library_panics_is_told_in_words(byte_level, tmp_path):
+    model = shutil.copytree(byte_level[0], tmp_path / "model")
+    built = Tokenizer.from_file(str(model / "tokenizer.json"))
+    backtracking = pre_tokenizers.Split(Regex("a(b+b+)+y"), "isolated")
+    built.pre_tokenizer = pre_tokenizers.Sequence([backtracking, built.pre_tokenizer])
+    built.save(str(model / "tokenizer.json"))
+    with pytest.raises(UserError, match="tokenizer.json: cannot read a text: .*retry-limit"):
+        add_tokens(model, ["b" * 40])
 
 
 @pytest.mark.parametrize("tokenizer", ["spm", "bytes"])
