@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from fastling.command_line import Parser
 from fastling.errors import UserError
 from fastling.other_names import OTHER_NAMES
-from fastling.settings import STRICT, Settings
+from fastling.settings import STRICT, Settings, without_effect
 from fastling.yaml_file import as_yaml
 
 PACKAGE = Path(__file__).parent
@@ -111,6 +111,9 @@ class Data:
     """Training data: a list of {name, path, weight, pair}."""
     validation: list[Source] = field(default_factory=list)
     """Held-out data, never trained on: a list of {name, path, pair}."""
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """In place of data.validation: hold out this share of the conversations in data.sources, such as 0.02.
+    The text of a conversation decides, so that its copies are held out, too."""
     store: str | None = None
     """Folder of the token stores, kept between runs (default: ~/.cache/fastling)."""
     max_refused_share: Share = 0.5
@@ -123,16 +126,22 @@ class Data:
             counts = Counter(source.name for source in sources)
             for name, number in counts.items():
                 if number > 1:
-                    raise UserError(
-                        where, f"two sources have the same name: {name}", "Give each its own name."
-                    )
+                    what = f"two sources have the same name: {name}"
+                    raise UserError(where, what, "Give each its own name.")
             if len(sources) > MOST_SOURCES:
                 what = f"are more than {MOST_SOURCES:,} sources: {len(sources):,}"
                 raise UserError(where, what, "Join files: rows may name a language pair each.")
+        if self.validation and self.held_out_share:
+            raise without_effect("data.held_out_share", self.held_out_share, "beside data.validation")
         for source in self.validation:
             if source.weight != 1.0:
                 name = f"data.validation ({source.name}).weight"
                 raise without_effect(name, source.weight, "on held-out data, which is read once")
+
+    @property
+    def held_out(self) -> list[Source]:
+        """The sources of held-out data; with `held_out_share` they are those of the training data."""
+        return self.sources if self.held_out_share else self.validation
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -271,7 +280,7 @@ class Config:
         if not self.run_dir:
             raise UserError("run_dir", "is empty", "Name a folder.")
         self._set_by_length(self.data.sequence_length)
-        asks = self.evaluate.samples and self.data.validation
+        asks = self.evaluate.samples and self.data.held_out
         if asks and self.evaluate.sample_tokens >= self.data.sequence_length:
             raise UserError(
                 "evaluate.sample_tokens",
@@ -311,11 +320,6 @@ class Config:
         if path is None:
             raise UserError("data.tokenizer", "is not set", "Name a tokenizer.model or a tokenizer.json.")
         return resolve(path, "data.tokenizer" if self.data.tokenizer else "model.pretrained")
-
-
-def without_effect(name: str, value: object, because: str, fix: str = "Remove one of the two.") -> UserError:
-    """The error of a setting that another one makes meaningless."""
-    return UserError(name, f"has no effect {because}: {value}", fix)
 
 
 def expand(path: str, where: str) -> Path:

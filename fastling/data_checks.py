@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastling.config import Config, Source, resolve
+from fastling.config import Config, Data, Source, resolve
 from fastling.data.encoding import Encoder
 from fastling.data.store import Store
 from fastling.data.tokenizer import Tokenizer, load_tokenizer
@@ -63,6 +63,18 @@ def _model_folder(config: Config) -> Path | None:
         return resolve(config.model.pretrained, "model.pretrained") if config.model.pretrained else None
     except UserError:
         return None
+
+
+def check_parts(data: Data, training: Store, held_out: Store) -> None:
+    """Raise UserError if a file has no rows, or if holding out a share leaves one part without any."""
+    for source in data.sources:
+        if not training.ledgers[source.name]["rows"] + held_out.ledgers[source.name]["rows"]:
+            raise UserError(f"source {source.name}", f"is empty, it has no rows: {source.path}")
+    for part, what in ((held_out, "holds out none"), (training, "leaves none to train on")):
+        if not len(part):
+            count = len(training) + len(held_out)
+            said = f"{what} of the {count} conversation(s): {data.held_out_share}"
+            raise UserError("data.held_out_share", said, "Change it, or name files in data.validation.")
 
 
 def check_weights(sources: Sequence[Source], training: Store, epochs: int | None) -> None:

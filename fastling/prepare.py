@@ -18,6 +18,7 @@ from fastling import files
 from fastling.config import Config, Source, build_parser, expand, parse, resolve
 from fastling.data.encoding import Encoder
 from fastling.data.packing import Plan, make_plan
+from fastling.data.part import Part
 from fastling.data.store import Recipe, SourceFile, Store, default_store, open_store
 from fastling.data.template import load_template
 from fastling.data.tokenizer import load_tokenizer
@@ -25,6 +26,7 @@ from fastling.data.tokenizer_export import check_doubtful_kinds
 from fastling.data_checks import (
     check_held_out_names,
     check_model,
+    check_parts,
     check_plan_size,
     check_tokenizer,
     check_weights,
@@ -123,10 +125,14 @@ def prepare_data(config: Config) -> Prepared:
     check_doubtful_kinds(encoder.tokenizer, encoder.template.control_tokens)
     check_tokenizer(config, encoder.tokenizer)
     check_model(config, encoder.tokenizer)
-    training = _open(config, data.sources, "training")
-    validation = _open(config, data.validation, "held-out") if data.validation else None
+    share = data.held_out_share or 0.0
+    training = _open(config, data.sources, "training", Part(share))
+    other = Part(share, is_held_out=share > 0)
+    validation = _open(config, data.held_out, "held-out", other) if data.held_out else None
     if validation:
         check_held_out_names(validation)
+    if share:
+        check_parts(data, training, validation)
     epochs = train.epochs or 3
     check_weights(data.sources, training, None if train.steps else epochs)
     check_plan_size(config, training, epochs)
@@ -146,13 +152,14 @@ def _nearest(value: int, unit: int) -> int:
     return max(unit, round(value / unit) * unit)
 
 
-def _open(config: Config, sources: Sequence[Source], label: str) -> Store:
+def _open(config: Config, sources: Sequence[Source], label: str, part: Part) -> Store:
     recipe = Recipe(
         source_files(sources),
         config.tokenizer_path,
         load_template(config.data.template),
         config.data.sequence_length,
         config.data.max_refused_share,
+        part,
     )
     folder = expand(config.data.store, "data.store") if config.data.store else default_store()
     progress = make_progress(make_console(), SpinnerColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -18,6 +18,7 @@ from fastling.config import build_parser, parse
 from fastling.data.conversation import KEYS, Refused
 from fastling.data.encode_files import ROWS_PER_TASK, encode_rows
 from fastling.data.encoding import Encoded, Encoder
+from fastling.data.part import WHOLE, Part
 from fastling.data.rows import read_rows
 from fastling.data.store import SourceFile
 from fastling.errors import UserError, run_program, visible
@@ -50,16 +51,21 @@ class PreviewRow:
     row: int
     source: str
     location: str
-    result: Encoded | Refused
+    result: Encoded | Refused | None
+    """None for a row that is held out."""
 
     @property
     def status(self) -> str:
+        if self.result is None:
+            return "held-out"
         if isinstance(self.result, Refused):
             return "refused"
         return "cut" if self.result.dropped else "kept"
 
     @property
     def reason(self) -> str | None:
+        if self.result is None:
+            return "data.held_out_share"
         if isinstance(self.result, Refused):
             return f"{self.result.reason}: {self.result.detail}" if self.result.detail else self.result.reason
         cuts = [f"{reason}: {count} tokens dropped" for reason, count in self.result.dropped.items()]
@@ -89,15 +95,15 @@ class PreviewRow:
 
 
 def preview_rows(
-    encoder: Encoder, sources: Sequence[SourceFile], first: int, last: int
+    encoder: Encoder, sources: Sequence[SourceFile], first: int, last: int, part: Part = WHOLE
 ) -> Iterator[PreviewRow]:
-    """Rows first to last (inclusive) of every source, encoded as training encodes them."""
+    """Rows first to last (inclusive) of every source, encoded as training on this part encodes them."""
     for source in sources:
         asked = islice(read_rows(source.path, KEYS), first, last + 1)
         while rows := list(islice(asked, ROWS_PER_TASK)):
-            results = encode_rows(encoder, [row.payload for row in rows])
-            for row, (result, _) in zip(rows, results, strict=True):
-                yield PreviewRow(row.index, source.name, row.location, result)
+            results = encode_rows(encoder, [row.payload for row in rows], part)
+            for row, result in zip(rows, results, strict=True):
+                yield PreviewRow(row.index, source.name, row.location, result and result[0])
 
 
 class _Console(Console):
@@ -225,7 +231,8 @@ def main(arguments: Sequence[str]) -> None:
     if not sources:
         raise UserError("data.sources", "names no data", "Give a list of {name, path}.")
     encoder = make_encoder(config)
-    rows = preview_rows(encoder, source_files(sources), *_parse_rows(options.rows))
+    part = Part(config.data.held_out_share or 0.0)
+    rows = preview_rows(encoder, source_files(sources), *_parse_rows(options.rows), part)
     first = next(rows, None)
     if first is None:
         raise UserError("--rows", f"no source has these rows: {options.rows}", "Rows are counted from 0.")

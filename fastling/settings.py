@@ -235,3 +235,8 @@ def _shown(value: Any) -> str:
     """A value as an error message shows it."""
     names = {dict: "a mapping", list: "a list", types.NoneType: "nothing"}
     return names.get(type(value)) or str(value)[:80]
+
+
+def without_effect(name: str, value: object, because: str, fix: str = "Remove one of the two.") -> UserError:
+    """The error of a setting that another one makes meaningless."""
+    return UserError(name, f"has no effect {because}: {value}", fix)

@@ -129,7 +129,8 @@ class Run:
             self.console.print(said, style="yellow")
         evaluate = replace(self.config.evaluate, sample_tokens=None)  # a default that every config fills in
         if evaluate != Evaluate() and not self.prepared.validation:
-            self.console.print("nothing is evaluated: data.validation names no held-out data", style="yellow")
+            said = "nothing is evaluated: neither data.validation nor data.held_out_share is set"
+            self.console.print(said, style="yellow")
         record.write_records(self.config, self.prepared, self.export.shape, self.choices, self.world)
         self.log = MetricsLog(self.run_dir, self.config, self.first_step)
         # The samples of step 0 come again, too.

@@ -308,7 +308,8 @@ def test_other_trainers_names_lead_to_settings_that_exist():
     ("given", "meant"),
     [
         ("base_model", "model.pretrained"),
-        ("val_set_size", "data.validation"),
+        ("eval_dataset", "data.validation"),
+        ("val_set_size", "data.held_out_share"),
         ("batch_size", "train.micro_batch_tokens"),
         ("save_steps", "checkpoint.every_steps"),
         ("eval_steps", "evaluate.every_steps"),

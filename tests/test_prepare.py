@@ -70,6 +70,52 @@ def test_every_row_and_every_token_is_accounted_for(run):
     assert mixed["trained"] * 5 == fine["trained"] * 3
 
 
+def test_a_share_of_the_conversations_is_held_out_and_never_trained_on(tiny_run, sources, tmp_path):
+    lines = [json.loads(line) for line in (DEMO / "train.jsonl").read_text("utf-8").splitlines()]
+    copies = [
+        {"messages": line["messages"]} for line in lines[::-1]
+    ]  # none beside the first, all without ids
+    many = {"name": "many", "path": write(tmp_path / "many.jsonl", lines + copies)}
+    data = {"sources": [*sources, many], "validation": [], "held_out_share": 0.2, "max_refused_share": 0.9}
+    prepared = prepare.prepare_data(config_of("--config", tiny_run(data=data)))
+    whole = prepare.prepare_data(
+        config_of("--config", tiny_run(data=data | {"held_out_share": None}))
+    ).training
+    parts = prepared.stores
+
+    def rows(number: int, store) -> list[int]:
+        return store.rows[store.documents_of(number)].tolist()
+
+    for number, (name, ledger) in enumerate(whole.ledgers.items()):
+        assert sorted(sum((rows(number, part) for part in parts), [])) == rows(number, whole)
+        for count in ("rows", "kept", "tokens", "trained", "masked"):
+            assert sum(part.ledgers[name][count] for part in parts) == ledger[count]
+    refused = [str(entry) for part in parts for entry in part.refused()]
+    assert sorted(refused) == sorted(map(str, whole.refused()))
+    held_out = prepared.validation.ledgers["many"]["kept"]
+    assert 0.1 * 2 * len(lines) < held_out < 0.3 * 2 * len(lines)
+    assert not any(prepared.trained_on.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "said"),
+    [
+        ([GOOD], {"held_out_share": 1e-9}, "data.held_out_share: holds out none of the 1 conversation(s): 1e-09"),
+        ([GOOD], {"held_out_share": 1 - 1e-9}, "data.held_out_share: leaves none to train on of the 1 "),
+        ([], {"held_out_share": 0.5}, "source mine: is empty, it has no rows: "),
+        ([GOOD], {"held_out_share": 1}, "data.held_out_share: must be < 1: 1"),
+        ([GOOD], {"held_out_share": 0.1, "validation": [{"name": "a", "path": "a.jsonl"}]},
+         "data.held_out_share: has no effect beside data.validation: 0.1"),
+    ],
+)  # fmt: skip
+def test_a_share_that_cannot_be_held_out_is_an_error(tiny_run, tmp_path, rows, changes, said):
+    mine = {"name": "mine", "path": write(tmp_path / "mine.jsonl", rows)}
+    path = tiny_run(data={"sources": [mine], "validation": []} | changes)
+    with pytest.raises(UserError) as caught:
+        prepare.prepare_data(config_of("--config", path))
+    assert said in str(caught.value)
+
+
 def test_the_ledger_is_said_in_words(run):
     found, said, _ = run()
     lines = [line.split() for line in said.replace("│", " ").replace(",", "").splitlines()]

@@ -234,6 +234,17 @@ def test_what_would_show_text_in_another_order_is_shown(show, config, tmp_path):
         assert not re.search("[\u202a-\u202e\u2066-\u2069]", shown)
 
 
+def test_rows_that_are_held_out_are_shown_as_such(show, rows):
+    split = ("--data.validation", "[]", "--data.held_out_share", "0.4", "--rows", "0-9", "--source", "demo")
+    found, every = rows(*split), rows("--rows", "0-9", "--source", "demo")
+    held_out = [row for row in found if row["status"] == "held-out"]
+    assert 0 < len(held_out) < 10
+    assert all((row["reason"], row["tokens"]) == ("data.held_out_share", []) for row in held_out)
+    others = [row["row"] for row in found if row not in held_out]
+    assert [row for row in found if row not in held_out] == [row for row in every if row["row"] in others]
+    assert f"demo row {held_out[0]['row']}: held-out (data.held_out_share)" in show(*split)
+
+
 # On a terminal, on a page, into a pipe -------------------------------------------------------------
 
 

@@ -360,7 +360,7 @@ def test_a_pretrained_folder_is_fine_tuned(finished, tmp_path):
     path.write_text(json.dumps(config))
     result = train("--config", path, ranks=2)
     assert "trained 2 steps: loss per turn " in result.stderr
-    assert "nothing is evaluated: data.validation names no held-out data" in result.stderr
+    assert "nothing is evaluated: neither data.validation nor data.held_out_share is set" in result.stderr
     lines = read_json_lines(tmp_path / "second" / "metrics.jsonl")
     first = read_json_lines(run_dir / "metrics.jsonl")
     assert lines[0]["loss"] < first[0]["loss"] - 0.3  # it begins where the first run ended

@@ -25,9 +25,10 @@ import numpy
 
 from fastling import files
 from fastling.data.conversation import Refused
-from fastling.data.encode_files import encode_files
+from fastling.data.encode_files import Result, encode_files
 from fastling.data.encoding import Encoded, Encoder
 from fastling.data.ledger import Ledger
+from fastling.data.part import WHOLE, Part
 from fastling.data.rows import Row, kind_of
 from fastling.data.template import Template
 from fastling.data.tokenizer import load_tokenizer
@@ -67,6 +68,7 @@ class Recipe:
     template: Template
     sequence_length: int
     max_refused_share: float = 1.0
+    part: Part = WHOLE
 
     def key(self) -> str:
         """Digest of the files' contents and of how they are read, but not of their paths or dates."""
@@ -79,6 +81,8 @@ class Recipe:
             "template": repr(self.template),
             "sequence_length": self.sequence_length,
         }
+        if self.part != WHOLE:
+            fields["part"] = (self.part.held_out_share, self.part.is_held_out)
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:20]
 
 
@@ -145,6 +149,10 @@ class Store:
         """(documents,) supervised tokens of each."""
         sizes = numpy.concatenate([[0], numpy.cumsum(self.spans[:, 1] - self.spans[:, 0])])
         return sizes[self.span_offsets[1:]] - sizes[self.span_offsets[:-1]]
+
+    def documents_of(self, source: int) -> slice:
+        """The numbers of a source's documents, by the number of the source."""
+        return slice(*numpy.searchsorted(self.sources, [source, source + 1]).tolist())
 
     def document(self, index: int) -> tuple[numpy.ndarray, numpy.ndarray]:
         """(tokens (n,), spans (turns, 2)) of one document."""
@@ -229,7 +237,7 @@ def _check_unchanged(recipe: Recipe, before: list[tuple[int, int, int]]) -> None
 def _check_refused(recipe: Recipe, store: Store) -> None:
     for name, ledger in store.ledgers.items():
         refused = sum(ledger["refused"].values())
-        if ledger["rows"] == 0:
+        if ledger["rows"] == 0 and recipe.part == WHOLE:
             path = next(source.path for source in recipe.sources if source.name == name)
             raise UserError(f"source {name}", f"is empty, it has no rows: {path}")
         # Rows beyond the sequence length are not a fault of the data, and the ledger counts them anyway.
@@ -253,7 +261,7 @@ def _build(recipe: Recipe, folder: Path, workers: int | None, progress: Callable
     encoder = Encoder(recipe.template, load_tokenizer(recipe.tokenizer), recipe.sequence_length)
     with _Writer(folder, recipe, encoder.tokenizer.vocab_size) as writer:
         paths = [source.path for source in recipe.sources]
-        for source, rows, results in encode_files(paths, encoder, workers or own_cores()):
+        for source, rows, results in encode_files(paths, encoder, workers or own_cores(), recipe.part):
             writer.add(source, rows, results)
             if progress:
                 progress(len(rows))
@@ -303,9 +311,10 @@ class _Writer:
         self.files[name].write(array.tobytes())
         self.lengths[name] += len(array)
 
-    def add(self, source: int, rows: list[Row], results: list[tuple[Encoded | Refused, str | None]]) -> None:
+    def add(self, source: int, rows: list[Row], results: list[Result | None]) -> None:
         kept: list[tuple[Row, Encoded, str | None]] = []
-        for row, (result, pair) in zip(rows, results, strict=True):
+        of_this_part = ((row, each) for row, each in zip(rows, results, strict=True) if each)
+        for row, (result, pair) in of_this_part:
             self.ledgers[source].add(result)
             if isinstance(result, Refused):
                 self._refuse(source, row, result)

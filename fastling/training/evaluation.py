@@ -1,6 +1,6 @@
 """Held-out loss by source and by language pair, and sample answers, during training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,8 +9,8 @@ import numpy
 import torch
 
 from fastling import files
-from fastling.config import Config, resolve
-from fastling.data.conversation import KEYS, Conversation, Refused, parse_row
+from fastling.config import Config
+from fastling.data.conversation import KEYS, Conversation, parse_row
 from fastling.data.encoding import Encoder
 from fastling.data.packing import make_plan
 from fastling.data.rows import read_rows
@@ -49,7 +49,7 @@ class HeldOut:
         per_rank = max(1, min(config.train.micro_batch_tokens // length, -(-len(plan) // world.size)))
         packs = per_rank * world.size
         self.loader = loader_of_rank(world, store, plan, global_packs=packs, micro_batches=1, loss="token")
-        self.questions = _choose_questions(config, encoder)
+        self.questions = _choose_questions(config, store, encoder)
 
     @torch.no_grad()
     def losses(self, model: Llama, stop_signal: Callable[[], int]) -> dict[str, float] | None:
@@ -92,23 +92,28 @@ class HeldOut:
         ]
 
 
-def _choose_questions(config: Config, encoder: Encoder) -> list[tuple[Conversation, str]]:
-    """(a conversation up to its first question, the answer), spread over the first 1000 rows of each file."""
+def _choose_questions(config: Config, store: Store, encoder: Encoder) -> list[tuple[Conversation, str]]:
+    """(a conversation up to its first question, the answer), spread over the first 1000 of each source."""
     found = []
     room = config.data.sequence_length - config.evaluate.sample_tokens
-    for source in config.data.validation if config.evaluate.samples else ():
-        for row in islice(read_rows(resolve(source.path, source.name), KEYS), 1000):
-            try:
-                conversation = parse_row(row.payload)
-            except Refused:
-                continue
-            has_answer = conversation.turns[0].role == "user" and len(conversation.turns) > 1
-            if has_answer and 1 not in conversation.read_only:  # such an answer is no reference
-                question = Conversation(conversation.turns[:1], conversation.system)
-                if len(encoder.prompt_ids(question)) <= room:
-                    found.append((question, conversation.turns[1].content))
+    for conversation in _first_conversations(store, 1000) if config.evaluate.samples else ():
+        has_answer = conversation.turns[0].role == "user" and len(conversation.turns) > 1
+        if has_answer and 1 not in conversation.read_only:  # such an answer is no reference
+            question = Conversation(conversation.turns[:1], conversation.system)
+            if len(encoder.prompt_ids(question)) <= room:
+                found.append((question, conversation.turns[1].content))
     count = min(config.evaluate.samples, len(found))
     return [found[i] for i in numpy.linspace(0, len(found) - 1, count).round().astype(int)]
+
+
+def _first_conversations(store: Store, most: int) -> Iterator[Conversation]:
+    """Read the conversations of the first documents of each source, at most so many, from its file."""
+    for number, source in enumerate(store.recipe.sources):
+        rows = store.rows[store.documents_of(number)][:most].tolist()
+        wanted = set(rows)
+        for row in islice(read_rows(source.path, KEYS), max(rows, default=-1) + 1):
+            if row.index in wanted:
+                yield parse_row(row.payload)
 
 
 def add_sums(sums: torch.Tensor, groups: torch.Tensor, values: torch.Tensor) -> None:

@@ -236,7 +236,7 @@ def test_no_more_processes_tokenize_than_this_one_has_cores(tmp_path, data, monk
     if quota:
         workers.CPU_QUOTA.write_text(f"{quota}\n")
 
-    def encode_files(paths, encoder, workers):
+    def encode_files(paths, encoder, workers, part):
         asked.append(workers)
         return iter(())
 

@@ -8,10 +8,6 @@ import torch
 import torch.nn.functional as F
 from conftest import DEMO, config_of
 
-from fastling.config import Config, Data, Source
-from fastling.data.encoding import Encoder
-from fastling.data.template import load_template
-from fastling.data.tokenizer import load_tokenizer
 from fastling.model.llama import Llama
 from fastling.prepare import prepare_data
 from fastling.training.build import model_config
@@ -19,18 +15,31 @@ from fastling.training.evaluation import HeldOut, _choose_questions
 from fastling.training.parallel import World
 
 
-def test_an_answer_that_is_not_to_be_learned_or_has_no_question_is_no_reference(tmp_path):
+def test_an_answer_that_is_not_to_be_learned_or_has_no_question_is_no_reference(tiny_run, tmp_path):
     rows = [
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": said, "weight": weight}] * 2
         for said, weight in (("bad", 0), ("good", 1))
     ]
     rows[0][3] = {"role": "assistant", "content": "better"}
     path = tmp_path / "rows.jsonl"
-    rows = [{"text": "asked by nobody"}, *({"messages": row} for row in rows)]
+    rows = [{"text": "asked by nobody"}, {"refused": True}, *({"messages": row} for row in rows)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = Config(data=Data(validation=[Source(name="held-out", path=str(path))]))
-    encoder = Encoder(load_template("bayling"), load_tokenizer(DEMO / "tokenizer.model"), 256)
-    assert [reference for _, reference in _choose_questions(config, encoder)] == ["good"]
+    config = config_of("--config", tiny_run(data={"validation": [{"name": "held-out", "path": str(path)}]}))
+    prepared = prepare_data(config)
+    questions = _choose_questions(config, prepared.validation, prepared.encoder)
+    assert [reference for _, reference in questions] == ["good"]
+
+
+def test_questions_are_held_out_ones_where_a_share_of_the_data_is_held_out(tiny_run):
+    changes = {"validation": [], "held_out_share": 0.02}
+    config = config_of("--config", tiny_run(data=changes, evaluate={"samples": 100}))
+    prepared = prepare_data(config)
+    questions = _choose_questions(config, prepared.validation, prepared.encoder)
+    rows = [json.loads(line)["messages"] for line in (DEMO / "train.jsonl").read_text("utf-8").splitlines()]
+    held_out = [rows[number] for number in prepared.validation.rows.tolist()]
+    said = [(row[0]["content"], row[1]["content"]) for row in held_out]
+    assert [(question.turns[0].content, reference) for question, reference in questions] == said
+    assert 0 < len(said) < 30
 
 
 def test_held_out_losses_end_as_soon_as_the_run_is_told_to_stop(tiny_run):
