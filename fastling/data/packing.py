@@ -6,8 +6,9 @@ so any number of them trains on the same global batches, and a step number is en
 """
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import pairwise
 
 import numpy
 
@@ -57,33 +58,66 @@ class Plan:
         return Plan(self.documents[: offsets[-1]], offsets, self.packs_per_epoch)
 
 
-def best_fit(lengths: numpy.ndarray, capacity: int) -> list[list[int]]:
-    """Indices of `lengths` grouped into bins of at most `capacity`, longest first into the tightest.
+def best_fit(lengths: numpy.ndarray, capacity: int) -> numpy.ndarray:
+    """Lengths (n,) from 1 to `capacity` -> the bin of each (n,): longest first, into the tightest with room.
 
-    n log n: bins are kept in stacks by free space, and at most `capacity` distinct spaces are sorted.
+    The tightest bin stays the tightest until it has no room for another item of the same length. So each bin
+    gets as many as fit, and all bins that are equally tight at once: most of the time goes to sorting.
     """
-    bins: list[list[int]] = []
-    open_bins: dict[int, list[int]] = {}
-    spaces: list[int] = []  # distinct free spaces, ascending
-    for index in numpy.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
-        position = bisect.bisect_left(spaces, length)
-        if position < len(spaces):
-            space = spaces[position]
-            chosen = open_bins[space].pop()
-            if not open_bins[space]:
-                del open_bins[space], spaces[position]
-        else:
-            space, chosen = capacity, len(bins)
-            bins.append([])
-        bins[chosen].append(index)
-        left = space - length
-        if left:
-            if left not in open_bins:
-                open_bins[left] = []
-                bisect.insort(spaces, left)
-            open_bins[left].append(chosen)
+    order = numpy.argsort(-lengths, kind="stable")
+    bins = numpy.empty(len(order), numpy.int64)
+    open_bins = _OpenBins(capacity)
+    starts = numpy.unique(-lengths[order], return_index=True)[1].tolist()
+    for start, stop in pairwise([*starts, len(order)]):
+        length = int(lengths[order[start]])
+        while start < stop:
+            space, chosen = open_bins.take(length, stop - start)
+            per_bin = space // length
+            items = order[start:stop][: per_bin * len(chosen)]
+            bins[items] = numpy.repeat(chosen, per_bin)[: len(items)]
+            in_last = len(items) - per_bin * (len(chosen) - 1)
+            open_bins.put(chosen[:-1], space - per_bin * length)
+            open_bins.put(chosen[-1:], space - in_last * length)
+            start += len(items)
     return bins
+
+
+class _OpenBins:
+    """Bins that have room, in stacks by their free space."""
+
+    def __init__(self, capacity: int):
+        self._capacity = capacity
+        self._count = 0
+        self._stacks: dict[int, list[int]] = {}
+        self._spaces: list[int] = []  # keys of the stacks, ascending; at most `capacity`
+
+    def take(self, length: int, items: int) -> tuple[int, Sequence[int]]:
+        """Take out the tightest bins with room for a length: as many as there are, or so many items fill.
+
+        Returns their free space and their numbers. If no bin has room, they are new ones.
+        """
+        position = bisect.bisect_left(self._spaces, length)
+        is_new = position == len(self._spaces)
+        space = self._capacity if is_new else self._spaces[position]
+        most = -(-items // (space // length))
+        if is_new:
+            self._count += most
+            return space, range(self._count - most, self._count)
+        stack = self._stacks[space]
+        chosen = stack[: -most - 1 : -1]
+        del stack[-len(chosen) :]
+        if not stack:
+            del self._stacks[space], self._spaces[position]
+        return space, chosen
+
+    def put(self, bins: Sequence[int], space: int) -> None:
+        """Put bins back, which have this free space now."""
+        if not (bins and space):
+            return
+        if space not in self._stacks:
+            self._stacks[space] = []
+            bisect.insort(self._spaces, space)
+        self._stacks[space] += bins
 
 
 def shuffled_sources(sources: numpy.ndarray, number: int, seed: int) -> list[numpy.ndarray]:
@@ -129,11 +163,16 @@ def make_plan(
         members = epoch_documents(orders, weights, epoch)
         shuffle = numpy.random.default_rng([seed, epoch, 1])
         members = shuffle.permutation(members)  # break ties in length differently in every epoch
-        bins = best_fit(document_tokens[members], capacity)
-        bins = [bins[number] for number in shuffle.permutation(len(bins))]
-        documents.append(members[numpy.fromiter(chain.from_iterable(bins), numpy.int64, len(members))])
-        sizes.append(numpy.fromiter(map(len, bins), numpy.int64, len(bins)))
-        planned += len(bins)
+        lengths = document_tokens[members]
+        bins = best_fit(lengths, capacity)
+        sizes_of_bins = numpy.bincount(bins)
+        turns = shuffle.permutation(len(sizes_of_bins))
+        place = numpy.empty_like(turns)
+        place[turns] = numpy.arange(len(turns))
+        longest_first_by_bin = place[bins] * (capacity + 1) - lengths
+        documents.append(members[numpy.argsort(longest_first_by_bin, kind="stable")])
+        sizes.append(sizes_of_bins[turns])
+        planned += len(turns)
         epoch += 1
     plan = Plan(
         numpy.concatenate(documents).astype(numpy.int64),
