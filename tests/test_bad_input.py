@@ -159,13 +159,13 @@ def test_a_mistake_in_the_config(say, tmp_path, given, said):
 
 
 @table("text")
-def test_a_config_that_is_no_config(say, tmp_path, given, said):
+def test_a_file_that_is_no_config_is_refused(say, tmp_path, given, said):
     assert say("preview", text=given.encode()) == (2, f"error: {said}\n")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_brackets_without_end(say):
+def test_endless_brackets_are_refused(say):
     deep = "[" * 1200 + "]" * 1200
     said = "CONFIG: is not valid YAML: nested too deep\n  See configs/ for examples."
     assert say("preview", text=f"data: {deep}".encode()) == (2, f"error: {said}\n")
@@ -441,7 +441,7 @@ def test_one_rank_speaks_for_all(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_mistake_of_ours_is_not_hidden():
+def test_a_bug_of_ours_shows_its_traceback():
     """Only what a user can mend is said in words; an error in fastling itself keeps its traceback."""
     with pytest.raises(ZeroDivisionError):
         run_command(lambda arguments: 1 // 0, [])

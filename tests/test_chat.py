@@ -163,7 +163,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("options", "message"), REFUSED, ids=lambda each: " ".join(each) if isinstance(each, list) else ""
 )
-def test_what_cannot_be_right_is_refused_before_anything_is_loaded(capsys, options, message, tmp_path):
+def test_impossible_options_are_refused_before_anything_is_loaded(capsys, options, message, tmp_path):
     model = ["--model", str(tmp_path / "absent")] if options else []
     assert run_command(main, [*model, *options]) == 2
     out, err = capsys.readouterr()
@@ -179,7 +179,7 @@ def test_what_cannot_be_right_is_refused_before_anything_is_loaded(capsys, optio
     ],
     ids=str,
 )
-def test_what_does_not_go_with_the_model(export, capsys, options, message):
+def test_options_that_do_not_fit_the_model_are_refused(export, capsys, options, message):
     assert run_command(main, ["--model", str(export), *options]) == 2
     assert message in capsys.readouterr().err
 

@@ -129,7 +129,7 @@ def test_text_on_the_command_line_needs_no_quotes(read):
         "run_dir: [a]",
     ],
 )
-def test_nothing_is_made_into_another_type(read, text):
+def test_values_are_never_converted_to_another_type(read, text):
     with pytest.raises(UserError, match="expected"):
         read(text)
 
@@ -285,7 +285,7 @@ def test_every_section_says_what_it_is_about():
             assert not item.type.__doc__.startswith(f"{item.type.__name__}("), item.name
 
 
-def test_whoever_forgets_the_config_is_told_that_this_is_the_demo(capsys, monkeypatch, file):
+def test_without_a_config_the_user_learns_that_this_is_the_demo(capsys, monkeypatch, file):
     file.write_text("seed: 1", encoding="utf-8")
     config_of("--config", file)
     monkeypatch.setenv("RANK", "1")
@@ -321,7 +321,7 @@ def test_another_trainers_name_is_not_taken_for_a_setting_that_merely_looks_like
 
 
 @pytest.mark.parametrize("given", ["pad_token", "resume_from_checkpoint", "max_norm", "lora_r"])
-def test_what_has_no_counterpart_leads_to_no_other_setting(given):
+def test_names_without_a_counterpart_suggest_no_setting(given):
     sections = [item.name for item in dataclasses.fields(Config)]
     assert (
         settings.nearest(given, [*sorted(SETTINGS), *sections], OTHER_NAMES) == "--help shows every setting."

@@ -40,7 +40,7 @@ def test_there_and_back(folder, tmp_path, capsys, named):
     assert torch.equal(logits_of(tmp_path / "back", [1, 2, 3]), logits_of(folder / "target", [1, 2, 3]))
 
 
-def test_added_rows_and_inexact_weights_are_said(folder, tmp_path, capsys):
+def test_added_rows_and_inexact_weights_are_reported(folder, tmp_path, capsys):
     other = make_model(tmp_path / "other", seed=7, vocab_size=2001)
     arguments = ["--base", str(folder / "base"), "--target", str(other), "--out", str(tmp_path / "out")]
     delta.main(["make", *arguments, "--dtype", "bf16"])

@@ -98,7 +98,7 @@ def test_a_count_is_met_and_spread_over_the_file(tmp_path, count, monkeypatch):
         assert max(by_part) - min(by_part) <= 2
 
 
-def test_too_large_a_count_is_told(tmp_path, capsys):
+def test_too_large_a_count_is_reported(tmp_path, capsys):
     dialogues.main(options(write_corpus(tmp_path, count=100), tmp_path / "out.jsonl", "--count", 5000))
     assert "of 5,000 dialogues" in capsys.readouterr().err
 
@@ -284,7 +284,7 @@ MISTAKES = (
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_told_in_words(tmp_path, capsys, name):
+def test_mistakes_are_explained(tmp_path, capsys, name):
     arguments, said = break_it(tmp_path, name)
     assert run_command(dialogues.main, arguments) == 2
     assert capsys.readouterr().err.strip() == f"error: {said}"

@@ -115,7 +115,7 @@ def run_script(folder: Path, text: str) -> subprocess.CompletedProcess:
     return result
 
 
-def test_what_all_ranks_find_is_said_by_one_and_in_the_report(tmp_path):
+def test_an_error_of_all_ranks_is_said_by_one_and_in_the_report(tmp_path):
     result = run_script(tmp_path, ALL)
     assert result.returncode == 1  # torchrun's; the processes' own is 2
     report = closing_report(result.stderr)
@@ -124,7 +124,7 @@ def test_what_all_ranks_find_is_said_by_one_and_in_the_report(tmp_path):
     assert "exitcode  : 2" in report and "rank      : 0" in report
 
 
-def test_what_one_rank_finds_is_said_by_that_one(tmp_path):
+def test_an_error_of_one_rank_is_said_by_that_rank(tmp_path):
     result = run_script(tmp_path, ALONE)
     said = "rank 1: error: data/mine.jsonl: is not there\n  Copy it to every node."
     assert said in result.stderr

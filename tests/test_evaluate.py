@@ -91,7 +91,7 @@ def test_a_terminal_of_any_width_shows_whole_numbers_and_signatures(columns, mon
     assert "100.00" * 3 == read[1] and "nrefs:1|bs:10|seed:12345|case:mixed|eff:no|tok:13a" in read[3]
 
 
-def test_what_would_steer_the_terminal_is_shown():
+def test_escape_sequences_are_shown_and_not_obeyed():
     """Of a file that came from elsewhere, a category's name."""
     console = Console(width=80, file=io.StringIO())
     console.print(evaluate._as_rich(TableData("t\x1b[2J", ("\x07", "n"), (("x\x1b[31m", "1"),))))
@@ -117,7 +117,7 @@ def test_several_results_become_one_page(files, tmp_path):
         (["--bootstraps", "3"], "unknown setting: bootstraps"), (["--out", "d.json"], "--out: is a folder"),
     ],
 )  # fmt: skip
-def test_where_nothing_can_be_written_is_told_before_the_work(files, tmp_path, arguments, named):
+def test_an_unwritable_place_is_reported_before_the_work(files, tmp_path, arguments, named):
     (tmp_path / "d.json").mkdir()
     with pytest.raises(UserError, match=named):
         evaluate.main([*files, *arguments])
@@ -132,12 +132,12 @@ def test_where_nothing_can_be_written_is_told_before_the_work(files, tmp_path, a
         ("exam --questions q.html --predictions p --report q.html", "--report: is also --questions"),
     ],
 )
-def test_a_result_takes_no_place_of_what_it_is_made_of(arguments, named):
+def test_a_result_never_overwrites_its_inputs(arguments, named):
     with pytest.raises(UserError, match=named):
         evaluate.main(arguments.split())
 
 
-def test_a_result_with_half_a_character_is_kept(tmp_path):
+def test_a_result_with_a_lone_surrogate_is_kept(tmp_path):
     """As in the name of a file that is no UTF-8."""
     result, out = Result("exam", {"file": "caf\udce9"}), tmp_path / "r.json"
     evaluate._deliver(result, Namespace(out=out, report=None, json=False), Console(file=io.StringIO()))

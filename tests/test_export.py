@@ -529,7 +529,7 @@ def test_an_export_to_which_something_was_added_is_left_alone(small):
         small.rehearse()
 
 
-def test_what_was_added_while_the_training_went_on_is_left_alone(small):
+def test_files_added_to_the_export_during_training_are_left_alone(small):
     small.write(make_model(SHAPE, seed=1))
     small.rehearse()
     (small.folder / "model.gguf").write_text("an hour of converting")
@@ -549,7 +549,7 @@ def test_an_unfinished_export_is_begun_anew_wherever_it_was_killed(small):
     small.rehearse()
 
 
-def test_what_is_left_of_one_that_was_killed_while_it_was_removed_is_known_as_an_export(small, monkeypatch):
+def test_a_half_removed_export_is_still_recognised(small, monkeypatch):
     small.rehearse()
     deleted, unlink = [], Path.unlink
 
@@ -610,7 +610,7 @@ def test_two_exports_into_one_folder_are_kept_apart(small):
     assert [path.name for path in small.folder.parent.iterdir()] == ["out"]
 
 
-def test_what_lies_where_an_export_is_made_is_named(small):
+def test_obstacles_at_an_exports_place_are_named(small):
     small.folder.parent.mkdir()
     small.aside.write_text("mine")
     with pytest.raises(UserError, match="out: cannot be written: .*File exists: .*out.tmp"):
@@ -769,7 +769,7 @@ def test_the_check_of_the_logits_holds_one_model_at_a_time(good, monkeypatch):
     assert logits.result.startswith("differ by"), logits
 
 
-def test_what_transformers_imports_does_not_talk_beside_the_checks(monkeypatch, caplog):
+def test_output_of_transformers_imports_is_hidden(monkeypatch, caplog):
     """As torchao, which warns at length of kernels that it has for another Python."""
 
     def warn(name: str) -> None:
@@ -795,7 +795,7 @@ def test_a_transformers_that_cannot_be_imported_fails_no_export(good, monkeypatc
 
 
 @pytest.mark.parametrize(("tamper", "said"), TAMPERINGS.values(), ids=list(TAMPERINGS))
-def test_what_is_tampered_with_fails_the_check_that_looks_at_it(good, tmp_path, tamper, said):
+def test_tampering_fails_the_check_concerned(good, tmp_path, tamper, said):
     made, digests = good
     shutil.copytree(made.folder, tmp_path / "out")
     tamper(tmp_path / "out")
@@ -826,7 +826,7 @@ def test_an_export_that_fails_its_check_is_not_published(good, small, monkeypatc
     assert (small.folder / "model.safetensors").read_bytes() != before
 
 
-def test_weights_that_are_no_numbers_fail(good, small):
+def test_nan_weights_fail(good, small):
     model = make_model(SHAPE)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")

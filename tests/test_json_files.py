@@ -23,7 +23,7 @@ def test_text_stays_readable_in_json():
 
 
 @pytest.mark.parametrize("rest", [b'{"step": 2, "lo', b'{"step": 2, "q": "\xe8\xaf', b"\0\0\0", b"[2]", b""])
-def test_what_a_kill_has_spoilt_is_left_out(tmp_path, rest):
+def test_lines_spoilt_by_a_kill_are_skipped(tmp_path, rest):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + rest + b'\n{"step": 3}\n')
     assert read_json_lines(path) == [{"step": 1, "loss": 2.0}, {"step": 3}]

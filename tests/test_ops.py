@@ -48,7 +48,7 @@ def test_on_a_cpu_without_instructions_for_bfloat16_its_products_are_said_to_be_
     platform.machine() != "x86_64" or not hasattr(torch.cpu, "get_capabilities"),
     reason="other processors' instructions, and an older PyTorch's, have other names",
 )
-def test_what_linux_says_of_the_cpu_is_what_pytorch_finds():
+def test_cpu_flags_of_linux_agree_with_pytorchs():
     found = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
     for dtype, flags in runtime.PRODUCT_FLAGS.items():
         assert runtime.lacks_products(torch.device("cpu"), dtype) == found.isdisjoint(flags)
@@ -239,7 +239,7 @@ def test_on_a_gpu_attention_of_many_lengths_is_never_left_to_cudnn(monkeypatch):
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_nor_is_that_of_generation(monkeypatch):
+def test_on_a_gpu_attention_of_generation_is_never_left_to_cudnn(monkeypatch):
     """Each of its steps is one token longer than the last."""
     shapes = []
     monkeypatch.setattr(ops, "plain_attention", lambda q, *_, **__: shapes.append(q.shape) or q)

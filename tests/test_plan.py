@@ -129,6 +129,6 @@ def test_checkpoints_take_twelve_bytes_a_weight_each(capsys, tiny_run):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_cannot_be_is_said(tiny_run, options, message):
+def test_impossible_plans_are_explained(tiny_run, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         plan.main(["--config", str(tiny_run()), *options])

@@ -339,7 +339,7 @@ def encoded(monkeypatch) -> list[int]:
     return calls
 
 
-def test_what_has_not_changed_is_not_tokenized_again(run, encoded, tmp_path):
+def test_unchanged_data_is_not_tokenized_again(run, encoded, tmp_path):
     first, said, _ = run(store=str(tmp_path / "store"))
     assert sum(encoded) == 4 + 5  # the rows that can be parsed
     encoded.clear()
@@ -348,7 +348,7 @@ def test_what_has_not_changed_is_not_tokenized_again(run, encoded, tmp_path):
     assert (again, said_again) == (first, said)
 
 
-def test_neither_is_it_after_a_change_that_leaves_the_tokens_alone(run, encoded, sources, tmp_path):
+def test_changes_that_leave_the_tokens_alone_tokenize_nothing_again(run, encoded, sources, tmp_path):
     first, _, _ = run(store=str(tmp_path / "store"))
     encoded.clear()
     shutil.copyfile(sources[0]["path"], tmp_path / "moved.jsonl")
@@ -378,7 +378,7 @@ def test_neither_is_it_after_a_change_that_leaves_the_tokens_alone(run, encoded,
     ],
     ids=["length", "template", "content", "pair", "name"],
 )
-def test_what_has_changed_is(run, sources, tmp_path, change):
+def test_changed_data_is_tokenized_again(run, sources, tmp_path, change):
     first, _, _ = run(store=str(tmp_path / "store"))
     changes = change(sources)
     again, _, _ = run("--train.global_batch_tokens", "1024", store=str(tmp_path / "store"), **changes)
@@ -491,7 +491,7 @@ def test_a_cache_folder_whose_name_is_no_utf_8_is_kept_in_the_ledger(monkeypatch
     assert "/caf\udce9/" in kept["store"]
 
 
-def test_refused_rows_are_not_held_together(monkeypatch, tmp_path):
+def test_refused_rows_are_not_all_held_in_memory(monkeypatch, tmp_path):
     held = SimpleNamespace(refused=lambda: ({"detail": "x" * 10_000} for _ in range(2000)))
     monkeypatch.setattr(prepare, "summary", lambda prepared: {})
     tracemalloc.start()
@@ -503,7 +503,7 @@ def test_refused_rows_are_not_held_together(monkeypatch, tmp_path):
     assert (tmp_path / "refused.jsonl").read_text() == f'{{"detail": "{"x" * 10_000}"}}\n' * 2000
 
 
-def test_who_has_no_home_folder_is_told_what_to_name(monkeypatch):
+def test_without_a_home_folder_the_setting_to_use_is_named(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os, "getuid", lambda: 12345)  # known to no list of users

@@ -213,7 +213,7 @@ def test_every_space_that_an_answer_begins_with_is_shown(blanks, show, tmp_path)
     assert f"[[{' ' * blanks}b </s>]]" in show("--rows", "7", "--source", "mine")
 
 
-def test_what_would_steer_the_terminal_is_shown(show, config, tmp_path):
+def test_escape_sequences_are_shown_and_not_obeyed(show, config, tmp_path):
     with open(tmp_path / "rows.jsonl", "a", encoding="utf-8") as file:
         row = messages([("user", "a\x1b[2Jb\r\n\tc"), ("assistant", "d\x07\x9b31m")])
         file.write(f'\n{json.dumps(row)}\n{{"\\u001b[31m": 1}}')
@@ -222,7 +222,7 @@ def test_what_would_steer_the_terminal_is_shown(show, config, tmp_path):
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", out)
 
 
-def test_what_would_show_text_in_another_order_is_shown(show, config, tmp_path):
+def test_bidirectional_controls_are_shown_as_escapes(show, config, tmp_path):
     """Else an answer could stand where its question does. Marks of Hebrew and Arabic stay."""
     with open(tmp_path / "rows.jsonl", "a", encoding="utf-8") as file:
         row = messages([("user", "a\u202eb"), ("assistant", "\u2067c\u2069 \u200fשלום")])

@@ -51,14 +51,14 @@ def test_training_goes_on_when_nobody_reads_its_words(tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&-", "<&- 2>&-"])
-def test_what_is_asked_for_is_done_wherever_the_words_go(preview, redirection):
+def test_verbs_finish_wherever_their_output_goes(preview, redirection):
     result = run_in_shell(redirection, *preview, "--json")
     assert (result.returncode, result.stderr) == (0, b"")
     assert json.loads(result.stdout)["status"] == "kept"
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
-def test_a_mistake_has_its_status_though_nobody_is_told(redirection):
+def test_a_mistake_keeps_its_status_with_stderr_closed(redirection):
     assert run_in_shell(redirection, "fastling.preview", "--rows", "none").returncode == 2
 
 
@@ -86,7 +86,7 @@ def test_a_row_is_one_line_whatever_ends_a_line_in_it(preview):
     assert json.loads(line)["source"] == "\u2028"
 
 
-def test_what_was_printed_before_a_failure_is_kept(tmp_path):
+def test_output_before_a_failure_is_kept(tmp_path):
     """Only where stdout itself takes no more is the rest let go."""
     script = tmp_path / "fails.py"
     script.write_text(

@@ -171,7 +171,7 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(finished, tmp_path):
         assert mine.read_bytes() == theirs.read_bytes()
 
 
-def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(finished, tmp_path):
+def test_it_resumes_with_processes_that_cannot_share_its_packs_evenly(finished, tmp_path):
     """Four packs a step on two processes, then on three, as when a machine is lost: the same data and losses."""
     config, undisturbed, _ = finished
     run_dir = shutil.copytree(undisturbed, tmp_path / "run", ignore=shutil.ignore_patterns("wandb*"))
@@ -185,7 +185,7 @@ def test_it_goes_on_with_processes_that_cannot_share_its_packs_evenly(finished, 
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-def test_told_to_stop_all_processes_save_after_their_step_and_go_on_as_if_they_had_not(finished, tmp_path):
+def test_a_stop_signal_saves_on_all_processes_and_resumes_exactly(finished, tmp_path):
     """By one SIGTERM, or two as under Slurm, to one of two processes. P10 holds of it, too.
 
     It comes after step 3, where an evaluation is due, which is left out until the run goes on.
@@ -202,7 +202,7 @@ def test_told_to_stop_all_processes_save_after_their_step_and_go_on_as_if_they_h
     assert course(tmp_path / "run") == course(undisturbed)
 
 
-def test_alone_it_stops_with_a_status_that_says_so(tiny_run, tmp_path):
+def test_a_single_process_stops_with_the_signals_status(tiny_run, tmp_path):
     told = run_python("tests.training.stopped_worker", "--config", tiny_run(evaluate={"every_steps": 4}))
     assert (told.returncode, told.stdout) == (143, "")
     said = f"error: {tmp_path / 'run'}: was told to stop, and saved after step 4 of 6"
@@ -210,7 +210,7 @@ def test_alone_it_stops_with_a_status_that_says_so(tiny_run, tmp_path):
     assert (tmp_path / "run/checkpoints/step-00000004").is_dir()
 
 
-def test_an_evaluation_that_is_broken_off_is_made_up_for(tiny_run, tmp_path):
+def test_an_interrupted_evaluation_is_made_up_for(tiny_run, tmp_path):
     """Told to stop after step 3, a run saves after step 4 without the evaluation that is due there."""
     config, runs = tiny_run(evaluate={"every_steps": 4}), [tmp_path / "told", tmp_path / "undisturbed"]
     run_python("tests.training.stopped_worker", "--config", config, "--run_dir", runs[0])
@@ -225,7 +225,7 @@ def test_an_evaluation_that_is_broken_off_is_made_up_for(tiny_run, tmp_path):
     assert samples[0] == samples[1]
 
 
-def test_copies_make_what_shards_make_and_resume(finished, tmp_path):
+def test_hsdp_replicas_train_and_resume_like_shards(finished, tmp_path):
     """Their gradients are summed over both of two micro-batches at once; and they write each tensor once
     between them, which the check must not miss on the others."""
     config, undisturbed, _ = finished
@@ -242,7 +242,7 @@ def test_copies_make_what_shards_make_and_resume(finished, tmp_path):
     assert course(tmp_path / "run") == before
 
 
-def test_weights_that_a_step_has_broken_are_not_saved(tiny_run, tmp_path):
+def test_non_finite_weights_are_not_saved(tiny_run, tmp_path):
     """The step's own loss is of the weights before it; the held-out one is of those after. W&B keeps the rest."""
     each = {"every_steps": 1}
     config = tiny_run(optimizer={"lr": 1e30}, checkpoint=each, evaluate=each, log={"wandb": True})
@@ -266,7 +266,7 @@ def test_two_runs_do_not_share_a_folder(finished, capsys):
 @pytest.mark.parametrize(
     ("how", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=["Ctrl-C", "a connection that ends"]
 )
-def test_whoever_stops_a_run_by_hand_loses_no_step(tiny_run, tmp_path, how, status):
+def test_stopping_a_run_by_hand_loses_no_step(tiny_run, tmp_path, how, status):
     run_dir = tmp_path / "run"
     rarely = {"every_steps": 50000}
     config = tiny_run(train={"steps": 50000}, checkpoint=rarely, evaluate=rarely)
@@ -288,7 +288,7 @@ def test_whoever_stops_a_run_by_hand_loses_no_step(tiny_run, tmp_path, how, stat
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step-{step:08d}"]
 
 
-def test_a_run_does_not_go_on_with_other_settings(finished, capsys):
+def test_a_run_does_not_resume_with_other_settings(finished, capsys):
     config, run_dir, _ = finished
     arguments = ["--config", str(config), "--optimizer.lr", "0.5", "--log.wandb", "false"]
     assert run_command(train_main, arguments) == 2
@@ -368,7 +368,7 @@ def test_a_pretrained_folder_is_fine_tuned(finished, tmp_path):
     assert exported["torch_dtype"] == exported["dtype"] == "bfloat16"
 
 
-def test_a_run_that_goes_on_does_not_read_the_pretrained_weights_again(
+def test_a_resumed_run_does_not_read_the_pretrained_weights(
     finished, tiny_run, tmp_path, monkeypatch, capsys
 ):
     """They would be read for nothing, on each process: 13 GB of a 7B model."""
@@ -396,7 +396,7 @@ def test_spoilt_samples_and_a_lost_export_do_not_keep_a_run_from_going_on(finish
     assert (copy / "export" / "README.md").exists() and not (copy / ".export.replaced").exists()
 
 
-def test_a_run_that_goes_on_with_other_held_out_data_says_so(finished, tmp_path, capsys):
+def test_a_run_resumed_with_other_held_out_data_says_so(finished, tmp_path, capsys):
     config, run_dir, _ = finished
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("wandb*"))
@@ -410,7 +410,7 @@ def test_a_run_that_goes_on_with_other_held_out_data_says_so(finished, tmp_path,
     assert words not in capsys.readouterr().err
 
 
-def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(tiny_run, tmp_path, capsys):
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_over(tiny_run, tmp_path, capsys):
     """As on a disk that is swept: its metrics, and in the end its export, are replaced."""
     arguments = ["--config", str(tiny_run(train={"steps": 1}, evaluate={"samples": 0}))]
     words = "there is no checkpoint: the run starts over, and replaces the metrics of its earlier start"
@@ -461,7 +461,7 @@ def test_a_plot_and_samples_that_cannot_be_written_do_not_keep_a_run_from_its_ch
     assert (tmp_path / "run/checkpoints/step-00000006").is_dir()
 
 
-def test_the_loss_before_training_is_told_though_not_every_step_is(tmp_path, capsys):
+def test_the_loss_before_training_is_logged_though_not_every_step_is(tmp_path, capsys):
     settings = tiny_settings(tmp_path / "run")
     settings["train"] |= {"steps": 2}
     settings["log"] = {"every_steps": 2}

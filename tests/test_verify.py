@@ -75,7 +75,7 @@ def test_documents_that_weigh_too_much_break_the_gradient(capsys, tiny_run, monk
     assert broken(capsys, tiny_run(train={"precision": precision})) == (1, {"P7"})
 
 
-def test_a_gradient_that_is_no_number_is_not_passed_over(capsys, tiny_run, monkeypatch):
+def test_a_nan_gradient_breaks_the_promise(capsys, tiny_run, monkeypatch):
     """NaN is larger than nothing: a maximum would pass over it."""
     right = plain_gradient.plain_gradient
 

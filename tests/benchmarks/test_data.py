@@ -14,7 +14,7 @@ from fastling.data.rows import read_rows
 from fastling.errors import RunError, UserError, run_command
 
 
-def test_rows_are_the_datas_again_and_again_and_all_different(tmp_path):
+def test_repeated_rows_are_all_made_different(tmp_path):
     out = tmp_path / "rows.jsonl"
     data.write_rows(DEMO / "held-out.jsonl", out, 100)
     rows = [parse_row(row.payload) for row in read_rows(out)]
@@ -43,7 +43,7 @@ def test_a_command_that_fails_is_named_with_its_last_words():
         data.timed([sys.executable, "-c", "import sys; print('last words', file=sys.stderr); sys.exit(3)"])
 
 
-def test_a_command_that_says_what_to_do_is_named_with_what_was_wrong():
+def test_a_failed_command_is_named_with_what_was_wrong():
     said = "import sys; sys.exit('error: --lang: unknown: xx\\n  Known are: en.')"
     with pytest.raises(RunError, match="ended with status 1: error: --lang: unknown: xx$"):
         data.timed([sys.executable, "-c", said])

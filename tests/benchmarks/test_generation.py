@@ -33,7 +33,7 @@ def test_a_row_for_each_side_with_speed_spread_and_memory(tmp_path):
     assert "tokens/s" in result.stdout
 
 
-def test_what_cannot_be_measured_is_refused_in_words(monkeypatch):
+def test_unmeasurable_settings_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for given in ("--rounds 0", "--threads -1", "--batch-sizes 4 0", "--device cuda"):
         option, *_, value = given.split()

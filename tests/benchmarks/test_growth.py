@@ -121,7 +121,7 @@ def test_time_over_work_is_one_at_the_first_point_of_each_line(capsys):
 
 
 @pytest.mark.parametrize("options", [["--size", "900b"], ["--steps", "0"]])
-def test_options_that_cannot_be(options, capsys):
+def test_impossible_options_are_refused(options, capsys):
     assert run_command(growth.main, options) == 2
     assert options[0] in capsys.readouterr().err
 

@@ -90,7 +90,7 @@ def test_a_killed_run_leaves_whole_lines(tmp_path):
 
 
 @without_gpu
-def test_what_needs_a_gpu_says_so():
+def test_commands_that_need_a_gpu_say_so():
     done = run_python("benchmarks.kernels")
     assert done.returncode == 2
     assert "error: benchmarks.kernels: needs a CUDA device\n  Without one there are --static" in done.stderr
@@ -227,7 +227,7 @@ def test_a_broken_gpu_ends_the_run(monkeypatch):
         session._fail(workload, "peer", RuntimeError("illegal"))
 
 
-def test_who_broke_the_gpu_is_told_from_who_came_after(monkeypatch, tmp_path):
+def test_the_provider_that_broke_the_gpu_is_identified(monkeypatch, tmp_path):
     """Kernels fail when the host has long gone on, and then everything does."""
     broken = []
 
@@ -270,7 +270,7 @@ def test_a_peer_that_breaks_the_gpu_is_left_out_of_a_new_beginning(monkeypatch):
 
 
 @without_gpu
-def test_who_is_left_out_is_not_run(monkeypatch, tmp_path):
+def test_excluded_providers_are_not_run(monkeypatch, tmp_path):
     monkeypatch.setitem(providers.OTHERS, "swiglu", [Provider("Liger-Kernel", lambda inputs: pytest.fail())])
     session = measure.Session(QUICK, tmp_path / "rows.jsonl", 60.0, [], ["Liger-Kernel", "torch.compile"])
     assert session.run("swiglu") == 0

@@ -154,7 +154,7 @@ def test_kernels_stand_below_the_roof_that_their_machine_has():
     assert "H200: unmeasured" in page
 
 
-def test_what_was_not_measured_says_so_and_how():
+def test_the_page_says_what_is_unmeasured_and_how_to_measure_it():
     page = page_of([])
     assert "Unmeasured: <code>python -m benchmarks.train" in page
     assert "Unmeasured: <code>make gpu-kernels</code>" in page

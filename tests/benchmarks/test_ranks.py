@@ -73,7 +73,7 @@ def test_the_models_rows_cannot_be_shared_evenly():
         assert padded_weights(layer + rest, shards) > padded_weights(layer + rest, 1)
 
 
-def test_what_pytorch_hands_to_the_backend_is_counted(group):
+def test_traffic_is_counted_as_pytorch_hands_it_to_the_backend(group):
     # Named so from 2.13 on, where the former names warn.
     named_anew = hasattr(dist, "all_gather_single")
     all_gather = dist.all_gather_single if named_anew else dist.all_gather_into_tensor
@@ -109,7 +109,7 @@ def test_layouts_by_number_of_ranks():
 
 
 @pytest.mark.parametrize("options", [["--ranks", "2", "0"], ["--steps", "0"]])
-def test_options_that_cannot_be(options, capsys):
+def test_impossible_options_are_refused(options, capsys):
     assert run_command(ranks.main, options) == 2
     assert options[0] in capsys.readouterr().err
 

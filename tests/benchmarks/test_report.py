@@ -60,13 +60,13 @@ def test_a_ratio_to_the_floor_is_judged(ratio, verdict):
     assert found["<= 1.12 x floor:"] == ("<= 1.12 x floor:", verdict, f"{ratio:.3f}")
 
 
-def test_what_nobody_measured_is_unmeasured():
+def test_a_target_without_a_measurement_is_unmeasured():
     assert judged(NORM, "forward")["<= 1.12 x floor:"].verdict == "unmeasured"
     assert judged(NORM, "forward+backward")[""].verdict == "unmeasured"
 
 
 @pytest.mark.parametrize("milliseconds, verdict", [(None, "wrong"), (1.0, "inexact")])
-def test_what_was_not_exact_meets_no_target(milliseconds, verdict):
+def test_an_inexact_result_meets_no_target(milliseconds, verdict):
     ours = row(NORM, "forward", milliseconds=milliseconds, verdict=verdict, why="output off")
     found = judged(NORM, "forward", ours)
     assert found["<= 1.12 x floor:"].verdict == "unmeasured"
@@ -150,7 +150,7 @@ def test_the_later_of_two_measurements_counts():
     assert "1.1 (1.10x)" in text and "1.5 (1.50x)" not in text
 
 
-def test_another_device_meets_and_misses_nothing():
+def test_targets_are_not_judged_on_another_device():
     text = printed([row(NORM, "forward", milliseconds=1.5, device="NVIDIA A100")])
     other, target = text.split("H200: nothing was measured")
     assert "1.5 (1.50x)" in other and "met" not in other and "missed" not in other

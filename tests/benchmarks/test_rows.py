@@ -72,7 +72,7 @@ def test_a_line_that_is_no_row_is_named_and_refused(tmp_path, line, words):
     assert refused.value.what.startswith(words)
 
 
-def test_who_was_not_measured_needs_no_numbers(tmp_path):
+def test_an_unmeasured_row_needs_no_numbers(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(compared()[2]) + "\n" + json.dumps(timed_kernel(milliseconds=None)) + "\n")
     assert len(read(path)) == 2
@@ -90,12 +90,12 @@ def test_trainers_that_were_measured_side_by_side_are_one_run():
     {"device": "NVIDIA H200"}, {"commit": "other"}, {"case": "1b"},
     {"run": {"size": "41m", "sequence_length": 512}}, {"torch": "2.14"},
 ], ids=str)  # fmt: skip
-def test_what_was_measured_otherwise_is_another_run(changes):
+def test_rows_with_other_settings_are_another_run(changes):
     first, second, third = compared()
     assert sorted(map(len, map(names, runs_of([first, second | changes, third])))) == [1, 2]
 
 
-def test_what_was_measured_later_is_another_run():
+def test_rows_measured_later_are_another_run():
     rows = [trained(), trained("trl", date="2026-11-21T02:11:00+00:00")]
     assert [names(run) for run in runs_of(rows)] == [["trl"], ["fastling"]]
 

@@ -274,7 +274,7 @@ def test_a_row_that_says_nothing_is_refused(tmp_path, change, words):
         ["--latency-microseconds", "-1"],
     ],
 )
-def test_options_that_cannot_be(options, capsys):
+def test_impossible_options_are_refused(options, capsys):
     given = ["--milliseconds-a-step", "10", "--tokens-a-step", "8192"]
     assert run_command(simulation.main, [*given, *options]) == 2
     assert options[0] in capsys.readouterr().err

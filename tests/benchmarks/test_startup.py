@@ -207,7 +207,7 @@ def test_the_table_of_a_load(capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_options_that_cannot_be_meant_are_refused_in_words(arguments, words, capsys):
+def test_impossible_options_are_refused(arguments, words, capsys):
     assert run_command(startup.main, arguments) == 2
     assert words in capsys.readouterr().err
 

@@ -262,7 +262,7 @@ def test_every_arch_has_a_report_and_values_are_not_needed(judged):
     ]
 
 
-def test_what_is_compiled_once_is_reported_once(judged):
+def test_each_compiled_kernel_is_reported_once(judged):
     assert len(judged["twice"]) == 1
 
 

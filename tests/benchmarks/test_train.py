@@ -65,13 +65,13 @@ def test_work_is_a_share_of_what_the_machines_own_products_reach(rows):
         assert row["mfu_usual_count"] > row["mfu"]  # it counts the head on all tokens, and all pairs of them
 
 
-def test_who_has_another_loss_has_no_time(rows):
+def test_a_trainer_with_another_loss_gets_no_time(rows):
     other = rows[2]
     assert other["status"] == "other work: its loss is 5.2000, the first one's 5.0000"
     assert "milliseconds" not in other and "supervised_tokens_per_s" not in other
 
 
-def test_a_loss_that_is_no_number_is_named_and_is_nobodys_measure():
+def test_a_non_finite_loss_is_reported_and_is_no_reference():
     """NaN is not further from a number than is allowed, and no JSON, so that no page could be made of it."""
     results = [("broken", told(8.0, float("nan"), float("nan"))), ("fastling", told(8.0, 7.0, 6.0))]
     counts = Counts(tokens=500.0, supervised=200.0, squared=10_000.0)
@@ -240,12 +240,12 @@ def case_of(size: str, tokens: int = 16384) -> Case:
     ],
     ids=lambda value: getattr(value, "device", None) or getattr(value, "size", None),
 )
-def test_what_cannot_fit_is_known_beforehand(tmp_path, machine, case, name, fits):
+def test_trainers_too_large_for_the_gpu_are_known_beforehand(tmp_path, machine, case, name, fits):
     reason = room.lacks_room(trainers.TRAINERS[name], case, tmp_path, 0.4, machine.gpu_gib)
     assert reason is None if fits else reason.endswith(f" GiB of the GPU's {machine.gpu_gib:.0f}")
 
 
-def test_what_cannot_fit_is_not_started_and_has_a_row(tmp_path, monkeypatch):
+def test_a_trainer_too_large_for_the_gpu_is_skipped_and_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "run_alone", lambda *_: pytest.fail("started"))
     refused = train.one_by_one(["packed"], tmp_path, SMALL, make_console(quiet=True), lambda name: "no room")
     (row,) = train.make_rows(SMALL, Counts(1.0, 1.0, 1.0), refused, Work(SHAPE), MACHINE)

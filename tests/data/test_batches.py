@@ -128,7 +128,7 @@ def test_types_and_shapes_are_what_the_model_takes(store):
     )
 
 
-def test_without_documents_there_is_one_token_and_nothing_to_learn(store):
+def test_an_empty_batch_has_one_token_and_no_labels(store):
     batch = make_batch(store, numpy.empty(0, numpy.int64), Normaliser(store, "token"), 7)
     assert (batch.tokens.tolist(), batch.labels.tolist(), batch.lengths) == ([0], [IGNORED], [1])
     assert (batch.cu_seqlens.tolist(), batch.max_seqlen, batch.positions.tolist()) == ([0, 1], 1, [0])
@@ -152,7 +152,7 @@ def test_a_copy_on_a_device_holds_the_same(store):
 
 @pytest.mark.parametrize("multiple", [1, 7, 64, 1000])
 @pytest.mark.parametrize("numbers", [[3, 431, 0, 57], [], [3] * 9])
-def test_a_rounded_batch_is_the_batch_and_what_weighs_nothing(numbers, multiple, store):
+def test_a_rounded_batch_adds_only_rows_of_zero_weight(numbers, multiple, store):
     normaliser = Normaliser(store, "token")
     batch = make_batch(store, numpy.array(numbers, dtype=int), normaliser, 1000)
     rounded = batch.rounded(multiple)
@@ -213,7 +213,7 @@ def test_a_token_weighs_the_same_whatever_the_world(loss, store, plan):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 3])
-def test_any_world_makes_the_same_steps_of_the_same_documents(micro_batches, store, plan):
+def test_any_world_size_makes_the_same_steps(micro_batches, store, plan):
     alone = loader(store, plan, global_packs=840 * micro_batches // 10)  # 840 = 1 * ... * 8, tenth of it
     for ranks in (1, 2, 3, 4, 6, 7):
         assert alone.global_packs % (ranks * micro_batches) == 0
@@ -294,7 +294,7 @@ def test_no_micro_batch_is_larger_than_its_packs(store, plan):
 
 
 @pytest.mark.parametrize("start", [0, 1, 3])
-def test_steps_from_anywhere_are_the_tail_of_the_whole(start, store, plan):
+def test_steps_from_any_start_are_the_tail_of_all_steps(start, store, plan):
     def make():
         return loader(store, plan, ranks=2, rank=1, micro_batches=2)
 

@@ -239,7 +239,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_formats_are_told_by_their_keys(name):
+def test_formats_are_recognised_by_their_keys(name):
     record, expected = FORMATS[name]
     assert parse_row(record) == expected
     assert parse_row(json.dumps(record).encode()) == expected
@@ -367,7 +367,7 @@ def test_a_row_that_cannot_be_trained_on_is_refused_with_its_reason(row, reason,
     assert detail in refused.value.detail
 
 
-def test_content_parts_nested_without_end_are_refused_not_followed():
+def test_endlessly_nested_content_parts_are_refused():
     text = "x"
     for _ in range(480):
         text = [{"type": "text", "text": text}]

@@ -270,7 +270,7 @@ def test_text_with_a_token_that_only_the_files_beside_the_tokenizer_have_is_refu
     assert word.detail.startswith("'<extra>': only files beside the tokenizer make it one")
 
 
-def test_text_that_does_not_come_back_is_refused(kinds, tmp_path, sentencepiece_model):
+def test_text_that_does_not_decode_to_itself_is_refused(kinds, tmp_path, sentencepiece_model):
     (result,) = kinds["sentencepiece"].encoder("bayling").encode([conversation("", ["q", "a ▁ b"])])
     assert (result.reason, result.detail) == ("does-not-decode", "'▁ b' came back as '  b'")
     path = sentencepiece_model(tmp_path, byte_fallback=False, vocab_size=450)
@@ -282,7 +282,7 @@ def test_text_that_does_not_come_back_is_refused(kinds, tmp_path, sentencepiece_
     assert unknown.reason == "does-not-decode"
 
 
-def test_an_end_that_does_not_come_back_is_shown(kinds, tmp_path):
+def test_a_lost_ending_is_shown_in_the_reason(kinds, tmp_path):
     """A token that swallows the blanks behind it, in a text that is otherwise the same."""
     built = tokenizers.Tokenizer.from_file(str(kinds["byte-level"].path))
     built.add_tokens([tokenizers.AddedToken("<tool>", special=False, normalized=False, rstrip=True)])
@@ -388,7 +388,7 @@ def test_what_follows_the_last_answer_that_is_trained_on_is_dropped(kinds):
     assert found.dropped == {"after-last-answer": len(whole.tokens) - whole.spans[0, 1]}
 
 
-def test_a_turn_that_is_read_only_is_proved_as_well(kinds):
+def test_a_read_only_turn_is_proved_too(kinds):
     """It is what the model reads before a later answer, so a token in it may not become another."""
     encoder = kinds["sentencepiece"].encoder("bayling")
     bad = dataclasses.replace(conversation("", ["q", "a ▁ b", "q", "a"]), read_only=frozenset({1}))

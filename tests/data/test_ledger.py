@@ -49,7 +49,7 @@ def test_tokens_in_are_trained_masked_or_dropped():
 
 
 @given(results=st.lists(RESULTS))
-def test_whatever_rows_come_all_tokens_are_accounted_for(results):
+def test_all_tokens_of_any_rows_are_accounted_for(results):
     ledger = Ledger()
     for result in results:
         ledger.add(result)

@@ -46,7 +46,7 @@ def test_every_character_and_every_key_is_changed_as_sentencepiece_changes_it(ru
     ] == []
 
 
-def test_what_stands_side_by_side_is_joined_where_sentencepiece_joins_it_and_nowhere_else(rule):
+def test_neighbours_are_joined_exactly_where_sentencepiece_joins_them(rule):
     """Marks in any order, parts of Hangul syllables of every width, line ends, joiners: what NFKC or grapheme
     clusters would take for more than it is."""
     theirs, charsmap, steps = rule
@@ -84,7 +84,7 @@ CIRCLE = np.array([64, 0, *(label | 1 << 10 for label in range(1, 64))], "<u4").
     ],
     ids=["no size", "cut", "a circle"],
 )
-def test_a_damaged_table_is_told_in_words(charsmap, why):
+def test_a_damaged_table_is_explained(charsmap, why):
     with pytest.raises(UserError, match=f"its table of normalisation is damaged: .*{why}"):
         read_table(charsmap)
 

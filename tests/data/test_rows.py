@@ -103,7 +103,7 @@ def test_columns_that_nobody_reads_do_no_harm(column, tmp_path):
         list(read_rows(path))
 
 
-def test_of_an_array_only_what_is_asked_for_is_kept(tmp_path):
+def test_unread_keys_of_an_array_are_dropped(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"text": "a", "embedding": [0.5] * 9}, 7]))
     assert [row.payload for row in read_rows(path, KEYS)] == [{"text": "a", "embedding": None}, 7]
@@ -173,7 +173,7 @@ def test_an_array_read_in_parts_of_any_size_is_the_same_or_as_broken(text, tmp_p
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_bytes_that_are_no_text_are_found_where_an_array_is_read_in_parts(size, tmp_path, monkeypatch):
+def test_invalid_utf_8_is_found_across_chunks_of_an_array(size, tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "BYTES_AT_ONCE", size)
     content = '[\n"ä你",\n"'.encode()
     for broken in (b'\xe4"]', b"\xe4\xbd", b'\xff"]'):
@@ -241,14 +241,14 @@ def test_a_file_that_cannot_be_read_is_an_error_in_words(name, tmp_path):
         list(read_rows(tmp_path / name))
 
 
-def test_lines_of_lists_are_told_how_they_are_read(tmp_path):
+def test_lines_of_lists_are_explained(tmp_path):
     (tmp_path / "x.jsonl").write_text('[{"role": "user"}]\n[{"role": "user"}]\n')
     with pytest.raises(UserError) as refused:
         list(read_rows(tmp_path / "x.jsonl"))
     assert refused.value.fix == "A file that begins with [ is read as one list of rows."
 
 
-def test_two_columns_of_one_name_are_an_error_in_words(tmp_path):
+def test_two_columns_of_one_name_are_an_error(tmp_path):
     arrays = [pyarrow.array([text]) for text in "abc"]
     table = pyarrow.table(arrays, names=["prompt", "prompt", "completion"])
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
@@ -256,7 +256,7 @@ def test_two_columns_of_one_name_are_an_error_in_words(tmp_path):
         list(read_rows(tmp_path / "x.parquet"))
 
 
-def test_bytes_that_are_no_text_in_a_parquet_file_are_an_error_in_words(tmp_path):
+def test_invalid_utf_8_in_a_parquet_file_is_an_error(tmp_path):
     binary = pyarrow.array([b"good", b"\xff\xfe"], pyarrow.binary())
     strings = pyarrow.Array.from_buffers(pyarrow.string(), 2, binary.buffers())
     pyarrow.parquet.write_table(pyarrow.table({"text": strings}), tmp_path / "x.parquet")
@@ -265,7 +265,7 @@ def test_bytes_that_are_no_text_in_a_parquet_file_are_an_error_in_words(tmp_path
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet"])
-def test_a_folder_or_nothing_in_place_of_a_file_is_an_error_in_words(name, tmp_path):
+def test_a_folder_or_a_missing_file_is_an_error(name, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         list(read_rows(tmp_path / name))
     (tmp_path / name).mkdir()

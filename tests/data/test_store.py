@@ -193,7 +193,7 @@ def test_the_name_changes_with_everything_that_a_store_depends_on(tmp_path, data
     assert len(set(keys)) == len(keys)
 
 
-def test_a_folder_in_place_of_a_source_is_an_error_in_words(tmp_path):
+def test_a_folder_as_a_source_is_an_error(tmp_path):
     folder = tmp_path / "x.jsonl"
     folder.mkdir()
     with pytest.raises(UserError, match="x.jsonl: cannot be read: Is a directory"):
@@ -284,7 +284,7 @@ def test_many_processes_build_a_store_once(tmp_path, data):
     assert log.read_text() == "30\n"
 
 
-def test_on_a_disk_that_knows_no_locks_processes_of_a_machine_wait_for_one_another(tmp_path, data, no_locks):
+def test_on_a_disk_without_locks_processes_of_a_machine_wait_for_each_other(tmp_path, data, no_locks):
     """By a lock elsewhere; other machines build aside, under a name of their own."""
     built, begun = [], threading.Event()
 
@@ -371,7 +371,7 @@ def test_long_rows_are_worked_on_a_few_at_a_time(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_told_in_words(tmp_path):
+def test_a_killed_worker_is_explained(tmp_path):
     path = write(tmp_path / "data.jsonl", rows(6000))
     results = encode_files([path], encoder("bayling"), workers=2)
     next(results)
@@ -382,7 +382,7 @@ def test_a_worker_that_is_killed_is_told_in_words(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["unknown", "text"])
-def test_what_is_nested_too_deep_to_be_sent_to_a_worker_is_refused_or_ignored(key, tmp_path):
+def test_rows_nested_too_deep_for_a_worker_are_refused_or_ignored(key, tmp_path):
     deep = json.loads("[" * 900 + "]" * 900)
     path = tmp_path / "data.json"
     path.write_text(json.dumps([*rows(2300), {**rows(1)[0], "unknown": deep}, {key: deep}]))
@@ -465,7 +465,7 @@ def test_a_damaged_manifest_is_named(damage, tmp_path, data):
         open_store(recipe(data), tmp_path / "store", workers=1)
 
 
-def test_a_full_disk_is_told_in_words(tmp_path, data, monkeypatch, capsys):
+def test_a_full_disk_is_explained(tmp_path, data, monkeypatch, capsys):
     def opened(path, *mode, **options):
         return open("/dev/full" if Path(path).name == "tokens.bin" else path, *mode, **options)
 
@@ -504,7 +504,7 @@ def test_rows_beyond_the_sequence_length_do_not_stop_while_any_is_left(tmp_path)
 
 
 @pytest.mark.parametrize("others", [0, 5])
-def test_a_source_of_which_no_row_is_left_stops(others, tmp_path):
+def test_a_source_without_any_kept_row_stops(others, tmp_path):
     bad = write(tmp_path / "bad.jsonl", [{"text": ""}, {"bad": 1}])
     files = [write(tmp_path / "good.jsonl", rows(others))] if others else []
     with pytest.raises(UserError, match="source bad: 2 of 2 rows are refused") as stopped:

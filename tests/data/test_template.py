@@ -48,7 +48,7 @@ def compiled(chat_template: str):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_every_template_is_written_as_its_models_know_it(name):
+def test_every_template_renders_its_models_published_form(name):
     bound = TEMPLATES[name].bind("<s>", "</s>")
     segments = bound.render(conversation("Be brief.", "Hi", "你好", "Bye"), for_answer=True)
     assert "".join(segment.text for segment in segments) == GOLDEN[name]
@@ -178,7 +178,7 @@ def test_a_template_that_cannot_work_is_refused_in_words(changes, what, tmp_path
         ("usr.yaml", b"usr: a", "unknown setting: usr\n  A template has: name, user"),
     ],
 )
-def test_what_is_no_template_is_refused_in_words(name, content, what, tmp_path, monkeypatch):
+def test_files_that_are_no_templates_are_refused(name, content, what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if content:
         (tmp_path / name).write_bytes(content)
@@ -195,7 +195,7 @@ def test_a_template_that_is_written_to_a_file_is_read_back_the_same(text, tmp_pa
     assert load_template(str(tmp_path / "mine.yaml")) == template
 
 
-def test_of_two_control_tokens_the_longer_one_is_meant():
+def test_the_longer_of_two_overlapping_control_tokens_wins():
     own = Template("x", "{content}\n", "<end>{content}<end>2", control_tokens=("<end>", "<end>2"))
     bound = own.bind(None, None)
     assert (bound.answer_prefix, bound.end_token) == ([("<end>", True, -1)], "<end>2")

@@ -178,7 +178,7 @@ def test_a_file_that_may_not_be_read_is_not_called_another_format(name, tmp_path
         ("tokenizer.json", b'{"version": "1.0"}', "is not a tokenizer.json"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused_in_words(name, content, what, tmp_path):
+def test_files_that_are_no_tokenizers_are_refused(name, content, what, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=what):
         load_tokenizer(tmp_path / name)
@@ -214,21 +214,21 @@ def test_the_config_beside_a_file_names_the_tokens(fields, bos, eos, kinds, tmp_
     ],
     ids=["cut", "a number", "brackets", "a number as token", "a list as token"],
 )
-def test_a_broken_config_beside_a_file_is_an_error_in_words(content, said, kinds, tmp_path):
+def test_a_broken_config_beside_a_file_is_an_error(content, said, kinds, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(kinds["byte-level"].path.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(UserError, match=f"tokenizer_config.json: {said}"):
         load_tokenizer(tmp_path)
 
 
-def test_a_vocabulary_of_nothing_has_no_token(tmp_path):
+def test_an_empty_vocabulary_has_no_token(tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(models.BPE()).save(str(path))
     tokenizer = load_tokenizer(path)
     assert (tokenizer.vocab_size, tokenizer.eos) == (0, None)
 
 
-def test_a_tokenizer_that_reads_a_text_otherwise_each_time_is_refused(kinds, tmp_path):
+def test_a_tokenizer_with_dropout_is_refused(kinds, tmp_path):
     fields = json.loads(kinds["byte-level"].path.read_text())
     fields["model"]["dropout"] = 0.1
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
@@ -236,7 +236,7 @@ def test_a_tokenizer_that_reads_a_text_otherwise_each_time_is_refused(kinds, tmp
         load_tokenizer(tmp_path)
 
 
-def test_an_absurd_id_of_a_token_beside_a_file_is_passed_over(kinds, tmp_path):
+def test_an_absurd_id_of_a_token_beside_a_file_is_ignored(kinds, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(kinds["byte-level"].path.read_bytes())
     decoder = {"9" * 5000: {"content": "<a>"}, "7": {"content": "<b>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))

@@ -263,7 +263,7 @@ def test_a_tokenizer_json_stays_what_it_was(name, kinds):
     assert built.padding is built.truncation is None
 
 
-def test_what_ends_a_bare_text_is_taken_away(kinds, tmp_path):
+def test_an_end_token_after_bare_text_is_removed(kinds, tmp_path):
     """With an end token after every text a server would end the prompt before it asks for an answer."""
     kind = kinds["byte-level"]
     fields = json.loads(kind.path.read_text(encoding="utf-8"))
@@ -278,7 +278,7 @@ def test_what_ends_a_bare_text_is_taken_away(kinds, tmp_path):
     assert exported.encode("Hello").ids == kind.server.encode("Hello", add_special_tokens=False).ids
 
 
-def test_turn_tokens_that_swallow_blanks_stop_doing_so(kinds, tmp_path):
+def test_turn_tokens_no_longer_swallow_blanks(kinds, tmp_path):
     """As Phi-3 has them. Training read the newline after the end of a turn, so a server must too."""
     built = tokenizers.Tokenizer.from_file(str(kinds["byte-level"].path))
     built.add_tokens([tokenizers.AddedToken("<|end|>", special=False, normalized=False, rstrip=True)])

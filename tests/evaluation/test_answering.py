@@ -58,7 +58,7 @@ def ask(options, questions=QUESTIONS):
     return answer_questions(options, questions, make_console(quiet=True))
 
 
-def test_every_turn_is_answered_with_the_answers_before_it_as_history(options, tiny_export):
+def test_every_turn_is_answered_with_earlier_answers_as_history(options, tiny_export):
     answers = ask(options())
     chat = load_chat_model(tiny_export)
     assert [len(turns) for turns in answers] == [1, 2, 3, 1, 1]
@@ -72,7 +72,7 @@ def test_every_turn_is_answered_with_the_answers_before_it_as_history(options, t
             turns.append(Turn("assistant", answer.text))
 
 
-def test_what_is_kept_is_not_asked_again(options, tmp_path, monkeypatch):
+def test_kept_answers_are_not_asked_for_again(options, tmp_path, monkeypatch):
     first = ask(options())
     monkeypatch.setattr("fastling.model.generation._Generation._step", None)  # no token can be made
     assert ask(options()) == first
@@ -132,7 +132,7 @@ def test_answers_of_another_model_are_refused(options, tmp_path, tiny_export):
         ("template.yaml", "{eos}\n", "{eos}\n\n", "template or tokenizer"),
     ],
 )
-def test_answers_of_the_same_weights_in_other_use_are_refused(
+def test_answers_of_the_same_weights_with_another_config_or_tokenizer_are_refused(
     options, tiny_export, tmp_path, name, old, new, named
 ):
     """Other positions, another end, another space between turns: the first prompts are the same."""
@@ -197,7 +197,7 @@ def test_a_prompt_that_leaves_room_for_one_token_is_asked(options, tiny_export):
     assert answer.finish_reason != "too-long"
 
 
-def test_a_question_that_cannot_be_asked_is_named_before_any_is(options, tmp_path):
+def test_an_unaskable_question_is_named_before_any_is_asked(options, tmp_path):
     path = tmp_path / "plain.yaml"  # a template without a place for system text
     path.write_text('user: "Q: {content}\\n"\nassistant: "A: {content}{eos}"\n')
     with pytest.raises(UserError, match="question 2"):
@@ -224,7 +224,7 @@ def test_an_option_of_the_model_without_a_model_is_an_error(options, arguments):
         (["--cache-gib", "inf"], "--cache-gib"), (["--given", "x"], "--given"),
     ],
 )  # fmt: skip
-def test_options_that_make_no_sense_are_named(options, arguments, named):
+def test_meaningless_options_are_named(options, arguments, named):
     with pytest.raises(UserError, match=f"^{named}: "):
         check_source(options(*arguments), "given")
 
@@ -252,7 +252,7 @@ evaluate.main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_after_kill_9_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, tiny_export, capsys):
+def test_after_kill_9_the_same_command_continues_and_asks_nothing_twice(tmp_path, tiny_export, capsys):
     sources, kept = tmp_path / "s.txt", tmp_path / "kept.jsonl"
     lines = [f"This is sentence {number}, 第{number}句。" for number in range(120)]
     sources.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -273,7 +273,7 @@ def test_after_kill_9_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, 
     assert sorted(row["question"] for row in rows) == list(range(120))
 
 
-def test_answers_that_find_no_room_name_their_file_and_those_before_are_kept(tmp_path, quota):
+def test_a_full_disk_names_the_file_and_keeps_earlier_answers(tmp_path, quota):
     path, answers = tmp_path / "kept.jsonl", [Answer("short", "stop"), Answer("x" * 5000, "stop")]
     kept = KeptAnswers(path, {}, [1, 1])
     with pytest.raises(OSError, match="File too large: '.*kept.jsonl'"):
@@ -286,7 +286,7 @@ def test_answers_that_find_no_room_name_their_file_and_those_before_are_kept(tmp
     again.close()
 
 
-def test_memory_that_is_full_is_told_in_words_with_what_helps(options, monkeypatch):
+def test_out_of_memory_is_explained_with_what_helps(options, monkeypatch):
     def fill(*_, **__):
         torch.empty(2**60, dtype=torch.uint8)
 
@@ -310,7 +310,7 @@ def test_two_processes_do_not_keep_answers_in_one_file(tmp_path):
     again.close()
 
 
-def test_an_answer_is_in_the_file_as_soon_as_it_is_there(tmp_path):
+def test_each_answer_is_written_as_soon_as_it_is_complete(tmp_path):
     path = tmp_path / "kept.jsonl"
     kept = KeptAnswers(path, {"questions": "x"}, [1])
     kept.add(0, 0, Answer("你好", "stop"))

@@ -15,7 +15,7 @@ def test_the_interval_holds_the_middle_of_the_ratios_of_resamples():
     assert interval_of_ratio(parts, wholes) == pytest.approx(numpy.percentile(ratios, (2.5, 97.5)))
 
 
-def test_resamples_are_not_held_together():
+def test_resamples_are_not_all_held_in_memory():
     values = [1.0] * 5000
     tracemalloc.start()
     try:

@@ -195,7 +195,7 @@ MISSED = [
 @pytest.mark.parametrize(
     ("text", "letters"), ENGLISH + CHINESE + LATER + OTHERS + AT_THE_END + REASONED + DENIED + WEIGHED
 )
-def test_what_is_clearly_chosen_is_read_and_nothing_else(text, letters):
+def test_only_clear_choices_are_read(text, letters):
     choice = extract_choice(text, CITIES)
     assert choice == (frozenset(letters) if letters else None), choice
 
@@ -255,7 +255,7 @@ def test_a_letter_behind_a_number_or_an_arrow_is_a_choice(text):
 
 
 @pytest.mark.parametrize(("text", "letters"), MISSED)
-def test_what_is_missed_is_unanswered_and_no_other_letter(text, letters):
+def test_a_choice_that_is_missed_counts_as_unanswered_and_not_as_another_letter(text, letters):
     assert extract_choice(text, CITIES) in (None, frozenset(letters))
 
 

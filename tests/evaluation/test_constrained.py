@@ -54,7 +54,7 @@ def test_a_row_that_asks_for_no_words_counts_for_bleu_alone(run):
     assert _request("x", (), "en", "en") == "Provide the English translation for this sentence: x"
 
 
-def test_by_whole_words_a_part_of_a_word_does_not_count(run):
+def test_parts_of_words_do_not_count_as_whole_words(run):
     scores = run(ROWS, "en").scores
     assert scores["whole_word_accuracy"] == pytest.approx(100 * 2 / 6)  # are right, You
     assert scores["whole_word_sentence_accuracy"] == 25
@@ -81,7 +81,7 @@ WORDS = st.lists(st.sampled_from(["ab", "a", "b", "ba", "c"]), min_size=1, max_s
 
 
 @given(WORDS, WORDS)
-def test_of_spaced_words_as_many_are_met_as_occur(constraints, words):
+def test_each_occurrence_of_a_word_meets_one_constraint(constraints, words):
     """Single words cannot overlap, so a count of words is the oracle."""
     text, left, expected = " ".join(words), list(words), []
     for constraint in constraints:
@@ -117,7 +117,7 @@ def test_a_row_that_is_wrong_is_named_by_file_and_line(run, row, words):
         (b"[" * 9999, "broken JSON"), (b'{"tgt": "a", "tgt": "b"}\n', ":1: broken JSON: a key is twice"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_rows_is_named(run, tmp_path, content, words):
+def test_a_file_that_holds_no_rows_is_named(run, tmp_path, content, words):
     path = tmp_path / "other.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):

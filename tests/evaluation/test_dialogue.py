@@ -113,7 +113,7 @@ def counted(truth: list[tuple]) -> dict:
     }
 
 
-def test_every_number_is_what_brute_force_says(judged):
+def test_every_number_equals_brute_force(judged):
     questions, ours, baseline, truth = drawn(60)
     choose = random.Random(1)
     with serving(told) as server:
@@ -138,7 +138,7 @@ def test_every_number_is_what_brute_force_says(judged):
     )
 
 
-def test_sums_that_floats_would_tell_apart_are_a_tie(judged):
+def test_sums_that_differ_only_in_float_rounding_tie(judged):
     """(7.3 + 7.2) / 2 against (7.4 + 7.1) / 2, and (1.1 + 2.2) against (1.3 + 2.0)."""
     questions = [{"question_id": 0, "text": "Hi?"}, {"question_id": 1, "text": "Hi?"}]
     assert 1.1 + 2.2 != 1.3 + 2.0
@@ -149,7 +149,7 @@ def test_sums_that_floats_would_tell_apart_are_a_tie(judged):
     assert scores["tie"] == 2 and scores["score_ratio"] == 100 and scores["position_bias"] == 100
 
 
-def test_the_interval_is_the_bootstraps_and_the_same_each_time(judged):
+def test_the_interval_is_a_reproducible_bootstrap(judged):
     questions, ours, baseline, truth = drawn(40)
     with serving(told) as server:
         scores = judged(server, questions, ours, baseline)
@@ -187,7 +187,7 @@ def test_empty_answers_lose_and_are_counted_and_no_bias_is_measured_on_them(judg
 # A judge that fails ---------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_judged_is_left_out_counted_and_said(judged):
+def test_unjudgeable_pairs_are_left_out_counted_and_reported(judged):
     questions, ours, baseline, truth = drawn(12)
 
     def behave(number, body):
@@ -211,7 +211,7 @@ def test_what_cannot_be_judged_is_left_out_counted_and_said(judged):
     assert "3 questions are in no score" in judged.words and "not judged" in judged.words
 
 
-def test_a_judge_that_answers_only_nonsense_fails_and_says_what_it_did(judged):
+def test_a_judge_that_answers_only_nonsense_fails_the_run(judged):
     questions, ours, baseline, _ = drawn(3)
     with serving(lambda number, body: (200, completion("Both are fine."))) as server:
         scores = judged(
@@ -253,7 +253,7 @@ def test_a_verdict_in_one_order_leaves_the_pair_out_of_the_means():
     assert (scores["win"], scores["score"], scores["score_ratio"], scores["verdicts_only"]) == (2, 8, 160, 1)
 
 
-def test_a_spent_budget_scores_what_was_judged_and_more_of_it_goes_on(judged):
+def test_a_spent_budget_scores_what_was_judged_and_a_larger_one_continues(judged):
     questions, ours, baseline, truth = drawn(10)
     with serving(told) as server:
         options = ("--judge-requests", 1, "--judge-budget-tokens")
@@ -288,7 +288,7 @@ def test_a_server_that_dies_midway_leaves_what_was_judged(judged):
         ("status 400", None),
     ],
 )
-def test_a_run_that_would_go_on_where_the_server_fell_silent_is_not_done(reason, failure):
+def test_a_run_with_unanswered_pairs_is_not_complete(reason, failure):
     pairs = [Pair(key, "none", ("Hi?",), ("x",), ("y",)) for key in "12"]
     judged_one = {"1": Judgement((Fraction(9), Fraction(5)), (Fraction(9), Fraction(5)))}
     found = summarize(pairs, judged_one, Failures(excluded={"2": reason}), judge="m", tokens=9)
@@ -335,7 +335,7 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(judged):
     assert scores["complete"] and len(server.bodies) == 3
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was_and_pays_nothing_twice(tmp_path, capsys):
+def test_a_killed_run_continues_and_pays_nothing_twice(tmp_path, capsys):
     questions, ours, baseline, truth = drawn(20)
     files = [
         str(write_rows(tmp_path / f"{n}.jsonl", rows)) for n, rows in enumerate((questions, ours, baseline))
@@ -392,7 +392,7 @@ def test_answers_are_read_in_each_form(tmp_path, rows):
     assert answers == {"1": ("A", "B"), "b": ("2",)} and not notes
 
 
-def test_answers_to_questions_that_are_not_asked_are_passed_over_with_a_note(tmp_path):
+def test_answers_to_unknown_questions_are_skipped_with_a_note(tmp_path):
     rows = [{"question_id": "b", "text": "2"}, {"question_id": 7}, {"question_id": 1, "text": ["A", "B"]}]
     answers, notes = read_answers(write_rows(tmp_path / "a.jsonl", rows), TWO)
     assert answers.keys() == {"1", "b"}

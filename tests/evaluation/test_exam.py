@@ -83,14 +83,14 @@ def test_a_cloze_is_read_behind_the_reasoning_too(run):
 
 
 @pytest.mark.parametrize("text", ["说法错误的是A", "不正确的一项是（A）。", "B正确。故错误的选项是：Ａ"])
-def test_the_wrong_one_is_the_answer_to_who_asked_for_it(run, text):
+def test_a_question_for_the_wrong_statement_is_answered_by_it(run, text):
     asked = CHOICE | {"question": "下列说法不正确的是"}
     assert run(([asked], [text])).scores["right"] == 1
     assert run(([CHOICE | {"question": "下列说法正确的是"}], [text])).scores["right"] == 0
 
 
 @pytest.mark.parametrize("label", ["A C", "AC", "A,C", ["A", "C"], ["(A)", "(C)"], "a c"])
-def test_of_several_right_letters_all_must_be_there_and_no_other(run, label):
+def test_several_right_letters_must_all_be_given_and_no_other(run, label):
     texts = ["AC", "A", "A, B and C", "C、A", "C and A"]
     assert run(([SEVERAL | {"label": label}] * 5, texts)).scores["right"] == 3
 
@@ -205,7 +205,7 @@ def test_a_number_that_a_model_repeats_without_end_is_a_text(text, right):
     assert is_right(text, "9" * 5000 if right else "3") is right
 
 
-def test_what_a_model_repeats_without_end_is_read_at_once():
+def test_endless_repetition_is_read_in_linear_time():
     """It took minutes; now a fraction of a second."""
     begun = time.thread_time()
     assert is_right("x" * 1_000_000, "3") is False

@@ -234,12 +234,12 @@ def test_relations_are_less_than_and_at_least(relation, number):
         ("language:response_language", {"language": "tlh"}, "'tlh' is no language that can be told"),
     ],
 )  # fmt: skip
-def test_what_is_no_instruction_is_refused(name, arguments, words):
+def test_unknown_instructions_are_refused(name, arguments, words):
     with pytest.raises(ValueError, match=words.replace("(", r"\(")):
         make_check(name, arguments)
 
 
-def test_arguments_that_are_none_are_none():
+def test_null_arguments_count_as_absent():
     check = make_check("punctuation:no_comma", {"num_words": None, "relation": None})
     assert check("a b") and not check("a, b")
     assert make_check("length_constraints:number_paragraphs", {"num_paragraphs": 2.0})("a***b")

@@ -113,7 +113,7 @@ def test_a_long_text_is_counted_at_once():
     assert count_sentences("." * 100_000) == 0 and count_sentences("a" * 100_000 + '"' * 100_000) == 1
 
 
-def test_mixed_text_is_what_there_is_more_of():
+def test_mixed_text_counts_as_its_prevailing_script():
     assert is_east_asian("我们用 Python 和 Java 写代码")
     assert not is_east_asian("The character 爱 means love in Chinese")
     assert not is_east_asian("") and not is_east_asian("한국어")
@@ -138,7 +138,7 @@ def test_mixed_text_is_what_there_is_more_of():
         ("", None),
     ],
 )
-def test_languages_are_told(text, code):
+def test_languages_are_detected(text, code):
     pytest.importorskip("langdetect")
     assert language_of(text) == code
     assert code is None or knows_language(code)

@@ -160,7 +160,7 @@ def changed(**columns):
         (changed(key="\x00"), "", ""),
     ],
 )
-def test_what_is_not_the_benchmark_is_named_by_its_row(tmp_path, capsys, rows, where, what):
+def test_rows_of_another_benchmark_are_named(tmp_path, capsys, rows, where, what):
     questions = write_csv(tmp_path / "q.csv", rows)
     answers = predictions(tmp_path / "p.jsonl", ANSWERS[:2], ROWS[:2])
     status, _, said = run(capsys, "--questions", questions, "--predictions", answers)
@@ -177,7 +177,7 @@ def test_what_is_not_the_benchmark_is_named_by_its_row(tmp_path, capsys, rows, w
         (b"\x89PNG\r\n\x1a\n\x00\x00", "is not UTF-8"),
     ],
 )
-def test_a_file_that_is_none_is_told(tmp_path, capsys, content, what):
+def test_a_file_of_another_form_is_named(tmp_path, capsys, content, what):
     (tmp_path / "q.csv").write_bytes(content)
     answers = predictions(tmp_path / "p.jsonl")
     status, _, said = run(capsys, "--questions", tmp_path / "q.csv", "--predictions", answers)
@@ -195,7 +195,7 @@ def test_a_file_that_is_none_is_told(tmp_path, capsys, content, what):
         ([["a"]], "must be an object"),
     ],
 )
-def test_predictions_that_do_not_fit_are_told(tmp_path, capsys, rows, what):
+def test_predictions_that_do_not_match_are_named(tmp_path, capsys, rows, what):
     questions = write_csv(tmp_path / "q.csv", ROWS)
     answers = write_jsonl(tmp_path / "p.jsonl", rows)
     status, _, said = run(capsys, "--questions", questions, "--predictions", answers)

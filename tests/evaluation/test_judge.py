@@ -78,7 +78,7 @@ def test_the_forms_in_which_judges_write_are_read(text):
         ('{"scores": [8, null, 9]}', "no scores"), ("{" * 9000, "no scores"), ('{"a":' * 9000, "no scores"),
     ],
 )  # fmt: skip
-def test_what_is_no_pair_of_scores_is_never_guessed(text, reason):
+def test_scores_are_never_guessed_from_other_text(text, reason):
     with pytest.raises(Unreadable, match=f"^{reason}$"):
         parse_answer(text)
 
@@ -238,7 +238,7 @@ def test_a_judge_that_always_prefers_the_first_place_comes_to_a_tie(judge):
     assert found == scores("8.5", 6, 6, "8.5") and found.signs == (1, -1) and found.sign == 0
 
 
-def test_nonsense_is_asked_again_with_another_seed_and_counted(judge):
+def test_unreadable_verdicts_are_requested_again_with_another_seed_and_counted(judge):
     def at_last(number, body):
         return fair(number, body) if body["seed"] == ATTEMPTS - 1 else (200, completion("Both are nice."))
 
@@ -293,7 +293,7 @@ def test_one_order_without_scores_leaves_the_pair_out_and_is_counted(judge, answ
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_what_passes_is_waited_for(judge, status):
+def test_transient_failures_are_waited_out(judge, status):
     with serving(lambda number, body: fair(number, body) if number else (status, "{}")) as server:
         judgements, failures, _ = judge(server, [pair(0)], retries=2)
     assert judgements == {"0": scores(9, 6, 9, 6)} and not failures.excluded and len(server.bodies) == 3

@@ -312,7 +312,7 @@ def test_a_row_that_is_no_dialogue_is_named(run, changes, what):
         ),
     ],
 )
-def test_predictions_that_do_not_fit_are_told(run, predictions, what):
+def test_predictions_that_do_not_match_are_named(run, predictions, what):
     status, _, said = run([row()], predictions)
     assert status == 2 and "p.jsonl" in said and what in said
 

@@ -281,7 +281,7 @@ def test_a_comet_that_fails_loses_no_bleu(run, comet_command, script, words):
 
 
 @pytest.mark.parametrize("command", ["/no/such/comet-score", "", "'unclosed"])
-def test_a_comet_that_is_not_there_is_told_before_anything(run, command):
+def test_a_missing_comet_command_is_reported_before_any_work(run, command):
     with pytest.raises(UserError, match="--comet-command"):
         run(ENGLISH, ENGLISH, "en", "--comet-command", command, sources=CHINESE)
 

@@ -61,7 +61,7 @@ def test_every_answer_is_asked_for_with_the_ids_that_training_saw_before_it(talk
         assert talker.prompt_ids(asked) == encoded.tokens[:start].tolist()
 
 
-def test_what_a_model_said_is_fed_back_as_training_would_have_split_it(talker):
+def test_earlier_answers_are_fed_back_with_the_ids_of_training(talker):
     """Not the generated ids: here they spell the answer letter by letter, which no tokenizer does."""
     tokenizer, answer = talker.encoder.tokenizer, "today the weather is nice"
     [before] = tokenizer.encode(["x"])
@@ -85,7 +85,7 @@ def test_control_tokens_that_a_user_spells_stay_text(talker):
         assert [each for each in spelled if each in control] == [each for each in plain if each in control]
 
 
-def test_a_tokenizer_that_takes_text_for_a_control_token_is_not_fed_it(tmp_path, sentencepiece_model):
+def test_text_that_the_tokenizer_reads_as_a_control_token_is_refused(tmp_path, sentencepiece_model):
     """SentencePiece's user-defined pieces match wherever they stand; training refuses such rows."""
     path = sentencepiece_model(tmp_path, user_defined_symbols="<|im_start|>,<|im_end|>")
     tokenizer = load_tokenizer(path)
@@ -123,7 +123,7 @@ def test_a_streamed_answer_is_the_generated_one(export, tokens):
     assert answer.num_tokens == len(completion.ids) == tokens
 
 
-def test_it_is_told_whether_a_stop_token_came_or_the_room_ended(export):
+def test_the_finish_reason_tells_a_stop_token_from_a_full_context(export):
     chat = load_chat_model(export)
     prompt = chat.prompt_ids(Conversation((Turn("user", "x"),)))
     [free] = generate(chat.model, [prompt], Decoding(max_new_tokens=20), stop_ids=set())
@@ -138,7 +138,7 @@ def test_it_is_told_whether_a_stop_token_came_or_the_room_ended(export):
     assert (list(answer), answer.num_tokens, answer.finish_reason)[1:] == (2, "length")
 
 
-def test_an_answer_that_is_left_keeps_what_was_said_and_ends_the_generation(export):
+def test_abandoning_a_stream_keeps_the_text_and_ends_generation(export):
     chat = load_chat_model(export)
     ended = []
 
@@ -182,7 +182,7 @@ def test_a_template_that_is_named_goes_first(export):
     assert "--template" in chat.template_origin
 
 
-def test_a_folder_of_somebody_else_is_told_by_what_it_renders(export, tmp_path):
+def test_a_foreign_folder_is_recognised_by_its_rendered_template(export, tmp_path):
     folder = shutil.copytree(export, tmp_path / "model")
     (folder / "template.yaml").unlink()
     chat = load_chat_model(folder)
@@ -231,7 +231,7 @@ def break_nothing_but(folder, what):
     ],
     ids=str,
 )
-def test_what_cannot_be_loaded_is_said_in_words(export, tmp_path, what, message):
+def test_an_unloadable_folder_is_explained(export, tmp_path, what, message):
     folder = shutil.copytree(export, tmp_path / "model")
     changes = break_nothing_but(folder, what)
     with pytest.raises(UserError, match=message):

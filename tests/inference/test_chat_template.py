@@ -89,7 +89,7 @@ def test_a_model_that_knows_conversations_in_another_form_is_told_apart(kinds, t
     ],
     ids=itertools.count(),
 )
-def test_what_renders_something_else_needs_a_word_of_the_user(kinds, tmp_path, chat_template, monkeypatch):
+def test_an_unrecognised_template_needs_the_users_choice(kinds, tmp_path, chat_template, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": chat_template}))
     with pytest.raises(UserError, match="no built-in template renders the same as"):

@@ -26,7 +26,7 @@ def conversation(pairs: int, words: int = 5) -> Conversation:
 
 
 @pytest.mark.slow
-def test_what_fits_stays_whole(chat):
+def test_conversations_that_fit_stay_whole(chat):
     short = conversation(1)
     window = fit(chat, short, 20)
     assert (window.conversation, window.dropped) == (short, 0)
@@ -47,7 +47,7 @@ def test_the_oldest_questions_go_with_their_answers_and_no_more_than_must(chat, 
     assert window.prompt == chat.prompt_ids(kept)
 
 
-def test_what_was_left_out_stays_out(chat):
+def test_dropped_turns_stay_dropped(chat):
     long = conversation(3, words=1)
     assert fit(chat, long, 1, dropped=4).dropped == 4
 

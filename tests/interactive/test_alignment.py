@@ -76,7 +76,7 @@ def test_only_one_to_one_links_are_given():
     assert links.reversed().between(["X"], ["A"]) == [(0, 0)]
 
 
-def test_no_sentences_give_no_links():
+def test_an_empty_corpus_gives_no_links():
     assert learn_links([]).forward == {} and learn_links([([], [])]).forward == {}
 
 

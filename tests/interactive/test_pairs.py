@@ -81,7 +81,7 @@ def test_a_few_lines_in_another_language_are_left_to_the_gates(tmp_path):
     check_languages(Corpus(tmp_path / "a", tmp_path / "b", "fr", "en"), [runs_of("de", "en")[0][:19]])
 
 
-def test_what_lengths_cannot_tell_is_left_alone():
+def test_files_that_lengths_cannot_judge_are_accepted():
     """Sentences of one length, too few of them, and those of which one side is empty."""
     alike = [[Pair(n, "x" * 40, "y" * 60) for n in range(50)]]
     few = [run[:19] for run in runs_of("de", "en", late_from=1)]
@@ -89,13 +89,13 @@ def test_what_lengths_cannot_tell_is_left_alone():
     assert out_of_step([*alike, *few, *empty], "second") == ([], 0)
 
 
-def test_two_odd_runs_are_told_and_not_refused(capsys, tmp_path):
+def test_two_odd_stretches_are_reported_and_not_refused(capsys, tmp_path):
     corpus = Corpus(tmp_path / "a.zh", tmp_path / "a.en", "zh", "en")
     assert "in 100 % of a sample" in said_of(corpus, runs_of("zh", "en", late_from=1, count=2), capsys)
 
 
 @pytest.mark.parametrize(("total", "begins"), [(40, [1, 14, 27]), (10, [1, 4, 7]), (3, [1])])
-def test_what_is_learned_from_is_spread_over_the_whole_file(total, begins, monkeypatch, tmp_path):
+def test_the_training_sample_is_spread_over_the_whole_file(total, begins, monkeypatch, tmp_path):
     """Of a file with few lines, every line."""
     monkeypatch.setattr("fastling.interactive.pairs.SAMPLED_RUNS", 3)
     monkeypatch.setattr("fastling.interactive.pairs.RUN_LENGTH", 4)

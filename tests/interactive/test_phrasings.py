@@ -292,6 +292,6 @@ NEVER_SAID = {
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("key", NEVER_SAID)
-def test_what_would_not_be_true_of_every_dialogue_is_not_said(language, key):
+def test_phrasings_say_nothing_that_is_untrue_of_some_dialogues(language, key):
     never = NEVER_SAID[key][language]
     assert not [each for each in phrasings(language)[key] if re.search(never, each)]

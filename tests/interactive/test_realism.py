@@ -61,7 +61,7 @@ def one_form(monkeypatch):
 
 
 @pytest.mark.parametrize("other_test", ["fits", "likeness"])
-def test_a_wrong_word_is_used_as_the_right_one_is(one_form, monkeypatch, other_test):
+def test_a_wrong_word_is_of_the_same_kind_as_the_right_one(one_form, monkeypatch, other_test):
     """Verbs for verbs and nouns for nouns: by either of the two tests alone."""
     monkeypatch.setattr(Neighbours, other_test, lambda *_: True)
     monkeypatch.setattr(Links, "may_render", lambda *_: False)  # so few words leave no others
@@ -107,7 +107,7 @@ def test_no_draft_cuts_an_abbreviation_in_two(kind):
     assert kind in ("replacement", "addition") or any(places)  # of the former no other words are known
 
 
-def test_what_is_left_out_is_in_the_source():
+def test_an_omitted_phrase_is_one_of_the_source():
     knowledge, choose, found = knowledge_of("de", "en"), random.Random(0), 0
     for pair in directed(knowledge.corpus, pairs_of()[:200], "de"):
         linked = {word.text for _, word in knowledge.links_of(pair)}
@@ -118,7 +118,7 @@ def test_what_is_left_out_is_in_the_source():
     assert found > 30
 
 
-def test_what_is_left_out_holds_no_half_of_a_pair_of_quotation_marks():
+def test_an_omitted_phrase_never_splits_a_pair_of_quotation_marks():
     text = 'He said to us that the "old and very large museum in the town" was shut for good after this year'
     knowledge = knowledge_of("de", "en")
     pair = Direction(1, "de", "en", "x", text)
@@ -166,12 +166,12 @@ def test_a_name_is_kept_whole(text, reference, items):
         ("The sport (run by FIBA) grows.", "这项运动（由FIBA管理）在发展。", ["FIBA"]),
     ],
 )
-def test_what_is_translated_and_only_noted_in_brackets_is_not_kept(text, reference, items):
+def test_words_that_the_reference_also_translates_are_not_kept(text, reference, items):
     assert items_to_keep(Direction(1, "en", "zh", text, reference)) == items
 
 
 @pytest.mark.parametrize("language", ["en", "zh", "de", "fr"])
-def test_of_a_number_nobody_says_that_it_is_not_to_be_translated(language):
+def test_numbers_are_never_asked_to_be_left_untranslated(language):
     knowledge, phrasings = knowledge_of("de", "en"), load_phrasings(language)
     pair = Direction(1, "de", "en", "Es waren 46 Leute da.", "There were 46 people.")
     numbers = set(phrasings.lists["keep_number"])
@@ -208,7 +208,7 @@ def test_a_word_that_renders_half_of_two_is_not_asked_about():
         ("Le nom de famille", "Your surname here", [("famille", "surname")]),
     ],
 )
-def test_what_stands_for_more_than_a_word_is_not_asked_about(text, reference, asked):
+def test_words_that_render_several_words_are_not_asked_about(text, reference, asked):
     links = Links(
         {"今年": {"year"}, "freitag": {"friday"}, "passe": {"password"}, "famille": {"surname"}},
         {("mot", "password")},

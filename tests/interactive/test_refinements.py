@@ -122,7 +122,7 @@ def test_many_requests_are_in_flight_and_no_more_than_allowed(serve, ask):
     assert server.most_at_work == 4
 
 
-def test_what_was_answered_is_not_asked_or_paid_again(serve, ask):
+def test_cached_answers_are_neither_requested_nor_paid_again(serve, ask):
     server = serve()
     first, _, paid = ask(server, 6)
     again, _, still_paid = ask(server, 6)
@@ -153,7 +153,7 @@ def test_the_budget_is_kept_over_runs(serve, ask):
     assert len(rows) == 3 and counts.unasked == 3 and len(server.bodies) == 3
 
 
-def test_a_server_that_tells_no_usage_is_counted_by_length(serve, ask):
+def test_without_usage_tokens_are_estimated_by_length(serve, ask):
     server = serve(lambda number, body: (200, completion(json.dumps(GOOD), tokens=None)))
     _, _, tokens = ask(server, 1)
     sent = server.bodies[0]["messages"][0]["content"]
@@ -164,7 +164,7 @@ def test_a_server_that_tells_no_usage_is_counted_by_length(serve, ask):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_what_passes_is_tried_again(serve, ask, status):
+def test_transient_failures_are_retried(serve, ask, status):
     def at_first(number, body):
         return good(number, body) if number else (status, '{"error": {"message": "later"}}')
 
@@ -198,7 +198,7 @@ def test_one_bad_answer_costs_one_dialogue_and_is_counted(serve, ask, failure, r
     assert len(rows) == 5 and counts.rejected == {reason: 1}
 
 
-def test_a_slow_answer_is_not_waited_for_without_end(serve, ask):
+def test_slow_answers_time_out(serve, ask):
     over = threading.Event()
 
     def hangs(number, body):
@@ -227,7 +227,7 @@ def test_a_server_that_never_answers_ends_the_run_in_words(serve, ask):
         (401, "refuses m: 401$"),  # the words may be about the key, and repeat it
     ],
 )
-def test_what_a_server_says_of_its_refusal_is_told(serve, ask, status, said):
+def test_a_servers_own_words_of_refusal_are_shown(serve, ask, status, said):
     error = {"error": {"message": "maximum context length\n is 10 tokens", "code": "x"}}
     server = serve(lambda number, body: (status, json.dumps(error)))
     with pytest.raises(RunError) as refusal:
@@ -262,7 +262,7 @@ def test_a_request_is_not_tried_for_ever(serve, ask, monkeypatch):
     over.set()
 
 
-def test_where_nobody_listens_the_run_ends_in_words(serve, ask):
+def test_an_unreachable_server_ends_the_run_in_words(serve, ask):
     server = serve()
     server.shutdown()
     server.server_close()
@@ -321,7 +321,7 @@ MESSAGES = [
         ("length", {"request": "Say it in at most 4 words.", "answer": "The road was icy today."}, "bound of length not met"),
     ],
 )  # fmt: skip
-def test_a_turn_that_does_not_do_what_it_says_is_rejected(kind, changed, reason):
+def test_a_turn_that_does_not_fulfil_its_request_is_rejected(kind, changed, reason):
     good_turn = {"request": "Say it in at most 6 words.", "answer": "The road was icy this morning."}
     check_turn(good_turn, kind, START, MESSAGES)
     with pytest.raises(Rejected, match=re.escape(reason)):
@@ -345,7 +345,7 @@ def test_what_a_model_says_to_its_user_is_no_translation(language, answer, first
         check_turn(turn, "style", start, messages)
 
 
-def test_what_the_text_itself_says_to_its_reader_may_stay():
+def test_text_that_addresses_its_reader_is_kept():
     start = Seed(
         0,
         "“Es tut mir leid, 2015 war Eis.”",
@@ -397,7 +397,7 @@ def test_words_around_the_object_do_not_matter(around):
     assert parse_turn(around.replace("{}", json.dumps(GOOD))) == GOOD
 
 
-def test_what_was_only_thought_is_no_turn():
+def test_reasoning_blocks_are_not_turns():
     with pytest.raises(Rejected, match="empty or cut off"):
         parse_turn(THOUGHT)
 
@@ -407,7 +407,7 @@ def test_what_was_only_thought_is_no_turn():
     '{"request": ' + "1" * 5000 + "}",
     json.dumps(GOOD).replace("{number}", "morning \\ud83d"),
 ])  # fmt: skip
-def test_what_a_model_writes_without_end_or_by_halves_costs_one_dialogue(serve, ask, said):
+def test_an_incomplete_json_answer_costs_one_dialogue(serve, ask, said):
     rows, counts, _ = ask(serve(lambda number, body: (200, completion(said))), 3, turns=(2, 2))
     assert not rows and counts.rejected == {"no whole JSON object": 3}
 

@@ -57,7 +57,7 @@ def dialogue_of(languages, seed, kind=None):
 @pytest.mark.slow
 @many
 @given(PAIRS, SEEDS)
-def test_what_the_rules_write_passes_every_gate(languages, seed):
+def test_dialogues_by_rules_pass_every_gate(languages, seed):
     assert gates.check_dialogue(dialogue_of(languages, seed)) is None
 
 
@@ -167,7 +167,7 @@ def test_a_french_question_has_its_space():
     )
 
 
-def test_nothing_is_called_right_of_which_not_one_word_is_known_to_render_another():
+def test_a_draft_without_a_known_word_pair_is_never_called_right():
     """The lines of a corpus are not all translations of each other."""
     knowledge, (pair,) = knowledge_of("de", "en"), directed(knowledge_of().corpus, pairs_of()[:1], "de")
     for reference, right in ((pair.reference, True), ("Many thanks to all who came here.", False)):
@@ -189,7 +189,7 @@ def test_nobody_says_the_same_sentence_twice(monkeypatch):
         assert sum(said is dialogue.said for said in spoken) == len(dialogue.said)
 
 
-def test_after_a_draft_and_a_question_about_words_it_is_said_anew_what_is_wanted(monkeypatch):
+def test_the_languages_are_named_again_after_a_draft_and_a_question_about_words(monkeypatch):
     monkeypatch.setattr("fastling.interactive.rules.WHICH_WORDS_AGAIN", 1.0)
     found, names = Counter(), ("English", "German", "Englisch", "Deutsch")
     for seed in range(40):

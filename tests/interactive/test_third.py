@@ -80,7 +80,7 @@ def test_only_the_third_text_is_left_out_where_it_is_bad(tmp_path, capsys):
     assert {row["lines"][0] for row in rows if row["type"] == "translate"} & set(range(301, 601))
 
 
-def test_what_is_held_out_in_the_third_language_is_not_used_at_all(tmp_path, capsys):
+def test_pairs_held_out_in_the_third_language_are_not_used(tmp_path, capsys):
     corpus, out = write_corpus(tmp_path, "zh", "en", third="de"), tmp_path / "out.jsonl"
     (tmp_path / "held.txt").write_text("\n".join(sentences()["de"][100:200]), encoding="utf-8")
     dialogues.main(options(corpus, out, "--json", "--exclude", tmp_path / "held.txt"))
@@ -152,7 +152,7 @@ def mistake(tmp_path, name):
      "a language of the pair", "an unknown language", "no use for it", "a model", "no third",
      "a language alone", "no language"],
 )  # fmt: skip
-def test_mistakes_are_told_in_words(tmp_path, capsys, name):
+def test_mistakes_are_explained(tmp_path, capsys, name):
     arguments, said = mistake(tmp_path, name)
     assert run_command(dialogues.main, arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")

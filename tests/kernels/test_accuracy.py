@@ -42,7 +42,7 @@ def test_verdicts():
     assert accuracy.verdict({"d x": float("inf")}, plain)[0] == "wrong"
 
 
-def test_gradients_are_not_given_to_be_overwritten():
+def test_incoming_gradients_are_never_overwritten():
     """Libraries write over them; the next provider must get what the first got."""
     x = torch.ones(3, requires_grad=True)
     gradient = torch.full((3,), 2.0)

@@ -20,7 +20,7 @@ def pytorchs(parameters: list[Tensor]) -> torch.optim.AdamW:
 
 @BOTH
 @pytest.mark.parametrize("clip_norm", [0.5, 1e9], ids=["clipped", "unclipped"])
-def test_many_steps_are_those_of_pytorch(update, clip_norm):
+def test_many_steps_equal_pytorchs_adamw(update, clip_norm):
     """Two tensors, clipped to one global norm."""
     theirs = [nn.Parameter(torch.randn(shape, device=DEVICE)) for shape in ((33, 47), (5,))]
     ours = [x.detach().clone() for x in theirs]
@@ -43,7 +43,7 @@ def test_many_steps_are_those_of_pytorch(update, clip_norm):
         torch.testing.assert_close(exp_avg_sq, state["exp_avg_sq"], atol=1e-6, rtol=1e-5)
 
 
-def test_clip_scale_divides_only_what_is_too_long():
+def test_clip_scale_shrinks_only_norms_above_the_limit():
     norms = torch.tensor([0.0, 0.3, 0.5, 2.0, float("inf")], device=DEVICE)
     assert clip_scale(norms, 0.5).tolist() == [1.0, 1.0, 1.0, 4.0, float("inf")]
     assert clip_scale(torch.tensor(float("nan")), 0.5).isnan()
@@ -67,7 +67,7 @@ def test_any_number_of_weights_at_any_step(num_weights, step, decay):
 
 
 @BOTH
-def test_a_gradient_in_half_precision_is_read_as_it_is(update):
+def test_a_half_precision_gradient_updates_as_its_float32_copy_does(update):
     parameter, gradient, exp_avg, exp_avg_sq = torch.randn(4, 50, device=DEVICE)
     gradient = gradient.bfloat16()
     results = []
@@ -109,7 +109,7 @@ def test_nan_in_the_norm_never_hides(update):
 
 
 @BOTH
-def test_a_step_counted_from_0_is_refused_before_anything_is_moved(update):
+def test_a_step_counted_from_0_is_refused_before_any_update(update):
     states = torch.rand(4, 50, device=DEVICE)
     before = states.clone()
     with pytest.raises(ValueError, match="adamw_: step must be at least 1: 0"):

@@ -103,7 +103,7 @@ def test_a_kernel_is_as_exact_as_the_plain_version(op, shape, dtype):
 @slow_without_gpu
 @each_dtype
 @pytest.mark.parametrize("shape", [*RAGGED[1:], TILED], ids=lambda shape: shape.name)
-def test_where_labels_are_likely_cross_entropy_is_as_exact_as_its_type(shape, dtype):
+def test_cross_entropy_of_likely_labels_is_as_exact_as_its_dtype(shape, dtype):
     """As in a trained model. The plain version is not: near p = 1 its gradient is p - 1."""
     # Drawn on the CPU, so that it is the same few rows everywhere: of others, luck may triple the loss's error.
     drawn = cases.trained_like_logits(shape, dtype, torch.device("cpu"))
@@ -118,7 +118,7 @@ def test_where_labels_are_likely_cross_entropy_is_as_exact_as_its_type(shape, dt
 
 @each_op
 @pytest.mark.usefixtures("either_version")
-def test_of_no_tokens_all_is_empty_and_gradients_of_weights_are_zero(op):
+def test_zero_tokens_give_empty_results_and_zero_weight_gradients(op):
     inputs = op.inputs(NO_TOKENS, torch.float32, DEVICE)
     directions = draw_directions(op, inputs)
     kernel, plain = (differentiated(f, inputs, directions) for f in (op.kernel, op.reference))

@@ -41,7 +41,7 @@ on_a_cpu = pytest.mark.parametrize("backend", ["sdpa", "tiled"])
 @on_a_cpu
 @pytest.mark.parametrize("lengths", [LENGTHS, None])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (4, 1)])
-def test_what_runs_on_a_cpu_equals_the_formula_with_gradients(num_heads, num_kv_heads, lengths, backend):
+def test_every_cpu_backend_equals_the_formula_with_gradients(num_heads, num_kv_heads, lengths, backend):
     qkv, cu_seqlens = inputs(num_heads, num_kv_heads)
     out = attention(*qkv, cu_seqlens, max(LENGTHS), backend=backend, lengths=lengths)
     truth = formula(*qkv)
@@ -55,7 +55,7 @@ def test_what_runs_on_a_cpu_equals_the_formula_with_gradients(num_heads, num_kv_
 
 @on_a_cpu
 @pytest.mark.parametrize("bounds", [[0, 3], [1, 5], [0, 8], [0, 4, 2, 5], [5, 0], [0], []], ids=str)
-def test_borders_that_are_not_the_streams_are_refused_not_computed(bounds, backend):
+def test_borders_that_do_not_match_the_stream_are_refused(bounds, backend):
     """Rows outside of all documents would be whatever lay in that memory."""
     q = torch.randn(5, 2, 8)
     with pytest.raises(ValueError, match="attention: cu_seqlens must ascend from 0 to the 5 tokens"):
@@ -64,14 +64,14 @@ def test_borders_that_are_not_the_streams_are_refused_not_computed(bounds, backe
 
 @on_a_cpu
 @pytest.mark.parametrize("lengths", [[], [3], [6, -1]], ids=str)
-def test_lengths_that_are_not_the_streams_are_refused_not_computed(lengths, backend):
+def test_lengths_that_do_not_match_the_stream_are_refused(lengths, backend):
     q, bounds = torch.randn(5, 2, 8), torch.tensor([0, 5], dtype=torch.int32)
     with pytest.raises(ValueError, match="attention: lengths must be >= 0 and sum to the 5 tokens"):
         attention(q, q, q, bounds, 5, backend=backend, lengths=lengths)
 
 
 @on_a_cpu
-def test_a_longest_document_that_is_not_is_refused(backend):
+def test_a_wrong_max_seqlen_is_refused(backend):
     q, bounds = torch.randn(5, 2, 8), torch.tensor([0, 5], dtype=torch.int32)
     with pytest.raises(ValueError, match="attention: max_seqlen must be at least the longest's 5: 4"):
         attention(q, q, q, bounds, 4, backend=backend, lengths=[5])
@@ -79,7 +79,7 @@ def test_a_longest_document_that_is_not_is_refused(backend):
 
 @on_a_cpu
 @pytest.mark.parametrize("bounds", [[0], [0, 0]], ids=["no document", "an empty one"])
-def test_no_tokens_give_none_and_can_be_differentiated(bounds, backend):
+def test_zero_tokens_give_an_empty_result_with_a_gradient(bounds, backend):
     q = torch.zeros(0, 2, 8, requires_grad=True)
     out = attention(q, q, q, torch.tensor(bounds, dtype=torch.int32), 0, backend=backend)
     (gradient,) = torch.autograd.grad(out.sum(), q)
@@ -138,7 +138,7 @@ def test_pytorchs_varlen_attention_is_called_as_each_version_spells_it(monkeypat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("backend", ["flash3", "flash2", "torch", "xformers", "sdpa"])
-def test_what_runs_on_a_gpu_equals_the_formula_with_gradients(backend, num_kv_heads):
+def test_every_gpu_backend_equals_the_formula_with_gradients(backend, num_kv_heads):
     """Of fewer kv heads the gradients are sums over their query heads."""
     if missing := available(backend, CUDA, torch.bfloat16):
         pytest.skip(missing)
@@ -165,7 +165,7 @@ def test_what_runs_on_a_gpu_equals_the_formula_with_gradients(backend, num_kv_he
         ("torch", CUDA, torch.bfloat16, (9, 0), None),
     ],
 )
-def test_what_is_missing_is_said_in_words(monkeypatch, backend, device, dtype, capability, missing):
+def test_a_missing_backend_is_explained(monkeypatch, backend, device, dtype, capability, missing):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     if missing and missing.endswith("is not installed"):
         monkeypatch.setattr(attention_kernels, "find_spec", lambda _: None)
@@ -180,7 +180,7 @@ def test_flash_attention_3_wants_exactly_hopper(monkeypatch):
         assert available("flash3", CUDA, torch.bfloat16) == missing
 
 
-def test_a_package_that_is_installed_and_broken_is_passed_over_or_refused(monkeypatch, tmp_path):
+def test_a_broken_package_is_skipped_by_auto_and_refused_by_name(monkeypatch, tmp_path):
     """Built for another PyTorch, as packages with compiled kernels often are."""
     (tmp_path / "flash_attn.py").write_text(
         "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3')"
@@ -194,7 +194,7 @@ def test_a_package_that_is_installed_and_broken_is_passed_over_or_refused(monkey
         choose("flash2", CUDA, torch.bfloat16)
 
 
-def test_auto_takes_the_first_that_can_run_and_says_why_not_the_others(monkeypatch):
+def test_auto_takes_the_first_backend_that_can_run_and_says_why_not_the_others(monkeypatch):
     missing = {"flash3": "is missing", "flash2": "is missing too"}
     monkeypatch.setattr(attention_kernels, "available", lambda backend, *_: missing.get(backend))
     backend, reason = choose("auto", CUDA, torch.bfloat16)

@@ -189,7 +189,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case[0].__name__}: {case[3]}")
-def test_what_cannot_be_read_is_refused_in_words(case):
+def test_unreadable_inputs_are_refused_by_name(case):
     op, arguments, changes, message = case
     with pytest.raises(ValueError) as refused:
         op(**arguments | changes)
@@ -199,7 +199,7 @@ def test_what_cannot_be_read_is_refused_in_words(case):
 @pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "reference"])
 @pytest.mark.parametrize("position", [-1, 9])
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="nothing looks at values there")
-def test_a_position_outside_of_the_tables_does_not_count_from_their_end(position, tiled):
+def test_a_negative_position_does_not_index_from_the_end_of_the_tables(position, tiled):
     positions = torch.tensor([0, 1, position], dtype=torch.int32)
     with pytest.raises(IndexError):
         if tiled:
@@ -220,7 +220,7 @@ def test_a_position_outside_of_the_tables_does_not_count_from_their_end(position
         lambda: rotary_qkv(**ROTARY_QKV | {"qkv_TMD": integers(3, 4, 4)}, tiled=True),
     ],
 )
-def test_whole_numbers_are_refused_by_the_plain_versions_too(call):
+def test_integer_inputs_are_refused_by_the_plain_versions_too(call):
     """Which would cut their results to whole numbers."""
     with pytest.raises(ValueError, match=f"must be {FLOATS}: torch.int64"):
         call()
@@ -234,12 +234,12 @@ def test_whole_numbers_are_refused_by_the_plain_versions_too(call):
         (lambda: rotary_qkv(**ROTARY_QKV | {"sin": elsewhere(9, 2)}, tiled=True), "sin"),
     ],
 )
-def test_what_lies_elsewhere_is_refused_by_the_plain_versions_too(call, name):
+def test_tensors_on_another_device_are_refused_by_the_plain_versions_too(call, name):
     with pytest.raises(ValueError, match=f"{name} must be {HERE}: meta"):
         call()
 
 
-def test_keys_elsewhere_are_named():
+def test_keys_on_another_device_are_named():
     with pytest.raises(ValueError, match=re.escape(f"rotary: k_TKD must be {HERE}: meta")):
         rotary(**ROTARY | {"k_TKD": elsewhere(3, 1, 4)})
 
@@ -264,12 +264,12 @@ def test_tensors_without_dimensions_are_refused_in_words(op, arguments):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )  # fmt: skip
-def test_the_arguments_that_the_table_begins_with_are_taken(op, arguments):
+def test_the_valid_arguments_of_the_table_are_accepted(op, arguments):
     """Else the table would prove nothing."""
     op(**arguments)
 
 
-def test_the_loss_without_triton_refuses_the_same_in_the_same_words():
+def test_the_chunked_loss_refuses_the_same_inputs_in_the_same_words():
     for op, arguments, changes, message in REFUSED:
         if op is linear_cross_entropy:
             with pytest.raises(ValueError, match=re.escape(f"linear_cross_entropy: {message}")):

@@ -90,7 +90,7 @@ def test_a_gradient_that_is_transposed_in_memory(op):
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
-def test_nothing_that_is_given_is_written_to(op):
+def test_inputs_are_never_written_to(op):
     """A gradient that is written over is wrong for whoever else gets it: in a residual stream, everyone."""
     inputs, leaves = draw(op)
     outputs = outputs_of(op, inputs)
@@ -104,7 +104,7 @@ def test_nothing_that_is_given_is_written_to(op):
 
 @each_op
 @pytest.mark.parametrize("shape", RAGGED[:2], ids=lambda shape: shape.name)
-def test_nothing_is_written_beyond_what_was_asked_for(op, shape, monkeypatch):
+def test_nothing_is_written_outside_the_results(op, shape, monkeypatch):
     """A mask that is one too wide writes into whatever lies behind, or into the next row."""
     fence, fences, new_empty = 64, [], Tensor.new_empty
 
@@ -124,7 +124,7 @@ def test_nothing_is_written_beyond_what_was_asked_for(op, shape, monkeypatch):
 
 @slow_without_gpu
 @each_op
-def test_inputs_that_are_used_elsewhere_too(op):
+def test_inputs_used_elsewhere_keep_their_gradients(op):
     """As in a residual stream: the op's gradient and the other one add up."""
     inputs, leaves = draw(op)
     outputs = outputs_of(op, inputs)
@@ -182,7 +182,7 @@ def test_every_row_has_its_own_weight():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("p", [0.9, 0.99, 0.999, 0.999999])
-def test_the_labels_gradient_has_all_its_digits_where_p_is_nearly_one(p, dtype):
+def test_the_label_gradient_keeps_its_digits_where_p_is_nearly_one(p, dtype):
     """p - 1 has lost them in float32, before it is rounded to the gradient's type."""
     vocab, others = 37, 36
     peak = torch.tensor(p / (1 - p) * others, dtype=torch.float64).log()
@@ -203,7 +203,7 @@ def test_the_labels_gradient_has_all_its_digits_where_p_is_nearly_one(p, dtype):
 @pytest.mark.parametrize(
     "loss_of", [linear_cross_entropy, chunked_linear_cross_entropy, linear_cross_entropy_reference]
 )
-def test_with_all_labels_left_out_head_and_loss_are_zero(loss_of, weights):
+def test_with_all_labels_ignored_the_fused_loss_and_its_gradients_are_zero(loss_of, weights):
     """The mean of no rows is 0 / 0."""
     hidden, weight = (torch.randn(n, 8, device=DEVICE).requires_grad_() for n in (5, 37))
     labels = torch.full((5,), IGNORE_INDEX, device=DEVICE)
@@ -214,7 +214,7 @@ def test_with_all_labels_left_out_head_and_loss_are_zero(loss_of, weights):
 
 @pytest.mark.parametrize("weights", [True, False], ids=["weights", "mean"])
 @pytest.mark.parametrize("loss_of", [cross_entropy, cross_entropy_reference])
-def test_with_all_labels_left_out_the_loss_is_zero(loss_of, weights):
+def test_with_all_labels_ignored_the_loss_is_zero(loss_of, weights):
     logits = torch.randn(5, 37, device=DEVICE).requires_grad_()
     labels = torch.full((5,), IGNORE_INDEX, device=DEVICE)
     result = loss_of(logits, labels, torch.rand(5, device=DEVICE) if weights else None, entropy=True)
@@ -222,7 +222,7 @@ def test_with_all_labels_left_out_the_loss_is_zero(loss_of, weights):
     assert all(x.eq(0).all() for x in (*result, gradient))
 
 
-def test_nothing_in_rows_that_are_left_out_reaches_the_others():
+def test_ignored_rows_never_affect_the_others():
     """Padding may hold anything, NaN too."""
     logits = torch.randn(5, 37, device=DEVICE)
     labels = torch.tensor([3, IGNORE_INDEX, 0, IGNORE_INDEX, 36], device=DEVICE)
@@ -233,7 +233,7 @@ def test_nothing_in_rows_that_are_left_out_reaches_the_others():
 
 
 @pytest.mark.slow
-def test_the_loss_of_many_rows_is_not_summed_in_their_type():
+def test_the_loss_of_many_rows_is_summed_in_float32():
     """At 128, neighbouring bfloat16 values are 1 apart: every further row would be rounded."""
     logits = (torch.randn(200, 3, device=DEVICE)).bfloat16()
     labels, weights = torch.randint(3, (200,), device=DEVICE), torch.ones(200, device=DEVICE)
@@ -281,7 +281,7 @@ def _copy_with_offsets_of_32_bits(out_ptr, x_ptr, stride, WIDTH: tl.constexpr):
     tl.store(out_ptr + tl.program_id(0) * WIDTH + columns, x)
 
 
-def test_rows_this_far_apart_are_lost_to_offsets_of_32_bits():
+def test_rows_this_far_apart_overflow_32_bit_offsets():
     """Else the tests that follow would prove nothing."""
     x = far_apart(16)
     out = torch.empty(3, 16, dtype=torch.float16, device=DEVICE)
@@ -443,7 +443,7 @@ def forbid(monkeypatch, *methods: str) -> None:
     ],
     ids=["item", "bool", "mask", "nonzero", "tolist", "int", "cpu", "equal"],
 )  # fmt: skip
-def test_waiting_is_noticed(wait, monkeypatch):
+def test_the_check_notices_a_host_sync(wait, monkeypatch):
     forbid(monkeypatch, "tolist", "cpu", "numpy")
     x = torch.ones(3)
     with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
@@ -451,7 +451,7 @@ def test_waiting_is_noticed(wait, monkeypatch):
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
-def test_nothing_waits_for_the_device(op, launches, monkeypatch):
+def test_no_op_syncs_with_the_device(op, launches, monkeypatch):
     """One .item() on the way, and the GPU idles while Python thinks."""
     inputs, leaves = draw(op)
     forbid(monkeypatch, "tolist", "cpu", "numpy")
@@ -463,7 +463,7 @@ def test_nothing_waits_for_the_device(op, launches, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
-def test_nothing_waits_for_a_gpu(op):
+def test_no_op_syncs_with_a_gpu(op):
     inputs, leaves = draw(op)
     step(op, inputs, leaves)  # compiling may wait
     try:
@@ -505,7 +505,7 @@ def mesh():
     dist.destroy_process_group()
 
 
-def test_a_weight_of_which_a_rank_holds_some_rows_is_refused(mesh):
+def test_a_sharded_weight_is_refused(mesh):
     """Its local rows would give a loss, of another vocabulary."""
     weight, norm = (distribute_tensor(torch.ones(shape), mesh, [Shard(0)]) for shape in ((37, 8), (8,)))
     x, labels = torch.ones(3, 8), torch.zeros(3, dtype=torch.int64)

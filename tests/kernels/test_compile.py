@@ -55,7 +55,7 @@ def tables() -> tuple[Tensor, Tensor, Tensor]:
     return plain(9, D // 2), plain(9, D // 2), torch.tensor([0, 8, 1], dtype=torch.int32, device=DEVICE)
 
 
-def test_what_is_constant_in_a_graph_is_marked_as_pytorch_marks_it():
+def test_tensors_constant_in_a_graph_are_marked_as_pytorch_marks_them():
     asked = torch.compiler.assume_constant_result(lambda: None)
     for function in (runtime.missing, runtime.total_memory):
         assert vars(asked) and vars(asked).items() <= vars(function).items()
@@ -234,7 +234,7 @@ def block(x, residual, norm_weight, gate_up, head, labels):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_among_ops_that_inductor_fuses_nothing_is_dropped():
+def test_inductor_drops_no_op_from_a_graph():
     """Custom ops whose results seem unused, or whose buffers seem uninitialised, must survive."""
     inputs = {
         "x": leaf(T, H), "residual": leaf(T, H), "norm_weight": leaf(H), "gate_up": leaf(H, H),
@@ -275,7 +275,7 @@ def test_another_number_of_tokens_needs_no_new_graph_of_a_linear_layer_either():
     assert len(graphs) == 1
 
 
-def test_what_is_measured_is_detached_when_compiled_too():
+def test_measured_results_are_detached_when_compiled_too():
     def losses(hidden, head, labels):
         of_head = linear_cross_entropy.linear_cross_entropy(hidden, head, labels)
         return of_head, cross_entropy.cross_entropy(hidden, labels.clamp(max=H - 1), entropy=True)

@@ -128,7 +128,7 @@ def test_a_tie_counts_as_correct(loss_of):
 
 
 @BOTH
-def test_a_vocabulary_of_one_token_has_nothing_to_say(loss_of):
+def test_a_vocabulary_of_one_token_gives_zero_loss(loss_of):
     logits = torch.randn(3, 1, device=DEVICE).requires_grad_()
     result = loss_of(logits, torch.zeros(3, dtype=torch.int64, device=DEVICE), entropy=True)
     (gradient,) = torch.autograd.grad(result.loss, logits)
@@ -172,7 +172,7 @@ def test_strided_rows_and_labels_at_any_address():
     ],
 )
 @pytest.mark.parametrize("label_is_hidden", [False, True])
-def test_tokens_hidden_by_minus_infinity_have_no_part(loss_of, label_is_hidden):
+def test_tokens_masked_by_minus_infinity_take_no_part(loss_of, label_is_hidden):
     """As masks over the vocabulary have it: the loss is that of the other tokens."""
     logits, labels, weights = draw(5, 37)
     labels[labels == 4] = 5
@@ -200,7 +200,7 @@ def test_tokens_hidden_by_minus_infinity_have_no_part(loss_of, label_is_hidden):
 @BOTH
 @pytest.mark.parametrize("place", ["label", "other token"])
 @pytest.mark.parametrize("bad", [NAN, INF])
-def test_nan_and_infinity_surface_in_their_row_alone(loss_of, bad, place):
+def test_nan_and_infinity_stay_in_their_row(loss_of, bad, place):
     logits, labels, weights = draw(5, 37)
     logits = logits.detach()
     logits[2, labels[2] if place == "label" else (labels[2] + 1) % 37] = bad
@@ -213,7 +213,7 @@ def test_nan_and_infinity_surface_in_their_row_alone(loss_of, bad, place):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_a_row_of_nothing_but_minus_infinity_is_nan():
+def test_a_row_of_only_minus_infinity_is_nan():
     logits = torch.full((2, 37), -INF, device=DEVICE)
     assert cross_entropy(logits, torch.zeros(2, dtype=torch.int64, device=DEVICE)).loss.isnan()
 
@@ -243,7 +243,7 @@ def test_logits_of_any_size_stay_finite(loss_of, scale):
 
 
 @pytest.mark.parametrize("offset", [2.0**20, -(2.0**20)])
-def test_an_offset_of_all_logits_changes_nothing(offset):
+def test_the_same_offset_on_all_logits_changes_nothing(offset):
     """Logits are subtracted from each other before anything rounds them."""
     logits, labels, weights = draw(5, 300)
     logits = (logits.detach() * 8).round() / 8  # exact 2**20 away
@@ -291,7 +291,7 @@ def test_the_gradient_may_be_written_over_the_logits(vocab):
     assert gradient.data_ptr() == address
 
 
-def test_whoever_saved_the_overwritten_logits_makes_autograd_raise():
+def test_backward_raises_if_the_overwritten_logits_were_saved():
     logits, labels, weights = draw(5, 37)
     capped = logits.tanh()  # keeps its result for its backward
     loss = cross_entropy(capped, labels, weights, overwrite_logits=True).loss
@@ -329,7 +329,7 @@ def test_the_gradient_may_have_a_type_and_rows_of_its_own(vocab):
     assert torch.equal(padded[:, :vocab], logits) and gradient[:, vocab:].eq(7).all()
 
 
-def test_backward_scales_what_forward_has_formed_and_runs_once():
+def test_backward_scales_the_gradient_formed_in_forward_and_runs_once():
     logits, labels, weights = draw(5, 37)
     (once,) = torch.autograd.grad(cross_entropy(logits, labels, weights).loss, logits)
     loss = cross_entropy(logits, labels, weights).loss

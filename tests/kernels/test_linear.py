@@ -32,7 +32,7 @@ def gradients(function, x, weight, bias, dy) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("rows", [0, 1, T])
-def test_it_is_as_near_to_float64_as_autograds(rows, dtype):
+def test_its_gradients_are_as_exact_as_autograds(rows, dtype):
     given = inputs(dtype, rows)
     dy = torch.randn(rows, OUTPUTS, device=DEVICE)
     dy_as_given = dy.to(dtype).double()
@@ -44,7 +44,7 @@ def test_it_is_as_near_to_float64_as_autograds(rows, dtype):
         assert found[name].dtype == plain[name].dtype and one <= 1.01 * other, name
 
 
-def test_gradients_of_several_calls_add_up_in_float32_where_they_lie():
+def test_gradients_of_several_calls_accumulate_in_place_in_float32():
     """Added in bfloat16, the small one would be lost."""
     _, weight, _ = inputs()
     large, small = (
@@ -57,7 +57,7 @@ def test_gradients_of_several_calls_add_up_in_float32_where_they_lie():
     assert weight.grad.eq(256.5).all()
 
 
-def test_recomputed_the_gradient_is_there_once():
+def test_recomputation_accumulates_the_gradient_once():
     x, weight, bias = inputs()
     dy = torch.randn(T, OUTPUTS, device=DEVICE)
     whole = gradients(linear, x, weight, bias, dy)
@@ -65,7 +65,7 @@ def test_recomputed_the_gradient_is_there_once():
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_what_asks_for_no_gradient_gets_none():
+def test_inputs_without_requires_grad_get_no_gradient():
     x, weight, _ = inputs()
     y = linear(x.detach(), weight)
     y.sum().backward()
@@ -77,7 +77,7 @@ def test_what_asks_for_no_gradient_gets_none():
         assert not linear(x, weight).requires_grad
 
 
-def test_of_one_type_gradients_are_autograds():
+def test_with_one_dtype_gradients_are_autograds():
     x, weight, _ = inputs(torch.float32)
     found = torch.autograd.grad(linear(x, weight).sum(), [x, weight])
     expected = torch.autograd.grad(F.linear(x, weight).sum(), [x, weight])
@@ -85,7 +85,7 @@ def test_of_one_type_gradients_are_autograds():
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_of_one_half_precision_it_is_as_near_to_float64_and_keeps_nothing_wider(dtype):
+def test_in_half_precision_it_is_as_exact_and_saves_nothing_wider(dtype):
     """As of weights that FSDP has gathered."""
     given = [each.detach().to(dtype).requires_grad_() for each in inputs()]
     dy = torch.randn(T, OUTPUTS, device=DEVICE).to(dtype)
@@ -110,7 +110,7 @@ def test_a_second_backward_raises():
 
 
 @pytest.mark.slow
-def test_compiled_it_is_the_same():
+def test_the_compiled_result_is_the_same():
     torch._dynamo.reset()
     given = inputs()
     dy = torch.randn(T, OUTPUTS, device=DEVICE)

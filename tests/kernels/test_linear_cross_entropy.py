@@ -73,7 +73,7 @@ def test_the_number_of_chunks_changes_nothing(loss_of, rows_in_chunk):
 
 
 @pytest.mark.parametrize("rows_in_chunk", [7, 1000])
-def test_with_and_without_triton_it_is_the_same(rows_in_chunk):
+def test_triton_and_chunked_losses_agree(rows_in_chunk):
     inputs, options = draw(20), {"chunk_bytes": rows_in_chunk * ROW_BYTES}
     with_triton, without = (
         results_of(loss_of, inputs, scale=0.3, **options)
@@ -82,7 +82,7 @@ def test_with_and_without_triton_it_is_the_same(rows_in_chunk):
     assert_close(with_triton, without, atol=1e-6)
 
 
-def test_no_more_logits_are_held_than_asked_for(monkeypatch):
+def test_logits_stay_within_the_byte_budget(monkeypatch):
     seen = []
     product = module._product_into
 
@@ -97,7 +97,7 @@ def test_no_more_logits_are_held_than_asked_for(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("granted", [0, 5, 9, 20, 1000])
-def test_logits_wider_than_their_gradient_take_a_fourth_of_the_memory(monkeypatch, granted):
+def test_logits_wider_than_their_gradient_get_a_quarter_of_the_memory(monkeypatch, granted):
     """The gradient has the rest: of all rows at once, or of as many as fit, and then a float32 total."""
     chunk_bytes = (
         granted * VOCAB * 4 * 4
@@ -119,7 +119,7 @@ def test_logits_wider_than_their_gradient_take_a_fourth_of_the_memory(monkeypatc
 
 
 @pytest.mark.parametrize("num_rows, rows_in_group", [(4099, 1500), (1000, 40), (33, 32), (16, 16), (100, 17)])
-def test_the_kernel_is_given_pointers_aligned_alike(monkeypatch, num_rows, rows_in_group):
+def test_all_chunks_have_equally_aligned_pointers(monkeypatch, num_rows, rows_in_group):
     """For each way in which they are not multiples of 16 bytes, Triton compiles it once more."""
     rows = []
 
@@ -150,7 +150,7 @@ def test_in_half_precision_chunks_are_as_exact_as_the_plain_version(
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="of products on a CPU with AMX")
-def test_what_lies_between_rows_of_logits_is_finite():
+def test_the_padding_between_rows_of_logits_is_zero():
     """On AMX oneDNN's product reads up to 31 values after a row, and counts on a product with 0 being 0."""
     logits = module._empty_logits(torch.empty(3, HIDDEN), 3, VOCAB, torch.bfloat16)
     assert logits.isnan().all()
@@ -165,7 +165,7 @@ def test_what_lies_between_rows_of_logits_is_finite():
     ids=str,
 )
 @IN_CHUNKS
-def test_the_loss_has_five_digits_in_any_type(loss_of, dtype):
+def test_the_loss_has_five_digits_in_any_dtype(loss_of, dtype):
     """On a GPU the product of halves keeps its float32 sums; a CPU rounds them."""
     inputs = draw(200, dtype)
     assert_close(loss_of(*inputs)[:1], truth_of(*inputs)[:1], atol=0.0, rtol=1e-5)
@@ -181,7 +181,7 @@ def test_without_instructions_for_half_precision_a_cpu_rounds_no_logits(dtype, m
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_logits_in_the_weights_type_give_about_the_same(dtype):
+def test_logits_in_the_weights_dtype_give_about_the_same(dtype):
     inputs = draw(20, dtype)
     loss, _, *gradients = results_of(
         linear_cross_entropy, inputs, logits_dtype=dtype, chunk_bytes=7 * ROW_BYTES // 2
@@ -248,7 +248,7 @@ def test_backward_scales_by_the_incoming_gradient_and_runs_once(loss_of):
 
 @IN_CHUNKS
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_what_is_frozen_changes_no_other_gradient(loss_of, frozen):
+def test_frozen_inputs_change_no_other_gradient(loss_of, frozen):
     hidden, weight, *rest = draw(9)
     inputs = {"hidden": hidden, "weight": weight}
     gradients = torch.autograd.grad(loss_of(hidden, weight, *rest)[0], (hidden, weight))
@@ -260,7 +260,7 @@ def test_what_is_frozen_changes_no_other_gradient(loss_of, frozen):
 
 
 @IN_CHUNKS
-def test_work_that_nobody_asked_for_is_skipped(monkeypatch, loss_of):
+def test_products_for_unneeded_gradients_are_skipped(monkeypatch, loss_of):
     def unwanted(*_, **__):
         raise AssertionError("the weight's gradient was formed")
 
@@ -286,7 +286,7 @@ def test_without_gradients_the_loss_is_the_same(loss_of):
 
 
 @IN_CHUNKS
-def test_inside_autocast_the_types_given_are_the_types_used(loss_of):
+def test_inside_autocast_the_given_dtypes_are_used(loss_of):
     """An autocast product would round float32 weights."""
     inputs = draw(9)
     expected = results_of(loss_of, inputs, chunk_bytes=3 * ROW_BYTES)

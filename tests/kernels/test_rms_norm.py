@@ -93,7 +93,7 @@ def test_any_shape_and_offset(leading, hidden, offset):
     used=st.sampled_from([(0,), (1,), (0, 1), (0, 0, 1)]),
     offset=st.sampled_from([0.0, 1.0]),
 )
-def test_norm_of_a_sum_whichever_results_are_used(num_rows, hidden, used, offset):
+def test_add_rms_norm_whichever_results_are_used(num_rows, hidden, used, offset):
     leaves = [leaf(num_rows, hidden), leaf(num_rows, hidden), leaf(hidden)]
     true_leaves = doubled(*leaves)
     *true_terms, true_weight = true_leaves
@@ -105,7 +105,7 @@ def test_norm_of_a_sum_whichever_results_are_used(num_rows, hidden, used, offset
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_the_sum_is_that_of_pytorch_and_it_is_what_is_normalised(dtype):
+def test_the_sum_is_pytorchs_and_is_what_is_normalised(dtype):
     x, residual, weight = leaf(5, 33, dtype=dtype), leaf(5, 33, dtype=dtype), leaf(33, dtype=dtype)
     y, summed = add_rms_norm(x, residual, weight, EPS)
     assert torch.equal(summed, x + residual)
@@ -136,7 +136,7 @@ def test_x_and_residual_accumulate_their_gradients_apart():
     ],
     ids=["heads", "short rows", "one head", "transposed", "expanded", "one value"],
 )
-def test_rows_are_read_where_they_lie(view):
+def test_strided_rows_are_read_in_place(view):
     base = leaf(6, 5, 9)
     x = view(base)
     true_base, weight = doubled(base)[0], leaf(x.shape[-1])
@@ -147,7 +147,7 @@ def test_rows_are_read_where_they_lie(view):
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])
-def test_what_is_frozen_changes_no_other_gradient(frozen):
+def test_frozen_inputs_change_no_other_gradient(frozen):
     inputs = {"x": leaf(5, 33), "weight": leaf(33)}
     gradients = torch.autograd.grad(rms_norm(**inputs, eps=EPS).sum(), list(inputs.values()))
     expected = dict(zip(inputs, gradients, strict=True))

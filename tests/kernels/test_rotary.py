@@ -62,7 +62,7 @@ def test_any_shape_is_its_formula(interleaved, num_tokens, num_heads, num_kv_hea
 
 @each_layout
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_taking_qkv_apart_is_slicing_then_rotating(interleaved, dtype):
+def test_rotary_qkv_equals_slicing_then_rotating(interleaved, dtype):
     qkv, (cos, sin, positions) = leaf(5, N + 2 * K, 10), draw_tables(5, 10)
     tables = (cos, sin, positions.to(dtype))
     q, k, v = rotary_qkv(qkv, N, K, *tables, interleaved=interleaved)
@@ -72,7 +72,7 @@ def test_taking_qkv_apart_is_slicing_then_rotating(interleaved, dtype):
 
 
 @each_layout
-def test_taking_apart_more_heads_than_a_program_holds_at_a_time(interleaved):
+def test_rotary_qkv_with_more_heads_than_a_program_holds(interleaved):
     """As in a model of 7 billion weights: of the values, too, every head gets its gradient."""
     qkv, tables = leaf(2, 30, 140), draw_tables(2, 140)
     results = [
@@ -135,7 +135,7 @@ def test_in_place_overwrites_queries_and_keys_and_shares_the_values():
         assert result.untyped_storage().data_ptr() == storage
 
 
-def test_in_place_of_queries_and_keys_apart():
+def test_separate_queries_and_keys_can_be_rotated_in_place():
     q, k, tables = leaf(5, N, 10), leaf(5, K, 10), draw_tables(5, 10)
     given = q * 1, k * 1
     results = rotary(*given, *tables, in_place=True)
@@ -149,7 +149,7 @@ def test_in_place_of_queries_and_keys_apart():
         )
 
 
-def test_whoever_saved_what_was_overwritten_makes_autograd_raise():
+def test_backward_raises_if_overwritten_inputs_were_saved():
     qkv, tables = leaf(5, N + 2 * K, 10), draw_tables(5, 10)
     projected = qkv * 1
     squares = projected.square()  # keeps `projected` for its backward
@@ -163,7 +163,7 @@ def test_whoever_saved_what_was_overwritten_makes_autograd_raise():
         squares.sum().backward()
 
 
-def test_a_leaf_is_refused_in_place_and_left_as_it_is():
+def test_in_place_refuses_a_leaf_and_leaves_it_unchanged():
     qkv, tables = leaf(5, N + 2 * K, 10), draw_tables(5, 10)
     before = qkv.detach().clone()
     with pytest.raises(ValueError, match="rotary_qkv: qkv_TMD must not be a leaf that requires grad"):
@@ -172,7 +172,7 @@ def test_a_leaf_is_refused_in_place_and_left_as_it_is():
 
 
 @pytest.mark.parametrize("leaf_one", ["q_TND", "k_TKD"])
-def test_a_leaf_among_queries_and_keys_is_refused_in_place_and_left_as_it_is(leaf_one):
+def test_in_place_refuses_leaf_queries_or_keys_and_leaves_them_unchanged(leaf_one):
     qk, tables = {"q_TND": leaf(5, N, 10), "k_TKD": leaf(5, K, 10)}, draw_tables(5, 10)
     qk = {name: x if name == leaf_one else x * 1 for name, x in qk.items()}
     before = {name: x.detach().clone() for name, x in qk.items()}
@@ -198,14 +198,14 @@ def test_in_place_without_gradients(mode):
 
 
 @pytest.mark.parametrize("used", [0, 1, 2])
-def test_of_one_result_alone_the_gradient_of_the_others_is_zero(used):
+def test_unused_results_get_zero_gradients(used):
     qkv, tables = leaf(5, N + 2 * K, 10), draw_tables(5, 10)
     (gradient,) = torch.autograd.grad(rotary_qkv(qkv, N, K, *tables)[used].sum(), qkv)
     (truth,) = torch.autograd.grad(rotary_qkv_reference(qkv, N, K, *tables)[used].sum(), qkv)
     torch.testing.assert_close(gradient, truth)
 
 
-def test_rows_are_read_where_they_lie():
+def test_strided_rows_are_read_in_place():
     """Heads that are apart, and gradients that attention gives with its heads first."""
     base, tables = leaf(5, 9, 20), draw_tables(5, 10)
     views = base[:, 1:7:2, :10], base[:, 7:, 10:]

@@ -16,7 +16,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @slow_without_gpu
 @settings(max_examples=25)
 @given(num_tokens=st.integers(1, 9), ffn=st.integers(1, 2500), padding=st.integers(0, 7))
-def test_any_shape_of_rows_where_they_lie(num_tokens, ffn, padding):
+def test_any_shape_of_strided_rows(num_tokens, ffn, padding):
     base = torch.randn(num_tokens, 2 * ffn + padding, device=DEVICE).requires_grad_()
     gate_up = base[:, : 2 * ffn]
     y, truth = swiglu(gate_up), exact.swiglu(gate_up.double())

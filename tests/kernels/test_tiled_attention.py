@@ -65,7 +65,7 @@ def results(function, leaves, lengths, direction) -> list[torch.Tensor]:
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=12))
-def test_any_documents_equal_their_own_attention_with_gradients(lengths):
+def test_packed_attention_equals_each_documents_own_with_gradients(lengths):
     leaves = draw(sum(lengths))
     direction = torch.randn(sum(lengths), N, D)
     ours, truth = (results(function, leaves, lengths, direction) for function in (packed, alone))
@@ -76,7 +76,7 @@ def test_any_documents_equal_their_own_attention_with_gradients(lengths):
 @pytest.mark.usefixtures("any_cpu")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("lengths", [[5, 60, 5, 5, 61, 33], [tiled.LONGEST_WIDENED + 1] * 2, [300]], ids=str)
-def test_half_precision_is_no_further_from_the_truth_than_pytorch(lengths, dtype):
+def test_half_precision_is_as_exact_as_pytorchs(lengths, dtype):
     leaves, direction = draw(sum(lengths), dtype), torch.randn(sum(lengths), N, D)
     truth = results(alone, leaves, lengths, direction.to(dtype))
     found = (results(function, leaves, lengths, direction) for function in (packed, pytorchs))
@@ -86,7 +86,7 @@ def test_half_precision_is_no_further_from_the_truth_than_pytorch(lengths, dtype
         assert error <= 1.1 * plain_error
 
 
-def test_recomputed_it_has_the_same_gradients():
+def test_recomputation_gives_the_same_gradients():
     """Recomputing gives what was saved only once."""
     leaves, lengths, direction = draw(100), [30, 70], torch.randn(100, N, D)
 
@@ -138,7 +138,7 @@ print(resident_mib() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells no resident memory")
-def test_documents_of_ever_other_lengths_do_not_pile_up_in_memory():
+def test_documents_of_ever_new_lengths_do_not_grow_memory():
     """63 lengths, each of which PyTorch's half-precision products would keep some MiB for."""
     command = [sys.executable, "-c", PROGRAM]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -65,7 +65,7 @@ def theirs(model, prompt: list[int], stop_ids: set[int], **settings) -> Completi
 
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
 @pytest.mark.parametrize("stop_ids", [set(), {7, 30, 50, 61}], ids=["no-stop", "stop"])
-def test_greedy_answers_are_those_of_transformers(oracle, penalty, stop_ids):
+def test_greedy_answers_equal_transformers(oracle, penalty, stop_ids):
     """Three rows at most, so that prompts take the places of finished ones."""
     model = load_pretrained(oracle.folder)
     decoding = Decoding(max_new_tokens=12, repetition_penalty=penalty)
@@ -97,7 +97,7 @@ def test_an_answer_ends_where_the_models_longest_sequence_does(oracle):
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
-def test_an_answer_in_bfloat16_does_not_depend_on_how_many_are_under_way(tiny):
+def test_a_bfloat16_answer_does_not_depend_on_the_batch(tiny):
     """Rows of one batch of matrix products differ in the last bit; these tokens do not hang on it."""
     torch.manual_seed(1)
     model = Llama(TINY).to(torch.bfloat16)
@@ -115,7 +115,7 @@ SOME_STOP_IDS = {3, 17, 29, 44, 58}
 
 
 @pytest.mark.parametrize("beams", [2, 4])
-def test_beam_search_is_that_of_transformers_for_every_family(oracle, beams):
+def test_beam_search_equals_transformers_for_every_family(oracle, beams):
     model = load_pretrained(oracle.folder)
     ours = generate(model, PROMPTS, Decoding(max_new_tokens=10, beams=beams), stop_ids=MANY_STOP_IDS)
     assert "stop" in {answer.finish_reason for answer in ours}
@@ -134,7 +134,7 @@ def test_beam_search_is_that_of_transformers_for_every_family(oracle, beams):
         ({3, 4}, 1.0, 0.0),
     ],
 )
-def test_beam_search_is_that_of_transformers(seed, stop_ids, penalty, length_penalty, tmp_path):
+def test_beam_search_equals_transformers(seed, stop_ids, penalty, length_penalty, tmp_path):
     """Weights and prompts of their own for each seed; a cache that holds two prompts' beams."""
     torch.manual_seed(seed)
     reference = LlamaForCausalLM(transformers.LlamaConfig(**asdict(TINY))).eval()
@@ -157,7 +157,7 @@ def test_beam_search_is_that_of_transformers(seed, stop_ids, penalty, length_pen
 SAMPLING = Decoding(max_new_tokens=9, temperature=1.2, top_p=0.9, top_k=40, seed=3)
 
 
-def test_a_seed_decides_what_is_sampled_whatever_else_is_under_way(tiny):
+def test_samples_depend_on_the_seed_and_not_on_the_batch(tiny):
     whole = generate(tiny, PROMPTS, SAMPLING, stop_ids={4})
     assert whole == generate(tiny, PROMPTS, SAMPLING, stop_ids={4}, cache_bytes=1)
     assert whole[:3] == generate(tiny, PROMPTS[:3], SAMPLING, stop_ids={4})
@@ -190,7 +190,7 @@ def forwards(model: Llama) -> list[int]:
     return counts
 
 
-def test_a_stream_gives_each_id_when_it_is_known_and_frees_all_when_closed():
+def test_a_stream_yields_ids_at_once_and_frees_memory_when_closed():
     torch.manual_seed(0)
     model = Llama(TINY)
     counts = forwards(model)
@@ -268,7 +268,7 @@ def test_prompts_are_read_a_bounded_number_of_tokens_at_a_time(tiny, monkeypatch
     assert counts[0] <= 7
 
 
-def test_each_completion_is_told_once_as_soon_as_it_is_done(tiny):
+def test_each_completion_is_reported_once_as_soon_as_it_is_done(tiny):
     told: list[tuple[int, Completion]] = []
     answers = generate(
         tiny,
@@ -282,7 +282,7 @@ def test_each_completion_is_told_once_as_soon_as_it_is_done(tiny):
     assert generate(tiny, [], Decoding(), stop_ids=set()) == []
 
 
-def test_what_the_memory_of_the_cache_held_before_does_not_matter(tiny):
+def test_stale_memory_in_the_cache_does_not_matter(tiny):
     """A mask hides a number, but not one that is not finite: NaN * 0 is NaN."""
     decoding = Decoding(max_new_tokens=6)
     expected = generate(tiny, PROMPTS, decoding, stop_ids=set(), cache_bytes=1)
@@ -346,7 +346,7 @@ def test_settings_that_make_no_sense_or_contradict_are_refused(settings, name):
 
 
 @pytest.mark.parametrize("decoding", [{}, {"temperature": 1.0}, {"beams": 2}], ids=str)
-def test_scores_that_are_no_numbers_are_told_and_no_token_is_made_of_them(decoding):
+def test_non_finite_logits_are_an_error_and_never_a_token(decoding):
     """As where float16 overflows: the likeliest of them is token 0, and what is drawn is none."""
     torch.manual_seed(0)
     model = Llama(TINY)

@@ -99,7 +99,7 @@ def test_numbers_without_a_point_are_exported_as_transformers_5_takes_them(expor
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_an_absent_key_means_what_it_means_to_transformers(family, tmp_path):
+def test_absent_keys_have_transformers_defaults(family, tmp_path):
     shape = {"vocab_size": 99, "hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(
         json.dumps(shape | {"model_type": family, "num_attention_heads": 32})
@@ -131,7 +131,7 @@ def test_on_which_layers_qwens_window_is_stays_as_it_was(layers, tmp_path):
 
 
 @pytest.mark.parametrize("factor", [None, 1, 1.0])
-def test_a_part_of_each_head_that_is_the_whole_is_none(factor, tmp_path):
+def test_a_partial_rotary_factor_of_the_whole_head_is_accepted(factor, tmp_path):
     content = config_json(TINY, bos_token_id=1, eos_token_id=[2], pad_token_id=0, dtype=torch.bfloat16)
     (tmp_path / "config.json").write_text(json.dumps(content | {"partial_rotary_factor": factor}))
     assert read_config(tmp_path) == TINY
@@ -242,7 +242,7 @@ def test_a_value_of_a_wrong_type_is_named(exported, changes, said):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_brackets_without_end_are_refused_not_followed(exported, name):
+def test_endless_brackets_are_refused(exported, name):
     (exported.folder / name).write_text("[" * 200_000 + "]" * 200_000)
     with pytest.raises(UserError, match=f"{name}: is not valid JSON: maximum recursion"):
         load_pretrained(exported.folder)
@@ -345,7 +345,7 @@ def test_shards_are_numbered_indexed_and_leave_nothing_stale(exported):
     assert len(modes) == 1  # the weights as readable to others as any file
 
 
-def test_weights_that_find_no_room_are_told_and_leave_none_behind(exported, quota):
+def test_a_full_disk_is_reported_and_leaves_no_weights_behind(exported, quota):
     before = load_file(exported.folder / "model.safetensors")
     shards = iter([("small", torch.ones(100)), ("large", torch.ones(2000))])
     with pytest.raises(RunError, match="the weights could not be written: .*File too large"):
@@ -443,7 +443,7 @@ def test_a_head_in_a_tied_models_file_must_be_the_embedding(exported):
         assert f"unexpected: {name} {tuple(extra.shape)}" in refused.value.what
 
 
-def test_weights_that_are_no_numbers_are_named_before_a_step_is_lost_to_them(exported):
+def test_nan_weights_are_named_at_loading(exported):
     file = exported.folder / "model.safetensors"
     tensors = load_file(file)
     tensors["model.layers.1.self_attn.v_proj.weight"][3, 4] = math.nan
@@ -465,7 +465,7 @@ def test_an_index_may_not_lead_out_of_its_folder(exported, elsewhere):
         load_pretrained(exported.folder)
 
 
-def test_weights_that_may_not_be_read_are_not_said_to_be_missing(exported, monkeypatch):
+def test_unreadable_weights_are_not_called_missing(exported, monkeypatch):
     def refused(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -500,7 +500,7 @@ def test_an_incomplete_or_unsafe_folder_is_refused_in_words(exported):
     assert "Convert it" in refused.value.fix
 
 
-def test_of_weights_that_lie_there_twice_none_are_chosen_in_silence(exported):
+def test_a_tensor_stored_twice_is_refused(exported):
     """transformers takes the whole file, or the last shard that holds a tensor: whichever, one is stale."""
     folder = exported.folder
     export(exported.model, folder, max_shard_bytes=10_000)
@@ -523,7 +523,7 @@ def test_of_weights_that_lie_there_twice_none_are_chosen_in_silence(exported):
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter_beside_the_weights_is_not_passed_over(exported, name):
+def test_an_adapter_beside_the_weights_is_refused(exported, name):
     (exported.folder / name).write_text("{}")
     with pytest.raises(UserError, match=f"{name}: is an adapter, which is not read"):
         load_pretrained(exported.folder)
@@ -651,7 +651,7 @@ def test_llama_1_has_rotary_frequencies_in_each_layer(meta_oracle, tmp_path):
         assert torch.equal(tensor, meta_oracle.get_parameter(name)), name
 
 
-def test_what_params_json_leaves_unsaid(meta_oracle, tmp_path):
+def test_defaults_for_what_params_json_omits(meta_oracle, tmp_path):
     tensors = meta_tensors(meta_oracle)
     del tensors["output.weight"]
     write_meta(tmp_path, tensors, 1, 0, n_kv_heads=2, rope_theta=5e5, use_scaled_rope=True)
@@ -787,7 +787,7 @@ def test_a_dtype_by_its_name_is_refused_in_words(tmp_path):
 @pytest.mark.parametrize(
     ("holds", "said"), [("export", "its model is .*export"), ("checkpoints", "fastling export --run")]
 )
-def test_of_a_runs_folder_the_export_is_named(tmp_path, holds, said):
+def test_a_run_folder_given_as_a_model_names_its_export(tmp_path, holds, said):
     (tmp_path / holds).mkdir()
     with pytest.raises(UserError, match=f"the folder of a run.*{said}"):
         load_pretrained(tmp_path)

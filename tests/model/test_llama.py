@@ -115,7 +115,7 @@ def test_a_document_does_not_see_another_bit_for_bit(pack):
         assert torch.equal(before, after)
 
 
-def test_what_a_caller_leaves_out_is_derived(pack):
+def test_omitted_arguments_are_derived(pack):
     model = tiny_model()
     given = model(
         pack.tokens,
@@ -127,7 +127,7 @@ def test_what_a_caller_leaves_out_is_derived(pack):
     assert torch.equal(given, model.logits(pack.tokens, pack.cu_seqlens))
 
 
-def test_borders_may_have_the_type_that_torch_gives_whole_numbers():
+def test_borders_may_be_int64():
     model, tokens = tiny_model(), torch.arange(6)
     given = model.logits(tokens, torch.tensor([0, 2, 6], dtype=torch.int32))
     assert torch.equal(model.logits(tokens, torch.tensor([0, 2, 6])), given)
@@ -138,7 +138,7 @@ def test_borders_may_have_the_type_that_torch_gives_whole_numbers():
 
 
 @pytest.mark.parametrize("borders", [[0, 3, 7], [1, 6], [0, 8], [0, 4, 2, 6], [], [[0, 6]]], ids=str)
-def test_borders_that_are_not_the_tokens_are_refused_in_words(borders):
+def test_borders_that_do_not_match_the_tokens_are_refused(borders):
     with pytest.raises(ValueError, match=r"logits: cu_seqlens must ascend from 0 to the 6 tokens"):
         tiny_model().logits(torch.arange(6), torch.tensor(borders, dtype=torch.int32))
 
@@ -149,14 +149,14 @@ def test_a_batch_dimension_is_refused_in_words():
 
 
 @pytest.mark.parametrize("strange", [67, -1])
-def test_tokens_that_are_not_the_vocabularys_are_refused_in_words(strange):
+def test_tokens_outside_the_vocabulary_are_refused(strange):
     with pytest.raises(ValueError, match=f"logits: tokens must be ids from 0 to 66: {strange}$"):
         tiny_model().logits(torch.tensor([1, strange]), torch.tensor([0, 2], dtype=torch.int32))
     with pytest.raises(ValueError, match="tokens must be torch.int64 or torch.int32: torch.float32"):
         tiny_model().logits(torch.ones(2), torch.tensor([0, 2], dtype=torch.int32))
 
 
-def test_labels_of_the_rows_alone_are_refused_not_taken_for_those_of_all_tokens(pack):
+def test_labels_of_only_the_supervised_rows_are_refused(pack):
     pack.labels = pack.labels[pack.loss_index]
     with pytest.raises(ValueError, match=r"loss: labels must be of all tokens, \(29,\): \(24,\)"):
         tiny_model().loss(pack)

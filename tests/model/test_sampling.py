@@ -17,7 +17,7 @@ from fastling.model.sampling import SeenTokens, draw, probabilities
 @pytest.mark.parametrize("temperature", [0.5, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 9, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.8, 0.01])
-def test_what_is_drawn_from_is_what_transformers_processors_leave(temperature, top_k, top_p):
+def test_sampling_distributions_equal_transformers_processors(temperature, top_k, top_p):
     generator = torch.Generator().manual_seed(0)
     logits_RV = torch.randn(5, 40, generator=generator) * 3
     logits_RV[0, :20] = 1.0  # ties
@@ -35,7 +35,7 @@ def test_what_is_drawn_from_is_what_transformers_processors_leave(temperature, t
 
 @pytest.mark.parametrize("temperature", [1e-9, 1e-40, 1e-300])
 @pytest.mark.parametrize("limits", [{}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
-def test_however_cold_the_likeliest_token_is_drawn(temperature, limits):
+def test_a_tiny_temperature_draws_the_likeliest_token(temperature, limits):
     """Scores divided by it would be infinite, and what is drawn from them no token."""
     logits_RV = torch.tensor([[3.0, 9.0, -4.0], [-8.0, -7.0, -6.0]])
     found = probabilities(logits_RV, Decoding(temperature=temperature, **limits))

@@ -91,7 +91,7 @@ def is_alive(running) -> bool:
     ],
     ids=lambda body: repr(body[:50]),
 )  # fmt: skip
-def test_what_is_no_request_is_a_bad_one(running, body):
+def test_malformed_requests_get_400(running, body):
     status, headers, found = post(running, body)
     assert status == 400
     assert set(found["error"]) == {"message", "type", "param", "code"}
@@ -123,7 +123,7 @@ def test_a_huge_body_is_refused_before_it_is_read(running):
     assert time.monotonic() - started < endpoint.BODY_TIMEOUT_S
 
 
-def test_who_sends_a_huge_body_hears_why_it_is_refused(running):
+def test_senders_of_a_huge_body_learn_why_it_is_refused(running):
     body = b" " * (5 * endpoint.LARGEST_BODY)
     for _ in range(8):
         status, _, found = exchange(running, head(running, Content_Length=len(body)) + body)
@@ -155,7 +155,7 @@ def test_a_body_that_is_too_large_or_not_whole_ends_in_words_and_no_traceback(me
         asyncio.run(endpoint.read_body(request))
 
 
-def test_a_huge_body_that_does_not_say_so_is_cut_off(running):
+def test_a_huge_body_without_a_length_is_cut_off(running):
     with connect(running) as connection:
         connection.sendall(head(running, Transfer_Encoding="chunked"))
         part = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
@@ -242,7 +242,7 @@ def test_a_slow_answer_is_not_taken_for_slow_headers(monkeypatch):
         assert (status, found["choices"][0]["message"]["content"]) == (200, "a b c d")
 
 
-def test_a_client_that_takes_nothing_holds_up_nobody_and_is_hung_up_on(monkeypatch):
+def test_a_client_that_reads_nothing_is_disconnected_and_delays_nobody(monkeypatch):
     monkeypatch.setattr(server, "STALLED_READER_TIMEOUT_S", 0.5)
     chat = Parrot(lambda question: "word " * 20_000 if question == "long" else "fine", context=50_000)
     with serving(chat, defaults=Decoding(max_new_tokens=40_000)) as running:
@@ -271,7 +271,7 @@ def test_a_connection_that_breaks_in_the_middle_ends_the_generation():
         assert chat.tokens < 2500
 
 
-def test_those_who_left_the_line_are_not_generated_for():
+def test_nothing_is_generated_for_clients_that_left_the_queue():
     chat = Parrot(held_after=0)
     with serving(chat, most_waiting=2) as running:
         body = json.dumps(ASK).encode()
@@ -302,7 +302,7 @@ def test_those_who_left_the_line_are_not_generated_for():
         ("localhost:evil.example", 403),
     ],
 )  # fmt: skip
-def test_only_by_its_own_name(running, host, status):
+def test_requests_are_answered_only_under_the_servers_own_name(running, host, status):
     found, _, body = exchange(
         running, head(running, path="/v1/models", method="GET", Host=host.format(port=running.port))
     )
@@ -325,7 +325,7 @@ def test_without_a_host_or_with_two_there_is_no_answer(running):
         ("http://127.0.0.1:{port}.evil.example", 403), ("file://", 403), ("http://127.0.0.1:1", 403),
     ],
 )  # fmt: skip
-def test_only_for_its_own_page(running, origin, status):
+def test_requests_from_other_pages_are_refused(running, origin, status):
     before = len(running.chat.fed)
     found, headers, body = post(
         running, ASK, Origin=origin.format(port=running.port), Content_Type="text/plain"
@@ -344,7 +344,7 @@ def test_only_for_its_own_page(running, origin, status):
         ("Bearer \xff", 401), ("sesame", 401),
     ],
 )  # fmt: skip
-def test_only_with_the_token(authorization, status):
+def test_requests_need_the_token(authorization, status):
     with serving(Parrot(), token="sesame") as running:
         for path, method in (("/v1/models", "GET"), ("/v1/chat/completions", "POST"), ("/nowhere", "GET")):
             found, headers, body = exchange(
@@ -381,7 +381,7 @@ def test_every_answer_says_what_a_browser_may_do_with_it(running, path):
         assert body["error"]["code"] == "not_found"
 
 
-def test_a_wrong_method_and_what_is_no_http(running):
+def test_wrong_methods_and_invalid_http_are_refused(running):
     status, headers, _ = exchange(running, head(running, method="GET"))
     assert status == 405 and headers["allow"] == "POST"
     status, headers, _ = exchange(running, head(running, path="/v1/models", method="HEAD"))

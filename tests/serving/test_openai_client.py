@@ -40,7 +40,7 @@ def ask(client, *messages, **options):
     return client.chat.completions.create(model="parrot", messages=list(messages), **options)
 
 
-def test_models(client, running):
+def test_the_list_of_models(client, running):
     [model] = client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("parrot", "model", "fastling")
     assert model.max_model_len == running.chat.longest_sequence
@@ -184,7 +184,7 @@ def test_a_class_of_users_is_answered(client):
     ],
     ids=str,
 )
-def test_what_this_server_cannot_do_is_refused_by_name(client, running, options, param):
+def test_unsupported_options_are_refused_by_name(client, running, options, param):
     before = len(running.chat.fed)
     with pytest.raises(openai.BadRequestError) as error:
         ask(client, user("x"), **options)
@@ -192,7 +192,7 @@ def test_what_this_server_cannot_do_is_refused_by_name(client, running, options,
     assert len(running.chat.fed) == before
 
 
-def test_what_asks_for_nothing_is_no_matter(client):
+def test_options_without_effect_are_accepted(client):
     neutral = {
         "n": 1,
         "presence_penalty": 0,
@@ -229,13 +229,13 @@ def test_what_asks_for_nothing_is_no_matter(client):
     ],
     ids=str,
 )
-def test_messages_that_make_no_conversation(client, messages, param, words):
+def test_messages_that_form_no_conversation_are_refused(client, messages, param, words):
     with pytest.raises(openai.BadRequestError) as error:
         ask(client, *messages)
     assert error.value.param == param and words in error.value.body["message"]
 
 
-def test_a_conversation_longer_than_the_context(client):
+def test_a_conversation_longer_than_the_context_is_refused(client):
     with pytest.raises(openai.BadRequestError) as error:
         ask(client, user("wort " * 3000))
     assert error.value.code == "context_length_exceeded" and error.value.param == "messages"
@@ -244,7 +244,7 @@ def test_a_conversation_longer_than_the_context(client):
     assert error.value.code == "context_length_exceeded"
 
 
-def test_another_model_s_name(client):
+def test_another_models_name_is_refused(client):
     with pytest.raises(openai.NotFoundError) as error:
         client.chat.completions.create(model="gpt-4", messages=[user("x")])
     assert (error.value.code, error.value.param) == ("model_not_found", "model")
@@ -292,7 +292,7 @@ def test_an_answer_that_fails_lets_go_of_its_memory_before_the_next_one_is_gener
     assert held == [0, 0, 0]
 
 
-def test_who_is_one_too_many_is_told_to_come_back():
+def test_requests_beyond_the_queue_get_a_retry_after():
     chat = Parrot(held_after=0)
     with serving(chat, most_waiting=1) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60)

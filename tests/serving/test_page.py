@@ -156,7 +156,7 @@ def test_the_system_text_is_sent_and_survives_a_reset(page):
         assert chat.fed[1] == chat.prompt_ids(Conversation((Turn("user", "y"),), "Sei kurz."))
 
 
-def test_what_a_model_says_is_text_whatever_it_says(page):
+def test_the_page_shows_answers_as_plain_text(page):
     with serving(Parrot(lambda question: HOSTILE), defaults=Decoding(max_new_tokens=200)) as running:
         visit(page, running)
         ask(page, HOSTILE)
@@ -208,7 +208,7 @@ def test_a_full_context_drops_the_oldest_turns_and_says_so_once(page):
         assert "question 5" in last  # the question that was refused has made nothing forgotten
 
 
-def test_an_answer_of_nothing_gives_the_question_back(page):
+def test_an_empty_answer_gives_the_question_back(page):
     with serving(Parrot(lambda question: "")) as running:
         visit(page, running)
         ask(page, "x")
@@ -224,7 +224,7 @@ def test_an_answer_that_was_cut_says_so(page):
         assert "word" in items(page)[1]
 
 
-def test_another_model_that_is_served_by_now_is_asked_without_a_reload(page):
+def test_a_newly_served_model_is_used_without_a_reload(page):
     chat = Parrot()
     with serving(chat) as running:
         visit(page, running)
@@ -236,7 +236,7 @@ def test_another_model_that_is_served_by_now_is_asked_without_a_reload(page):
         sync_api.expect(page.locator("#model")).to_have_text("ara")
 
 
-def test_a_server_that_has_gone_is_said_and_the_question_kept(page):
+def test_a_lost_server_is_reported_and_the_question_kept(page):
     with serving(Parrot()) as running:
         visit(page, running)
     ask(page, "x")

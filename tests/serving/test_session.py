@@ -59,7 +59,7 @@ def test_questions_and_answers_in_turn(typed):
     assert typed.session.finish_reasons == ["stop", "stop"]
 
 
-def test_what_is_blank_is_not_asked(typed):
+def test_blank_questions_are_not_asked(typed):
     assert typed.enter("", "   ", "\n") == ""
     assert typed.model.fed == [] and typed.out == []
 
@@ -76,7 +76,7 @@ def test_reset_forgets_all_but_the_system_text(typed):
     assert typed.session.system == ""
 
 
-def test_retry_asks_again_and_what_is_drawn_is_drawn_anew():
+def test_retry_samples_a_new_answer():
     typed = Typed(decoding=Decoding(max_new_tokens=64, temperature=0.5, seed=7))
     typed.enter("one", "two", "/retry")
     assert typed.model.fed[2] == typed.model.fed[1]
@@ -96,7 +96,7 @@ def test_a_retry_that_says_nothing_loses_nothing():
     assert typed.answers == ["third"] and len(typed.session.turns) == 2
 
 
-def test_an_answer_of_nothing_takes_its_question_back():
+def test_an_empty_answer_takes_its_question_back():
     typed = Typed(Parrot(lambda question: ""))
     assert "the answer is empty" in typed.enter("x")
     assert typed.session.turns == []
@@ -118,7 +118,7 @@ def test_an_answer_of_nothing_takes_its_question_back():
     ],
     ids=lambda text: ascii(text[:20]),
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(typed, entry, words):
+def test_impossible_commands_are_explained_and_change_nothing(typed, entry, words):
     assert words in typed.enter(entry)
     assert typed.left == [False] and typed.chat.failures == 1
     assert typed.session.turns == [] and typed.model.fed == []
@@ -166,7 +166,7 @@ def fill_a_cpu():
 
 
 @pytest.mark.parametrize("fill", [fill_a_gpu, fill_a_cpu])
-def test_an_answer_that_memory_does_not_hold_is_told_in_words_and_the_conversation_goes_on(fill):
+def test_out_of_memory_is_explained_and_the_conversation_continues(fill):
     def says(question):
         return fill() if question == "long" else "fine"
 
@@ -176,7 +176,7 @@ def test_an_answer_that_memory_does_not_hold_is_told_in_words_and_the_conversati
     assert typed.answers == ["fine", "fine"] and typed.chat.failures == 1
 
 
-def test_what_was_said_before_an_answer_failed_is_kept_as_a_line_of_its_own():
+def test_text_before_a_failure_stays_on_a_line_of_its_own():
     typed = Typed()
 
     def says(question):
@@ -223,7 +223,7 @@ def test_an_answer_that_was_cut_says_so():
 # /save ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_is_a_row_to_train_on(typed, tmp_path):
+def test_a_saved_conversation_is_a_training_row(typed, tmp_path):
     path = tmp_path / "talk.jsonl"
     typed.enter("/system Sei 'kurz'.", "早上好 😀\nzweite Zeile", "</s> and on")
     assert "saved" in typed.enter(f"/save {path}")
@@ -257,12 +257,12 @@ def test_a_conversation_that_was_saved_and_forgotten_is_not_written_over(typed, 
     ["talk.txt", "absent/talk.jsonl", "x" * 300 + ".jsonl", "\0.jsonl"],
     ids=["kind", "folder", "length", "nul"],
 )
-def test_where_nothing_can_be_saved(typed, tmp_path, name):
+def test_saving_to_an_unwritable_place_is_explained(typed, tmp_path, name):
     assert "/save: " in typed.enter("one", f"/save {tmp_path / name}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_s_home_folder_ends_no_conversation(typed):
+def test_an_unknown_home_folder_ends_no_conversation(typed):
     assert "/save: cannot be written: ~nobody-here/x.jsonl" in typed.enter(
         "one", "/save ~nobody-here/x.jsonl"
     )
@@ -286,7 +286,7 @@ def test_a_session_s_system_text_needs_a_place(typed):
     assert typed.session.system == ""
 
 
-def test_a_terminal_is_not_steered_by_what_a_model_says(monkeypatch, capsys):
+def test_answers_cannot_control_the_terminal(monkeypatch, capsys):
     said = "\x1b]0;title\x07gut\r\x9b31m\u202e早上好 😀\n\té"
     write_to_stdout(said)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

@@ -135,7 +135,7 @@ def test_one_sum_is_the_rounded_sum_of_reals(tmp_path_factory, before, after):
     assert torch.equal(found[close], target[close])  # Sterbenz
 
 
-def test_rows_for_added_tokens_are_stored_as_they_are(tmp_path):
+def test_rows_of_added_tokens_are_stored_whole(tmp_path):
     base, target = make_model(tmp_path / "base"), make_model(tmp_path / "target", vocab_size=2003, seed=4)
     record = make_delta(base, target, tmp_path / "delta", torch.float16)
     assert record.rows_beyond_base == {"lm_head.weight": 3, "model.embed_tokens.weight": 3}
@@ -307,7 +307,7 @@ def test_names_and_shapes_are_refused_with_both_shapes(tmp_path):
     assert not (tmp_path / "delta").exists()
 
 
-def test_what_overflows_float16_is_refused_and_bf16_takes_it(tmp_path):
+def test_a_float16_overflow_is_refused_and_bf16_accepted(tmp_path):
     base = make_model(tmp_path / "base", dtype=torch.bfloat16)
     target = tuned(base, tmp_path / "target")
 
@@ -320,7 +320,7 @@ def test_what_overflows_float16_is_refused_and_bf16_takes_it(tmp_path):
     assert make_delta(base, target, tmp_path / "delta", torch.bfloat16).largest_difference < 1e4
 
 
-def test_what_is_not_finite_is_refused(tmp_path):
+def test_non_finite_weights_are_refused(tmp_path):
     base = make_model(tmp_path / "base")
     target = tuned(base, tmp_path / "target")
 

@@ -33,7 +33,7 @@ def test_an_empty_folder_is_filled_and_any_other_left_alone(tmp_path):
         pass
 
 
-def test_what_another_left_beside_is_not_deleted_and_what_a_killed_run_left_is(tmp_path):
+def test_only_remains_of_killed_runs_are_deleted(tmp_path):
     beside = tmp_path / "out.tmp"
     beside.mkdir()
     (beside / "out").mkdir()
@@ -63,7 +63,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_a_run_that_was_killed_while_it_gave_the_name_is_begun_anew(tmp_path, monkeypatch, place):
+def test_a_run_killed_while_renaming_starts_over(tmp_path, monkeypatch, place):
     """Flushing alone takes minutes of a large model."""
     publish = files.publish
 
@@ -85,26 +85,26 @@ def test_a_run_that_was_killed_while_it_gave_the_name_is_begun_anew(tmp_path, mo
     assert (tmp_path / "out/a").read_text() == "2" and not (tmp_path / "out.tmp").exists()
 
 
-def test_what_came_meanwhile_is_not_overwritten(tmp_path):
+def test_files_that_appeared_meanwhile_are_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "out", 0):
         (tmp_path / "out").mkdir()
         (tmp_path / "out/mine").write_text("mine")
     assert (tmp_path / "out/mine").read_text() == "mine" and not (tmp_path / "out.tmp").exists()
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path):
+def test_too_small_a_disk_is_reported_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="GiB free, the weights need"), new_folder(tmp_path / "out", 2**60):
         pytest.fail("went on")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
+def test_an_unwritable_place_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), new_folder(tmp_path / "file/out", 0):
         pass
 
 
-def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, monkeypatch):
+def test_a_disk_that_returns_other_bytes_is_noticed(tmp_path, monkeypatch):
     original = folders.save_weights
 
     def damaging(named, folder, **options):
@@ -115,7 +115,7 @@ def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, monkeypatch)
         write_weights(iter([("x", torch.ones(3))]), tmp_path, torch.float32)
 
 
-def test_the_disk_is_asked_for_what_the_weights_take(tmp_path, monkeypatch):
+def test_disk_space_is_checked_for_the_size_of_the_weights(tmp_path, monkeypatch):
     one, other = (make_model(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b")))
     asked = []
     monkeypatch.setattr(files, "check_disk", lambda folder, num_bytes, *_: asked.append(num_bytes))
@@ -126,7 +126,7 @@ def test_the_disk_is_asked_for_what_the_weights_take(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("verb", [delta, merge], ids=["delta", "merge"])
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path, verb, capsys, request):
+def test_a_full_disk_leaves_nothing_behind(tmp_path, verb, capsys, request):
     """A limit on the size of files stands for the full disk: the write fails in the middle."""
     for seed, name in enumerate(("a", "b")):
         make_model(tmp_path / name, seed=seed)
@@ -166,7 +166,7 @@ def test_digests_know_name_dtype_shape_and_bytes_and_no_order():
         (lambda held: held.update({"lm_head.weight": torch.ones(2000, 16)}), "is not the embedding"),
     ],
 )
-def test_what_is_not_the_whole_model_that_its_config_says_is_refused(tmp_path, edit, said):
+def test_weights_that_do_not_match_the_config_are_refused(tmp_path, edit, said):
     """Read tensor by tensor it would come out as broken, or without the head that it had."""
     model = make_model(tmp_path / "model", tie_word_embeddings=True)
     change(model, edit)

@@ -90,7 +90,7 @@ def test_an_average_is_that_of_float64(stack, weights):
     assert found.dtype == torch.float32
 
 
-def test_one_model_twice_is_that_model_and_changes_apart_from_another_add_up():
+def test_ties_of_a_model_with_itself_is_that_model_and_disjoint_changes_add_up():
     base = torch.zeros(8)
     one, other = base.clone(), base.clone()
     one[:2], other[5:] = torch.tensor([1.0, -2.0]), torch.tensor([3.0, -1.0, 2.0])

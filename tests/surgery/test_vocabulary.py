@@ -99,7 +99,7 @@ def test_transformers_and_fastling_load_it_and_agree(case):
     torch.testing.assert_close(ours, logits_of(out, ids), atol=1e-4, rtol=0)
 
 
-def test_a_byte_level_folders_list_of_added_tokens_goes_on(byte_level):
+def test_a_byte_level_folders_list_of_added_tokens_is_extended(byte_level):
     """Llama 3's and Qwen's folders have one beside tokenizer.json, and readers take either."""
     _, out, added = byte_level
     decoder = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
@@ -118,7 +118,7 @@ def test_a_tokenizer_json_that_cuts_and_pads_takes_tokens_too(byte_level, tmp_pa
 
 
 @pytest.mark.parametrize("multiple", [1, 4096])
-def test_the_disk_is_asked_for_what_the_weights_take(case, tmp_path, monkeypatch, multiple):
+def test_disk_space_is_checked_for_the_size_of_the_weights(case, tmp_path, monkeypatch, multiple):
     model, _, added = case
     asked = []
     monkeypatch.setattr(files, "check_disk", lambda folder, num_bytes, *_: asked.append(num_bytes))
@@ -133,7 +133,7 @@ def test_a_folder_whose_tokenizer_does_not_know_the_tokens_is_not_left(spm, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_new_rows_are_the_mean_of_what_the_text_was_until_now(case):
+def test_new_rows_are_the_mean_of_the_old_tokens_rows(case):
     model, out, added = case
     old = load_tokenizer(model)
     before, after = tensors_of(model), tensors_of(out)
@@ -368,14 +368,14 @@ def test_rows_that_were_padding_are_taken_first(tmp_path):
 # Word lists ------------------------------------------------------------------------------------------
 
 
-def test_what_the_vocabulary_has_is_passed_over(case):
+def test_tokens_already_in_the_vocabulary_are_skipped(case):
     model, _, added = case
     known = ["▁a", "in"] if "舒舟" in added.texts else ["<|end|>", "e"]
     again = add_tokens(model, [*known, added.texts[0]])
     assert again.texts == added.texts[:1] and len(again.known) == 2 and again.first_id == added.first_id
 
 
-def test_letters_and_joints_that_a_word_is_merged_from_are_added_and_told(spm, tmp_path):
+def test_letters_and_intermediate_pieces_are_added_and_reported(spm, tmp_path):
     model, words = spm[0], ["舒舟艾芳", "龘龘", "艾龘", " qzqzqz"]
     added = add_tokens(model, words)
     assert added.texts[: len(words)] == words and added.texts[len(words) :] == added.helpers
@@ -402,7 +402,7 @@ def test_pieces_need_a_sentencepiece_model(byte_level):
         add_pieces(byte_level[0], DEMO / "tokenizer.model")
 
 
-def test_all_that_cannot_become_a_token_is_told_at_once(tmp_path):
+def test_all_impossible_tokens_are_named_at_once(tmp_path):
     """A model that reads full-width letters as plain ones."""
     model = model_proto(SentencePieceTokenizer(train_pieces(tmp_path, "nfkc")))
     with pytest.raises(UserError) as caught:
@@ -423,7 +423,7 @@ def test_a_token_that_would_hide_a_control_token_is_refused(byte_level):
     assert add_tokens(model, ["<|e", "|>x"]).texts == ["<|e", "|>x"]
 
 
-def test_what_a_byte_level_tokenizer_cannot_give_back_is_told_with_what_it_can(tmp_path):
+def test_tokens_a_byte_level_tokenizer_cannot_decode_are_explained(tmp_path):
     model = make_model(tmp_path / "model", tokenizer="bytes")
     path = model / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
@@ -488,7 +488,7 @@ def test_files_of_tokens(tmp_path):
         read_token_file(tmp_path / "nowhere")
 
 
-def test_what_does_not_fit_is_refused(spm, tmp_path):
+def test_an_impossible_init_or_mismatched_model_is_refused(spm, tmp_path):
     model, _, added = spm
     for init in ("copy:", "copy:nosuchtoken", "random", ""):
         with pytest.raises(UserError, match="--init"):

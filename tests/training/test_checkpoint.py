@@ -44,7 +44,7 @@ def save(folder, step: int, model, optimizer, keep_last: int = 3):
     return checkpoint.save(folder, step, tensors, {"identity": {}}, keep_last=keep_last)
 
 
-def test_a_resumed_optimizer_goes_on_bit_for_bit(process_group, tmp_path):
+def test_a_resumed_optimizer_continues_bit_for_bit(process_group, tmp_path):
     model, optimizer = model_and_optimizer()
     for _ in range(3):
         make_step(model, optimizer)
@@ -74,7 +74,7 @@ def test_keeps_only_the_newest(process_group, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
-def test_one_that_is_being_deleted_is_none_when_the_run_is_killed(process_group, tmp_path, monkeypatch):
+def test_a_checkpoint_half_deleted_by_a_killed_run_does_not_count(process_group, tmp_path, monkeypatch):
     def killed_in_the_midst(folder, **_):
         if folder.is_dir():
             next(folder.iterdir()).unlink()
@@ -91,7 +91,7 @@ def test_one_that_is_being_deleted_is_none_when_the_run_is_killed(process_group,
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
-def test_an_old_one_that_cannot_be_deleted_ends_no_run(process_group, tmp_path, monkeypatch):
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(process_group, tmp_path, monkeypatch):
     """Over NFS a folder stays as long as a file in it is read."""
 
     def busy(*_, **__):
@@ -182,7 +182,7 @@ DAMAGES = list(damages())
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES, ids=[name for name, _ in DAMAGES])
-def test_damage_is_found_and_the_one_before_is_used(process_group, tmp_path, name, damage):
+def test_damage_is_found_and_the_previous_checkpoint_is_used(process_group, tmp_path, name, damage):
     model, optimizer = model_and_optimizer()
     for step in (1, 2):
         make_step(model, optimizer)
@@ -203,7 +203,7 @@ def test_damage_is_found_and_the_one_before_is_used(process_group, tmp_path, nam
         ("digests-0000.json", {"tensors": {"x": ["", "", [1], [[]], []]}}),
     ],
 )
-def test_what_somebody_else_has_sealed_is_damage_not_a_traceback(process_group, tmp_path, name, content):
+def test_a_sealed_file_of_another_form_is_damage_not_a_traceback(process_group, tmp_path, name, content):
     model, optimizer = model_and_optimizer()
     for step in (1, 2):
         save(tmp_path, step, model, optimizer)
@@ -254,19 +254,19 @@ def test_every_single_byte_of_the_header_is_guarded_or_does_not_matter(process_g
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["state.json", "digests-0000.json"])
-def test_every_single_byte_of_what_describes_them_is_guarded(process_group, tmp_path, name):
+def test_every_single_byte_of_the_metadata_is_guarded(process_group, tmp_path, name):
     folder = save(tmp_path, 4, *model_and_optimizer())
     path = folder / name
     for position in flipped(path, range(path.stat().st_size)):
         assert (checkpoint.damage(folder) or "").startswith(f"{name}: "), position
 
 
-def test_a_checkpoint_under_another_step_s_name_is_none(process_group, tmp_path):
+def test_a_checkpoint_renamed_to_another_step_does_not_count(process_group, tmp_path):
     save(tmp_path, 4, *model_and_optimizer()).rename(tmp_path / "step-00000005")
     assert checkpoint.damage(tmp_path / "step-00000005") == "state.json: is of step 4"
 
 
-def test_what_killed_saves_left_is_removed(process_group, tmp_path):
+def test_remains_of_killed_saves_are_removed(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
     for name in ("step-00000002.tmp", ".step-00000003.replaced"):  # the latter was damaged, and is made anew
         shutil.copytree(folder, tmp_path / name)
@@ -287,7 +287,7 @@ def test_a_file_or_link_in_the_place_of_a_folder_stops_no_run(process_group, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
-def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, tmp_path, monkeypatch):
+def test_too_small_a_disk_is_reported_before_the_first_step(process_group, tmp_path, monkeypatch):
     disk = SimpleNamespace(free=35_000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: disk)
     each = Checkpoint(every_steps=1)
@@ -309,16 +309,16 @@ def test_a_disk_without_room_for_all_checkpoints_is_told_before(process_group, t
     ("keep_last", "steps", "already", "most"),
     [(3, 1, 0, 1), (3, 9, 0, 4), (3, 1, 2, 3), (3, 9, 2, 4), (3, 9, 3, 4), (1, 9, 3, 4), (3, 0, 2, 2)],
 )
-def test_one_is_written_before_one_goes(keep_last, steps, already, most):
+def test_a_new_checkpoint_is_written_before_an_old_one_goes(keep_last, steps, already, most):
     config = Checkpoint(every_steps=1, keep_last=keep_last)
     assert checkpoint.copies_at_once(config, steps, already) == most
 
 
-def test_the_last_steps_are_saved_though_they_are_few():
+def test_the_last_steps_are_saved_however_few():
     assert checkpoint.copies_at_once(Checkpoint(every_steps=4, keep_last=9), 9) == 3
 
 
-def test_without_a_good_one_it_says_so(process_group, tmp_path):
+def test_having_no_undamaged_checkpoint_is_reported(process_group, tmp_path):
     folder = save(tmp_path, 1, *model_and_optimizer())
     (folder / "state.json").unlink()
     with pytest.raises(RunError, match="all checkpoints are damaged"):
@@ -326,7 +326,7 @@ def test_without_a_good_one_it_says_so(process_group, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["damage", "load"])
-def test_one_that_the_run_deletes_while_it_is_read_gives_way_to_a_newer_one(
+def test_a_checkpoint_deleted_while_read_gives_way_to_a_newer_one(
     process_group, tmp_path, monkeypatch, moment
 ):
     """An export of a run that goes on: it keeps only the newest."""
@@ -348,7 +348,7 @@ def test_one_that_the_run_deletes_while_it_is_read_gives_way_to_a_newer_one(
         assert torch.equal(mine, theirs)
 
 
-def test_one_that_fails_after_it_was_found_good_is_told_in_words(process_group, tmp_path, monkeypatch):
+def test_a_verified_checkpoint_that_then_fails_is_explained(process_group, tmp_path, monkeypatch):
     """As on a disk of another machine, or one that fails just then."""
     model, optimizer = model_and_optimizer()
     folder = save(tmp_path, 1, model, optimizer)
@@ -364,7 +364,7 @@ def test_one_that_fails_after_it_was_found_good_is_told_in_words(process_group, 
         checkpoint.open_checkpoint(tmp_path, 1)
 
 
-def test_an_unfinished_one_is_not_seen(process_group, tmp_path):
+def test_an_unfinished_checkpoint_is_ignored(process_group, tmp_path):
     model, optimizer = model_and_optimizer()
     folder = save(tmp_path, 1, model, optimizer)
     folder.rename(tmp_path / "step-00000002.tmp")
@@ -373,7 +373,7 @@ def test_an_unfinished_one_is_not_seen(process_group, tmp_path):
     assert checkpoint.newest_step(tmp_path) == 2
 
 
-def test_a_full_disk_is_told_in_words_and_the_last_one_stays(process_group, tmp_path, monkeypatch):
+def test_a_full_disk_is_explained_and_the_last_checkpoint_stays(process_group, tmp_path, monkeypatch):
     model, optimizer = model_and_optimizer()
     save(tmp_path, 1, model, optimizer)
 
@@ -394,7 +394,7 @@ def test_copies_off_a_gpu_are_not_pinned(process_group, tmp_path, monkeypatch):
     assert checkpoint.damage(save(tmp_path, 1, *model_and_optimizer())) is None
 
 
-def test_state_json_tells_step_and_ranks(process_group, tmp_path):
+def test_state_json_holds_step_and_ranks(process_group, tmp_path):
     folder = save(tmp_path, 7, *model_and_optimizer())
     state = json.loads((folder / "state.json").read_text())
     assert state["step"] == 7 and state["ranks"] == 1

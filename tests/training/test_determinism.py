@@ -35,7 +35,7 @@ def test_flash_attention_on_a_gpu_is_asked_for_one_order(picks, backend):
     assert not asked_for(False, GPU)
 
 
-def test_others_are_left_alone(picks):
+def test_other_devices_are_left_alone(picks):
     """PyTorch would refuse their backward, and a CPU has one order anyway."""
     picks("sdpa")
     assert not asked_for(True, GPU)

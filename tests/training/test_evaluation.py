@@ -15,7 +15,7 @@ from fastling.training.evaluation import HeldOut, _choose_questions
 from fastling.training.parallel import World
 
 
-def test_an_answer_that_is_not_to_be_learned_or_has_no_question_is_no_reference(tiny_run, tmp_path):
+def test_untrained_or_unasked_answers_are_no_references(tiny_run, tmp_path):
     rows = [
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": said, "weight": weight}] * 2
         for said, weight in (("bad", 0), ("good", 1))
@@ -30,7 +30,7 @@ def test_an_answer_that_is_not_to_be_learned_or_has_no_question_is_no_reference(
     assert [reference for _, reference in questions] == ["good"]
 
 
-def test_questions_are_held_out_ones_where_a_share_of_the_data_is_held_out(tiny_run):
+def test_questions_come_from_the_held_out_share_of_the_data(tiny_run):
     changes = {"validation": [], "held_out_share": 0.02}
     config = config_of("--config", tiny_run(data=changes, evaluate={"samples": 100}))
     prepared = prepare_data(config)
@@ -42,7 +42,7 @@ def test_questions_are_held_out_ones_where_a_share_of_the_data_is_held_out(tiny_
     assert 0 < len(said) < 30
 
 
-def test_held_out_losses_end_as_soon_as_the_run_is_told_to_stop(tiny_run):
+def test_held_out_losses_end_as_soon_as_the_run_is_stopped(tiny_run):
     config = config_of("--config", tiny_run(train={"micro_batch_tokens": 256}))
     prepared = prepare_data(config)
     world = World(0, 1, torch.device("cpu"), mesh=None)

@@ -35,7 +35,7 @@ def loss_and_gradients(model: Llama) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: weight.grad for name, weight in model.named_parameters()}
 
 
-def test_loss_and_gradients_are_those_of_bf16_but_for_the_rounding():
+def test_loss_and_gradients_equal_bf16s_but_for_rounding():
     ops.configure()
     wide, narrow = tiny_model(), tiny_model()
     float8.use_float8(narrow, emulate=True)

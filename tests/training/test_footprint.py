@@ -67,7 +67,7 @@ def bytes_kept(shape: LlamaConfig, dtype: torch.dtype, wanted: int | None) -> in
 @pytest.mark.parametrize("wanted", [None, 24], ids=["", "last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [SHAPE, QWEN3], ids=["llama", "qwen3"])
-def test_a_layer_keeps_what_is_calculated(shape, dtype, wanted):
+def test_a_layer_saves_as_many_bytes_as_calculated(shape, dtype, wanted):
     assert bytes_kept(shape, dtype, wanted) == kept_by_layer(shape, dtype.itemsize, TOKENS, wanted)
 
 
@@ -95,7 +95,7 @@ def footprint_of(
     return footprint(config, shape, shards=1, gpu_memory=gpu_memory, **sizes).parts
 
 
-def test_logits_never_take_more_than_they_are_granted():
+def test_logits_never_exceed_their_byte_budget():
     gradient = 6 * 128_000 * SHAPE.hidden_size  # float32 while groups are summed, and bf16
     of_head = partial(footprint_of, replace(SHAPE, vocab_size=128_000), tokens=2**16)
     part = "head and loss"
@@ -107,7 +107,7 @@ def test_logits_never_take_more_than_they_are_granted():
 
 
 @pytest.mark.parametrize(("precision", "weight", "logit"), [("bf16", 2, 6), ("fp32", 4, 4)])
-def test_few_rows_take_what_their_logits_take(precision, weight, logit):
+def test_few_rows_need_only_their_own_logits(precision, weight, logit):
     """Float32 logits beside their bf16 gradient, or under it where that is float32; and no total."""
     found = footprint_of(replace(SHAPE, vocab_size=128_000), tokens=1024, precision=precision)
     around = 3 * 512 * SHAPE.hidden_size

@@ -43,7 +43,7 @@ def test_a_path_that_mixes_documents_is_refused(monkeypatch, wrong, said):
         prove_isolation(CONFIG, torch.device("cpu"), torch.float32)
 
 
-def test_a_path_that_does_not_take_the_heads_is_refused_in_words(monkeypatch):
+def test_a_backend_that_rejects_the_heads_is_explained(monkeypatch):
     """As fused attention refuses head dimensions that are no multiple of 8."""
 
     def refuse(*_, **__):
@@ -61,7 +61,7 @@ def test_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_memory_that_is_full_is_no_fault_of_the_backend(monkeypatch):
+def test_out_of_memory_is_not_blamed_on_the_backend(monkeypatch):
     monkeypatch.setattr(ops, "attention", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
     with pytest.raises(RuntimeError, match="allocate"):
         prove_isolation(CONFIG, torch.device("cpu"), torch.float32)

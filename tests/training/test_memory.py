@@ -29,20 +29,20 @@ print(gives_back, faults())
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="for glibc")
-def test_a_step_touches_no_fresh_memory():
+def test_freed_memory_is_kept_and_reused():
     done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
     gives_back, keeps = map(int, done.stdout.split())
     assert gives_back > 2000  # pages of the 40 MiB at least, if they are of 4 KiB
     assert keeps < 200
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
+def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     assert memory.keep_freed_memory() is False
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_blocks_of_a_gpu_grow_unless_the_user_has_said_what_they_do(name, monkeypatch):
+def test_expandable_segments_are_on_unless_the_user_configures_the_allocator(name, monkeypatch):
     environment = {}
     monkeypatch.setattr(os, "environ", environment)
     memory.let_blocks_grow()

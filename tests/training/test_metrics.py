@@ -45,7 +45,7 @@ def test_mfu_is_needed_work_over_what_all_gpus_could_do_in_that_time(monkeypatch
     assert 0.05 < line["memory_gib"] < 100
 
 
-def test_a_step_that_is_not_finite_ends_the_run_with_advice_that_can_be_taken():
+def test_a_non_finite_step_ends_the_run_with_usable_advice():
     """Resumed with a lower rate, a run would be refused."""
     meter = Meter(Llama(LlamaConfig(**SHAPE)), World(0, 1, torch.device("cpu"), mesh=None), None, [])
     measured = Measured(3, None, 0.1, torch.tensor([float("nan"), 2.0, 0.0]), Mark(torch.device("cpu")))
@@ -59,7 +59,7 @@ def test_sums_by_group():
     assert sums_by(torch.tensor([], dtype=torch.long), torch.tensor([]), 2).tolist() == [0, 0, 0, 0]
 
 
-def test_a_batch_is_summed_by_the_groups_that_it_has_and_not_by_all_there_are(monkeypatch):
+def test_sums_are_formed_only_for_groups_in_the_batch(monkeypatch):
     sizes = []
     monkeypatch.setattr(evaluation, "sums_by", lambda *given: sizes.append(given[2]) or sums_by(*given))
     sums = torch.zeros(100_000, 2)
@@ -70,7 +70,7 @@ def test_a_batch_is_summed_by_the_groups_that_it_has_and_not_by_all_there_are(mo
 
 
 @pytest.mark.parametrize(("step", "fix"), [(0, "train.precision fp32"), (3, "A lower optimizer.lr")])
-def test_numbers_that_are_none_are_named_with_what_may_help(step, fix):
+def test_non_finite_numbers_are_named_with_what_may_help(step, fix):
     """No learning rate has been at work before the first step."""
     check_finite(step, {"eval_loss": 1.5})
     with pytest.raises(

@@ -17,7 +17,7 @@ from fastling.training.metrics_log import MetricsLog, _running_mean, _start_wand
 
 
 @pytest.mark.parametrize("other", ['{"loss": 1.0}', '{"step": null}', '{"step": "2"}'])
-def test_what_others_have_written_there_does_not_keep_a_run_from_going_on(tmp_path, other):
+def test_foreign_lines_in_metrics_do_not_stop_a_resume(tmp_path, other):
     for name in ("metrics.jsonl", "samples.jsonl"):
         (tmp_path / name).write_text(f'{{"step": 2}}\n{other}\n{{"step": 3}}\n')
     with MetricsLog(tmp_path, Config(), 2) as log:
@@ -27,7 +27,7 @@ def test_what_others_have_written_there_does_not_keep_a_run_from_going_on(tmp_pa
         assert read_json_lines(tmp_path / name) == [{"step": 2}]
 
 
-def test_what_is_added_to_the_last_step_stands_in_its_line_and_is_told_to_wandb(tmp_path, monkeypatch):
+def test_late_additions_go_into_the_last_line_and_to_wandb(tmp_path, monkeypatch):
     told = []
     fake = SimpleNamespace(log=told.append, finish=lambda **_: None)
     monkeypatch.setattr("fastling.training.metrics_log._start_wandb", lambda *_: fake)
@@ -45,7 +45,7 @@ def test_what_is_added_to_the_last_step_stands_in_its_line_and_is_told_to_wandb(
     assert told[2] == {"train/global_step": 2, "eval/loss": 3.0}
 
 
-def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
+def test_wandb_without_a_key_is_explained(monkeypatch, tmp_path):
     wandb = pytest.importorskip("wandb")
 
     def refuses(**_):
@@ -56,7 +56,7 @@ def test_wandb_without_a_key_is_told_in_words(monkeypatch, tmp_path):
         MetricsLog(tmp_path, Config(log=Log(wandb=True)), 0)
 
 
-def test_a_variable_that_wandb_refuses_is_told_in_words(monkeypatch, tmp_path):
+def test_a_variable_that_wandb_rejects_is_explained(monkeypatch, tmp_path):
     wandb = pytest.importorskip("wandb")
 
     def refuses(**_):
@@ -68,7 +68,7 @@ def test_a_variable_that_wandb_refuses_is_told_in_words(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("given", "taken"), [("fastling", "of-the-shell"), ("mine", "mine")])
-def test_wandb_s_project_is_the_config_s_else_the_environment_s(monkeypatch, tmp_path, given, taken):
+def test_wandbs_project_comes_from_the_config_or_else_the_environment(monkeypatch, tmp_path, given, taken):
     wandb = pytest.importorskip("wandb")
     started = []
     run = SimpleNamespace(define_metric=lambda *_, **__: None)
@@ -78,7 +78,7 @@ def test_wandb_s_project_is_the_config_s_else_the_environment_s(monkeypatch, tmp
     assert started[0]["project"] == taken
 
 
-def test_wandb_s_id_of_a_run_is_whole_or_absent(monkeypatch, tmp_path):
+def test_the_wandb_id_file_is_whole_or_absent(monkeypatch, tmp_path):
     """With half of one, the run could not be started again."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setattr(wandb, "init", lambda **given: SimpleNamespace(define_metric=lambda *_, **__: given))
@@ -95,7 +95,7 @@ def test_wandb_s_id_of_a_run_is_whole_or_absent(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, 0), (RunError("step 3", "not finite"), 1)])
-def test_wandb_is_told_how_a_run_ended_and_keeps_its_last_steps(monkeypatch, tmp_path, error, status):
+def test_wandb_learns_how_a_run_ended_and_keeps_its_last_steps(monkeypatch, tmp_path, error, status):
     finished, told = [], []
     fake = SimpleNamespace(finish=lambda **given: finished.append(given["exit_code"]), log=told.append)
     monkeypatch.setattr("fastling.training.metrics_log._start_wandb", lambda *_: fake)
@@ -123,7 +123,7 @@ def test_a_plot_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "cost$_$", "运行"])
-def test_plot_is_a_picture_whatever_the_folder_is_called(name, tmp_path):
+def test_the_plot_is_a_picture_whatever_the_name_of_the_folder(name, tmp_path):
     run_dir = tmp_path / name
     run_dir.mkdir()
     (run_dir / "metrics.jsonl").write_text(
@@ -132,7 +132,7 @@ def test_plot_is_a_picture_whatever_the_folder_is_called(name, tmp_path):
     assert plot_loss(run_dir, "token").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plot_says_by_what_each_loss_is(tmp_path, monkeypatch):
+def test_a_plot_names_the_unit_of_each_loss(tmp_path, monkeypatch):
     labels = []
 
     def look(figure, path, **_):
@@ -145,7 +145,7 @@ def test_a_plot_says_by_what_each_loss_is(tmp_path, monkeypatch):
     assert labels == ["training, per turn", "running mean", "held out, per token"]
 
 
-def test_neither_a_plot_nor_a_resume_holds_all_metrics(tmp_path, monkeypatch):
+def test_neither_plot_nor_resume_reads_all_metrics_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: path.write_bytes(b""))
     line = {"step": 1, "loss": 2.0, "words": "x" * 10_000}
     (tmp_path / "metrics.jsonl").write_text(2000 * json_line(line))
@@ -159,5 +159,5 @@ def test_neither_a_plot_nor_a_resume_holds_all_metrics(tmp_path, monkeypatch):
     assert read_json_lines(tmp_path / "metrics.jsonl") == 2000 * [line]
 
 
-def test_the_running_mean_begins_with_the_steps_that_there_are():
+def test_the_running_mean_starts_with_the_first_steps():
     assert _running_mean((4.0, 2.0, 6.0), 2) == [4.0, 3.0, 4.0]

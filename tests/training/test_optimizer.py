@@ -35,7 +35,7 @@ def test_an_update_is_that_of_gradients_clipped_beforehand(clip_norm):
         torch.testing.assert_close(our_weight, their_weight, atol=1e-6, rtol=1e-5)
 
 
-def test_a_scale_of_one_step_is_not_used_in_the_next():
+def test_a_clip_scale_is_not_carried_into_the_next_step():
     """The norm is asked for anew: gradients within the bound are left as they are, to the bit."""
     clipped, plain = model(), model()
     optimizer, plain_optimizer = make_optimizer(clipped, CONFIG), make_optimizer(plain, CONFIG)

@@ -22,7 +22,7 @@ def test_a_world_of_one_needs_no_launcher(tiny_run):
         assert world.from_main(5) == 5
 
 
-def test_a_gpu_that_is_full_is_told_in_words_with_what_helps():
+def test_a_full_gpu_is_explained_with_what_helps():
     said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB"
     with pytest.raises(
         RunError, match="cpu: CUDA out of memory. Tried to allocate 2.00 GiB\n  Lower train.micro"
@@ -38,7 +38,7 @@ def test_a_gpu_that_is_full_is_told_in_words_with_what_helps():
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
 )
-def test_a_gpu_that_is_full_for_cuda_itself_is_told_in_words(said):
+def test_a_gpu_too_full_for_cuda_itself_is_explained(said):
     """Of what other programs leave of it, when the first kernel or product is loaded."""
     error = RuntimeError(
         f"{said}\nCUDA kernel errors might be asynchronously reported at some other API call."
@@ -48,7 +48,7 @@ def test_a_gpu_that_is_full_for_cuda_itself_is_told_in_words(said):
             raise error
 
 
-def test_a_cpu_s_memory_that_is_full_is_told_in_words():
+def test_a_full_host_memory_is_explained():
     with pytest.raises(RunError, match="cpu: .*allocate .* bytes.*\n  Lower train.micro"):
         with open_world(Config()):
             torch.empty(2**60, dtype=torch.uint8)
@@ -64,7 +64,7 @@ def test_processes_that_srun_started_without_torchrun_are_refused(monkeypatch):
             pass
 
 
-def test_processes_that_are_numbered_but_not_told_where_to_meet_are_refused(monkeypatch):
+def test_ranks_without_a_master_address_are_refused(monkeypatch):
     """As on a cluster that sets some variables of torchrun's, or in a shell where they were left."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
@@ -213,7 +213,7 @@ leave(run_program(main))
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_told_in_words_by_those_who_wait_for_it(tmp_path):
+def test_a_hanging_process_is_reported_by_those_that_wait(tmp_path):
     done = run_on_two(HANGS, tmp_path)
     assert "error: rank 0: cannot go on: another process of the run does not answer" in done.stderr
     assert "[rank0]: Traceback" not in done.stderr

@@ -15,7 +15,7 @@ from fastling.training.progress import TrainingProgress
         ("turn", "loss 3.000 per turn, held-out 2.500 per token, 5"),
     ],
 )
-def test_losses_by_other_units_are_told_apart(loss_per, said):
+def test_losses_in_other_units_are_labelled(loss_per, said):
     file = io.StringIO()
     with TrainingProgress(Console(file=file, width=200), 2, 0, loss_per) as progress:
         progress.update(

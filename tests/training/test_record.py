@@ -43,14 +43,14 @@ def test_a_folder_that_another_process_does_not_see_is_refused_before_the_first_
             record.check_shared(tmp_path / other, lock.number)
 
 
-def test_whoever_comes_second_leaves_the_lock_as_it_is(tmp_path):
+def test_a_second_run_leaves_the_lock_unchanged(tmp_path):
     lock = record.lock_run_dir(tmp_path)
     with pytest.raises(UserError, match="another run is using"):
         record.lock_run_dir(tmp_path)
     record.check_shared(tmp_path, lock.number)
 
 
-def test_a_full_disk_is_told_once_and_not_again_when_the_lock_is_given_up(tmp_path, quota):
+def test_a_full_disk_is_reported_once_and_not_again_on_unlocking(tmp_path, quota):
     (tmp_path / "checkpoints").mkdir()
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     with pytest.raises(UserError, match="run_dir: cannot be written: .*: File too large"):
@@ -58,7 +58,7 @@ def test_a_full_disk_is_told_once_and_not_again_when_the_lock_is_given_up(tmp_pa
     gc.collect()  # pytest fails the test if the end of the lock raises
 
 
-def test_on_a_disk_that_knows_no_locks_a_run_goes_on_without_and_says_so(tmp_path, no_locks, capsys):
+def test_on_a_disk_without_locks_a_run_continues_and_says_so(tmp_path, no_locks, capsys):
     lock = record.lock_run_dir(tmp_path)
     record.check_shared(tmp_path, lock.number)
     said = capsys.readouterr().err
@@ -66,7 +66,7 @@ def test_on_a_disk_that_knows_no_locks_a_run_goes_on_without_and_says_so(tmp_pat
     assert said.count("\n") == 1
 
 
-def test_a_run_knows_its_base_by_the_weights_and_not_by_where_they_lie(tmp_path):
+def test_the_pretrained_model_is_identified_by_weights_not_path(tmp_path):
     data = {"tokenizer": "fastling:demo/tokenizer.model", "sequence_length": 256}
     data["sources"] = [{"name": "demo", "path": "fastling:demo/held-out.jsonl"}]
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def test_a_run_knows_its_base_by_the_weights_and_not_by_where_they_lie(tmp_path)
         record.check_identity(tmp_path, first, identity("other"))
 
 
-def test_as_many_steps_over_more_packs_are_another_run(tmp_path):
+def test_the_same_steps_over_more_packs_are_another_run(tmp_path):
     """The last step of an epoch may have few packs; with `steps` in its place it is full."""
     data = {"tokenizer": "fastling:demo/tokenizer.model", "sequence_length": 256}
     data["sources"] = [{"name": "demo", "path": "fastling:demo/held-out.jsonl"}]
@@ -112,7 +112,7 @@ def test_as_many_steps_over_more_packs_are_another_run(tmp_path):
         record.check_identity(tmp_path, *found[1:])
 
 
-def test_another_sequence_length_is_not_told_as_another_shape(tmp_path):
+def test_a_changed_sequence_length_is_not_reported_as_a_changed_shape(tmp_path):
     """Of a new model, whose shape the user has not set in full: its longest sequence is that of the data."""
     found = []
     for length in (256, 128):
@@ -126,7 +126,7 @@ def test_another_sequence_length_is_not_told_as_another_shape(tmp_path):
         record.check_identity(tmp_path, *found)
 
 
-def test_of_other_data_it_is_said_what_may_differ(tmp_path):
+def test_a_resume_on_other_data_says_what_may_differ(tmp_path):
     """The two values are digests."""
     with pytest.raises(UserError, match=r"another data \(rows, .*, template or sequence_length\): 12; .* 34"):
         record.check_identity(tmp_path, {"data": "12"}, {"data": "34"})
@@ -142,9 +142,7 @@ def test_of_other_data_it_is_said_what_may_differ(tmp_path):
         ({}, "a", "torch", "attention: differs between"),
     ],
 )
-def test_processes_that_would_train_otherwise_than_one_another_are_all_stopped(
-    changes, held_out, attention, said
-):
+def test_processes_with_different_settings_are_all_stopped(changes, held_out, attention, said):
     """As with a copy of the data on each node, one of them an older one; or FlashAttention-3 on one only."""
     identities = [{"data": "12", "optimizer.lr": 0.1}, {"data": "12", "optimizer.lr": 0.1, **changes}]
     both = threading.Barrier(2, timeout=60)
@@ -170,7 +168,7 @@ def test_processes_that_would_train_otherwise_than_one_another_are_all_stopped(
     assert found[0] is None if said is None else re.match(said, found[0])
 
 
-def test_a_model_that_shares_its_beginning_with_another_is_another_one(tmp_path):
+def test_models_with_equal_beginnings_are_told_apart(tmp_path):
     """As one that was tuned with its embedding frozen, and lies in one file."""
     for name, last in (("base", 0.0), ("tuned", 1.0)):
         (tmp_path / name).mkdir()
@@ -188,9 +186,7 @@ def test_a_model_that_shares_its_beginning_with_another_is_another_one(tmp_path)
         ({"implementations": {"attention": "flash3"}}, "attention flash3 -> tiled"),
     ],
 )
-def test_of_what_the_last_bits_of_a_step_depend_on_it_is_known_what_has_changed(
-    tmp_path, monkeypatch, manifest, changed
-):
+def test_changes_that_affect_the_last_bits_are_reported(tmp_path, monkeypatch, manifest, changed):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(record, "_version", lambda package: "2.13.0")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -199,7 +195,7 @@ def test_of_what_the_last_bits_of_a_step_depend_on_it_is_known_what_has_changed(
     assert record.changed_since(tmp_path, choices, world) == changed
 
 
-def test_what_a_run_writes_down_is_what_its_next_start_compares(tmp_path, monkeypatch):
+def test_a_resume_compares_what_the_run_recorded(tmp_path, monkeypatch):
     settings = tiny_settings(tmp_path / "run")
     (tmp_path / "config.json").write_text(json.dumps(settings))
     config = config_of("--config", tmp_path / "config.json")
@@ -219,7 +215,7 @@ def test_what_a_run_writes_down_is_what_its_next_start_compares(tmp_path, monkey
     assert record.changed_since(folder, others, world) == said
 
 
-def test_records_of_another_form_say_nothing_of_a_run(tmp_path):
+def test_records_of_another_form_are_ignored(tmp_path):
     """As somebody else may have written them."""
     (tmp_path / "manifest.json").write_text(json.dumps({"implementations": [], "packages": "torch"}))
     world = SimpleNamespace(size=1, device=torch.device("cpu"))
@@ -230,7 +226,7 @@ def test_records_of_another_form_say_nothing_of_a_run(tmp_path):
         summarise([{"step": 1}, {"step": 2, "loss": 0.5}], Config(run_dir=str(tmp_path)))
 
 
-def test_on_a_gpu_the_number_of_threads_is_no_condition(tmp_path):
+def test_on_a_gpu_the_number_of_threads_does_not_matter(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"device": "cpu", "threads": 4}))
     world = SimpleNamespace(size=1, device=torch.device("cuda"))
     assert record.changed_since(tmp_path, [], world) == "device cpu -> cuda"

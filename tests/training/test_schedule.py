@@ -24,7 +24,7 @@ def test_warm_up_rises_in_equal_parts_to_the_highest_rate(schedule):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
-def test_falls_towards_its_end_and_never_below_it(schedule):
+def test_the_rate_falls_to_its_minimum_and_never_below(schedule):
     rates = course(schedule=schedule, warmup_ratio=0.0, min_lr_ratio=0.2)
     assert rates == sorted(rates, reverse=True)
     assert 0.2 <= rates[-1] < 0.25
@@ -34,7 +34,7 @@ def test_cosine_is_half_way_down_in_the_middle():
     assert course(warmup_ratio=0.0)[50] == pytest.approx(0.5)
 
 
-def test_wsd_stays_up_until_its_decay_begins():
+def test_wsd_is_constant_until_its_decay_starts():
     rates = course(schedule="wsd", warmup_ratio=0.0, decay_ratio=0.25)
     assert rates[:76] == [1.0] * 76
     assert rates[-1] == pytest.approx(0.04)
@@ -49,7 +49,7 @@ def test_wsd_decays_in_its_share_of_all_steps_warm_up_included(warmup, decay, fa
     assert rates[-1] == pytest.approx(1 / falling)
 
 
-def test_constant_stays_and_so_does_wsd_without_decay():
+def test_constant_and_wsd_without_decay_stay_constant():
     assert set(course(schedule="constant", warmup_ratio=0.0)) == {1.0}
     assert set(course(schedule="wsd", warmup_ratio=0.0, decay_ratio=0.0)) == {1.0}
 
@@ -61,7 +61,7 @@ def test_a_setting_without_effect_is_refused():
         Optimizer(schedule="constant", min_lr_ratio=0.1)
 
 
-def test_each_step_goes_as_far_as_the_rate_that_is_told_of_it():
+def test_each_step_uses_the_rate_that_is_logged():
     """AdamW takes each weight as far as the rate says, if its gradient is the same at every step."""
     model = torch.nn.Linear(2, 2, bias=False)
     config = Config(optimizer=Optimizer(lr=0.1, weight_decay=0.0, schedule="linear", warmup_ratio=0.5))

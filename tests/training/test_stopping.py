@@ -19,7 +19,7 @@ def usual(monkeypatch):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_told_and_afterwards_all_is_as_before(number):
+def test_the_first_signal_is_noted_and_handlers_are_restored(number):
     with told_to_stop() as told:
         assert told() == 0
         os.kill(os.getpid(), number)
@@ -44,7 +44,7 @@ def test_under_torchrun_one_ctrl_c_comes_twice(monkeypatch):
         assert told() == signal.SIGINT
 
 
-def test_what_is_ignored_goes_on_being_ignored():
+def test_ignored_signals_stay_ignored():
     """As the end of a connection is under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with told_to_stop() as told:

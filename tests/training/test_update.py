@@ -23,7 +23,7 @@ class Copies(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-def test_a_step_copies_no_single_number():
+def test_a_step_copies_no_scalar():
     """As `tensor[i] = number` does: on a GPU the host would wait for all that is queued before the copy."""
     model, config = torch.nn.Linear(2, 2, bias=False), Config()
     model.weight.grad = torch.ones(2, 2)

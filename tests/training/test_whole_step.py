@@ -155,7 +155,7 @@ def slow(*case):
         (LLAMA_3_2, 1, 4096, 1, {"activation_checkpointing": "selective"}),
     ],
 )
-def test_a_step_waits_for_nothing_and_holds_what_is_planned(shape, gpus, tokens, micro_batches, settings):
+def test_a_step_never_syncs_and_holds_the_planned_tensors(shape, gpus, tokens, micro_batches, settings):
     config = make_config(**settings)
     supervised = tokens * 2 // 5
     planned = footprint(
@@ -176,6 +176,6 @@ def make_config(shard: str = "full", replicate: int = 1, **train) -> Config:
     return Config(train=train, parallel=Parallel(shard=shard, replicate=replicate), model=Model())
 
 
-def test_asking_for_a_value_would_be_seen():
+def test_the_check_would_notice_an_item_call():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         torch.zeros(()).item()

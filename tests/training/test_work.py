@@ -21,7 +21,7 @@ def reference_kernels():
     ops.configure()
 
 
-def test_work_of_the_matrices_is_what_torch_counts(reference_kernels):
+def test_matrix_work_equals_torchs_flop_count(reference_kernels):
     """torch's counter sees every matrix product of forward and backward; attention is left out of both."""
     model = Llama(LlamaConfig(**SHAPE))
     tokens, supervised = 48, 20
@@ -46,7 +46,7 @@ def test_attention_counts_only_pairs_that_see_each_other():
     assert work.needed(0, 0, 10**2 + 30**2) == pytest.approx(pairs * per_pair)
 
 
-def test_the_usual_count_takes_every_token_for_one_of_a_full_sequence_that_is_trained_on():
+def test_the_usual_count_treats_every_token_as_trained_in_full_sequences():
     """6 n a token of every matrix, the head among them, and 12 * layers * hidden * sequence for attention."""
     matrices = 3 * (32 * (32 + 2 * 16) + 32 * 32 + 3 * 32 * 48) + 64 * 32
     assert Work(LlamaConfig(**SHAPE)).usual_count(40, 64) == 40 * (6 * matrices + 12 * 3 * 32 * 64)
