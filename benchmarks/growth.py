@@ -1,15 +1,14 @@
 """How the cost of a step grows: python -m benchmarks.growth [--size demo] [--steps 5] --out F.jsonl
 
-Steps are those of `fastling train`, on random tokens of which 40 % are supervised. One thing grows at a time:
+The steps are those of `fastling train`, on random tokens, 40 % of them supervised. One thing grows at a time:
 
-- sequence length: each micro-batch is one document, and a step has as many as fill it, at least one;
-- documents in a pack of 8192 tokens: the same tokens, cut into more and more documents;
+- sequence length: each micro-batch is one document, and a step has as many as fit, at least one;
+- documents in a pack of 8192 tokens: the same tokens, split into more and more documents;
 - vocabulary: packs of four documents of 2048 tokens.
 
-Every point is a process of its own, with a peak memory of its own; the points along a line take turns, a step
-at a time, so that a busy machine is busy for all. Beside the time stands the FLOP of the step by exact causal
-count: where `time / work` stays at 1, time grows as work does. A model that leaves no room for a second wants
---alone.
+Every point runs in its own process, and so has its own peak memory. The points of a line take turns, one step
+each, so that a busy machine slows all of them. Beside the time is the exact causal work of the step in FLOPs:
+where `time / work` stays at 1, time grows as the work does. Use --alone if memory holds only one model.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Times calls side by side: every job once a round, in an order drawn anew, until samples or time run out.
+"""Times calls side by side: every job once a round, in a new random order, until samples or time run out.
 
 On a GPU a sample is what passes between two events on the device. Before the first, untimed:
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.trainers NAME FOLDER
 
-A process makes steps only while it is told to: a line "steps N" on its standard input lets it make N, each
-told as a line of JSON on its standard output; "end" asks for its peak memory and ends it. Of several under
-torchrun the first speaks and listens, and the others follow it.
+A process makes steps only on request: after a line "steps N" on its standard input it makes N, and reports
+each as a line of JSON on its standard output; "end" asks for its peak memory and ends it. Under torchrun,
+rank 0 reads and writes, and the others follow it.
 """
 
 import dataclasses
@@ -251,7 +251,7 @@ def trl_attention() -> str:
     """FlashAttention if it is installed, on a GPU; else PyTorch's own attention.
 
     Both keep documents apart. FlashAttention is given their borders. For PyTorch's, transformers makes a mask
-    from the positions, which begin anew in each document, and what is masked is computed as well.
+    from the positions, which restart in each document, and masked values are computed as well.
     """
     return "flash_attention_2" if DEVICE.type == "cuda" and find_spec("flash_attn") else "sdpa"
 

@@ -92,15 +92,15 @@ def language_code(text: str) -> str:
     if not re.fullmatch("[a-z]{2,3}", code) or code in _COUNTRIES:
         near = _COUNTRIES.get(code) or names.get((difflib.get_close_matches(code, names, n=1) or [""])[0])
         fix = f"Did you mean {near}?" if near else "Give a code of two or three letters, such as zh."
-        raise UserError("--target-lang", f"is no code of a language: {text}", fix)
+        raise UserError("--target-lang", f"is not a language code: {text}", fix)
     return _OTHER_CODES.get(code, code)
 
 
 def check_target_language(code: str, *, asks_model: bool) -> None:
     """Raise UserError if a language's tokenizer is missing, or if a model cannot be asked for it."""
     if asks_model and code not in LANGUAGES:
-        words = f"has no name here to ask a model for it by: {code}"
-        fix = "Translations that are made already are scored in any language: --hypotheses, --predictions."
+        words = f"is no language that a model can be asked for: {code}"
+        fix = "Existing translations can be scored in any language: --hypotheses, --predictions."
         raise UserError("--target-lang", words, fix)
     try:
         BLEU(tokenize=TOKENIZERS.get(code, "13a"))
@@ -112,8 +112,8 @@ def check_target_language(code: str, *, asks_model: bool) -> None:
 def notes_of_language(code: str) -> tuple[str, ...]:
     """A note for a language without spaces or without a name here: BLEU may suit it badly."""
     if code in _UNSPACED:
-        return (f"BLEU cuts {code} by 13a, at spaces, of which it has few: compare systems by chrF",)
-    return () if code in LANGUAGES else (f"BLEU cuts {code} by 13a, at spaces and punctuation",)
+        return (f"BLEU splits {code} at spaces (13a), of which there are few: compare systems by chrF",)
+    return () if code in LANGUAGES else (f"BLEU splits {code} at spaces and punctuation (13a)",)
 
 
 def score_translations(

@@ -101,8 +101,8 @@ def test_japanese_and_korean_are_cut_by_mecab_or_the_extra_is_named(run, languag
 @pytest.mark.parametrize(
     ("given", "code", "tokenizer", "note"),
     [
-        ("xx", "xx", "13a", "BLEU cuts xx by 13a, at spaces and punctuation"),
-        ("th", "th", "13a", "BLEU cuts th by 13a, at spaces, of which it has few: compare systems by chrF"),
+        ("xx", "xx", "13a", "BLEU splits xx at spaces and punctuation (13a)"),
+        ("th", "th", "13a", "BLEU splits th at spaces (13a), of which there are few: compare systems by chrF"),
         ("zh-CN", "zh", "zh", None), ("zho_Hans", "zh", "zh", None), ("EN", "en", "13a", None), ("pt_BR", "pt", "13a", None),
     ],
 )  # fmt: skip
@@ -117,13 +117,13 @@ def test_translations_into_any_language_are_scored(run, given, code, tokenizer, 
     [("Chinese", "Did you mean zh?"), ("cn", "Did you mean zh?"), ("germn", "Did you mean de?"), ("8", "such as zh")],
 )  # fmt: skip
 def test_what_is_no_code_of_a_language_is_an_error_that_names_one(run, given, fix):
-    with pytest.raises(UserError, match=f"is no code of a language: {given}") as caught:
+    with pytest.raises(UserError, match=f"is not a language code: {given}") as caught:
         run(ENGLISH, ENGLISH, given)
     assert fix in caught.value.fix
 
 
 def test_a_model_is_asked_for_languages_whose_names_are_known(run, tmp_path):
-    with pytest.raises(UserError, match="no name here to ask a model for it by: xx") as caught:
+    with pytest.raises(UserError, match="is no language that a model can be asked for: xx") as caught:
         run(None, ENGLISH, "xx", "--model", str(tmp_path), sources=CHINESE)
     assert "any language" in caught.value.fix
 
