@@ -147,9 +147,9 @@ def prepare(case: Case, folder: Path, workers: int) -> dict:
     folder.mkdir()
     path = folder / "config.yaml"
     write_text(path, small_config(case, folder, workers).as_yaml())
-    told = timed([sys.executable, "-m", "fastling.prepare", "--config", str(path), "--json"])
-    [ledger] = json.loads(told.pop("stdout"))["sources"].values()
-    return told | {"tokens": ledger["trained"] + ledger["masked"], "supervised_tokens": ledger["trained"]}
+    measured = timed([sys.executable, "-m", "fastling.prepare", "--config", str(path), "--json"])
+    [ledger] = json.loads(measured.pop("stdout"))["sources"].values()
+    return measured | {"tokens": ledger["trained"] + ledger["masked"], "supervised_tokens": ledger["trained"]}
 
 
 def trl(case: Case, folder: Path, processes: int) -> dict:
@@ -157,9 +157,9 @@ def trl(case: Case, folder: Path, processes: int) -> dict:
     cache = tempfile.mkdtemp(dir=folder)  # a new one, or it would find the results of the last round
     command = [sys.executable, "-m", "benchmarks.trl_data", str(folder), case.data, str(processes)]
     command.append(str(case.sequence_length))
-    told = timed(command, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    counted = json.loads(told.pop("stdout").splitlines()[-1])
-    return told | counted | {"seconds": told["seconds"] - counted["counting_seconds"]}
+    measured = timed(command, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    counted = json.loads(measured.pop("stdout").splitlines()[-1])
+    return measured | counted | {"seconds": measured["seconds"] - counted["counting_seconds"]}
 
 
 # Waits for a command as a small process of its own: what a process forks counts that process' size as

@@ -42,16 +42,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     command += ["--source", str(sides[0]), "--target", str(sides[1])]
     for name in ("source_lang", "target_lang", "count", "workers"):
         command += [option_of(name), str(getattr(options, name))]
-    told = timed(command)
-    dialogues = json.loads(told["stdout"])["dialogues"]
+    measured = timed(command)
+    dialogues = json.loads(measured["stdout"])["dialogues"]
     return {
         "bench": "dialogues",
         "pairs": options.pairs,
         "dialogues": dialogues,
         "workers": options.workers,
-        "seconds": round(told["seconds"], 1),
-        "dialogues_per_s": round(dialogues / told["seconds"]),
-        "peak_mib": told["peak_mib"],
+        "seconds": round(measured["seconds"], 1),
+        "dialogues_per_s": round(dialogues / measured["seconds"]),
+        "peak_mib": measured["peak_mib"],
     }
 
 

@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> None:
     machine = dataclasses.asdict(
         describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     )
-    told = {"bench": "interactive", "date": now(), **machine}
-    kept = [told | {"case": row.get("held_out")} | row for row in rows]
+    common = {"bench": "interactive", "date": now(), **machine}
+    kept = [common | {"case": row.get("held_out")} | row for row in rows]
     text = "".join(json.dumps(with_every_key(row)) + "\n" for row in kept)
     write_text(options.out / "table.jsonl", text)
     make_table_console().print(as_table(rows))

@@ -32,10 +32,10 @@ def figure(drawing: str, caption: str, legend: str = "") -> str:
 
 def parts_of_time(rows: Sequence[dict]) -> Iterator[str]:
     """A table of the parts of the time, if any row has them."""
-    told = [row for row in rows if isinstance(row.get("parts"), dict) and row["parts"]]
-    names = list(dict.fromkeys(name for row in told for name in row["parts"]))
+    with_parts = [row for row in rows if isinstance(row.get("parts"), dict) and row["parts"]]
+    names = list(dict.fromkeys(name for row in with_parts for name in row["parts"]))
     lines = []
-    for row in told:
+    for row in with_parts:
         parts = {name: value for name, value in row["parts"].items() if is_number(value)}
         whole = row["milliseconds"] if is_number(row.get("milliseconds")) else sum(parts.values())
         shares = {name: f"{value:,.1f} ({value / whole:.1%})" for name, value in parts.items() if whole}

@@ -187,8 +187,8 @@ def train_and_count(parallel: Parallel, steps: int) -> dict | None:
         mine = torch.tensor(dataclasses.astuple(counted.traffic))
         counts = [torch.empty_like(mine) for _ in range(world.size)]
         dist.all_gather(counts, mine)
-        told = {"counts": torch.stack(counts).tolist(), "seconds": seconds[WARM_UP:], "tokens": step.tokens}
-        return told if world.is_main else None
+        report = {"counts": torch.stack(counts).tolist(), "seconds": seconds[WARM_UP:], "tokens": step.tokens}
+        return report if world.is_main else None
 
 
 # All of them ----------------------------------------------------------------------------------------
@@ -217,11 +217,11 @@ def launch(ranks: int, parallel: Parallel, steps: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def make_row(ranks: int, parallel: Parallel, told: dict) -> dict:
+def make_row(ranks: int, parallel: Parallel, report: dict) -> dict:
     """The row of one layout, with counted bytes and those by theory."""
     expected = theory(MODEL, parallel, ranks, MICRO_BATCHES)
-    counted = [Traffic(*counts) for counts in told["counts"]]
-    timed = Measurement([1e3 * seconds for seconds in told["seconds"]])
+    counted = [Traffic(*counts) for counts in report["counts"]]
+    timed = Measurement([1e3 * seconds for seconds in report["seconds"]])
     row = {"bench": "ranks", "case": "gloo", "provider": "fastling", "date": now()}
     row |= dataclasses.asdict(describe_machine(torch.device("cpu")))
     return row | {
@@ -233,10 +233,10 @@ def make_row(ranks: int, parallel: Parallel, told: dict) -> dict:
         "counted_bytes": dataclasses.asdict(counted[0]),
         "theory_bytes": dataclasses.asdict(expected),
         "equal": all(each == expected for each in counted),
-        "tokens": told["tokens"],
+        "tokens": report["tokens"],
         "milliseconds": timed.milliseconds,
         "spread": timed.spread,
-        "tokens_per_s": 1e3 * told["tokens"] / timed.milliseconds,
+        "tokens_per_s": 1e3 * report["tokens"] / timed.milliseconds,
     }
 
 
@@ -250,9 +250,9 @@ def measure(all_ranks: Sequence[int], steps: int, console: Console) -> Iterator[
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     if options.layout:
-        told = train_and_count(Parallel(**json.loads(options.layout)), options.steps)
-        if told:
-            print(json.dumps(told))
+        report = train_and_count(Parallel(**json.loads(options.layout)), options.steps)
+        if report:
+            print(json.dumps(report))
         return 0
     rows = list(measure(options.ranks, options.steps, make_console()))
     print_rows(rows, make_table_console())
