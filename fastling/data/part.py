@@ -21,6 +21,8 @@ class Part:
 
     def has(self, conversation: Conversation) -> bool:
         """Whether a conversation belongs to this part."""
+        if not self.held_out_share:  # then hashing would take time for nothing
+            return not self.is_held_out
         text = json.dumps([conversation.system, conversation.turns])  # all ASCII, a lone surrogate too
         digest = hashlib.blake2b(text.encode("ascii"), digest_size=8).digest()
         return (int.from_bytes(digest, "little") < self.held_out_share * 2**64) == self.is_held_out
