@@ -1,6 +1,7 @@
 """`fastling prepare`: the ledger, the refused rows, and that nothing is done twice."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from conftest import DEMO, config_of, tiny_settings
 
 from fastling import locks, prepare
 from fastling.data import store
+from fastling.data.conversation import parse_row
 from fastling.data.encoding import Encoder
+from fastling.data.part import Part
 from fastling.errors import UserError, run_command
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, you!"}]}
@@ -95,6 +98,23 @@ def test_a_share_of_the_conversations_is_held_out_and_never_trained_on(tiny_run,
     held_out = prepared.validation.ledgers["many"]["kept"]
     assert 0.1 * 2 * len(lines) < held_out < 0.3 * 2 * len(lines)
     assert not any(prepared.trained_on.values())
+
+
+def test_a_source_whose_held_out_rows_are_all_refused_does_not_stop(tiny_run, tmp_path):
+    def row(number: int, times: int = 1) -> dict:
+        return {"prompt": f"{number} " * times, "completion": "Hello"}
+
+    part = Part(0.2, is_held_out=True)
+    long = next(row(number, 500) for number in itertools.count() if part.has(parse_row(row(number, 500))))
+    trained = [row(number) for number in range(20) if not part.has(parse_row(row(number)))]
+    files = {"one": [long, *trained], "other": [row(number) for number in range(100, 140)]}
+    sources = [
+        {"name": name, "path": write(tmp_path / f"{name}.jsonl", rows)} for name, rows in files.items()
+    ]
+    data = {"sources": sources, "validation": [], "held_out_share": 0.2}
+    prepared = prepare.prepare_data(config_of("--config", tiny_run(data=data)))
+    one = prepared.validation.ledgers["one"]
+    assert (one["rows"], one["kept"], one["refused"]) == (1, 0, {"too-long": 1})
 
 
 @pytest.mark.parametrize(
